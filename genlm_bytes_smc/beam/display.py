@@ -1,0 +1,84 @@
+"""How a beam looks: plain text, ANSI colours on a terminal, an HTML table in a notebook."""
+
+from __future__ import annotations
+
+import html
+import sys
+from dataclasses import dataclass
+
+_PURPLE, _GREEN, _RED, _YELLOW, _GREY, _BOLD, _OFF = (
+    "\x1b[35m", "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[90m", "\x1b[1m", "\x1b[0m",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate, ready to be shown.
+
+    Attributes:
+        logw: log weight, nats.
+        share: its share of the beam's weight, in [0, 1].
+        tokens: the tokens of its context.
+        partial: what has been read of the token in flight.
+        kept: whether its share is above the pruning threshold.
+        ended: whether it has read the end of the sequence.
+    """
+
+    logw: float
+    share: float
+    tokens: tuple[bytes, ...]
+    partial: bytes
+    kept: bool = True
+    ended: bool = False
+
+
+def escape(spelling: bytes) -> str:
+    """Bytes as the reference prints them: escapes as in Python, spaces visible."""
+    return repr(spelling)[2:-1].replace(" ", "␣")
+
+
+def as_text(log_z: float, candidates: list[Candidate], *, colour: bool) -> str:
+    """The printed form: Z, then probability, log weight, tokens and partial token."""
+
+    def paint(code: str, text: str) -> str:
+        return f"{code}{text}{_OFF}" if colour else text
+
+    lines = [paint(_BOLD, f"Z: {log_z}"), paint(_BOLD, "Candidates:")]
+    for c in candidates:
+        share = paint(_GREEN if c.kept else _RED, f"{c.share:.4f}")
+        context = paint(_PURPLE, "|".join(map(escape, c.tokens)))
+        partial = paint(_GREEN, "|" + escape(c.partial))
+        end = paint(_YELLOW, "<EOS>") if c.ended else ""
+        lines.append(f"({share}) {paint(_GREY, f'{c.logw:.2f}')}: {context}{partial}{end}")
+    return "\n".join(lines) + "\n"
+
+
+def as_html(log_z: float, candidates: list[Candidate]) -> str:
+    """A table with the same content."""
+
+    def cell(text: str, style: str = "") -> str:
+        return f'<td style="text-align:left;{style}">{text}</td>'
+
+    rows = []
+    for c in candidates:
+        tokens = '<span style="color:#aaa">|</span>'.join(
+            f'<span style="color:#8250df">{html.escape(escape(t))}</span>' for t in c.tokens
+        )
+        partial = f'<span style="color:#1a7f37">|{html.escape(escape(c.partial))}</span>'
+        end = '<span style="color:#9a6700">&lt;EOS&gt;</span>' if c.ended else ""
+        bar = f"background:linear-gradient(90deg,#dafbe1 {100 * c.share:.1f}%,transparent 0)"
+        share = cell(f"{c.share:.4f}", bar if c.kept else "color:#cf222e")
+        rows.append(
+            f"<tr>{share}{cell(f'{c.logw:.2f}', 'color:#888')}"
+            f"{cell(f'<code>{tokens}{partial}{end}</code>')}</tr>"
+        )
+    return (
+        f"<div><b>log Z = {log_z:.6f}</b> nats, {len(candidates)} candidates"
+        "<table><thead><tr><th>probability</th><th>log weight</th><th>tokens | partial</th>"
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def on_terminal() -> bool:
+    """Whether standard output shows colours."""
+    return sys.stdout.isatty()

@@ -1,0 +1,258 @@
+"""The verbs of the beam, over one array kind: `Kernels`, and its compiled CPU form.
+
+A kernel set holds the trie's arrays and looks rows up in a `RowStore`; states go in and come
+out as `BeamState`s of its own array kind. Host decisions (which contexts to make, which rows
+to fetch) are taken elsewhere, from the small host arrays that `extensions` returns.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from genlm_bytes_smc.beam import kernels_numba as nk
+from genlm_bytes_smc.beam.rng import PRUNE, THIN, uniforms
+from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
+from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.rows import RowStore
+
+N_BYTES = 256
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Kernels(Protocol):
+    """What a beam needs done to its arrays. `cut` is a sorted int64 array of trie positions
+    that are no text (end-of-sequence tokens); every context of a state has its row in the
+    store when a kernel is called.
+    """
+
+    def initial(self, context: int, keys: npt.NDArray[np.uint64]) -> BeamState:
+        """One candidate a lane: `context`, at the root, weight 0."""
+        ...
+
+    def contexts(self, state: BeamState) -> IntArray:
+        """Context ids on the host, any shape, -1 for empty places."""
+        ...
+
+    def nodes(self, state: BeamState) -> IntArray:
+        """Trie nodes on the host, int64[N, C], -1 for empty places."""
+        ...
+
+    def roots(self, state: BeamState) -> BeamState:
+        """The first candidate's context of each lane, at the root, weight 0: [N, 1]."""
+        ...
+
+    def reserve(
+        self, row: torch.Tensor, proxy: torch.Tensor, rescue: npt.NDArray[np.bool_], share: float
+    ) -> torch.Tensor:
+        """Rows [N, 257] in which impossible bytes that `rescue` bool[N, 256] marks share
+        `share` of the mass in proportion to exp(proxy) [N, 257]."""
+        ...
+
+    def log_z(self, state: BeamState) -> FloatArray:
+        """Log of each lane's total weight, float64[N], on the host."""
+        ...
+
+    def extensions(self, state: BeamState, cut: IntArray) -> Extensions:
+        """Every token-ending extension, none left out."""
+        ...
+
+    def extend(self, state: BeamState, ext: Extensions, contexts: IntArray) -> BeamState:
+        """The state with extensions, whose new contexts are given, as further candidates."""
+        ...
+
+    def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
+        """Read one byte int64[N] a lane; -1 empties the lane. Keys stay as they are."""
+        ...
+
+    def next_block(self, state: BeamState, cut: IntArray) -> torch.Tensor:
+        """Log mass per next byte, and of ending last: float64[N, 257], unnormalised."""
+        ...
+
+    def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
+        """The same candidates with their weights under another `cut`."""
+        ...
+
+    def select(
+        self, state: BeamState, k: int | None, log_threshold: float
+    ) -> tuple[BeamState, FloatArray]:
+        """Top-K and threshold pruning, best first; and the log mass dropped, float64[N]."""
+        ...
+
+    def resample(self, state: BeamState, k: int | None) -> BeamState:
+        """Unbiased pruning to K candidates, best first."""
+        ...
+
+    def gather(self, state: BeamState, lanes: IntArray) -> BeamState:
+        """The lanes `lanes` int64[M], in that order, repeats allowed."""
+        ...
+
+    def single(self, context: int, logw: float, key: Array) -> BeamState:
+        """One lane with one candidate, at the root, of weight `logw`."""
+        ...
+
+    def cat(self, states: list[BeamState]) -> BeamState:
+        """All lanes of several states."""
+        ...
+
+
+def keep_above(ext: Extensions, base: FloatArray, log_threshold: float) -> Extensions:
+    """Extensions above the threshold of base + all extensions of their lane.
+
+    Args:
+        ext: all extensions.
+        base: float64[N] log weight that counts beside the extensions, nats.
+        log_threshold: nats.
+    """
+    keep, dropped = nk.keep_extensions(ext.lane, ext.logw, base, log_threshold)
+    ext = ext if keep.all() else ext.take(keep)
+    return ext._replace(dropped=np.logaddexp(ext.dropped, dropped))
+
+
+def thin(
+    ext: Extensions, log_z: FloatArray, log_threshold: float, keys: npt.NDArray[np.uint64]
+) -> Extensions:
+    """Extensions thinned at random below the threshold's share of `log_z`, unbiased."""
+    if log_threshold == -np.inf or len(ext.lane) == 0:
+        return ext
+    u = uniforms(keys, THIN)
+    keep, logw = nk.thin_extensions(ext.lane, ext.logw, log_z, log_threshold, u)
+    return ext._replace(logw=logw).take(keep)
+
+
+class NumbaKernels:
+    """`Kernels` on numpy arrays; rows must live on the CPU."""
+
+    def __init__(self, store: RowStore) -> None:
+        self.store = store
+        trie = store.trie
+        self._order, self._lo, self._hi, self._ends = trie.order, trie.lo, trie.hi, trie.ends
+        self._first, self._edge = trie.first_child, trie.byte
+
+    @property
+    def _rows(self) -> tuple[FloatArray, IntArray]:
+        return self.store.probs.numpy(), self.store.slot_of
+
+    def initial(self, context: int, keys: npt.NDArray[np.uint64]) -> BeamState:
+        """See `Kernels`."""
+        shape = (len(keys), 1)
+        return BeamState(
+            ctx=np.full(shape, context, dtype=np.int64),
+            node=np.zeros(shape, dtype=np.int64),
+            logu=np.zeros(shape),
+            logw=np.zeros(shape),
+            key=keys,
+        )
+
+    def contexts(self, state: BeamState) -> IntArray:
+        """See `Kernels`."""
+        ctx: IntArray = state.ctx
+        return ctx
+
+    def nodes(self, state: BeamState) -> IntArray:
+        """See `Kernels`."""
+        return np.where(state.logw > -np.inf, state.node, -1)
+
+    def roots(self, state: BeamState) -> BeamState:
+        """See `Kernels`."""
+        logw = np.where(state.logw[:, :1] > -np.inf, 0.0, -np.inf)
+        return BeamState(state.ctx[:, :1], np.zeros_like(state.node[:, :1]), logw, logw, state.key)
+
+    def reserve(
+        self, row: torch.Tensor, proxy: torch.Tensor, rescue: npt.NDArray[np.bool_], share: float
+    ) -> torch.Tensor:
+        """See `Kernels`."""
+        return torch.from_numpy(nk.reserve(row.numpy(), proxy.numpy(), rescue, share))
+
+    def log_z(self, state: BeamState) -> FloatArray:
+        """See `Kernels`."""
+        out: FloatArray = nk.logsumexp_rows(state.logw)
+        return out
+
+    def extensions(self, state: BeamState, cut: IntArray) -> Extensions:
+        """See `Kernels`."""
+        ctx, node, logu, logw, key = state
+        found = nk.extensions(
+            self._order, self._lo, self._ends, *self._rows, ctx, node, logu, logw, cut
+        )
+        return Extensions(*found, dropped=np.full(len(key), -np.inf))
+
+    def extend(self, state: BeamState, ext: Extensions, contexts: IntArray) -> BeamState:
+        """See `Kernels`."""
+        if len(ext.lane) == 0:
+            return state
+        ctx, node, logu, logw, key = state
+        return BeamState(
+            *nk.append_extensions(ctx, node, logu, logw, ext.lane, contexts, ext.logw), key
+        )
+
+    def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
+        """See `Kernels`."""
+        ctx, node, logu, logw, key = state
+        moved, weight = nk.advance(
+            self._lo, self._hi, self._first, self._edge, *self._rows,
+            ctx, node, logu, logw, byte, cut,
+        )  # fmt: skip
+        return BeamState(ctx, moved, logu, weight, key)
+
+    def next_block(self, state: BeamState, cut: IntArray) -> torch.Tensor:
+        """See `Kernels`."""
+        ctx, node, logu, logw, _ = state
+        block = nk.next_block(
+            self._lo, self._hi, self._first, self._edge, *self._rows,
+            ctx, node, logu, logw, cut, N_BYTES,
+        )  # fmt: skip
+        return torch.from_numpy(block)
+
+    def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
+        """See `Kernels`."""
+        ctx, node, logu, logw, key = state
+        weight = nk.node_logw(self._lo, self._hi, *self._rows, ctx, node, logu, logw, cut)
+        return BeamState(ctx, node, logu, weight, key)
+
+    def select(
+        self, state: BeamState, k: int | None, log_threshold: float
+    ) -> tuple[BeamState, FloatArray]:
+        """See `Kernels`."""
+        ctx, node, logu, logw, key = state
+        pick, weight, dropped = nk.select_topk(logw, -1 if k is None else k, log_threshold)
+        return BeamState(*nk.take(ctx, node, logu, logw, pick, weight), key), dropped
+
+    def resample(self, state: BeamState, k: int | None) -> BeamState:
+        """See `Kernels`."""
+        ctx, node, logu, logw, key = state
+        u = uniforms(key, PRUNE)
+        pick, weight = nk.select_unbiased(logw, -1 if k is None else k, u)
+        return BeamState(*nk.take(ctx, node, logu, logw, pick, weight), key)
+
+    def gather(self, state: BeamState, lanes: IntArray) -> BeamState:
+        """See `Kernels`."""
+        return BeamState(*(a[lanes] for a in state))
+
+    def single(self, context: int, logw: float, key: Array) -> BeamState:
+        """See `Kernels`."""
+        state = self.initial(context, key)
+        return state._replace(logu=state.logu + logw, logw=state.logw + logw)
+
+    def cat(self, states: list[BeamState]) -> BeamState:
+        """See `Kernels`."""
+        if len(states) == 1:
+            return states[0]
+        width = max(s.logw.shape[1] for s in states)
+        empty = BeamState(ctx=-1, node=0, logu=-np.inf, logw=-np.inf, key=None)
+
+        def stack(name: str) -> Array:
+            parts = [getattr(s, name) for s in states]
+            if name == "key":
+                return np.concatenate(parts)
+            fill = getattr(empty, name)
+            pad = [((0, 0), (0, width - p.shape[1])) for p in parts]
+            return np.concatenate(
+                [np.pad(p, w, constant_values=fill) for p, w in zip(parts, pad, strict=True)]
+            )
+
+        return BeamState(*(stack(name) for name in BeamState._fields))

@@ -1,0 +1,466 @@
+"""N byte beams side by side: extend, read the next-byte block, step, resample.
+
+The loop of one byte step is
+
+    extended = extensions of the candidates   one LM forward for all lanes, equal contexts once
+    row      = next-byte block of `extended`  [N, 257]
+    state    = advance(extended, bytes)       one byte a lane
+    state    = prune(state)                   K candidates a lane
+
+A `ByteLanes` is a value: every verb returns another one, and lanes are gathered (forked,
+resampled) by indexing arrays that hold no model state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from genlm_bytes_smc.beam.heal import heal
+from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, keep_above, thin
+from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
+from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.rng import read_keys, start_keys
+from genlm_bytes_smc.beam.state import BeamState, Extensions
+from genlm_bytes_smc.lm.contexts import IntArray
+
+EOS_COLUMN = N_BYTES  # of a [N, 257] block; as a symbol to `step`, the end of the text
+
+FloatArray = npt.NDArray[np.float64]
+
+HEAL_RESERVE = 5e-5
+"""Share of a row set aside for bytes that only healing can read (see `ByteLanes.logp_next`)."""
+
+
+class ByteLanes:
+    """N byte beams over one `ByteModel`.
+
+    Attributes:
+        model, params: shared by all lanes.
+        state: the candidates, `BeamState` [N, C].
+        log_z: float64[N] on the host, log of each lane's total weight, nats: the estimated
+            prefix probability of what it has read. -inf for a dead lane; for one that read
+            the end of its text, the weight of the complete text.
+        ended: bool[N], lanes that read the end-of-sequence symbol.
+        log_dropped: float64[N], log of all the mass that pruning dropped so far, nats:
+            exp(log_z) <= Z(s) <= exp(log_z) + exp(log_dropped) unless a lane was healed.
+        heals: int64[N], how often each lane was healed.
+        in_prompt: whether end-of-sequence tokens are ordinary tokens (prompt) or ends.
+        literal: in a prompt, whether special tokens are left out, so that text which looks
+            like one is spelled from ordinary tokens.
+    """
+
+    def __init__(
+        self,
+        model: ByteModel,
+        params: BeamParams,
+        state: BeamState,
+        *,
+        log_z: FloatArray | None = None,
+        ended: npt.NDArray[np.bool_] | None = None,
+        log_dropped: FloatArray | None = None,
+        heals: IntArray | None = None,
+        in_prompt: bool = False,
+        literal: bool = False,
+    ) -> None:
+        n = len(state.key)
+        self.model = model
+        self.params = params
+        self.state = state
+        self.ended = np.zeros(n, dtype=bool) if ended is None else ended
+        self.log_z = model.kernels.log_z(state) if log_z is None else log_z
+        self.log_dropped = np.full(n, -np.inf) if log_dropped is None else log_dropped
+        self.heals = np.zeros(n, dtype=np.int64) if heals is None else heals
+        self.in_prompt = in_prompt
+        self.literal = literal
+        self.cut = self._cut()
+        self._extended: BeamState | None = None
+        self._ext_dropped: FloatArray | None = None
+        self._row: torch.Tensor | None = None
+        model.engine.tree.track(self)
+
+    @classmethod
+    async def start(
+        cls,
+        model: ByteModel,
+        params: BeamParams,
+        n: int = 1,
+        *,
+        context: Sequence[int] | None = None,
+        lane_seeds: Sequence[int] | None = None,
+    ) -> ByteLanes:
+        """N lanes that have read nothing.
+
+        Args:
+            model: the byte model.
+            params: how to prune; its `seed` seeds every lane alike, so lanes that read equal
+                bytes have equal beams.
+            n: number of lanes.
+            context: token ids the text begins after (default: the engine's start tokens).
+            lane_seeds: one further seed a lane, for independent beams; n of them.
+        """
+        tree = model.engine.tree
+        node = tree.insert(model.engine.start if context is None else context)
+        seeds = np.full(n, params.seed, dtype=np.uint64)
+        if lane_seeds is not None:
+            if len(lane_seeds) != n:
+                raise ValueError(f"lane_seeds must hold {n} numbers, got {len(lane_seeds)}")
+            seeds = start_keys(seeds) ^ np.asarray(lane_seeds, dtype=np.uint64)
+        lanes = cls(model, params, model.kernels.initial(node, start_keys(seeds)))
+        await model.store.ensure(np.array([node], dtype=np.int64))
+        return lanes
+
+    def __len__(self) -> int:
+        """Number of lanes, N."""
+        return len(self.log_z)
+
+    @property
+    def alive(self) -> npt.NDArray[np.bool_]:
+        """Lanes that can read on, bool[N]."""
+        return (self.log_z > -np.inf) & ~self.ended
+
+    def context_ids(self) -> IntArray:
+        """Contexts that must stay valid while this object lives."""
+        kernels = self.model.kernels
+        own = kernels.contexts(self.state).ravel()
+        if self._extended is None:
+            return own
+        return np.concatenate([own, kernels.contexts(self._extended).ravel()])
+
+    def replace(self, state: BeamState, **changes: object) -> ByteLanes:
+        """The same lanes with another state; what is not named is kept, log_z recomputed."""
+        kept = {
+            "ended": self.ended,
+            "log_dropped": self.log_dropped,
+            "heals": self.heals,
+            "in_prompt": self.in_prompt,
+            "literal": self.literal,
+        }
+        return ByteLanes(self.model, self.params, state, **(kept | changes))  # type: ignore[arg-type]
+
+    # -- one byte step -----------------------------------------------------------------
+
+    async def extended(self) -> BeamState:
+        """The candidates and their admitted token-ending extensions, computed once."""
+        if self._extended is None:
+            await self._have_rows()
+            kernels, params = self.model.kernels, self.params
+            ext = kernels.extensions(self.state, self.cut)
+            if params.unbiased:
+                ext = thin(ext, self.log_z, params.log_prune_threshold, self.state.key)
+            else:
+                ext = keep_above(ext, self.log_z, params.log_prune_threshold)
+            self._extended = await self._commit(self.state, ext)
+            self._ext_dropped = ext.dropped
+        return self._extended
+
+    async def logp_next(self) -> torch.Tensor:
+        """Log probabilities of the next byte, and of ending last: float64[N, 257].
+
+        With `prune="topk"` each row sums to one. Bytes that no candidate can read but that
+        healing would rescue share `HEAL_RESERVE` of the row, in proportion to how likely the
+        best candidate's row holds a token to begin with them: what they weigh exactly would
+        cost LM rows for bytes that are mostly never read. With `prune="unbiased"` rows are
+        masses over the lane's weight, which sum to one in expectation. Rows of lanes that
+        are dead or have ended are -inf.
+        """
+        if self._row is None:
+            block = self.model.kernels.next_block(await self.extended(), self.cut)
+            if self.params.unbiased:
+                total = torch.from_numpy(self.log_z).to(block.device)[:, None]
+            else:
+                total = torch.logsumexp(block, dim=1, keepdim=True)
+            row = torch.where(total > -torch.inf, block - total, -torch.inf)
+            self._row = self._reserve(row) if self.params.heal else row
+        return self._row
+
+    async def step(self, symbols: Sequence[int] | IntArray) -> ByteLanes:
+        """Read one symbol a lane and prune.
+
+        Args:
+            symbols: int64[N], a byte 0..255, 256 to end the text, or -1 to leave a lane
+                that is dead or has ended as it is.
+
+        Raises:
+            ValueError: a symbol out of range, or not one a lane.
+        """
+        symbols = _symbols(symbols, len(self))
+        extended = await self.extended()
+        kernels, params = self.model.kernels, self.params
+        ends = symbols == EOS_COLUMN
+        state = kernels.advance(extended, np.where(ends, -1, symbols), self.cut)
+        state = state._replace(key=read_keys(self.state.key, symbols))
+        assert self._ext_dropped is not None
+        dropped = np.logaddexp(self.log_dropped, self._ext_dropped)
+        heals = self.heals
+        if params.heal:
+            dead = self.alive & (symbols >= 0) & ~ends & (kernels.log_z(state) == -np.inf)
+            if dead.any():
+                where = np.flatnonzero(dead)
+                with self.model.engine.tree.pinned(kernels.contexts(state)):
+                    lost, _, healed = await self.gather(where)._read(symbols[where])
+                state = _put(kernels, state, where, lost)
+                heals = heals.copy()
+                heals[where] = healed
+        if params.unbiased:
+            state = kernels.resample(state, params.K)
+        else:
+            state, pruned = kernels.select(state, params.K, params.log_prune_threshold)
+            dropped = np.logaddexp(dropped, pruned)
+        log_z = kernels.log_z(state)
+        if ends.any():
+            block = kernels.next_block(extended, self.cut)[:, EOS_COLUMN]
+            log_z = np.where(ends, block.cpu().numpy(), log_z)
+        stays = self.ended | (symbols < 0)
+        log_z = np.where(stays, self.log_z, log_z)
+        return self.replace(
+            state,
+            log_z=log_z,
+            ended=self.ended | (ends & (log_z > -np.inf)),
+            log_dropped=np.where(stays, self.log_dropped, dropped),
+            heals=heals,
+        )
+
+    async def read(self, byte: int | Sequence[int] | IntArray) -> ByteLanes:
+        """Read a known byte in every lane (or one a lane), without pruning the result.
+
+        As genlm-bytes 0.2 does it: with top-K pruning the threshold on extensions is taken
+        against the candidates that can read the byte, so that a byte that only they can read
+        does not cost the text its life.
+        """
+        if isinstance(byte, int) or hasattr(byte, "__index__"):
+            bytes_ = np.full(len(self), check_byte(byte), dtype=np.int64)
+        else:
+            bytes_ = _symbols(byte, len(self))
+        state, dropped, heals = await self._read(bytes_)
+        state, _ = self.model.kernels.select(state, None, -np.inf)  # best first
+        return self.replace(state, log_dropped=dropped, heals=heals)
+
+    def prune(self) -> ByteLanes:
+        """At most K candidates a lane, best first, as the parameters say."""
+        kernels, params = self.model.kernels, self.params
+        if params.unbiased:
+            return self.replace(kernels.resample(self.state, params.K), log_z=self.log_z)
+        state, dropped = kernels.select(self.state, params.K, params.log_prune_threshold)
+        log_z = np.where(self.ended, self.log_z, kernels.log_z(state))
+        return self.replace(state, log_z=log_z, log_dropped=np.logaddexp(self.log_dropped, dropped))
+
+    # -- forking, joining, and the change from prompt to text --------------------------
+
+    def gather(self, lanes: Sequence[int] | IntArray) -> ByteLanes:
+        """The lanes `lanes` int64[M], in that order, repeats allowed; no model state moves."""
+        index = np.asarray(lanes, dtype=np.int64)
+        out = self.replace(
+            self.model.kernels.gather(self.state, index),
+            log_z=self.log_z[index],
+            ended=self.ended[index],
+            log_dropped=self.log_dropped[index],
+            heals=self.heals[index],
+        )
+        if self._extended is not None:
+            out._extended = self.model.kernels.gather(self._extended, index)
+            assert self._ext_dropped is not None
+            out._ext_dropped = self._ext_dropped[index]
+        if self._row is not None:
+            out._row = self._row[torch.as_tensor(index, device=self._row.device)]
+        return out
+
+    @classmethod
+    def cat(cls, lanes: Sequence[ByteLanes]) -> ByteLanes:
+        """All lanes of several objects over one model with equal parameters."""
+        first = lanes[0]
+        if any(x.model is not first.model or x.in_prompt != first.in_prompt for x in lanes):
+            raise ValueError("only lanes of one model, in one mode, can be put side by side")
+        return cls(
+            first.model,
+            first.params,
+            first.model.kernels.cat([x.state for x in lanes]),
+            log_z=np.concatenate([x.log_z for x in lanes]),
+            ended=np.concatenate([x.ended for x in lanes]),
+            log_dropped=np.concatenate([x.log_dropped for x in lanes]),
+            heals=np.concatenate([x.heals for x in lanes]),
+            in_prompt=first.in_prompt,
+            literal=first.literal,
+        )
+
+    async def as_prompt(self, *, literal: bool = False) -> ByteLanes:
+        """Lanes that read a prompt: end-of-sequence tokens are ordinary tokens.
+
+        Args:
+            literal: leave special tokens out instead, all of them.
+        """
+        return await self._in_mode(in_prompt=True, literal=literal)
+
+    async def as_text(self) -> ByteLanes:
+        """Lanes whose prompt is over: end-of-sequence tokens end the text from here on.
+
+        A token in flight can no longer become an end-of-sequence token, so candidates lose
+        that share of their weight; one that the prompt spelled to its end is committed.
+        """
+        return await self._in_mode(in_prompt=False, literal=False)
+
+    async def _in_mode(self, *, in_prompt: bool, literal: bool) -> ByteLanes:
+        other = ByteLanes(
+            self.model,
+            self.params,
+            self.state,
+            log_z=self.log_z,
+            ended=self.ended,
+            log_dropped=self.log_dropped,
+            heals=self.heals,
+            in_prompt=in_prompt,
+            literal=literal,
+        )
+        if np.array_equal(other.cut, self.cut):
+            return other
+        await self._have_rows()
+        kernels = self.model.kernels
+        ext = kernels.extensions(self.state, self.cut)
+        gone = np.isin(self.model.trie.position[ext.token], other.cut)
+        state = await self._commit(kernels.reweigh(self.state, other.cut), ext.take(gone))
+        state, _ = kernels.select(state, None, -np.inf)  # best first
+        return other.replace(state)
+
+    async def feed(self, tokens: Sequence[int]) -> ByteLanes:
+        """Lanes after exactly these tokens, which begin where a token ends.
+
+        Candidates in the middle of a token are lost; weights gain log p(token | context).
+        """
+        size = len(self.model.vocab)
+        for token in tokens:
+            if not 0 <= token < size:
+                raise ValueError(f"token ids run from 0 to {size - 1}, got {token}")
+        await self._foresee(tokens)
+        lanes = self
+        for token in tokens:
+            lanes = await lanes._feed(token)
+        return lanes
+
+    async def _foresee(self, tokens: Sequence[int]) -> None:
+        """Rows all along a known continuation of a lone candidate, in one forward."""
+        contexts = self.model.kernels.contexts(self.state)
+        if contexts.size == 1 and len(tokens) > 1:
+            ahead = [int(contexts.ravel()[0])]
+            for token in tokens:
+                ahead.append(self.model.engine.tree.child(ahead[-1], token))
+            await self.model.store.ensure(np.array(ahead, dtype=np.int64))
+
+    async def _feed(self, token: int) -> ByteLanes:
+        kernels, store, tree = self.model.kernels, self.model.store, self.model.engine.tree
+        state = await self.extended()
+        nodes, contexts = kernels.nodes(state), kernels.contexts(state)
+        weights = np.asarray(state.logw.tolist(), dtype=np.float64)
+        lane, cand = np.nonzero(nodes == 0)
+        above = contexts[lane, cand]
+        with np.errstate(divide="ignore"):
+            p = np.log(np.array([store.prob(int(c), token) for c in above], dtype=np.float64))
+        new = tree.children(above, np.full(len(above), token, dtype=np.int64))
+        ext = Extensions(lane, cand, above, weights[lane, cand] + p, np.full(len(self), -np.inf))
+        await store.ensure(np.concatenate([contexts.ravel(), new]))
+        empty = kernels.advance(state, np.full(len(self), -1, dtype=np.int64), self.cut)
+        fed = kernels.extend(empty, ext, new)
+        fed = fed._replace(key=read_keys(self.state.key, np.full(len(self), token + N_BYTES)))
+        fed, _ = kernels.select(fed, None, -np.inf)
+        return self.replace(fed)
+
+    # -- parts -------------------------------------------------------------------------
+
+    def _cut(self) -> IntArray:
+        """Trie positions of the tokens that are no text here."""
+        if self.in_prompt:
+            return self.model.special_cut if self.literal else NO_CUT
+        return self.model.cut(self.params.eos) if self.params.eos else NO_CUT
+
+    async def _have_rows(self) -> None:
+        """Rows of the candidates themselves; all there, unless some were evicted."""
+        await self.model.store.ensure(self.model.kernels.contexts(self.state))
+
+    async def _commit(
+        self, state: BeamState, ext: Extensions, parents: BeamState | None = None
+    ) -> BeamState:
+        """`state` with the extensions as candidates, their rows fetched."""
+        if len(ext.lane) == 0:
+            return state
+        kernels = self.model.kernels
+        contexts = kernels.contexts(state if parents is None else parents)
+        new = self.model.engine.tree.children(contexts[ext.lane, ext.cand], ext.token)
+        await self.model.store.ensure(np.concatenate([contexts.ravel(), new]))
+        return kernels.extend(state, ext, new)
+
+    async def _read(self, bytes_: IntArray) -> tuple[BeamState, FloatArray, IntArray]:
+        """Candidates after one byte a lane, log mass dropped, heals; -1 empties a lane."""
+        kernels, params, cut = self.model.kernels, self.params, self.cut
+        dropped, heals = self.log_dropped, self.heals
+        if params.unbiased:
+            extended = await self.extended()
+        else:
+            await self._have_rows()
+            able = kernels.log_z(kernels.advance(self.state, bytes_, cut))
+            ext = kernels.extensions(self.state, cut)
+            ext = keep_above(ext, able, params.log_prune_threshold)
+            extended = await self._commit(self.state, ext)
+            dropped = np.logaddexp(dropped, ext.dropped)
+        state = kernels.advance(extended, bytes_, cut)
+        state = state._replace(key=read_keys(self.state.key, bytes_))
+        if params.heal:
+            dead = self.alive & (bytes_ >= 0) & (kernels.log_z(state) == -np.inf)
+            if dead.any():
+                heals = heals.copy()
+                for n in np.flatnonzero(dead):
+                    with self.model.engine.tree.pinned(kernels.contexts(state)):
+                        healed = await heal(self, int(n), int(bytes_[n]))
+                    if healed is not None:
+                        state = _put(kernels, state, np.array([n]), healed)
+                        heals[n] += 1
+        return state, dropped, heals
+
+    def _reserve(self, row: torch.Tensor) -> torch.Tensor:
+        """Give bytes that only healing can read their share of each row."""
+        kernels, params = self.model.kernels, self.params
+        assert self._ext_dropped is not None
+        # Where nothing was ever dropped, what reads as impossible is impossible.
+        lossy = np.maximum(self.log_dropped, self._ext_dropped) > -np.inf
+        if not lossy.any() or not bool(torch.isneginf(row[:, :N_BYTES]).any()):
+            return row
+        rescue = self.model.rescue_rows(
+            kernels.nodes(self.state), self.cut, params.heal_max_backoff, params.heal_max_splits
+        )
+        proxy = kernels.next_block(kernels.roots(self.state), self.cut)
+        return kernels.reserve(row, proxy, rescue & lossy[:, None], HEAL_RESERVE)
+
+
+def _put(kernels: Kernels, state: BeamState, lanes: IntArray, new: BeamState) -> BeamState:
+    """`state` with its lanes `lanes` replaced by those of `new`, keys kept."""
+    both = kernels.cat([state, new])
+    index = np.arange(len(state.key))
+    index[lanes] = len(state.key) + np.arange(len(lanes))
+    return kernels.gather(both, index)._replace(key=state.key)
+
+
+def check_byte(byte: object) -> int:
+    """`byte` as an int in 0..255.
+
+    Raises:
+        TypeError: not an integer. ValueError: out of range.
+    """
+    if isinstance(byte, bool) or not hasattr(byte, "__index__"):
+        raise TypeError(f"a byte must be an integer in 0..255, got {byte!r}")
+    value: int = byte.__index__()
+    if not 0 <= value < N_BYTES:
+        raise ValueError(f"a byte must be an integer in 0..255, got {value}")
+    return value
+
+
+def _symbols(symbols: Sequence[int] | IntArray, n: int) -> IntArray:
+    out = np.asarray(symbols)
+    if out.shape != (n,) or out.dtype.kind not in "iu":
+        raise ValueError(
+            f"step needs one integer symbol for each of {n} lanes, got shape {out.shape} of "
+            f"dtype {out.dtype}"
+        )
+    if n and (out.min() < -1 or out.max() > EOS_COLUMN):
+        raise ValueError(f"symbols run from -1 to {EOS_COLUMN}, got {out.min()} to {out.max()}")
+    return out.astype(np.int64)

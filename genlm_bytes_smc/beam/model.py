@@ -1,0 +1,174 @@
+"""What all beams over one token-level model share: its trie, its rows, its kernels."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, NumbaKernels
+from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.load import as_engine
+from genlm_bytes_smc.lm.rows import DEFAULT_ROW_BYTES, RowStore, RowTransform
+from genlm_bytes_smc.trie import shared_trie
+from genlm_bytes_smc.vocab import Vocabulary
+
+NO_CUT: IntArray = np.empty(0, dtype=np.int64)
+
+
+class ByteModel:
+    """A token-level model seen as a source of bytes.
+
+    Use `byte_model(llm)` to get the one of an engine and transform.
+
+    Attributes:
+        engine: the rows' source, itself a genlm-backend AsyncLM.
+        vocab, trie: shared by all models with an equal tokenizer.
+        store: rows in trie order.
+        kernels: the beam's arithmetic on the engine's device.
+    """
+
+    def __init__(self, engine: RowEngine, transform: RowTransform, row_bytes: int) -> None:
+        self.engine = engine
+        self.vocab = Vocabulary.from_tokens(engine.byte_vocab)
+        self.trie = shared_trie(self.vocab)
+        self.store = RowStore(engine, self.trie, transform, row_bytes)
+        self.kernels: Kernels = _kernels(self.store)
+        self.eos_ids = lru_cache(maxsize=64)(self._eos_ids)
+        self.cut = lru_cache(maxsize=64)(self._cut)
+        self._edges = lru_cache(maxsize=1024)(self._edges_of)
+        self.rescuable = lru_cache(maxsize=1 << 16)(self._rescuable)
+
+    @cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of the tokenizer's special (control) tokens that spell something, sorted."""
+        tokenizer = self.engine.tokenizer
+        ids = set(getattr(tokenizer, "all_special_ids", None) or ())
+        added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+        ids.update(i for i, token in added.items() if getattr(token, "special", False))
+        return tuple(sorted(i for i in ids if i < len(self.vocab) and self.trie.position[i] >= 0))
+
+    @cached_property
+    def special_cut(self) -> IntArray:
+        """Trie positions of the special tokens, sorted int64."""
+        return np.sort(self.trie.position[list(self.special_ids)]).astype(np.int64)
+
+    def _eos_ids(self, spellings: frozenset[bytes]) -> tuple[int, ...]:
+        """Ids of all tokens with one of these spellings, sorted.
+
+        Raises:
+            ValueError: a spelling that no token has.
+        """
+        ids: list[int] = []
+        for spelling in sorted(spellings):
+            found = self.vocab.ids_of(spelling)
+            if not found:
+                raise ValueError(f"no token of the vocabulary is spelled {spelling!r}")
+            ids.extend(found)
+        return tuple(sorted(ids))
+
+    def _cut(self, spellings: frozenset[bytes]) -> IntArray:
+        """Trie positions of the end-of-sequence tokens, sorted int64."""
+        return np.sort(self.trie.position[list(self.eos_ids(spellings))]).astype(np.int64)
+
+    def canonical(self, text: bytes) -> list[int]:
+        """The tokenizer's own tokens of `text`, if they spell just that; else none."""
+        tokenizer = self.engine.tokenizer
+        if not hasattr(tokenizer, "encode"):
+            return []
+        try:
+            tokens = list(tokenizer.encode(text.decode("utf-8"), add_special_tokens=False))
+        except (UnicodeDecodeError, TypeError, ValueError):
+            return []
+        inside = all(isinstance(t, int) and 0 <= t < len(self.vocab) for t in tokens)
+        return tokens if inside and b"".join(self.vocab[t] for t in tokens) == text else []
+
+    def rescue_rows(
+        self, nodes: IntArray, cut: IntArray, max_backoff: int | None, max_splits: int | None
+    ) -> npt.NDArray[np.bool_]:
+        """Which bytes healing could read in each lane, bool[N, 256].
+
+        Healing ends a token at an earlier byte of the partial one, then spells the rest
+        greedily; whether that can be done depends on the trie alone.
+
+        Args:
+            nodes: int64[N, C], -1 for empty places.
+            cut: trie positions that are no text.
+            max_backoff, max_splits: as in `BeamParams`.
+        """
+        out = np.zeros((len(nodes), N_BYTES), dtype=bool)
+        limits = (tuple(cut.tolist()), max_backoff, max_splits)
+        for node in np.unique(nodes[nodes > 0]).tolist():  # at the root nothing is in flight
+            out[(nodes == node).any(axis=1)] |= self.rescuable(node, *limits)
+        return out
+
+    def _rescuable(
+        self, node: int, cut: tuple[int, ...], max_backoff: int | None, max_splits: int | None
+    ) -> npt.NDArray[np.bool_]:
+        trie, partial = self.trie, self.trie.spell(node)
+        out = np.zeros(N_BYTES, dtype=bool)
+        least = 0 if max_backoff is None else max(0, len(partial) - max_backoff)
+        for k in range(len(partial), max(least, 1) - 1, -1):
+            if not self._ends(trie.find(partial[:k]), cut):
+                continue
+            at, splits = 0, 0
+            for byte in partial[k:]:
+                below = trie.child(at, byte)
+                if below < 0 and self._ends(at, cut):
+                    splits += 1
+                    below = trie.child(0, byte)
+                at = below
+                if at < 0:
+                    break
+            if at < 0 or (max_splits is not None and splits > max_splits):
+                continue
+            out[self._edges(at, cut)] = True
+            if self._ends(at, cut) and (max_splits is None or splits < max_splits):
+                out[self._edges(0, cut)] = True
+            if out[self._edges(0, cut)].all():
+                break  # no byte is left to find
+        return out
+
+    def _ends(self, node: int, cut: tuple[int, ...]) -> bool:
+        """Whether a token that is text ends at `node`."""
+        first = int(self.trie.lo[node])
+        last = first + int(self.trie.ends[node])
+        return last - first > sum(first <= c < last for c in cut)
+
+    def _edges_of(self, node: int, cut: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Bytes on the edges below `node` under which a token that is text ends."""
+        trie = self.trie
+        below = slice(int(trie.first_child[node]), int(trie.first_child[node + 1]))
+        lo, hi = trie.lo[below], trie.hi[below]
+        inside = sum(((lo <= c) & (c < hi)).astype(np.int64) for c in cut)
+        return trie.byte[below][hi - lo > inside]
+
+
+def _kernels(store: RowStore) -> Kernels:
+    if store.engine.device.type == "cpu":
+        return NumbaKernels(store)
+    from genlm_bytes_smc.beam.kernels_torch import TorchKernels
+
+    return TorchKernels(store)
+
+
+def byte_model(
+    llm: Any, transform: RowTransform | None = None, row_bytes: int = DEFAULT_ROW_BYTES
+) -> ByteModel:
+    """The byte model of a token-level model; the same object for the same arguments.
+
+    Args:
+        llm: a genlm-backend AsyncLM or a `RowEngine`.
+        transform: temperature, top-k and top-p of the token-level rows.
+        row_bytes: limit on cached rows, in bytes (of the first call for this transform).
+    """
+    engine = as_engine(llm)
+    transform = transform or RowTransform()
+    # Kept on the engine itself, so that both go together.
+    models: dict[RowTransform, ByteModel] = engine.__dict__.setdefault("_byte_models", {})
+    if transform not in models:
+        models[transform] = ByteModel(engine, transform, row_bytes)
+    return models[transform]

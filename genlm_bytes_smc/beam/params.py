@@ -1,0 +1,116 @@
+"""How a byte beam prunes, ends and heals."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Pruning = Literal["topk", "unbiased"]
+
+
+@dataclass
+class BeamParams:
+    """Parameters of a byte beam; a superset of genlm-bytes 0.2's, with the same meaning.
+
+    Args:
+        K: most candidates kept, or None to keep every one (exact, exponential cost).
+        prune_threshold: share of the beam's weight, in [0, 1). With `prune="topk"`
+            candidates and token-ending extensions at or below it are dropped; with
+            `prune="unbiased"` extensions below it are thinned at random.
+        verbose: log the beam at each byte (logger `genlm_bytes_smc`, level INFO).
+        eos_byte_strings: spellings of the tokens that end a text. They merge into one
+            end-of-sequence symbol; inside a prompt they are ordinary tokens.
+        heal: when no candidate can read a byte, end tokens earlier and try again. Always off
+            with `prune="unbiased"`, where it would bias.
+        heal_max_backoff: most bytes of the token in flight that healing gives back.
+        heal_max_splits: most further tokens that one healing may end.
+        eos_tokens: old name of `eos_byte_strings`.
+        prune: "topk" keeps the K likeliest candidates. "unbiased" keeps K by optimal
+            resampling (Fearnhead & Clifford 2003), so that the expectation of exp(logZ) is
+            the exact prefix probability for every K and threshold.
+        seed: of the random choices of `prune="unbiased"`.
+
+    Raises:
+        ValueError: K below 1, a threshold outside [0, 1), an unknown `prune`, a negative
+            limit or seed.
+        TypeError: a value of the wrong type, or both names of `eos_byte_strings`.
+    """
+
+    K: int | None
+    prune_threshold: float = 0.0
+    verbose: bool = False
+    eos_byte_strings: Iterable[bytes] | None = None
+    heal: bool = True
+    heal_max_backoff: int | None = None
+    heal_max_splits: int | None = None
+    eos_tokens: Iterable[bytes] | None = None
+    prune: Pruning = "topk"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.eos_tokens is not None:
+            if self.eos_byte_strings is not None:
+                raise TypeError("give eos_byte_strings or its old name eos_tokens, not both")
+            warnings.warn(
+                "'eos_tokens' is the old name of 'eos_byte_strings'",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            self.eos_byte_strings, self.eos_tokens = self.eos_tokens, None
+        if self.K is not None:
+            _check_count("K", self.K, least=1, none="None (keep every candidate)")
+        if isinstance(self.prune_threshold, bool) or not isinstance(
+            self.prune_threshold, int | float
+        ):
+            raise TypeError(f"prune_threshold must be a number, got {self.prune_threshold!r}")
+        if not 0 <= self.prune_threshold < 1:
+            raise ValueError(f"prune_threshold must be in [0, 1), got {self.prune_threshold!r}")
+        if self.prune not in ("topk", "unbiased"):
+            raise ValueError(f'prune must be "topk" or "unbiased", got {self.prune!r}')
+        for name in ("heal_max_backoff", "heal_max_splits"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name), least=0, none="None (no limit)")
+        _check_count("seed", self.seed, least=0)
+        self.eos_byte_strings = _byte_strings(self.eos_byte_strings)
+        if self.prune == "unbiased":
+            self.heal = False
+
+    @property
+    def log_prune_threshold(self) -> float:
+        """Logarithm of the threshold, nats; -inf for 0."""
+        return math.log(self.prune_threshold) if self.prune_threshold > 0 else -math.inf
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether pruning is random and unbiased."""
+        return self.prune == "unbiased"
+
+    @property
+    def eos(self) -> frozenset[bytes]:
+        """The end-of-sequence spellings."""
+        return frozenset(self.eos_byte_strings or ())
+
+
+def _check_count(name: str, value: object, least: int, none: str = "") -> None:
+    wanted = f"an integer of at least {least}" + (f" or {none}" if none else "")
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+    if value.__index__() < least:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _byte_strings(given: Iterable[bytes] | None) -> set[bytes]:
+    if given is None:
+        return set()
+    if isinstance(given, bytes | str):
+        raise TypeError(f"eos_byte_strings must be a list of bytes, got {given!r}")
+    strings = list(given)
+    for s in strings:
+        if not isinstance(s, bytes):
+            raise TypeError(f"eos_byte_strings must hold bytes, got {s!r}")
+        if not s:
+            raise ValueError("an end-of-sequence string must not be empty")
+    return {bytes(s) for s in strings}

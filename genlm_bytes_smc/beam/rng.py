@@ -1,0 +1,47 @@
+"""Counter-based random numbers: a key per byte string, numbers as functions of the key.
+
+The randomness of an unbiased beam must be fresh at each (string, step) and come back the
+same when the beam is computed again. So each lane carries a 64-bit key, a hash of the seed
+and of the bytes read, and draws by hashing the key with the number of the draw. The mixer
+is the finaliser of SplitMix64 (Steele, Lea & Flood 2014, OOPSLA).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+KeyArray = npt.NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_M1 = np.uint64(0xBF58476D1CE4E5B9)
+_M2 = np.uint64(0x94D049BB133111EB)
+
+PRUNE, THIN = 0, 1  # the draws of one step
+
+
+def mix(x: KeyArray) -> KeyArray:
+    """SplitMix64's bijective mixer, elementwise over uint64."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * _M1
+        x = (x ^ (x >> np.uint64(27))) * _M2
+        return x ^ (x >> np.uint64(31))
+
+
+def start_keys(seeds: npt.NDArray[np.uint64]) -> KeyArray:
+    """Keys uint64[N] of lanes that have read nothing, from their seeds."""
+    with np.errstate(over="ignore"):
+        return mix(seeds + _GOLDEN)
+
+
+def read_keys(keys: KeyArray, symbols: npt.NDArray[np.int64]) -> KeyArray:
+    """Keys after one more symbol (0..256) a lane."""
+    with np.errstate(over="ignore"):
+        return mix(keys + _GOLDEN * (symbols + 2).astype(np.uint64))
+
+
+def uniforms(keys: KeyArray, draw: int) -> npt.NDArray[np.float64]:
+    """One number in [0, 1) a key, float64[N]; `draw` numbers the draws at one string."""
+    with np.errstate(over="ignore"):
+        bits = mix(keys ^ mix(np.full(1, draw + 1, dtype=np.uint64) * _GOLDEN))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

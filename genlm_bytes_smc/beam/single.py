@@ -1,0 +1,276 @@
+"""`ByteBeamState`: one text's beam, with the names and meaning of genlm-bytes 0.2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from arsenal.maths import sample_dict
+
+from genlm_bytes_smc.beam import display
+from genlm_bytes_smc.beam.display import Candidate
+from genlm_bytes_smc.beam.kernels import N_BYTES
+from genlm_bytes_smc.beam.lanes import EOS_COLUMN, ByteLanes, check_byte
+from genlm_bytes_smc.beam.model import byte_model
+from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.prefill import read_text
+from genlm_bytes_smc.beam.probs import EOS, LazyByteProbs
+from genlm_bytes_smc.beam.prompt import Prompt, Spelled
+from genlm_bytes_smc.lm.engine import LMCounts
+from genlm_bytes_smc.lm.rows import RowTransform
+
+Draw = Callable[[Mapping[int | None, float]], int | None]
+
+
+class ByteBeamState:
+    """The beam of one text: candidates, their weights, and the next byte's distribution.
+
+    A value: `prefill`, `prune` and `<<` return new beams. Make one with `initial`.
+    """
+
+    def __init__(self, lanes: ByteLanes) -> None:
+        if len(lanes) != 1:
+            raise ValueError(f"a ByteBeamState shows one lane, got {len(lanes)}")
+        self.lanes = lanes
+
+    @classmethod
+    async def initial(
+        cls,
+        llm: Any,
+        params: BeamParams,
+        trie_opts: Mapping[str, Any] | None = None,
+        *,
+        transform: RowTransform | None = None,
+        start: Sequence[int] | None = None,
+    ) -> ByteBeamState:
+        """A beam that has read nothing.
+
+        Args:
+            llm: a genlm-backend AsyncLM, or an engine from `load_model`.
+            params: beam width, pruning, end of sequence, healing.
+            trie_opts: options of genlm-bytes' trie. "max_batch_size" and "device" are taken
+                and have no effect (nothing is batched by the trie, which follows the model).
+            transform: temperature, top-k and top-p of the token-level rows.
+            start: token ids the text begins after, instead of the model's own start.
+
+        Raises:
+            TypeError: `params` is no BeamParams.
+            ValueError: an unknown trie option, or an end-of-sequence spelling that no token
+                has.
+        """
+        if not isinstance(params, BeamParams):
+            raise TypeError(f"params must be a BeamParams, got {type(params).__name__}")
+        unknown = set(trie_opts or ()) - {"max_batch_size", "device", "eos_byte_strings"}
+        if unknown:
+            raise ValueError(f"unknown trie options: {sorted(unknown)}")
+        model = byte_model(llm, transform)
+        return cls(await ByteLanes.start(model, params, context=start))
+
+    # -- genlm-bytes' verbs ------------------------------------------------------------
+
+    async def prefill(self, prompt: Prompt | bytes | Sequence[int]) -> ByteBeamState:
+        """The beam after a prompt, in which end-of-sequence tokens are ordinary tokens.
+
+        Args:
+            prompt: bytes, a sequence of integers 0..255, or a `Prompt` (text, token ids,
+                chat messages).
+
+        Raises:
+            TypeError: text, where bytes or a `Prompt` are due.
+            ContextTooLongError: the prompt does not fit the model's window.
+        """
+        lanes = self.lanes
+        for segment in Prompt.of(prompt).segments:
+            if isinstance(segment, Spelled):
+                lanes = await lanes.as_prompt(literal=segment.literal)
+                lanes = await read_text(lanes, segment.spelling)
+            else:
+                lanes = await (await lanes.as_prompt()).feed(segment.ids)
+        return self._after(await (await lanes.as_prompt()).as_text())
+
+    async def logp_next(self) -> LazyByteProbs:
+        """Log probabilities of the next byte and of the end of the sequence.
+
+        Raises:
+            ValueError: the beam is empty or has ended.
+        """
+        self._check_alive()
+        return LazyByteProbs.from_row((await self.lanes.logp_next())[0])
+
+    def prune(self) -> ByteBeamState:
+        """The beam with at most K candidates, as its parameters say."""
+        return ByteBeamState(self.lanes.prune())
+
+    async def __lshift__(self, byte: int) -> ByteBeamState:
+        """The beam after one more byte, not pruned; 257 ends the text.
+
+        A byte that nothing can read leaves an empty beam with logZ = -inf.
+
+        Raises:
+            TypeError, ValueError: not a byte; or the text has ended.
+        """
+        if self.ended:
+            raise ValueError("the text has ended; nothing can be read after the end")
+        if not isinstance(byte, bool) and byte == EOS:
+            return self._after(await self.lanes.step([EOS_COLUMN]))
+        return self._after(await self.lanes.read(check_byte(byte)))
+
+    async def greedy(self, context: Prompt | bytes | Sequence[int], steps: int) -> bytes:
+        """`context` and the likeliest next byte, `steps` times or to the end of the text."""
+        return await self._generate(context, steps, _likeliest)
+
+    async def sample(
+        self,
+        context: Prompt | bytes | Sequence[int],
+        steps: int,
+        draw: Draw = sample_dict,
+        *,
+        seed: int | None = None,
+    ) -> bytes:
+        """`context` and `steps` bytes drawn from the model, fewer if the text ends.
+
+        Args:
+            context: what the text begins with.
+            steps: how many bytes to draw.
+            draw: takes a dictionary from byte (257: the end) to probability, returns a key.
+            seed: of a generator used instead of `draw`.
+        """
+        if seed is not None:
+            return await self._generate(context, steps, _Categorical(seed))
+        return await self._generate(context, steps, _Drawn(draw))
+
+    async def cleanup(self) -> None:
+        """Nothing is left to clean: a beam holds arrays, and no task or thread."""
+
+    # -- what it knows -----------------------------------------------------------------
+
+    @property
+    def params(self) -> BeamParams:
+        """The parameters it was made with."""
+        return self.lanes.params
+
+    @property
+    def logZ(self) -> float:  # noqa: N802 - genlm-bytes' name
+        """Log of the total weight, nats: the estimated prefix probability of what was read."""
+        return float(self.lanes.log_z[0])
+
+    @property
+    def dropped(self) -> float:
+        """Log of all the mass that pruning dropped so far, nats (-inf: none).
+
+        A bound on what was lost: exp(logZ) <= Z <= exp(logZ) + exp(dropped), healing aside.
+        """
+        return float(self.lanes.log_dropped[0])
+
+    @property
+    def heals(self) -> int:
+        """How often this beam was healed."""
+        return int(self.lanes.heals[0])
+
+    @property
+    def counts(self) -> LMCounts:
+        """What the model was asked to do so far, by all who use it."""
+        return self.lanes.model.engine.counts
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end of the sequence has been read."""
+        return bool(self.lanes.ended[0])
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """The candidates, best first."""
+        kernels, model = self.lanes.model.kernels, self.lanes.model
+        state, out = self.lanes.state, []
+        nodes, contexts = kernels.nodes(state)[0], kernels.contexts(state)[0]
+        threshold = self.params.prune_threshold
+        for node, context, logw in zip(nodes, contexts, state.logw[0].tolist(), strict=True):
+            if node >= 0:
+                tokens = tuple(model.vocab[t] for t in model.engine.tree.tokens(int(context)))
+                share = float(np.exp(logw - self.logZ))
+                partial = model.trie.spell(int(node))
+                out.append(Candidate(logw, share, tokens, partial, share > threshold))
+        return sorted(out, key=lambda c: -c.logw)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        """The candidates, best first."""
+        return iter(self.candidates)
+
+    def __len__(self) -> int:
+        """Number of candidates."""
+        return int((self.lanes.model.kernels.nodes(self.lanes.state) >= 0).sum())
+
+    def __repr__(self) -> str:
+        return display.as_text(self.logZ, self.candidates, colour=display.on_terminal())
+
+    def _repr_html_(self) -> str:
+        return display.as_html(self.logZ, self.candidates)
+
+    # -- parts -------------------------------------------------------------------------
+
+    def _after(self, lanes: ByteLanes) -> ByteBeamState:
+        beam = ByteBeamState(lanes)
+        if self.params.verbose:
+            sys.stdout.write(f"\n{beam!r}\n")  # `verbose` asks for just this
+        return beam
+
+    def _check_alive(self) -> None:
+        if self.ended:
+            raise ValueError("the text has ended; there is no next byte")
+        if self.logZ == -np.inf:
+            raise ValueError("the beam is empty: no candidate could read the last byte")
+
+    async def _generate(
+        self,
+        context: Prompt | bytes | Sequence[int],
+        steps: int,
+        choose: Callable[[torch.Tensor], int],
+    ) -> bytes:
+        if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 0:
+            raise ValueError(f"steps must be an integer of at least 0, got {steps!r}")
+        prompt = Prompt.of(context)
+        beam = await self.prefill(prompt)
+        out = bytearray(prompt.spell(self.lanes.model.vocab))
+        for _ in range(steps):
+            beam._check_alive()
+            symbol = choose((await beam.lanes.logp_next())[0])
+            if symbol == EOS_COLUMN:
+                break
+            beam = await (beam.prune() << symbol)
+            out.append(symbol)
+        return bytes(out)
+
+
+def _likeliest(row: torch.Tensor) -> int:
+    return int(row.argmax())
+
+
+class _Categorical:
+    """Draws a column of a row of log weights, from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, row: torch.Tensor) -> int:
+        p = torch.softmax(row, dim=0).cpu().numpy()
+        return int(np.searchsorted(p.cumsum() / p.sum(), self._rng.random(), side="right"))
+
+
+class _Drawn:
+    """A user's `draw`, which wants a dictionary of probabilities."""
+
+    def __init__(self, draw: Draw) -> None:
+        self._draw = draw
+
+    def __call__(self, row: torch.Tensor) -> int:
+        chart = LazyByteProbs.from_row(row).materialize().map_values(np.exp)
+        drawn = self._draw(chart)
+        if drawn == EOS:
+            return EOS_COLUMN
+        if drawn is None or not 0 <= drawn < N_BYTES:
+            raise ValueError(f"draw must return a byte 0..255 or {EOS}, got {drawn!r}")
+        return int(drawn)

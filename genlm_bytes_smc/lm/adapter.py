@@ -1,0 +1,227 @@
+"""Rows of any genlm-backend `AsyncLM`: vLLM, SGLang, MLX, a mock, or a class of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import torch
+
+from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.rows import BadRowError
+from genlm_bytes_smc.lm.start import start_tokens
+
+_ONE, _BATCH = "next_token_logprobs", "batch_next_token_logprobs"
+_ONE_SYNC, _BATCH_SYNC = f"{_ONE}_sync", f"{_BATCH}_sync"
+_NOT_OVERRIDDEN = 1 << 30
+
+
+class AdapterEngine(RowEngine):
+    """A `RowEngine` over the `AsyncLM` interface.
+
+    Of the interface's four methods (one context or a batch, awaited or not) it calls the one
+    that the model's class defines most specifically, so a subclass that overrides
+    `next_token_logprobs` alone is heard. Without an event loop, a model that is only
+    asynchronous is run in one of its own.
+
+    Rows may come as tensors, arrays or lists of them. Half-precision rows become float32 and
+    are normalised again; float32 and float64 rows are taken as they are.
+
+    Args:
+        llm: the model; its `byte_vocab` says what tokens spell.
+        start: token ids that contexts begin with; None chooses as `start_tokens` does.
+        owned: whether `close` ends the model too.
+
+    Attributes:
+        llm: the model.
+        counts: `forwards` counts calls of the model and `positions` the tokens sent to it;
+            what it caches is its own affair.
+
+    Raises:
+        TypeError: `llm` lacks `byte_vocab` or a method that gives rows.
+        ValueError: nothing can begin a text.
+    """
+
+    def __init__(
+        self, llm: Any, *, start: int | Sequence[int] | None = None, owned: bool = False
+    ) -> None:
+        byte_vocab = getattr(llm, "byte_vocab", None)
+        if byte_vocab is None or not hasattr(llm, _ONE):
+            raise TypeError(
+                f"expected a genlm-backend AsyncLM (byte_vocab, {_ONE}), got {type(llm).__name__}"
+            )
+        tokenizer = getattr(llm, "tokenizer", None)
+        super().__init__(
+            tokenizer,
+            device=_device_of(llm),
+            width=None,
+            window=_window_of(llm),
+            start=start_tokens(tokenizer, start),
+            byte_vocab=byte_vocab,
+            str_vocab=getattr(llm, "str_vocab", None),
+        )
+        self.llm = llm
+        self._owned = owned
+        self._least_width = 1 + max(
+            (int(getattr(t, "token_id", i)) for i, t in enumerate(byte_vocab)), default=-1
+        )
+
+    # -- rows --------------------------------------------------------------------------
+
+    async def evaluate_async(self, nodes: IntArray) -> torch.Tensor:
+        """Rows of distinct contexts: float32 or float64 [B, width], nats.
+
+        Raises:
+            BadRowError: rows too narrow for the vocabulary, or with NaN or +inf.
+        """
+        contexts = self._contexts(nodes)
+        if not contexts:
+            return self._empty()
+        if _rank(self.llm, _BATCH) <= _rank(self.llm, _ONE):
+            result = await self.llm.batch_next_token_logprobs(contexts)
+        else:
+            result = await _all(self.llm.next_token_logprobs, contexts)
+        return self._rows(result, nodes)
+
+    def evaluate(self, nodes: IntArray) -> torch.Tensor:
+        """As `evaluate_async`, without an event loop.
+
+        Raises:
+            RuntimeError: the model is only asynchronous and an event loop is running.
+        """
+        contexts = self._contexts(nodes)
+        if not contexts:
+            return self._empty()
+        awaited = min(_rank(self.llm, _ONE), _rank(self.llm, _BATCH))
+        if min(_rank(self.llm, _ONE_SYNC), _rank(self.llm, _BATCH_SYNC)) <= awaited:
+            try:
+                return self._rows(self._ask_sync(contexts), nodes)
+            except NotImplementedError:
+                pass
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.evaluate_async(nodes))
+        raise RuntimeError(
+            f"{type(self.llm).__name__} is asynchronous and an event loop is running: await the "
+            "rows instead"
+        )
+
+    def _ask_sync(self, contexts: list[list[int]]) -> Any:
+        if _rank(self.llm, _BATCH_SYNC) <= _rank(self.llm, _ONE_SYNC):
+            return self.llm.batch_next_token_logprobs_sync(contexts)
+        return [self.llm.next_token_logprobs_sync(c) for c in contexts]
+
+    def _contexts(self, nodes: IntArray) -> list[list[int]]:
+        return [self.tree.tokens(n) for n in nodes.tolist()]
+
+    def _empty(self) -> torch.Tensor:
+        return torch.empty((0, self.width or self._least_width), device=self.device)
+
+    def _rows(self, result: Any, nodes: IntArray) -> torch.Tensor:
+        """Whatever the model returned as a checked block of rows."""
+        rows = _as_tensor(result).to(self.device)
+        if rows.ndim != 2 or rows.shape[0] != len(nodes):
+            raise BadRowError(
+                f"{type(self.llm).__name__} was asked for {len(nodes)} rows and returned shape "
+                f"{tuple(rows.shape)}; expected ({len(nodes)}, width)"
+            )
+        if rows.shape[1] < self._least_width:
+            raise BadRowError(
+                f"{type(self.llm).__name__} returned rows of width {rows.shape[1]}, but its "
+                f"vocabulary has token ids up to {self._least_width - 1}; rows may be wider "
+                "(padding), not narrower"
+            )
+        top = rows.amax(dim=1)
+        bad = ~(top < torch.inf)  # NaN compares false
+        if bool(bad.any()):
+            lengths = sorted(set(self.tree.depth[nodes[bad.cpu().numpy()]].tolist()))
+            raise BadRowError(
+                f"{type(self.llm).__name__} returned NaN or +inf in {int(bad.sum())} of "
+                f"{len(rows)} rows (contexts of {', '.join(map(str, lengths))} tokens)"
+            )
+        self.width = int(rows.shape[1])
+        self.counts.forwards += 1
+        self.counts.rows += len(nodes)
+        self.counts.positions += int(self.tree.depth[nodes].sum())
+        return rows
+
+    # -- ending ------------------------------------------------------------------------
+
+    def clear_cache(self) -> None:
+        """Have the model drop its caches, if it can."""
+        clear = getattr(self.llm, "clear_cache", None)
+        if clear is not None:
+            clear()
+
+    def close(self) -> None:
+        """End the model if this engine owns it."""
+        cleanup = getattr(self.llm, "cleanup", None)
+        if self._owned and cleanup is not None:
+            cleanup()
+
+    cleanup = close
+
+
+def overrides(llm: Any, base: type) -> bool:
+    """Whether `llm` gives rows by methods of its own rather than those of `base`."""
+    return any(
+        name in vars(llm) or getattr(type(llm), name, None) is not getattr(base, name, None)
+        for name in (_ONE, _BATCH, _ONE_SYNC, _BATCH_SYNC)
+    )
+
+
+def _rank(llm: Any, name: str) -> int:
+    """How far up the class hierarchy a method is defined; the instance itself counts -1."""
+    if name in vars(llm):
+        return -1
+    for i, cls in enumerate(type(llm).__mro__):
+        if name in vars(cls):
+            # AsyncLM's own batch methods only loop over the single ones.
+            generic = cls.__module__ == "genlm.backend.llm.base" and cls.__name__ == "AsyncLM"
+            return _NOT_OVERRIDDEN if generic else i
+    return _NOT_OVERRIDDEN + 1
+
+
+async def _all(ask: Callable[[list[int]], Awaitable[Any]], contexts: list[list[int]]) -> list[Any]:
+    """Await `ask` for all contexts together, leaving no task behind if one fails."""
+    tasks = [asyncio.ensure_future(ask(c)) for c in contexts]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _as_tensor(result: Any) -> torch.Tensor:
+    """float32 or float64 tensor from a tensor, an array, or a list of either."""
+    if isinstance(result, (list, tuple)):
+        out = torch.stack([torch.as_tensor(row) for row in result])
+    else:
+        out = torch.as_tensor(result)
+    out = out.detach()
+    if out.dtype in (torch.float32, torch.float64):
+        return out
+    if out.dtype in (torch.float16, torch.bfloat16):
+        return torch.log_softmax(out, dim=-1, dtype=torch.float32)
+    return out.float()
+
+
+def _device_of(llm: Any) -> torch.device:
+    device = getattr(llm, "device", None)
+    if isinstance(device, (str, torch.device)):
+        return torch.device(device)
+    on_gpu = type(llm).__name__ in ("AsyncVirtualLM", "AsyncSGLTransformer")
+    return torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+
+
+def _window_of(llm: Any) -> int | None:
+    """vLLM's limit on the length of a context, which leaves room for the next token."""
+    at: Any = llm
+    for name in ("llm_engine", "llm_engine", "model_config", "max_model_len"):
+        at = getattr(at, name, None)
+    return at - 1 if isinstance(at, int) else None

@@ -1,0 +1,102 @@
+"""What the tree cache must know of a transformers model, read off its configuration."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_MASKED = {"sdpa", "eager"}  # attention implementations that take any 4-D mask
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The facts about one model that decide how it is run.
+
+    Attributes:
+        window: the most tokens a context may have, or None.
+        layers: number of layers.
+        sliding: tokens that a position of a sliding-window layer sees, itself included, or
+            None if every layer sees everything.
+        mixed: whether some layers slide and others do not: these models take one mask a kind.
+        eager: whether attention needs its causal mask spelled out, and keeps its weights.
+        heads: attention heads.
+        row_index: whether the model can apply its head to chosen positions only.
+        masks_padding: whether the model takes a mask of padding.
+        reach: contexts longer than this are computed with other position encodings
+            (`longrope`) and share no keys with shorter ones; None if there is no such length.
+        refusal: why the tree cache cannot be used, or None.
+    """
+
+    window: int | None
+    layers: int
+    sliding: int | None
+    mixed: bool
+    eager: bool
+    heads: int
+    row_index: bool
+    masks_padding: bool
+    reach: int | None
+    refusal: str | None
+
+    @classmethod
+    def of(cls, model: Any) -> Architecture:
+        """Read a transformers causal language model."""
+        config = model.config.get_text_config(decoder=True)
+        takes = inspect.signature(model.forward).parameters
+        kinds = set(getattr(config, "layer_types", None) or ())
+        sliding = getattr(config, "sliding_window", None)
+        if kinds and "sliding_attention" not in kinds:
+            sliding = None
+        return cls(
+            window=getattr(config, "max_position_embeddings", None),
+            layers=int(getattr(config, "num_hidden_layers", 0)),
+            sliding=sliding,
+            mixed=len(kinds) > 1,
+            eager=_implementation(model) != "sdpa",
+            heads=int(getattr(config, "num_attention_heads", 1) or 1),
+            row_index="logits_to_keep" in takes,
+            masks_padding="attention_mask" in takes,
+            reach=_reach(config),
+            refusal=_refusal(model, config, kinds, set(takes)),
+        )
+
+
+def _implementation(model: Any) -> str:
+    return str(getattr(model.config, "_attn_implementation", None) or "eager")
+
+
+def _refusal(model: Any, config: Any, kinds: set[str], takes: set[str]) -> str | None:
+    if getattr(model, "_is_stateful", False):
+        return "it keeps a recurrent state, not keys and values"
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if kinds - _KNOWN_LAYERS:
+        return f"it has layers of type {', '.join(sorted(kinds - _KNOWN_LAYERS))}"
+    if not {"past_key_values", "position_ids", "attention_mask"} <= takes:
+        return "its forward takes no position ids, no mask or no cache"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return "its local attention goes by distance in memory"
+    if _implementation(model) not in _MASKED:
+        return (
+            f"its attention implementation, {_implementation(model)}, takes no tree mask; load "
+            'it with attn_implementation="sdpa"'
+        )
+    if not getattr(config, "num_hidden_layers", 0):
+        return "its configuration does not say how many layers it has"
+    return None
+
+
+def _reach(config: Any) -> int | None:
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if not isinstance(rope, dict):
+        return None
+    kinds = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    limits = [
+        r.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        for r in kinds
+        if r.get("rope_type", r.get("type")) == "longrope"
+    ]
+    return min((int(n) for n in limits if n), default=None)

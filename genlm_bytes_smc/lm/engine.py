@@ -1,0 +1,255 @@
+"""The one interface between a token-level model and everything above it.
+
+A `RowEngine` answers one question: the next-token log-probabilities of many contexts at
+once. Contexts are ids of its `ContextTree`. Callers that ask at the same time (tasks of one
+event loop) are answered by one evaluation, in which equal contexts stand once.
+
+An engine is itself a genlm-backend `AsyncLM`, so genlm-control's `PromptedLLM` and
+genlm-bytes run on it unchanged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from genlm.backend.llm import AsyncLM
+
+from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
+
+
+class ContextTooLongError(ValueError):
+    """A context has more tokens than the model's window holds."""
+
+
+@dataclass
+class LMCounts:
+    """What a model was asked to do since it was made (or since `reset`).
+
+    forwards: calls of the model; rows: next-token rows it returned; positions: token
+    positions it computed (a prompt of t tokens counts t once, whatever shares it);
+    evicted: cached entries dropped to stay within the memory limit.
+    """
+
+    forwards: int = 0
+    rows: int = 0
+    positions: int = 0
+    evicted: int = 0
+
+    def reset(self) -> None:
+        """Set every count to zero."""
+        self.forwards = self.rows = self.positions = self.evicted = 0
+
+
+@dataclass(eq=False)
+class _Request:
+    nodes: IntArray
+    done: asyncio.Future[torch.Tensor | None] = field(repr=False)
+
+
+class RowEngine(AsyncLM):  # type: ignore[misc]
+    """Next-token log-probability rows of many contexts at once.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, or whatever stands for one where `byte_vocab`
+            is given.
+        device: where rows are returned.
+        width: number of columns of a row (the LM head's, padding included), or None while
+            unknown (an adapter learns it from the first row).
+        window: the most tokens a context may have, or None for no limit.
+        start: token ids that every context of a text begins with (usually BOS).
+        byte_vocab: what each token spells (genlm-backend `Token`s, entry i for id i); decoded
+            from `tokenizer` if None.
+        str_vocab: as strings; made from `byte_vocab` if None.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        device: torch.device,
+        width: int | None,
+        window: int | None,
+        start: Sequence[int],
+        byte_vocab: Sequence[Any] | None = None,
+        str_vocab: Sequence[str] | None = None,
+    ) -> None:
+        if byte_vocab is None:
+            super().__init__(tokenizer)
+        else:
+            # AsyncLM.__init__ would decode the tokenizer, which may not be one.
+            self.tokenizer = tokenizer
+            self.byte_vocab = list(byte_vocab)
+            self.str_vocab = _strings(self.byte_vocab) if str_vocab is None else list(str_vocab)
+            self._batch_queue: list[Any] = []
+            self._batch_armed = False
+        self.device = device
+        self.width = width
+        self.window = window
+        self.start = tuple(int(t) for t in start)
+        self.tree = ContextTree()
+        self.counts = LMCounts()
+        self._requests: list[_Request] = []
+
+    # -- what a subclass provides ------------------------------------------------------
+
+    @abstractmethod
+    def evaluate(self, nodes: IntArray) -> torch.Tensor:
+        """Rows of distinct contexts, now.
+
+        Args:
+            nodes: int64[B], distinct ids of `tree`, none of them empty contexts, all within
+                `window`, all kept alive by the caller.
+
+        Returns:
+            Normalised log-probabilities in nats, float32 or float64 [B, width], on `device`.
+        """
+
+    async def evaluate_async(self, nodes: IntArray) -> torch.Tensor:
+        """As `evaluate`; engines whose model is asynchronous override it."""
+        return self.evaluate(nodes)
+
+    # -- what callers use --------------------------------------------------------------
+
+    async def rows(self, nodes: IntArray) -> torch.Tensor:
+        """Rows of contexts that need not be distinct; concurrent callers share one forward.
+
+        Args:
+            nodes: int64[B] ids of `tree`.
+
+        Returns:
+            float[B, width] log-probabilities in nats, on `device`.
+
+        Raises:
+            ContextTooLongError: a context exceeds the model's window.
+        """
+        self.check(nodes)
+        loop = asyncio.get_running_loop()
+        request = _Request(nodes, loop.create_future())
+        self._requests.append(request)
+        with self.tree.pinned(nodes):
+            try:
+                await self._settle()
+                while not request.done.done():
+                    if request in self._requests:
+                        await self._serve()
+                    else:
+                        await asyncio.wait([request.done])
+                    if request.done.done() and request.done.result() is None:
+                        # Whoever served us was cancelled: ask again.
+                        request.done = loop.create_future()
+                        self._requests.append(request)
+                result = request.done.result()
+                assert result is not None
+                return result
+            finally:
+                if request in self._requests:
+                    self._requests.remove(request)
+                if not request.done.done():
+                    request.done.cancel()  # whoever serves us must not leave an error there
+                elif not request.done.cancelled():
+                    request.done.exception()  # mark as seen
+
+    def rows_sync(self, nodes: IntArray) -> torch.Tensor:
+        """As `rows`, without an event loop."""
+        self.check(nodes)
+        with self.tree.pinned(nodes):
+            distinct, where = np.unique(nodes, return_inverse=True)
+            rows = self.evaluate(distinct)
+            return rows if len(distinct) == len(nodes) and _is_range(where) else rows[where]
+
+    def check(self, nodes: IntArray) -> None:
+        """Raise before any work if a context is empty or longer than the window."""
+        if len(nodes) == 0:
+            return
+        depth = self.tree.depth[nodes]
+        if depth.min() == 0:
+            raise ValueError("a context needs at least one token (usually BOS), got none")
+        if self.window is not None and depth.max() > self.window:
+            raise ContextTooLongError(
+                f"a context of {int(depth.max())} tokens does not fit the model's window of "
+                f"{self.window} tokens; shorten the prompt or the text"
+            )
+
+    async def _settle(self) -> None:
+        """Give callers that are ready in this pass of the event loop the time to join."""
+        seen = 0
+        while len(self._requests) > seen:
+            seen = len(self._requests)
+            await asyncio.sleep(0)
+
+    async def _serve(self) -> None:
+        batch, self._requests = self._requests, []
+        nodes = np.concatenate([r.nodes for r in batch])
+        distinct, where = np.unique(nodes, return_inverse=True)
+        try:
+            rows = await self.evaluate_async(distinct)
+        except Exception as error:
+            for request in batch:
+                if not request.done.done():
+                    request.done.set_exception(error)
+            return
+        except BaseException:  # cancelled (or interrupted) while serving: the others ask again
+            for request in batch:
+                if not request.done.done():
+                    request.done.set_result(None)
+            raise
+        at = 0
+        for request in batch:
+            mine = where[at : at + len(request.nodes)]
+            at += len(request.nodes)
+            if not request.done.done():
+                whole = len(mine) == len(rows) and _is_range(mine)
+                request.done.set_result(
+                    rows if whole else rows[torch.as_tensor(mine, device=rows.device)]
+                )
+
+    # -- genlm-backend's AsyncLM -------------------------------------------------------
+
+    async def next_token_logprobs(
+        self, token_ids: Sequence[int], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """Row of one context given as token ids: float[width], nats."""
+        return (await self.batch_next_token_logprobs([token_ids], lora_name))[0]
+
+    async def batch_next_token_logprobs(
+        self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """Rows of several contexts given as token ids: float[B, width], nats."""
+        return await self.rows(self._nodes(token_ids_list, lora_name))
+
+    def next_token_logprobs_sync(
+        self, token_ids: Sequence[int], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """As `next_token_logprobs`, without an event loop."""
+        return self.batch_next_token_logprobs_sync([token_ids], lora_name)[0]
+
+    def batch_next_token_logprobs_sync(
+        self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """As `batch_next_token_logprobs`, without an event loop."""
+        return self.rows_sync(self._nodes(token_ids_list, lora_name))
+
+    def _nodes(self, contexts: Sequence[Sequence[int]], lora_name: str | None) -> IntArray:
+        if lora_name is not None:
+            raise ValueError(
+                f"adapters are chosen when a model is loaded, got lora_name={lora_name!r}"
+            )
+        if any(len(c) == 0 for c in contexts):
+            raise ValueError("a context needs at least one token (usually BOS), got none")
+        if self.tree.due():
+            self.tree.collect()
+        return np.array([self.tree.insert(map(int, c)) for c in contexts], dtype=np.int64)
+
+
+def _strings(byte_vocab: Sequence[Any]) -> list[str]:
+    return [bytes(getattr(t, "byte_string", t)).decode("utf-8", "replace") for t in byte_vocab]
+
+
+def _is_range(where: IntArray) -> bool:
+    return bool((where == np.arange(len(where))).all())

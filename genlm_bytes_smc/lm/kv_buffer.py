@@ -1,0 +1,210 @@
+"""Keys and values of the tree cache on the device.
+
+One buffer a layer for keys and one for values, `[1, heads, capacity, head_dim]`, indexed by
+the slots of `TreeCache`. A forward appends its positions at the end and reads what its
+`Attention` says; the bookkeeping stays with the host.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from genlm_bytes_smc.lm.attention import Attention
+from genlm_bytes_smc.lm.contexts import IntArray
+
+_LEAST_SLOTS = 64
+
+
+class _Access:
+    """What the layers do in the forward at hand: shared by all of them."""
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.count = 0
+        self.layout = "range"
+        self.low = self.high = 0
+        self.index: torch.Tensor | None = None
+        self.capacity = 0
+        self.scratch: dict[tuple[str, torch.device], torch.Tensor] = {}
+
+
+class _TreeLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer, float[1, heads, capacity, head_dim]."""
+
+    is_sliding = False  # windows are in the masks, by depth; the buffer keeps everything
+
+    def __init__(self, access: _Access) -> None:
+        super().__init__()
+        self.access = access
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.keys = self._empty(key_states, self.access.capacity)
+        self.values = self._empty(value_states, self.access.capacity)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new positions' keys and values and return those that attention needs.
+
+        Args:
+            key_states, value_states: float[1, heads, T, head_dim], or [T, heads, 1, head_dim]
+                where each position is a batch row.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return self._step("k", self.keys, key_states), self._step("v", self.values, value_states)
+
+    def _step(self, side: str, buffer: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        access = self.access
+        if access.layout == "rows":
+            new = new.transpose(0, 2)
+        buffer.narrow(2, access.first, access.count).copy_(new)
+        if access.index is None:
+            return buffer.narrow(2, access.low, access.high - access.low)
+        index = access.index.to(buffer.device)
+        keys = self._gather(side, buffer[0], index.flatten())
+        if access.layout == "listed":
+            return keys[None]
+        heads, _, width = keys.shape
+        return keys.view(heads, *index.shape, width).transpose(0, 1)
+
+    def _gather(self, side: str, buffer: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """`buffer[:, index]` in memory that all layers use in turn."""
+        heads, _, width = buffer.shape
+        size = heads * len(index) * width
+        place = self.access.scratch.get((side, buffer.device))
+        if place is None or place.numel() < size or place.dtype != buffer.dtype:
+            place = torch.empty(size, dtype=buffer.dtype, device=buffer.device)
+            self.access.scratch[side, buffer.device] = place
+        out = place[:size].view(heads, len(index), width)
+        return torch.index_select(buffer, 1, index, out=out)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Number of keys that `update` will return, and the offset of the first."""
+        return self.access.high - self.access.low, 0
+
+    def get_seq_length(self) -> int:
+        """Number of keys before the new positions."""
+        return max(self.access.high - self.access.low - self.access.count, 0)
+
+    def get_max_length(self) -> int:
+        """No limit of its own."""
+        return -1
+
+    def resize(self, capacity: int, keep: torch.Tensor | None, used: int) -> None:
+        """Move to buffers of `capacity` slots with the entries `keep` (or the first `used`)."""
+        if not self.is_initialized:
+            return
+        for side in ("keys", "values"):
+            old = getattr(self, side)
+            stay = (
+                old.narrow(2, 0, used) if keep is None else old.index_select(2, keep.to(old.device))
+            )
+            new = old if capacity == old.shape[2] else self._empty(old, capacity)
+            new.narrow(2, 0, stay.shape[2]).copy_(stay)
+            setattr(self, side, new)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes that one slot takes in this layer."""
+        if not self.is_initialized:
+            return 0
+        return sum(x.shape[1] * x.shape[3] * x.element_size() for x in (self.keys, self.values))
+
+    @staticmethod
+    def _empty(like: torch.Tensor, capacity: int) -> torch.Tensor:
+        # Zeros: a masked key that is NaN would still spoil the sum.
+        return like.new_zeros((1, like.shape[1], capacity, like.shape[3]))
+
+
+class KVBuffer(Cache):  # type: ignore[misc]
+    """The buffers of all layers, as the cache that a transformers model is given.
+
+    Args:
+        layers: number of layers that keep keys and values.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._access = _Access()
+        super().__init__(layers=[_TreeLayer(self._access) for _ in range(layers)])
+        self._flags = [False] * layers
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the layer's `update`."""
+        return self.layers[layer_idx].update(key_states, value_states)  # type: ignore[no-any-return]
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """No layer drops old entries."""
+        return self._flags
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """No layer is recurrent."""
+        return self._flags
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        """Every layer is real."""
+        return self._flags
+
+    def prepare(self, first: int, count: int, attention: Attention) -> None:
+        """Say what the next forward writes (`count` slots from `first` on) and reads."""
+        access = self._access
+        access.first, access.count, access.layout = first, count, attention.layout
+        access.low, access.high = attention.low, attention.high
+        access.index = None if attention.index is None else self._to_device(attention.index)
+
+    def _to_device(self, index: IntArray) -> torch.Tensor:
+        keys = self.layers[0].keys
+        out = torch.from_numpy(index)
+        return out if keys is None else out.to(keys.device)
+
+    @property
+    def capacity(self) -> int:
+        """Slots allotted."""
+        return self._access.capacity
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes that one slot takes over all layers (0 before the first forward)."""
+        return sum(layer.slot_bytes for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory allotted to entries, in bytes."""
+        return self.capacity * self.slot_bytes
+
+    def reserve(self, slots: int, used: int, limit: int) -> None:
+        """Have `slots` slots, the first `used` kept, growing by doubling up to `limit`."""
+        if slots > self.capacity:
+            grown = min(max(2 * self.capacity, _LEAST_SLOTS), limit)
+            self._resize(max(slots, grown), None, used)
+
+    def compact(self, keep: IntArray) -> None:
+        """Move the entries in slots `keep`, int64[m] ascending, to the front."""
+        self._resize(self.capacity, torch.from_numpy(keep), 0)
+
+    def clear(self) -> None:
+        """Free the memory."""
+        self._access.capacity = 0
+        self._access.scratch.clear()
+        for layer in self.layers:
+            layer.keys = layer.values = None
+            layer.is_initialized = False
+
+    def _resize(self, capacity: int, keep: torch.Tensor | None, used: int) -> None:
+        self._access.capacity = capacity
+        for layer in self.layers:
+            layer.resize(capacity, keep, used)

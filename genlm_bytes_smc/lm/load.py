@@ -1,0 +1,279 @@
+"""Models by name: the bundled one, a Hugging Face one, or one behind another backend."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+import torch
+from genlm.backend.llm import AsyncLM, AsyncTransformer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from genlm_bytes_smc.lm.adapter import AdapterEngine, overrides
+from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.start import start_tokens
+from genlm_bytes_smc.lm.transformer import TreeTransformer
+
+BACKENDS = ("hf", "vllm", "mlx", "sgl")
+
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_PACKAGES = {"vllm": "vllm", "mlx": "mlx_lm", "sgl": "sglang"}
+_SHARED_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "token",
+    "trust_remote_code",
+)
+_ENGINES = "_genlm_bytes_smc_engines"
+
+
+def load_model(
+    name: str | os.PathLike[str] | AsyncLM = "tiny",
+    backend: str | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    engine_opts: Mapping[str, Any] | None = None,
+    start: int | Sequence[int] | None = None,
+    limit_bytes: int | None = None,
+) -> RowEngine:
+    """Load a language model and make it answer for many contexts at once.
+
+    Args:
+        name: ``"tiny"`` for the small English model that comes with this package (nothing is
+            downloaded); a directory in Hugging Face's format; the name of a model on the
+            Hugging Face hub; or an `AsyncLM` or `RowEngine`, for which see `as_engine`.
+        backend: ``"hf"`` (the default) runs the model here by tree attention
+            (`TreeTransformer`); ``"vllm"``, ``"mlx"`` and ``"sgl"`` run it by genlm-backend's
+            class of that kind and need the package's extra of the same name.
+        device: for ``"hf"``, where to run: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+            None: CUDA where there is some, else the CPU.
+        dtype: of the weights: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"``,
+            or ``"auto"`` (None) for the one they are stored in. Rows are float32 in any case.
+        engine_opts: passed on: to `AutoModelForCausalLM.from_pretrained` for ``"hf"``, to the
+            engine of vLLM or SGLang, to `AsyncMlxLM` for ``"mlx"``.
+        start: token ids that contexts begin with; None chooses as `start_tokens` does.
+        limit_bytes: for ``"hf"``, the most memory for keys and values (None: 1 GiB).
+
+    Returns:
+        An engine; also an `AsyncLM`, so genlm-control and genlm-bytes can use it.
+
+    Raises:
+        ValueError: an unknown backend, device or dtype, or an option that does not apply.
+        FileNotFoundError: no such directory or model.
+        ImportError: the backend's package is not installed.
+    """
+    if not isinstance(name, (str, os.PathLike)):
+        if any(option is not None for option in (backend, device, dtype, engine_opts)):
+            raise ValueError(
+                "backend, device, dtype and engine_opts say how to load a model by name; "
+                f"{type(name).__name__} is loaded already"
+            )
+        return as_engine(name, start=start, limit_bytes=limit_bytes)
+    backend = backend or "hf"
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    if backend != "hf":
+        if device is not None or limit_bytes is not None:
+            raise ValueError(
+                f"device and limit_bytes apply to backend 'hf'; backend {backend!r} manages its "
+                "memory itself (see engine_opts)"
+            )
+        llm = _load_other(os.fspath(name), backend, _dtype(dtype), dict(engine_opts or {}))
+        return AdapterEngine(llm, start=start, owned=True)
+    where = _device(device)
+    kind = _dtype(dtype)
+    if name == "tiny":
+        with resources.as_file(resources.files(__package__).joinpath("tiny")) as path, _quiet():
+            model, tokenizer = _load_hf(path, kind, engine_opts)
+    else:
+        model, tokenizer = _load_hf(name, kind, engine_opts)
+    placed = None if "device_map" in (engine_opts or {}) else where
+    return TreeTransformer(model, tokenizer, limit_bytes=limit_bytes, start=start, device=placed)
+
+
+def as_engine(
+    llm: Any, *, start: int | Sequence[int] | None = None, limit_bytes: int | None = None
+) -> RowEngine:
+    """The engine of a loaded model; the same object with the same options has one engine.
+
+    A `RowEngine` is returned as it is. A genlm-backend `AsyncTransformer` gives its model and
+    tokenizer to a `TreeTransformer` (unless it is of a subclass that computes rows its own
+    way). Any other `AsyncLM` is wrapped in an `AdapterEngine`.
+
+    Args:
+        llm: the model.
+        start: token ids that contexts begin with; None chooses as `start_tokens` does (or,
+            for a `RowEngine`, leaves what it has).
+        limit_bytes: the most memory for keys and values where this package keeps them.
+
+    Raises:
+        TypeError: `llm` is no such thing.
+        ValueError: options that contradict the given `RowEngine`, or do not apply.
+    """
+    if isinstance(llm, RowEngine):
+        _check_same(llm, start, limit_bytes)
+        return llm
+    if isinstance(llm, (str, os.PathLike)):
+        raise TypeError(f"expected a model, got {llm!r}; load_model loads models by name")
+    key = (None if start is None else start_tokens(None, start), limit_bytes)
+    engines: dict[Any, RowEngine] = getattr(llm, "__dict__", {}).get(_ENGINES, {})
+    if key not in engines:
+        engines[key] = _new_engine(llm, start, limit_bytes)
+        try:
+            setattr(llm, _ENGINES, engines)
+        except AttributeError:  # no place for attributes: an engine a call, then
+            return engines[key]
+    return engines[key]
+
+
+def _new_engine(llm: Any, start: int | Sequence[int] | None, limit_bytes: int | None) -> RowEngine:
+    if isinstance(llm, AsyncTransformer) and not overrides(llm, AsyncTransformer):
+        return TreeTransformer(llm.model, llm.tokenizer, start=start, limit_bytes=limit_bytes)
+    if limit_bytes is not None:
+        raise ValueError(f"limit_bytes does not apply to {type(llm).__name__}")
+    return AdapterEngine(llm, start=start)
+
+
+def _check_same(
+    engine: RowEngine, start: int | Sequence[int] | None, limit_bytes: int | None
+) -> None:
+    if start is not None and start_tokens(None, start) != engine.start:
+        raise ValueError(f"the engine begins contexts with {engine.start}, got start={start!r}")
+    has = getattr(engine, "limit_bytes", None)
+    if limit_bytes is not None and limit_bytes != has:
+        raise ValueError(f"the engine has limit_bytes={has}, got limit_bytes={limit_bytes}")
+
+
+# -- loading ---------------------------------------------------------------------------
+
+
+def _load_hf(
+    name: str | os.PathLike[str], dtype: torch.dtype | None, opts: Mapping[str, Any] | None
+) -> tuple[Any, Any]:
+    options = {"dtype": "auto" if dtype is None else dtype, **(opts or {})}
+    source = _source(name)
+    if not Path(source).is_dir() and not _hub_in_reach():
+        options["local_files_only"] = True
+    shared = {k: options[k] for k in _SHARED_OPTIONS if k in options}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise _not_found(source, error) from None
+    return model, tokenizer
+
+
+def _source(name: str | os.PathLike[str]) -> str:
+    """The name or directory as transformers takes it; a directory must exist."""
+    text = os.fspath(name)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{text!r} is no model: the directory has no config.json")
+        return str(path)
+    looks_like_path = isinstance(name, os.PathLike) or text.startswith((".", "~", os.sep))
+    if looks_like_path or text.count("/") > 1:
+        raise FileNotFoundError(f"no such model directory: {text!r}")
+    return text
+
+
+def _hub_in_reach() -> bool:
+    """Whether the hub's name resolves. If not, its client would retry for most of a minute."""
+    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    if getproxies() or host is None:
+        return True
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
+def _not_found(source: str, error: Exception) -> Exception:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(source).is_dir():
+        return ValueError(f"cannot load the model in {source!r}: {reason}")
+    return FileNotFoundError(
+        f"cannot load model {source!r}: no such directory, and no such model on the Hugging Face "
+        f"hub or in its local cache ({reason})"
+    )
+
+
+def _load_other(
+    name: str, backend: str, dtype: torch.dtype | None, opts: dict[str, Any]
+) -> AsyncLM:
+    package = _PACKAGES[backend]
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"backend {backend!r} needs the package {package}: pip install "
+            f'"genlm-bytes-smc[{backend}]"'
+        )
+    from genlm.backend import llm as classes
+
+    if backend == "mlx":
+        if dtype is not None:
+            raise ValueError("dtype does not apply to backend 'mlx'")
+        return classes.AsyncMlxLM.from_name(name, **opts)
+    if dtype is not None:
+        opts.setdefault("dtype", str(dtype).removeprefix("torch."))
+    cls = classes.AsyncVirtualLM if backend == "vllm" else classes.AsyncSGLTransformer
+    return cls.from_name(name, engine_opts=opts)
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype == "auto":
+        return None
+    if isinstance(dtype, str) and dtype in _DTYPES:
+        return _DTYPES[dtype]
+    if isinstance(dtype, torch.dtype) and dtype in _DTYPES.values():
+        return dtype
+    raise ValueError(f"unknown dtype {dtype!r}; known: auto, {', '.join(_DTYPES)}")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}
+    known = [
+        name if i == 0 else f"{name}:{i}" for name, count in here.items() for i in range(count)
+    ]
+    try:
+        out = torch.device(device)
+    except RuntimeError:
+        out = None
+    if out is None or (out.index or 0) >= here.get(out.type, 0):
+        raise ValueError(f"unknown device {str(device)!r}; on this machine: {', '.join(known)}")
+    return out
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for a model that loads at once."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,304 @@
+"""Which contexts have key/value entries, and where: host bookkeeping of the tree cache.
+
+One entry a context, for its last token, in a *slot* of a buffer that is the same for every
+layer. Nothing here touches a tensor. Layout (struct of arrays)::
+
+    by context id   slot       int32[tree.capacity]   its slot, or -1
+    by slot         node       int64[slots]           its context, or -1 if the entry is dead
+                    depth      int32[slots]           tokens of that context
+                    last_used  int64[slots]           when a call last built on it
+
+Two laws hold throughout. The contexts with entries are closed under taking ancestors, so
+what a request lacks is the end of a path. A parent's slot is below its children's, since new
+entries go to the end and compaction keeps the order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
+
+SlotArray = npt.NDArray[np.int32]
+
+_NO_SLOTS: SlotArray = np.zeros(0, dtype=np.int32)
+_PATHS_KEPT = 1 << 21  # slots in remembered paths, per generation
+_DEAD_TOLERATED = 512  # compaction copies the whole buffer: not for less than this
+_EVICT_SHARE = 4  # evict a quarter more than needed, so that it does not happen every call
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call has to compute.
+
+    Attributes:
+        nodes: contexts whose last token is run through the model, parents before children
+            and each branch in one stretch. The first `fresh` get an entry; the others have
+            one already and are run again for their row alone.
+        fresh: number of contexts that get an entry.
+    """
+
+    nodes: list[int]
+    fresh: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a forward in which each position is the child of the one before.
+
+    Attributes:
+        start, stop: its positions.
+        parent: position of the first one's parent in the same forward, or -1 if the parent
+            has an entry in the buffer (or is the empty context).
+        path: slots of the first one's ancestors where `parent` is -1, int32[depth - 1].
+    """
+
+    start: int
+    stop: int
+    parent: int
+    path: SlotArray
+
+
+class TreeCache:
+    """Slots of contexts, and the plans that follow from them.
+
+    Args:
+        tree: the contexts; entries of freed ids die with them.
+    """
+
+    def __init__(self, tree: ContextTree) -> None:
+        self.tree = tree
+        self.used = 0
+        self.dead = 0
+        self._clock = 0
+        self._slot: SlotArray = np.full(tree.capacity, -1, dtype=np.int32)
+        self._node: IntArray = np.full(64, -1, dtype=np.int64)
+        self._depth: SlotArray = np.zeros(64, dtype=np.int32)
+        self._last_used: IntArray = np.zeros(64, dtype=np.int64)
+        self._paths: dict[int, SlotArray] = {}
+        self._older_paths: dict[int, SlotArray] = {}
+        self._paths_size = 0
+        tree.on_free(self._forget)
+
+    def __len__(self) -> int:
+        """Number of contexts that have an entry."""
+        return self.used - self.dead
+
+    # -- reading -----------------------------------------------------------------------
+
+    def slots(self, nodes: IntArray) -> SlotArray:
+        """Slot of each context or -1, int32[m]."""
+        self._fit_tree()
+        return self._slot[nodes]
+
+    def depths(self, slots: IntArray | SlotArray | slice) -> SlotArray:
+        """Number of tokens of the contexts in these slots, int32[m]."""
+        return self._depth[slots]
+
+    def path(self, node: int) -> SlotArray:
+        """Slots of `node`'s tokens in order, int32[depth]; `node` must have an entry."""
+        if node <= 0:
+            return _NO_SLOTS
+        known = self._known_path(node)
+        if known is not None:
+            return known
+        parent, slot = self.tree.parent, self._slot
+        tail: list[int] = []
+        at, base = node, _NO_SLOTS
+        while at > 0:
+            found = self._known_path(at)
+            if found is not None:
+                base = found
+                break
+            tail.append(int(slot[at]))
+            at = int(parent[at])
+        tail.reverse()
+        path = np.concatenate([base, np.array(tail, dtype=np.int32)])
+        self._remember(node, path)
+        return path
+
+    # -- planning ----------------------------------------------------------------------
+
+    def work(self, nodes: IntArray) -> Work:
+        """The positions that rows of `nodes` (distinct, not empty) require."""
+        self._fit_tree()
+        parent, slot = self.tree.parent, self._slot
+        fresh: list[int] = []
+        again: list[int] = []
+        seen: set[int] = set()
+        for node in nodes.tolist():
+            if slot[node] >= 0:
+                again.append(node)
+                continue
+            branch: list[int] = []
+            at = node
+            while at > 0 and slot[at] < 0 and at not in seen:
+                branch.append(at)
+                at = int(parent[at])
+            branch.reverse()
+            fresh += branch
+            seen.update(branch)
+        return Work(fresh + again, len(fresh))
+
+    def segments(self, nodes: list[int], fresh: int) -> list[Segment]:
+        """Cut one forward (part of a `Work`, its first `fresh` without entries) into branches."""
+        parent = self.tree.parent
+        position = {node: i for i, node in enumerate(nodes[:fresh])}
+        out: list[Segment] = []
+        start = 0
+        while start < len(nodes):
+            stop = start + 1
+            while stop < fresh and parent[nodes[stop]] == nodes[stop - 1]:
+                stop += 1
+            above = int(parent[nodes[start]])
+            inside = position.get(above, -1)
+            path = _NO_SLOTS if inside >= 0 else self.path(above)
+            out.append(Segment(start, stop, inside, path))
+            start = stop
+        return out
+
+    # -- changing ----------------------------------------------------------------------
+
+    def append(self, nodes: IntArray) -> None:
+        """Give contexts the slots `used`, `used + 1`, ...; parents come before children."""
+        n = len(nodes)
+        new = slice(self.used, self.used + n)
+        self._fit_slots(self.used + n)
+        self._node[new] = nodes
+        self._depth[new] = self.tree.depth[nodes]
+        self._last_used[new] = self._clock
+        self._slot[nodes] = np.arange(self.used, self.used + n, dtype=np.int32)
+        self.used += n
+
+    def touch(self, nodes: IntArray) -> None:
+        """Note that a call needs these contexts (those without an entry are ignored)."""
+        self._clock += 1
+        slots = self._slot[nodes]
+        self._last_used[slots[slots >= 0]] = self._clock
+
+    def room(self, wanted: IntArray, more: int, limit: int) -> IntArray | None:
+        """Which slots to keep so that `more` entries fit below `limit`.
+
+        Args:
+            wanted: the contexts of the call; they and their ancestors stay.
+            more: entries to come.
+            limit: the most slots the buffer may have.
+
+        Returns:
+            None if there is room and little is dead. Otherwise the slots that stay,
+            int64[m], ascending; pass them to `compact` (and the buffer's).
+
+        Raises:
+            MemoryError: what the call itself needs does not fit.
+        """
+        if self.used + more <= limit:
+            wasteful = self.dead > max(_DEAD_TOLERATED, self.used // 2)
+            return np.flatnonzero(self._node[: self.used] >= 0) if wasteful else None
+        alive = np.flatnonzero(self._node[: self.used] >= 0)
+        if len(alive) + more <= limit - limit // _EVICT_SHARE:
+            return alive
+        need = self._needed(wanted)[alive]
+        if int(need.sum()) + more > limit:
+            raise MemoryError(f"{int(need.sum()) + more} entries do not fit in {limit}")
+        live = self.tree.live()[self._node[alive]]
+        # Ancestors are needed, live and used at least as late as their descendants, and
+        # have lower slots, so that taking the best always takes ancestors first.
+        best = np.lexsort((alive, -self._last_use()[alive], ~live, ~need))
+        stay = max(int(need.sum()), limit - limit // _EVICT_SHARE - more)
+        return np.sort(alive[best[:stay]])
+
+    def compact(self, keep: IntArray) -> int:
+        """Move the entries in slots `keep` (ascending) to the front and drop the others.
+
+        Returns:
+            How many entries were alive and dropped.
+        """
+        moved = np.full(self.used, -1, dtype=np.int32)
+        moved[keep] = np.arange(len(keep), dtype=np.int32)
+        alive = self._node[: self.used] >= 0
+        gone = self._node[: self.used][alive & (moved < 0)]
+        self._slot[gone] = -1
+        n = len(keep)
+        for column in (self._node, self._depth, self._last_used):
+            column[:n] = column[keep]
+        self._node[n:] = -1
+        self._slot[self._node[:n]] = np.arange(n, dtype=np.int32)
+        self._paths = self._moved_paths(self._paths, moved)
+        self._older_paths = self._moved_paths(self._older_paths, moved)
+        self.used, self.dead = n, 0
+        return len(gone)
+
+    def clear(self) -> None:
+        """Forget every entry."""
+        self._slot[:] = -1
+        self._node[:] = -1
+        self._paths, self._older_paths, self._paths_size = {}, {}, 0
+        self.used = self.dead = 0
+
+    # -- inside ------------------------------------------------------------------------
+
+    def _needed(self, wanted: IntArray) -> npt.NDArray[np.bool_]:
+        """Mask over slots: entries of `wanted` and of their ancestors."""
+        mask = np.zeros(self.used, dtype=bool)
+        frontier = np.unique(wanted)
+        while len(frontier):
+            slots = self._slot[frontier]
+            mask[slots[slots >= 0]] = True
+            frontier = np.unique(self.tree.parent[frontier])
+            frontier = frontier[frontier > 0]
+        return mask
+
+    def _last_use(self) -> IntArray:
+        """When each slot or anything below it was last used, int64[used]."""
+        last = self._last_used[: self.used].copy()
+        depth = np.where(self._node[: self.used] >= 0, self._depth[: self.used], 0)
+        by_depth = np.argsort(depth, kind="stable")
+        ends = np.searchsorted(depth[by_depth], np.arange(2, int(depth.max(initial=0)) + 2))
+        for first, stop in zip(ends[-2::-1], ends[:0:-1], strict=True):
+            level = by_depth[first:stop]
+            above = self._slot[self.tree.parent[self._node[level]]]
+            np.maximum.at(last, above, last[level])
+        return last
+
+    def _forget(self, freed: IntArray) -> None:
+        self._fit_tree()
+        slots = self._slot[freed]
+        slots = slots[slots >= 0]
+        self._node[slots] = -1
+        self._slot[freed] = -1
+        self.dead += len(slots)
+        for node in freed.tolist():
+            self._paths.pop(node, None)
+            self._older_paths.pop(node, None)
+
+    def _known_path(self, node: int) -> SlotArray | None:
+        path = self._paths.get(node)
+        if path is None:
+            path = self._older_paths.get(node)
+            if path is not None:
+                self._remember(node, path)
+        return path
+
+    def _remember(self, node: int, path: SlotArray) -> None:
+        if self._paths_size > _PATHS_KEPT:
+            self._paths, self._older_paths, self._paths_size = {}, self._paths, 0
+        self._paths[node] = path
+        self._paths_size += len(path)
+
+    def _moved_paths(self, paths: dict[int, SlotArray], moved: SlotArray) -> dict[int, SlotArray]:
+        return {n: moved[path] for n, path in paths.items() if self._slot[n] >= 0}
+
+    def _fit_tree(self) -> None:
+        lack = self.tree.capacity - len(self._slot)
+        if lack > 0:
+            self._slot = np.concatenate([self._slot, np.full(lack, -1, dtype=np.int32)])
+
+    def _fit_slots(self, slots: int) -> None:
+        lack = max(slots, 2 * len(self._node)) - len(self._node)
+        if slots > len(self._node):
+            self._node = np.concatenate([self._node, np.full(lack, -1, dtype=np.int64)])
+            self._depth = np.concatenate([self._depth, np.zeros(lack, dtype=np.int32)])
+            self._last_used = np.concatenate([self._last_used, np.zeros(lack, dtype=np.int64)])
