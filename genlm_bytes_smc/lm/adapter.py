@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.lm.contexts import IntArray
@@ -16,6 +18,8 @@ from genlm_bytes_smc.lm.start import start_tokens
 _ONE, _BATCH = "next_token_logprobs", "batch_next_token_logprobs"
 _ONE_SYNC, _BATCH_SYNC = f"{_ONE}_sync", f"{_BATCH}_sync"
 _NOT_OVERRIDDEN = 1 << 30
+
+_EXACT = (torch.float32, torch.float64)
 
 
 class AdapterEngine(RowEngine):
@@ -134,10 +138,10 @@ class AdapterEngine(RowEngine):
                 f"vocabulary has token ids up to {self._least_width - 1}; rows may be wider "
                 "(padding), not narrower"
             )
-        top = rows.amax(dim=1)
-        bad = ~(top < torch.inf)  # NaN compares false
-        if bool(bad.any()):
-            lengths = sorted(set(self.tree.depth[nodes[bad.cpu().numpy()]].tolist()))
+        top = _row_max(rows)
+        bad = ~(top < np.inf)  # NaN compares false
+        if bad.any():
+            lengths = sorted(set(self.tree.depth[nodes[bad]].tolist()))
             raise BadRowError(
                 f"{type(self.llm).__name__} returned NaN or +inf in {int(bad.sum())} of "
                 f"{len(rows)} rows (contexts of {', '.join(map(str, lengths))} tokens)"
@@ -163,6 +167,13 @@ class AdapterEngine(RowEngine):
             cleanup()
 
     cleanup = close
+
+
+def _row_max(rows: torch.Tensor) -> npt.NDArray[np.floating[Any]]:
+    """Largest entry of each row on the host, float[B]; NaN if there is one."""
+    if rows.device.type == "cpu":  # numpy: no thread pool is woken for a small job
+        return np.asarray(rows.detach().numpy().max(axis=1))
+    return np.asarray(rows.amax(dim=1).cpu().numpy())
 
 
 def overrides(llm: Any, base: type) -> bool:
@@ -200,11 +211,15 @@ async def _all(ask: Callable[[list[int]], Awaitable[Any]], contexts: list[list[i
 def _as_tensor(result: Any) -> torch.Tensor:
     """float32 or float64 tensor from a tensor, an array, or a list of either."""
     if isinstance(result, (list, tuple)):
-        out = torch.stack([torch.as_tensor(row) for row in result])
+        rows = [torch.as_tensor(row).detach() for row in result]
+        if all(row.device.type == "cpu" and row.dtype in _EXACT for row in rows):
+            out = torch.from_numpy(np.stack([row.numpy() for row in rows]))
+        else:
+            out = torch.stack(rows)
     else:
         out = torch.as_tensor(result)
     out = out.detach()
-    if out.dtype in (torch.float32, torch.float64):
+    if out.dtype in _EXACT:
         return out
     if out.dtype in (torch.float16, torch.bfloat16):
         return torch.log_softmax(out, dim=-1, dtype=torch.float32)

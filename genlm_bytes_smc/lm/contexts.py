@@ -29,6 +29,7 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 
 _TOKEN_BITS = 32
+_MEMO = 1024
 
 
 class HoldsContexts(Protocol):
@@ -59,6 +60,7 @@ class ContextTree:
         self._pins: Counter[int] = Counter()
         self._on_free: list[weakref.WeakMethod[Callable[[IntArray], None]]] = []
         self._after_last_collect = 0
+        self._spelled: dict[int, list[int]] = {}  # recent answers of `tokens`
 
     def __len__(self) -> int:
         """Number of contexts alive, the empty one included."""
@@ -100,8 +102,18 @@ class ContextTree:
         return out
 
     def tokens(self, node: int) -> list[int]:
-        """The token ids that `node` stands for."""
-        return [int(self.token[n]) for n in self.path(node)]
+        """The token ids that `node` stands for (a list of the caller's own)."""
+        if node == 0:
+            return []
+        above = self._spelled.get(int(self.parent[node]))
+        if above is None:
+            spelled = [int(self.token[n]) for n in self.path(node)]
+        else:
+            spelled = [*above, int(self.token[node])]
+        if len(self._spelled) > _MEMO:
+            self._spelled.clear()
+        self._spelled[node] = spelled
+        return list(spelled)
 
     def alive(self, nodes: Sequence[int] | IntArray) -> npt.NDArray[np.bool_]:
         """Whether each id is in use, bool[m]."""
@@ -180,6 +192,7 @@ class ContextTree:
         for node in freed.tolist():
             del self._index[(int(self.parent[node]) << _TOKEN_BITS) | int(self.token[node])]
         self._alive[freed] = False
+        self._spelled.clear()  # ids are used again
         self._free.extend(freed.tolist())
         self._after_last_collect = len(self)
         if len(freed):

@@ -25,7 +25,7 @@ class _Access:
         self.first = 0
         self.count = 0
         self.layout = "range"
-        self.low = self.high = 0
+        self.low = self.high = self.keys = 0
         self.index: torch.Tensor | None = None
         self.capacity = 0
         self.scratch: dict[tuple[str, torch.device], torch.Tensor] = {}
@@ -85,11 +85,11 @@ class _TreeLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Number of keys that `update` will return, and the offset of the first."""
-        return self.access.high - self.access.low, 0
+        return self.access.keys, 0
 
     def get_seq_length(self) -> int:
         """Number of keys before the new positions."""
-        return max(self.access.high - self.access.low - self.access.count, 0)
+        return max(self.access.keys - self.access.count, 0)
 
     def get_max_length(self) -> int:
         """No limit of its own."""
@@ -117,8 +117,8 @@ class _TreeLayer(CacheLayerMixin):  # type: ignore[misc]
 
     @staticmethod
     def _empty(like: torch.Tensor, capacity: int) -> torch.Tensor:
-        # Zeros: a masked key that is NaN would still spoil the sum.
-        return like.new_zeros((1, like.shape[1], capacity, like.shape[3]))
+        # Slots are read only after they were written, so nothing needs to be there yet.
+        return like.new_empty((1, like.shape[1], capacity, like.shape[3]))
 
 
 class KVBuffer(Cache):  # type: ignore[misc]
@@ -163,7 +163,7 @@ class KVBuffer(Cache):  # type: ignore[misc]
         """Say what the next forward writes (`count` slots from `first` on) and reads."""
         access = self._access
         access.first, access.count, access.layout = first, count, attention.layout
-        access.low, access.high = attention.low, attention.high
+        access.low, access.high, access.keys = attention.low, attention.high, attention.keys
         access.index = None if attention.index is None else self._to_device(attention.index)
 
     def _to_device(self, index: IntArray) -> torch.Tensor:
@@ -204,6 +204,7 @@ class KVBuffer(Cache):  # type: ignore[misc]
             layer.keys = layer.values = None
             layer.is_initialized = False
 
+    @torch.inference_mode()
     def _resize(self, capacity: int, keep: torch.Tensor | None, used: int) -> None:
         self._access.capacity = capacity
         for layer in self.layers:

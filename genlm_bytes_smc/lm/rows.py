@@ -17,9 +17,15 @@ import torch
 
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.intake import permute_into
+from genlm_bytes_smc.lm.slots import SlotTable
 from genlm_bytes_smc.trie import TokenTrie
 
+FloatArray = npt.NDArray[np.float64]
+
 DEFAULT_ROW_BYTES = 1 << 30
+_ROUNDING = 1e-4  # how far from one a float32 row over a large vocabulary may sum
+_FIRST_BYTES = 1 << 25  # of rows, before unreachable ones are given up
 _FORWARD_BYTES = 1 << 28  # logits of one request to the engine
 
 
@@ -52,9 +58,16 @@ class RowTransform:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1] or None, got {self.top_p!r}")
 
+    @property
+    def plain(self) -> bool:
+        """Whether it leaves rows as they are."""
+        return self.temperature == 1.0 and self.top_k is None and self.top_p is None
+
     def __call__(self, logp: torch.Tensor) -> torch.Tensor:
         """Probabilities float64[B, T] from log-probabilities float[B, T]."""
         x = logp.double()
+        if self.plain:
+            return x.exp()
         if self.temperature != 1.0:
             x /= self.temperature
         if self.top_k is not None and self.top_k < x.shape[1]:
@@ -81,7 +94,7 @@ class RowStore:
 
     Attributes:
         probs: float64[slots, T] on `engine.device`.
-        slot_of: int64[tree.capacity] on the host, a context's slot or -1.
+        table: which context is in which slot.
     """
 
     def __init__(
@@ -95,37 +108,35 @@ class RowStore:
         self.trie = trie
         self.transform = transform or RowTransform()
         self.limit_bytes = limit_bytes
-        self.evicted = 0
         self._order = torch.as_tensor(trie.order.astype(np.int64), device=engine.device)
-        self._plain = bool((trie.order == np.arange(trie.n_tokens)).all())
-        self.slot_of: IntArray = np.full(engine.tree.capacity, -1, dtype=np.int64)
-        self._allocate(8)
-        engine.tree.on_free(self._forget)
+        self._order_host = trie.order.astype(np.int64)
+        row_bytes = 8 * trie.n_tokens
+        self.table = SlotTable(max(8, _FIRST_BYTES // row_bytes), limit_bytes // row_bytes)
+        # On a CPU memory costs nothing until it is written to: reserve the whole limit.
+        cpu = engine.device.type == "cpu"
+        self.probs = self._allocate(self.table.limit if cpu else self.table.open)
+        engine.tree.on_free(self.table.forget)
 
     def __len__(self) -> int:
         """Number of rows held."""
-        return int((self._context >= 0).sum())
+        return len(self.table)
+
+    @property
+    def slot_of(self) -> IntArray:
+        """Slot of each context id on the host, or -1: int64[contexts + 1]."""
+        return self.table.slot_of
 
     @property
     def nbytes(self) -> int:
-        """Memory allotted to rows, in bytes."""
-        return self.probs.numel() * self.probs.element_size()
-
-    @property
-    def limit_rows(self) -> int:
-        """Rows that fit the limit (at least one)."""
-        return max(1, self.limit_bytes // (8 * self.trie.n_tokens))
+        """Memory of the slots opened so far, in bytes."""
+        return 8 * self.trie.n_tokens * self.table.open
 
     # -- asking ------------------------------------------------------------------------
 
     def missing(self, contexts: IntArray) -> IntArray:
         """Distinct ids >= 0 among `contexts` (any shape) that have no row, int64[m]."""
-        if len(self.slot_of) < self.engine.tree.capacity:
-            more = self.engine.tree.capacity - len(self.slot_of)
-            self.slot_of = np.concatenate([self.slot_of, np.full(more, -1, dtype=np.int64)])
-        flat = contexts.ravel()
-        absent = flat[(self.slot_of[flat] < 0) & (flat >= 0)]
-        return np.unique(absent) if len(absent) > 1 else absent
+        self.table.cover(self.engine.tree.capacity)
+        return self.table.missing(contexts)
 
     async def ensure(self, contexts: IntArray) -> None:
         """Have the rows of `contexts` (any shape; negative ids ignored) when this returns.
@@ -140,7 +151,7 @@ class RowStore:
                     chunk = self._first_chunk(missing)
                     self._insert(chunk, await self.engine.rows(chunk), contexts)
                     missing = self.missing(contexts)
-        self._touch(contexts)
+        self.table.touch(contexts)
 
     def ensure_sync(self, contexts: IntArray) -> None:
         """As `ensure`, without an event loop."""
@@ -152,7 +163,7 @@ class RowStore:
                     chunk = self._first_chunk(missing)
                     self._insert(chunk, self.engine.rows_sync(chunk), contexts)
                     missing = self.missing(contexts)
-        self._touch(contexts)
+        self.table.touch(contexts)
 
     def prob(self, context: int, token: int) -> float:
         """Probability of one token after a context whose row is held.
@@ -175,11 +186,6 @@ class RowStore:
         if self.engine.tree.due():
             self.engine.tree.collect()
 
-    def _touch(self, contexts: IntArray) -> None:
-        self._clock += 1
-        flat = contexts.ravel()
-        self._used[self.slot_of[flat[flat >= 0]]] = self._clock
-
     # -- keeping -----------------------------------------------------------------------
 
     def _insert(self, contexts: IntArray, rows: torch.Tensor, needed: IntArray) -> None:
@@ -188,94 +194,71 @@ class RowStore:
             contexts, rows = contexts[fresh], rows[torch.as_tensor(fresh, device=rows.device)]
             if len(contexts) == 0:
                 return
-        probs = self._distribution(rows)
-        slots = self._room(len(contexts), needed)
-        self.probs[torch.as_tensor(slots, device=self.probs.device)] = probs
-        self._context[slots] = contexts
-        self._used[slots] = self._clock
-        self.slot_of[contexts] = slots
-
-    def _distribution(self, rows: torch.Tensor) -> torch.Tensor:
-        """Probabilities in trie order, checked: float64[B, T]."""
         widest = len(self.trie.vocab)
         if rows.shape[1] < widest:
             raise BadRowError(
                 f"the model returned rows of width {rows.shape[1]}, but its tokenizer has "
                 f"{widest} tokens; rows may be wider (padding), not narrower"
             )
-        x = rows[:, : len(self._order)] if self._plain else rows.index_select(1, self._order)
-        probs = self.transform(x)
-        bad = torch.isnan(probs[:, 0])  # one bad entry makes the whole softmax NaN
-        if bool(bad.any()):
+        slots = self.table.room(len(contexts), needed, self.engine.tree.live)
+        if self.table.open > len(self.probs):
+            self._enlarge()
+        total = self._write(slots, rows)
+        bad = ~(np.isfinite(total) & (total > 0))
+        if bad.any():
+            self.table.release(slots)
             raise BadRowError(
                 f"the model returned {int(bad.sum())} of {len(rows)} rows with NaN, +inf or "
                 "no finite entry; rows must be log-probabilities in nats"
             )
-        return probs
+        self.table.place(contexts, slots)
 
-    def _allocate(self, slots: int) -> None:
-        self.probs = torch.empty(
-            (slots, self.trie.n_tokens), dtype=torch.float64, device=self.engine.device
-        )
-        self._context: IntArray = np.full(slots, -1, dtype=np.int64)
-        self._used: IntArray = np.zeros(slots, dtype=np.int64)
-        self._clock = 0
+    def _write(self, slots: IntArray, rows: torch.Tensor) -> FloatArray:
+        """Store rows and return what each summed to before it was normalised, float64[B].
 
-    def _resize(self, slots: int, keep: IntArray) -> None:
-        """New storage with the rows in slots `keep` first."""
-        probs, context, used, clock = self.probs, self._context, self._used, self._clock
-        self._allocate(slots)
-        n = len(keep)
-        self.probs[:n] = probs[torch.as_tensor(keep, device=probs.device)]
-        self._context[:n], self._used[:n], self._clock = context[keep], used[keep], clock
-        self.slot_of[context[context >= 0]] = -1
-        self.slot_of[self._context[:n]] = np.arange(n)
+        A row over just the tokens that spell something is a distribution as it comes, and
+        is left as it is unless its sum is off by more than rounding.
+        """
+        whole = rows.shape[1] == self.trie.n_tokens
+        if self.probs.device.type == "cpu" and self.transform.plain:
+            total = np.empty(len(rows))
+            probs, logp = self.probs.numpy(), rows.detach().numpy()
+            scratch = np.empty(logp.shape[1])  # one row at a time, while it is in the cache
+            with np.errstate(over="ignore", invalid="ignore"):
+                for i, slot in enumerate(slots.tolist()):
+                    np.exp(logp[i], out=scratch, dtype=np.float64)
+                    total[i] = permute_into(probs[slot], scratch, self._order_host)
+            off = np.ones(len(rows), dtype=bool) if not whole else np.abs(total - 1) > _ROUNDING
+            if off.any():
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    probs[slots[off]] /= total[off, None]
+            return total
+        fresh = self.transform(rows.index_select(1, self._order))
+        sums = fresh.sum(dim=1)
+        scale = torch.ones_like(sums)
+        if not whole:
+            scale = sums
+        else:
+            scale = torch.where((sums - 1).abs() > _ROUNDING, sums, scale)
+        self.probs[torch.as_tensor(slots, device=self.probs.device)] = fresh / scale[:, None]
+        out: FloatArray = sums.cpu().numpy()
+        return out
 
-    def _room(self, n: int, needed: IntArray) -> IntArray:
-        """`n` free slots, growing up to the limit and then evicting."""
-        free = np.flatnonzero(self._context < 0)
-        if len(free) >= n:
-            return free[:n]
-        held = np.flatnonzero(self._context >= 0)
-        want = len(held) + n
-        if want <= self.limit_rows:
-            self._resize(min(self.limit_rows, max(want, 2 * len(self._context))), held)
-            return np.flatnonzero(self._context < 0)[:n]
-        return self._evict(n, needed, held)
+    def _allocate(self, slots: int) -> torch.Tensor:
+        shape = (slots, self.trie.n_tokens)
+        if self.engine.device.type == "cpu":
+            return torch.from_numpy(np.empty(shape))  # numpy asks for huge pages
+        return torch.empty(shape, dtype=torch.float64, device=self.engine.device)
 
-    def _evict(self, n: int, needed: IntArray, held: IntArray) -> IntArray:
-        must = np.zeros(len(self._context), dtype=bool)
-        slots = self.slot_of[needed.ravel()[needed.ravel() >= 0]]
-        must[slots[slots >= 0]] = True
-        live = self.engine.tree.live()[self._context[held]]
-        # Unreachable rows go first, then the least recently used; a quarter at a time.
-        order = held[np.lexsort((self._used[held], live))]
-        order = order[~must[order]]
-        drop = order[: max(n, self.limit_rows // 4)]
-        self.evicted += len(drop)
-        self.engine.counts.evicted += len(drop)
-        self.slot_of[self._context[drop]] = -1
-        self._context[drop] = -1
-        stay = np.flatnonzero(self._context >= 0)
-        size = max(self.limit_rows, len(stay) + n)
-        if size != len(self._context):
-            self._resize(size, stay)
-        return np.flatnonzero(self._context < 0)[:n]
-
-    def _forget(self, freed: IntArray) -> None:
-        known = freed[freed < len(self.slot_of)]
-        slots = self.slot_of[known]
-        self._context[slots[slots >= 0]] = -1
-        self.slot_of[known] = -1
+    def _enlarge(self) -> None:
+        """Storage for every open slot, the rows where they were."""
+        old, self.probs = self.probs, self._allocate(self.table.open)
+        self.probs[: len(old)] = old
 
     def clear(self) -> None:
         """Drop every row."""
-        self.slot_of[:] = -1
-        self._allocate(8)
+        self.table.clear()
 
     def memory(self) -> dict[str, int]:
-        """Rows held, bytes allotted and rows evicted so far."""
-        return {"rows": len(self), "bytes": self.nbytes, "evicted": self.evicted}
-
-
-FloatArray = npt.NDArray[np.float64]
+        """Rows held, bytes of the slots opened, rows evicted so far."""
+        return {"rows": len(self), "bytes": self.nbytes, "evicted": self.table.evicted}

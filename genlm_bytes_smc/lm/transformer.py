@@ -278,20 +278,24 @@ class TreeTransformer(RowEngine):
     def _probe(self) -> str | None:
         """Why the cache cannot be trusted with this model, or None if a small tree comes right."""
         a, b, c, d = (i % (self.width or 1) for i in range(4))
-        contexts = [[a, b], [a, c], [a, b, d], [a, c, d], [a, c, b]]
-        nodes = np.array([self.tree.insert(tokens) for tokens in contexts], dtype=np.int64)
+        steps: list[tuple[Layout, list[list[int]]]] = [
+            ("range", [[a, b], [a, c]]),  # a fork
+            ("listed", [[a, b, d]]),  # an entry between it and its parent left out
+            ("range", [[a, b, d, c]]),  # or masked
+            ("rows", [[a, c, d], [a, c, b]]),
+        ]
+        nodes = [np.array([self.tree.insert(t) for t in tokens]) for _, tokens in steps]
+        rows = []
         try:
-            # A fork, one child with a stranger between it and its parent, two batch rows.
-            rows = [self._tree(nodes[:2]), self._tree(nodes[2:3])]
-            self._layout = "rows"
-            rows.append(self._tree(nodes[3:]))
+            for (self._layout, _), asked in zip(steps, nodes, strict=True):
+                rows.append(self._tree(asked))
             self._limit_slots = self.limit_bytes // max(1, self._buffer.slot_bytes)
         except Exception as error:  # whatever the model raises, whole forwards remain
             logger.debug("the tree probe failed", exc_info=True)
             return f"a small tree of contexts failed ({type(error).__name__}: {error})"
         finally:
             self._layout = None
-        if _agree(torch.cat(rows), self._plain(nodes), self._mask_dtype):
+        if _agree(torch.cat(rows), self._plain(np.concatenate(nodes)), self._mask_dtype):
             return None
         return "a small tree of contexts gave other rows than whole forwards"
 
