@@ -73,6 +73,10 @@ class Kernels(Protocol):
         """Log mass per next byte, and of ending last: float64[N, 257], unnormalised."""
         ...
 
+    def normalise(self, block: torch.Tensor, log_z: FloatArray | None) -> torch.Tensor:
+        """A block less the log of each row's sum, or less `log_z` float64[N] if given."""
+        ...
+
     def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
         """The same candidates with their weights under another `cut`."""
         ...
@@ -85,6 +89,26 @@ class Kernels(Protocol):
 
     def resample(self, state: BeamState, k: int | None) -> BeamState:
         """Unbiased pruning to K candidates, best first."""
+        ...
+
+    def open_read(
+        self,
+        state: BeamState,
+        byte: IntArray,
+        cut: IntArray,
+        log_threshold: float,
+        *,
+        prune: tuple[int | None, float] | None,
+    ) -> tuple[BeamState, FloatArray, Extensions]:
+        """`select` with the arguments `prune`, then the extensions that `keep_above` admits
+        beside candidates that can read `byte`: the pruned state, the log mass pruned
+        float64[N], the extensions."""
+        ...
+
+    def close_read(
+        self, state: BeamState, ext: Extensions, contexts: IntArray, byte: IntArray, cut: IntArray
+    ) -> tuple[BeamState, FloatArray]:
+        """`extend`, `advance`, and best first; with the new log_z, float64[N]."""
         ...
 
     def gather(self, state: BeamState, lanes: IntArray) -> BeamState:
@@ -122,6 +146,37 @@ def thin(
     u = uniforms(keys, THIN)
     keep, logw = nk.thin_extensions(ext.lane, ext.logw, log_z, log_threshold, u)
     return ext._replace(logw=logw).take(keep)
+
+
+class ComposedReads:
+    """`open_read` and `close_read` from the other verbs, for kernel sets without fused ones."""
+
+    def open_read(
+        self: Kernels,
+        state: BeamState,
+        byte: IntArray,
+        cut: IntArray,
+        log_threshold: float,
+        *,
+        prune: tuple[int | None, float] | None,
+    ) -> tuple[BeamState, FloatArray, Extensions]:
+        """See `Kernels`."""
+        state, pruned = self.select(state, *(prune or (None, -np.inf)))
+        able = self.log_z(self.advance(state, byte, cut))
+        return state, pruned, keep_above(self.extensions(state, cut), able, log_threshold)
+
+    def close_read(
+        self: Kernels,
+        state: BeamState,
+        ext: Extensions,
+        contexts: IntArray,
+        byte: IntArray,
+        cut: IntArray,
+    ) -> tuple[BeamState, FloatArray]:
+        """See `Kernels`."""
+        state = self.advance(self.extend(state, ext, contexts), byte, cut)
+        state, _ = self.select(state, None, -np.inf)
+        return state, self.log_z(state)
 
 
 class NumbaKernels:
@@ -208,6 +263,12 @@ class NumbaKernels:
         )  # fmt: skip
         return torch.from_numpy(block)
 
+    def normalise(self, block: torch.Tensor, log_z: FloatArray | None) -> torch.Tensor:
+        """See `Kernels`."""
+        values = block.numpy()
+        total = nk.logsumexp_rows(values) if log_z is None else log_z
+        return torch.from_numpy(nk.normalise(values, total))
+
     def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
         """See `Kernels`."""
         ctx, node, logu, logw, key = state
@@ -228,6 +289,35 @@ class NumbaKernels:
         u = uniforms(key, PRUNE)
         pick, weight = nk.select_unbiased(logw, -1 if k is None else k, u)
         return BeamState(*nk.take(ctx, node, logu, logw, pick, weight), key)
+
+    def open_read(
+        self,
+        state: BeamState,
+        byte: IntArray,
+        cut: IntArray,
+        log_threshold: float,
+        *,
+        prune: tuple[int | None, float] | None,
+    ) -> tuple[BeamState, FloatArray, Extensions]:
+        """See `Kernels`; one compiled call."""
+        ctx, node, logu, logw, key = state
+        k, log_prune = prune or (None, -np.inf)
+        out = nk.open_read(
+            self._order, self._lo, self._hi, self._ends, self._first, self._edge, *self._rows,
+            ctx, node, logu, logw, byte, cut, -1 if k is None else k, log_prune, log_threshold,
+        )  # fmt: skip
+        return BeamState(out[0], out[1], out[2], out[3], key), out[4], Extensions(*out[5:])
+
+    def close_read(
+        self, state: BeamState, ext: Extensions, contexts: IntArray, byte: IntArray, cut: IntArray
+    ) -> tuple[BeamState, FloatArray]:
+        """See `Kernels`; one compiled call."""
+        ctx, node, logu, logw, key = state
+        out = nk.close_read(
+            self._lo, self._hi, self._first, self._edge, *self._rows,
+            ctx, node, logu, logw, ext.lane, contexts, ext.logw, byte, cut,
+        )  # fmt: skip
+        return BeamState(out[0], out[1], out[2], out[3], key), out[4]
 
     def gather(self, state: BeamState, lanes: IntArray) -> BeamState:
         """See `Kernels`."""

@@ -202,6 +202,16 @@ def next_block(lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw,
 
 
 @nb.njit(cache=True, nogil=True)
+def normalise(block, total):  # type: ignore[no-untyped-def]
+    """Each row of float64[N, B] less its total float64[N]; -inf where the total is."""
+    out = np.empty(block.shape)
+    for n in range(block.shape[0]):
+        for b in range(block.shape[1]):
+            out[n, b] = block[n, b] - total[n] if total[n] > -np.inf else -np.inf
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
 def advance(lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, byte, cut):  # type: ignore[no-untyped-def]
     """Read one byte a lane: (node int64[N, C], logw float64[N, C]); lost ones at -inf.
 
@@ -375,3 +385,44 @@ def reserve(row, proxy, rescue, share):  # type: ignore[no-untyped-def]
             else:
                 out[n, b] = row[n, b] + np.log1p(-share)
     return out
+
+
+@nb.njit(cache=True, nogil=True)
+def open_read(order, lo, hi, ends, first_child, edge, probs, slot_of, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):  # type: ignore[no-untyped-def]  # fmt: skip
+    """`select_topk`, then the extensions that `keep_extensions` admits for `byte`, fused.
+
+    Returns (ctx, node, logu, logw, pruned float64[N], lane, cand, token, ext_logw,
+    dropped float64[N]).
+    """
+    pick, weight, pruned = select_topk(logw, k, log_prune)
+    ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
+    lane, cand, token, ext = extensions(
+        order, lo, ends, probs, slot_of, ctx, node, logu, logw, cut
+    )
+    if len(lane) == 0:
+        return ctx, node, logu, logw, pruned, lane, cand, token, ext, np.full(len(byte), -np.inf)
+    _, able = advance(
+        lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, byte, cut
+    )
+    keep, dropped = keep_extensions(lane, ext, logsumexp_rows(able), log_threshold)
+    return (
+        ctx, node, logu, logw, pruned, lane[keep], cand[keep], token[keep], ext[keep], dropped,
+    )  # fmt: skip
+
+
+@nb.njit(cache=True, nogil=True)
+def close_read(lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, lane, new_ctx, ext_logw, byte, cut):  # type: ignore[no-untyped-def]  # fmt: skip
+    """`append_extensions`, `advance` and a sort, best first, fused.
+
+    Returns (ctx, node, logu, logw, log_z float64[N]).
+    """
+    if len(lane):
+        ctx, node, logu, logw = append_extensions(
+            ctx, node, logu, logw, lane, new_ctx, ext_logw
+        )
+    node, logw = advance(
+        lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, byte, cut
+    )
+    pick, weight, _ = select_topk(logw, -1, -np.inf)
+    ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
+    return ctx, node, logu, logw, logsumexp_rows(logw)

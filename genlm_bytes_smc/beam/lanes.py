@@ -80,6 +80,7 @@ class ByteLanes:
         self._extended: BeamState | None = None
         self._ext_dropped: FloatArray | None = None
         self._row: torch.Tensor | None = None
+        self._proxy: tuple[IntArray, torch.Tensor] | None = None
         model.engine.tree.track(self)
 
     @classmethod
@@ -122,13 +123,22 @@ class ByteLanes:
         """Lanes that can read on, bool[N]."""
         return (self.log_z > -np.inf) & ~self.ended
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays that belong to these lanes, in bytes."""
+        arrays = [*self.state, *(self._extended or ()), self.log_z, self.log_dropped, self.heals]
+        row = 0 if self._row is None else self._row.nbytes
+        return row + self.ended.nbytes + sum(int(a.nbytes) for a in arrays)
+
     def context_ids(self) -> IntArray:
         """Contexts that must stay valid while this object lives."""
         kernels = self.model.kernels
-        own = kernels.contexts(self.state).ravel()
-        if self._extended is None:
-            return own
-        return np.concatenate([own, kernels.contexts(self._extended).ravel()])
+        held = [kernels.contexts(self.state).ravel()]
+        if self._extended is not None:
+            held.append(kernels.contexts(self._extended).ravel())
+        if self._proxy is not None:
+            held.append(self._proxy[0].ravel())
+        return np.concatenate(held)
 
     def replace(self, state: BeamState, **changes: object) -> ByteLanes:
         """The same lanes with another state; what is not named is kept, log_z recomputed."""
@@ -139,7 +149,9 @@ class ByteLanes:
             "in_prompt": self.in_prompt,
             "literal": self.literal,
         }
-        return ByteLanes(self.model, self.params, state, **(kept | changes))  # type: ignore[arg-type]
+        lanes = ByteLanes(self.model, self.params, state, **(kept | changes))  # type: ignore[arg-type]
+        lanes._proxy = self._proxy
+        return lanes
 
     # -- one byte step -----------------------------------------------------------------
 
@@ -155,6 +167,8 @@ class ByteLanes:
                 ext = keep_above(ext, self.log_z, params.log_prune_threshold)
             self._extended = await self._commit(self.state, ext)
             self._ext_dropped = ext.dropped
+        else:  # rows may have been evicted since
+            await self.model.store.ensure(self.model.kernels.contexts(self._extended))
         return self._extended
 
     async def logp_next(self) -> torch.Tensor:
@@ -168,12 +182,9 @@ class ByteLanes:
         are dead or have ended are -inf.
         """
         if self._row is None:
-            block = self.model.kernels.next_block(await self.extended(), self.cut)
-            if self.params.unbiased:
-                total = torch.from_numpy(self.log_z).to(block.device)[:, None]
-            else:
-                total = torch.logsumexp(block, dim=1, keepdim=True)
-            row = torch.where(total > -torch.inf, block - total, -torch.inf)
+            kernels = self.model.kernels
+            block = kernels.next_block(await self.extended(), self.cut)
+            row = kernels.normalise(block, self.log_z if self.params.unbiased else None)
             self._row = self._reserve(row) if self.params.heal else row
         return self._row
 
@@ -191,6 +202,7 @@ class ByteLanes:
         extended = await self.extended()
         kernels, params = self.model.kernels, self.params
         ends = symbols == EOS_COLUMN
+        ending = kernels.next_block(extended, self.cut)[:, EOS_COLUMN] if ends.any() else None
         state = kernels.advance(extended, np.where(ends, -1, symbols), self.cut)
         state = state._replace(key=read_keys(self.state.key, symbols))
         assert self._ext_dropped is not None
@@ -201,7 +213,7 @@ class ByteLanes:
             if dead.any():
                 where = np.flatnonzero(dead)
                 with self.model.engine.tree.pinned(kernels.contexts(state)):
-                    lost, _, healed = await self.gather(where)._read(symbols[where])
+                    lost, _, _, healed = await self.gather(where)._read(symbols[where])
                 state = _put(kernels, state, where, lost)
                 heals = heals.copy()
                 heals[where] = healed
@@ -211,9 +223,8 @@ class ByteLanes:
             state, pruned = kernels.select(state, params.K, params.log_prune_threshold)
             dropped = np.logaddexp(dropped, pruned)
         log_z = kernels.log_z(state)
-        if ends.any():
-            block = kernels.next_block(extended, self.cut)[:, EOS_COLUMN]
-            log_z = np.where(ends, block.cpu().numpy(), log_z)
+        if ending is not None:
+            log_z = np.where(ends, ending.cpu().numpy(), log_z)
         stays = self.ended | (symbols < 0)
         log_z = np.where(stays, self.log_z, log_z)
         return self.replace(
@@ -235,9 +246,8 @@ class ByteLanes:
             bytes_ = np.full(len(self), check_byte(byte), dtype=np.int64)
         else:
             bytes_ = _symbols(byte, len(self))
-        state, dropped, heals = await self._read(bytes_)
-        state, _ = self.model.kernels.select(state, None, -np.inf)  # best first
-        return self.replace(state, log_dropped=dropped, heals=heals)
+        state, log_z, dropped, heals = await self._read(bytes_)
+        return self.replace(state, log_z=log_z, log_dropped=dropped, heals=heals)
 
     def prune(self) -> ByteLanes:
         """At most K candidates a lane, best first, as the parameters say."""
@@ -378,35 +388,41 @@ class ByteLanes:
         """Rows of the candidates themselves; all there, unless some were evicted."""
         await self.model.store.ensure(self.model.kernels.contexts(self.state))
 
-    async def _commit(
-        self, state: BeamState, ext: Extensions, parents: BeamState | None = None
-    ) -> BeamState:
+    async def _commit(self, state: BeamState, ext: Extensions) -> BeamState:
         """`state` with the extensions as candidates, their rows fetched."""
         if len(ext.lane) == 0:
             return state
-        kernels = self.model.kernels
-        contexts = kernels.contexts(state if parents is None else parents)
+        return self.model.kernels.extend(state, ext, await self._contexts_of(state, ext))
+
+    async def _contexts_of(self, state: BeamState, ext: Extensions) -> IntArray:
+        """Contexts of the extensions, int64[E]; their rows are there, and those of `state`."""
+        if len(ext.lane) == 0:
+            return NO_CUT
+        contexts = self.model.kernels.contexts(state)
         new = self.model.engine.tree.children(contexts[ext.lane, ext.cand], ext.token)
         await self.model.store.ensure(np.concatenate([contexts.ravel(), new]))
-        return kernels.extend(state, ext, new)
+        return new
 
-    async def _read(self, bytes_: IntArray) -> tuple[BeamState, FloatArray, IntArray]:
-        """Candidates after one byte a lane, log mass dropped, heals; -1 empties a lane."""
+    async def _read(self, bytes_: IntArray) -> tuple[BeamState, FloatArray, FloatArray, IntArray]:
+        """Candidates after one byte a lane, best first (-1 empties a lane); their log_z, the
+        log mass dropped, and the heals."""
         kernels, params, cut = self.model.kernels, self.params, self.cut
         dropped, heals = self.log_dropped, self.heals
         if params.unbiased:
-            extended = await self.extended()
+            state = kernels.advance(await self.extended(), bytes_, cut)
+            state, _ = kernels.select(state, None, -np.inf)
+            log_z = kernels.log_z(state)
         else:
             await self._have_rows()
-            able = kernels.log_z(kernels.advance(self.state, bytes_, cut))
-            ext = kernels.extensions(self.state, cut)
-            ext = keep_above(ext, able, params.log_prune_threshold)
-            extended = await self._commit(self.state, ext)
+            state, _, ext = kernels.open_read(
+                self.state, bytes_, cut, params.log_prune_threshold, prune=None
+            )
+            contexts = await self._contexts_of(state, ext)
+            state, log_z = kernels.close_read(state, ext, contexts, bytes_, cut)
             dropped = np.logaddexp(dropped, ext.dropped)
-        state = kernels.advance(extended, bytes_, cut)
         state = state._replace(key=read_keys(self.state.key, bytes_))
         if params.heal:
-            dead = self.alive & (bytes_ >= 0) & (kernels.log_z(state) == -np.inf)
+            dead = self.alive & (bytes_ >= 0) & (log_z == -np.inf)
             if dead.any():
                 heals = heals.copy()
                 for n in np.flatnonzero(dead):
@@ -415,7 +431,8 @@ class ByteLanes:
                     if healed is not None:
                         state = _put(kernels, state, np.array([n]), healed)
                         heals[n] += 1
-        return state, dropped, heals
+                log_z = kernels.log_z(state)
+        return state, log_z, dropped, heals
 
     def _reserve(self, row: torch.Tensor) -> torch.Tensor:
         """Give bytes that only healing can read their share of each row."""
@@ -423,13 +440,24 @@ class ByteLanes:
         assert self._ext_dropped is not None
         # Where nothing was ever dropped, what reads as impossible is impossible.
         lossy = np.maximum(self.log_dropped, self._ext_dropped) > -np.inf
-        if not lossy.any() or not bool(torch.isneginf(row[:, :N_BYTES]).any()):
+        if not lossy.any():
             return row
         rescue = self.model.rescue_rows(
             kernels.nodes(self.state), self.cut, params.heal_max_backoff, params.heal_max_splits
         )
-        proxy = kernels.next_block(kernels.roots(self.state), self.cut)
-        return kernels.reserve(row, proxy, rescue & lossy[:, None], HEAL_RESERVE)
+        return kernels.reserve(row, self._root_block(), rescue & lossy[:, None], HEAL_RESERVE)
+
+    def _root_block(self) -> torch.Tensor:
+        """Log mass of each byte as the first of the best candidate's next token: [N, 257].
+
+        Kept while the best candidates stay in the same token, which is most of the time.
+        """
+        kernels = self.model.kernels
+        roots = kernels.roots(self.state)
+        contexts = kernels.contexts(roots)
+        if self._proxy is None or not np.array_equal(self._proxy[0], contexts):
+            self._proxy = contexts, kernels.next_block(roots, self.cut)
+        return self._proxy[1]
 
 
 def _put(kernels: Kernels, state: BeamState, lanes: IntArray, new: BeamState) -> BeamState:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from genlm_bytes_smc.beam.kernels import FloatArray, keep_above, thin
+from genlm_bytes_smc.beam.kernels import thin
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.rng import read_keys
-from genlm_bytes_smc.beam.state import BeamState
+from genlm_bytes_smc.beam.state import BeamState, Extensions
 from genlm_bytes_smc.lm.contexts import IntArray
 
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
@@ -71,51 +71,50 @@ def _run(lanes: ByteLanes, text: bytes) -> _Pass:
     kept, read = (state, log_dropped), 0
     missed: list[IntArray] = []
     for byte in text:
+        symbols = np.array([byte], dtype=np.int64)
         if params.unbiased:
             state = kernels.resample(state, params.K)
+            ext = kernels.extensions(state, lanes.cut)
+            ext = thin(ext, log_z, params.log_prune_threshold, state.key)
         else:
-            state, lost = kernels.select(state, params.K, params.log_prune_threshold)
+            state, lost, ext = kernels.open_read(
+                state,
+                symbols,
+                lanes.cut,
+                params.log_prune_threshold,
+                prune=(params.K, params.log_prune_threshold),
+            )
             log_dropped = np.logaddexp(log_dropped, lost)
-            log_z = kernels.log_z(state)
-        state, lost, missing = _read_at_hand(lanes, state, log_z, byte)
+        log_dropped = np.logaddexp(log_dropped, ext.dropped)
+        ext, contexts, missing = _at_hand(lanes, state, ext)
         if len(missing):
             missed.append(missing)
-        log_dropped = np.logaddexp(log_dropped, lost)
-        log_z = kernels.log_z(state)
+        key = read_keys(state.key, symbols)
+        state, log_z = kernels.close_read(state, ext, contexts, symbols, lanes.cut)
+        state = state._replace(key=key)
         if log_z[0] == -np.inf:
             break
         if not missed:
             kept, read = (state, log_dropped), read + 1
     if read:
-        state, _ = kernels.select(kept[0], None, -np.inf)  # best first
-        lanes = lanes.replace(state, log_dropped=kept[1])
+        lanes = lanes.replace(kept[0], log_dropped=kept[1])
     return _Pass(lanes, read, np.unique(np.concatenate(missed)) if missed else NOTHING)
 
 
-def _read_at_hand(
-    lanes: ByteLanes, state: BeamState, log_z: FloatArray, byte: int
-) -> tuple[BeamState, FloatArray, IntArray]:
-    """`ByteLanes.read` without the extensions whose rows are missing; those contexts."""
-    model, params, cut = lanes.model, lanes.params, lanes.cut
-    kernels = model.kernels
-    symbols = np.array([byte], dtype=np.int64)
-    ext = kernels.extensions(state, cut)
-    if params.unbiased:
-        ext = thin(ext, log_z, params.log_prune_threshold, state.key)
-    else:
-        able = kernels.log_z(kernels.advance(state, symbols, cut)) if len(ext.lane) else log_z
-        ext = keep_above(ext, able, params.log_prune_threshold)
-    missing = NOTHING
-    if len(ext.lane):
-        contexts = kernels.contexts(state)
-        new = model.engine.tree.children(contexts[ext.lane, ext.cand], ext.token)
-        missing = model.store.missing(new)
-        if len(missing):
-            here = model.store.slot_of[new] >= 0
-            ext, new = ext.take(here), new[here]
-        state = kernels.extend(state, ext, new)
-    state = kernels.advance(state, symbols, cut)
-    return state._replace(key=read_keys(state.key, symbols)), ext.dropped, missing
+def _at_hand(
+    lanes: ByteLanes, state: BeamState, ext: Extensions
+) -> tuple[Extensions, IntArray, IntArray]:
+    """Extensions whose rows are there, their contexts, and the contexts that are missing."""
+    if len(ext.lane) == 0:
+        return ext, NOTHING, NOTHING
+    model = lanes.model
+    above = model.kernels.contexts(state)[ext.lane, ext.cand]
+    contexts = model.engine.tree.children(above, ext.token)
+    missing = model.store.missing(contexts)
+    if len(missing) == 0:
+        return ext, contexts, NOTHING
+    here = model.store.slot_of[contexts] >= 0
+    return ext.take(here), contexts[here], missing
 
 
 def _canonical(lanes: ByteLanes, text: bytes) -> IntArray:

@@ -237,10 +237,11 @@ class ByteBeamState:
         out = bytearray(prompt.spell(self.lanes.model.vocab))
         for _ in range(steps):
             beam._check_alive()
+            beam = beam.prune()  # first, so that no row is computed for what it drops
             symbol = choose((await beam.lanes.logp_next())[0])
             if symbol == EOS_COLUMN:
                 break
-            beam = await (beam.prune() << symbol)
+            beam = await (beam << symbol)
             out.append(symbol)
         return bytes(out)
 
