@@ -22,6 +22,8 @@ from genlm.backend.llm import AsyncLM
 
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
+_SPELLED = 4096  # contexts whose ids are remembered by their tokens
+
 
 class ContextTooLongError(ValueError):
     """A context has more tokens than the model's window holds."""
@@ -95,6 +97,8 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self.tree = ContextTree()
         self.counts = LMCounts()
         self._requests: list[_Request] = []
+        self._spelled: dict[tuple[int, ...], int] = {}
+        self.tree.on_free(self._forget_spelling)
 
     # -- what a subclass provides ------------------------------------------------------
 
@@ -244,7 +248,25 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
             raise ValueError("a context needs at least one token (usually BOS), got none")
         if self.tree.due():
             self.tree.collect()
-        return np.array([self.tree.insert(map(int, c)) for c in contexts], dtype=np.int64)
+        return np.array([self._node(tuple(map(int, c))) for c in contexts], dtype=np.int64)
+
+    def _node(self, context: tuple[int, ...]) -> int:
+        """`tree.insert` by way of the context without its last token, if lately seen."""
+        node = self._spelled.get(context)
+        if node is None:
+            above = context[:-1]
+            parent = self._spelled.get(above)
+            if parent is None:
+                parent = self.tree.insert(above)
+            node = self.tree.child(parent, context[-1])
+            if len(self._spelled) >= _SPELLED:
+                self._spelled.clear()
+            self._spelled[above] = parent
+            self._spelled[context] = node
+        return node
+
+    def _forget_spelling(self, freed: IntArray) -> None:
+        self._spelled.clear()
 
 
 def _strings(byte_vocab: Sequence[Any]) -> list[str]:

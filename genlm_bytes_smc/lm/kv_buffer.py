@@ -172,29 +172,31 @@ class KVBuffer(Cache):  # type: ignore[misc]
         return out if keys is None else out.to(keys.device)
 
     @property
-    def capacity(self) -> int:
-        """Slots allotted."""
-        return self._access.capacity
+    def slot_cost(self) -> int:
+        """Bytes that one slot takes over all layers (0 before the first forward).
 
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes that one slot takes over all layers (0 before the first forward)."""
-        return sum(layer.slot_bytes for layer in self.layers)
+        One layer's share comes on top, for the copies made while reading and growing.
+        """
+        each: list[int] = [layer.slot_bytes for layer in self.layers]
+        return sum(each) + max(each, default=0)
 
     @property
     def nbytes(self) -> int:
-        """Memory allotted to entries, in bytes."""
-        return self.capacity * self.slot_bytes
+        """Memory taken by entries and by copies of them, in bytes."""
+        copies: int = sum(x.numel() * x.element_size() for x in self._access.scratch.values())
+        each: list[int] = [layer.slot_bytes for layer in self.layers]
+        return copies + self._access.capacity * sum(each)
 
     def reserve(self, slots: int, used: int, limit: int) -> None:
         """Have `slots` slots, the first `used` kept, growing by doubling up to `limit`."""
-        if slots > self.capacity:
-            grown = min(max(2 * self.capacity, _LEAST_SLOTS), limit)
+        capacity = self._access.capacity
+        if slots > capacity:
+            grown = min(max(2 * capacity, _LEAST_SLOTS), limit)
             self._resize(max(slots, grown), None, used)
 
     def compact(self, keep: IntArray) -> None:
         """Move the entries in slots `keep`, int64[m] ascending, to the front."""
-        self._resize(self.capacity, torch.from_numpy(keep), 0)
+        self._resize(self._access.capacity, torch.from_numpy(keep), 0)
 
     def clear(self) -> None:
         """Free the memory."""
@@ -207,5 +209,6 @@ class KVBuffer(Cache):  # type: ignore[misc]
     @torch.inference_mode()
     def _resize(self, capacity: int, keep: torch.Tensor | None, used: int) -> None:
         self._access.capacity = capacity
+        self._access.scratch.clear()
         for layer in self.layers:
             layer.resize(capacity, keep, used)

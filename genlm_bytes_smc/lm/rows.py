@@ -9,6 +9,7 @@ rest: it is conditioned on a token that spells something.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +116,7 @@ class RowStore:
         # On a CPU memory costs nothing until it is written to: reserve the whole limit.
         cpu = engine.device.type == "cpu"
         self.probs = self._allocate(self.table.limit if cpu else self.table.open)
+        self._asked: dict[int, asyncio.Future[None]] = {}  # contexts on their way
         engine.tree.on_free(self.table.forget)
 
     def __len__(self) -> int:
@@ -148,10 +150,26 @@ class RowStore:
             with self.engine.tree.pinned(contexts):
                 self._collect()
                 while len(missing):
-                    chunk = self._first_chunk(missing)
-                    self._insert(chunk, await self.engine.rows(chunk), contexts)
+                    await self._ask(missing, contexts)
                     missing = self.missing(contexts)
         self.table.touch(contexts)
+
+    async def _ask(self, missing: IntArray, needed: IntArray) -> None:
+        """Bring some of `missing`, or wait for another task that is bringing them."""
+        asked = self._asked
+        fresh = missing if not asked else np.array([c for c in missing.tolist() if c not in asked])
+        if len(fresh) == 0:
+            await asyncio.wait({asked[c] for c in missing.tolist()})
+            return
+        chunk = self._first_chunk(fresh)
+        done = asyncio.get_running_loop().create_future()
+        asked.update(dict.fromkeys(chunk.tolist(), done))
+        try:
+            self._insert(chunk, await self.engine.rows(chunk), needed)
+        finally:
+            for context in chunk.tolist():
+                del asked[context]
+            done.set_result(None)
 
     def ensure_sync(self, contexts: IntArray) -> None:
         """As `ensure`, without an event loop."""

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.lm.architecture import Architecture
-from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend
+from genlm_bytes_smc.lm.attention import Layout
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 from genlm_bytes_smc.lm.plain import batches, plain_logits
 from genlm_bytes_smc.lm.rows import BadRowError
 from genlm_bytes_smc.lm.start import start_tokens
-from genlm_bytes_smc.lm.tree_cache import TreeCache, Work
+from genlm_bytes_smc.lm.tree_cache import Work
+from genlm_bytes_smc.lm.tree_forward import TreeForward
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +35,18 @@ class TreeTransformer(RowEngine):
 
     The model is put in evaluation mode. Models whose keys and values cannot be shared in a
     tree (recurrent ones, or with an attention that takes no mask) are found out when the
-    engine is made, by their configuration and by comparing a small tree with a whole
-    forward; they are then run by whole forwards, which is slower and gives the same rows.
-    `cached` says which.
+    engine is made, by their configuration and by comparing a small tree with whole
+    forwards; they are then run by whole forwards, which is slower and gives the same rows.
+    `cached` says which, and the log (level INFO) says why.
+
+    If the model's weights change (an adapter, training), call `clear_cache`.
 
     Args:
         model: a transformers model with a language-modelling head.
         tokenizer: its tokenizer.
         limit_bytes: most memory for keys and values. What exceeds it is dropped (unreachable
             contexts first, then the least recently used) and computed again when needed.
-            None: 1 GiB.
+            None: 1 GiB, or a quarter of the free memory of a CUDA device if that is more.
         start: token ids that contexts begin with; None chooses as `start_tokens` does.
         device: where to move the model; None leaves it where it is.
 
@@ -73,31 +75,29 @@ class TreeTransformer(RowEngine):
         self.model = model if device is None else model.to(device)
         self.model.eval()
         self._architecture = Architecture.of(self.model)
-        self._input_device = self.model.get_input_embeddings().weight.device
         with torch.inference_mode():
             sample = plain_logits(self.model, self._architecture, [[0]])
+        width = int(sample.shape[1])
         super().__init__(
             tokenizer,
             device=sample.device,
-            width=int(sample.shape[1]),
+            width=width,
             window=self._architecture.window,
             start=start_tokens(tokenizer, start),
         )
-        if sample.shape[1] < len(self.byte_vocab):
+        if width < len(self.byte_vocab):
             raise ValueError(
-                f"the model returns rows of width {sample.shape[1]}, but its tokenizer has token "
-                f"ids up to {len(self.byte_vocab) - 1}; rows may be wider (padding), not narrower"
+                f"the model returns rows of width {width}, but its tokenizer has token ids up to "
+                f"{len(self.byte_vocab) - 1}; rows may be wider (padding), not narrower"
             )
-        self.limit_bytes = DEFAULT_LIMIT_BYTES if limit_bytes is None else limit_bytes
+        self.limit_bytes = _default_limit(self.device) if limit_bytes is None else limit_bytes
         self.logit_bytes = 1 << 30
         self.mask_bytes = 1 << 28
-        self._mask_dtype = sample.dtype
-        self._row_bytes = int(sample.shape[1]) * (sample.element_size() + 4)
-        self._cache = TreeCache(self.tree)
-        self._buffer = KVBuffer(self._architecture.layers)
-        self._layout: Layout | None = None
-        self._limit_slots = 1 << 20
-        refusal = self._architecture.refusal or self._probe()
+        self._width = width
+        self._evicted = 0
+        self._row_bytes = width * (sample.element_size() + 4)
+        self._forward = TreeForward(self.model, self._architecture, self.tree, self.limit_bytes)
+        refusal = self._architecture.refusal or self._probe(sample.dtype)
         self.cached = refusal is None
         if refusal is not None:
             logger.info("%s runs without a cache: %s", type(self.model).__name__, refusal)
@@ -115,73 +115,69 @@ class TreeTransformer(RowEngine):
         """
         nodes = np.asarray(nodes, dtype=np.int64)
         if len(nodes) == 0:
-            return torch.empty((0, self.width or 0), device=self.device)
+            return self._empty(0)
         reach = self._architecture.reach
         if not self.cached:
             rows = self._plain(nodes)
         elif reach is None or not (deep := self.tree.depth[nodes] > reach).any():
             rows = self._tree(nodes)
         else:
-            rows = self._join(nodes, deep)
+            rows = self._empty(len(nodes))
+            for part, compute in ((~deep, self._tree), (deep, self._plain)):
+                if part.any():
+                    rows[self._index(np.flatnonzero(part))] = compute(nodes[part])
         self._check_rows(rows, nodes)
         self.counts.rows += len(nodes)
         return rows
 
-    def _join(self, nodes: IntArray, deep: np.ndarray[Any, np.dtype[np.bool_]]) -> torch.Tensor:
-        """Rows of contexts on both sides of the architecture's `reach`."""
-        rows = torch.empty((len(nodes), self.width or 0), device=self.device)
-        for part, compute in ((~deep, self._tree), (deep, self._plain)):
-            if part.any():
-                rows[torch.as_tensor(part, device=self.device)] = compute(nodes[part])
-        return rows
-
     def _tree(self, nodes: IntArray) -> torch.Tensor:
         """Rows of contexts through the tree cache."""
-        work = self._cache.work(nodes)
+        work = self._forward.cache.work(nodes)
         try:
-            keep = self._cache.room(nodes, len(work.nodes), self._limit_slots)
+            evicted = self._forward.make_room(nodes, len(work.nodes))
         except MemoryError:
             if len(nodes) == 1:
                 return self._plain(nodes)
             half = len(nodes) // 2
             return torch.cat([self._tree(nodes[:half]), self._tree(nodes[half:])])
-        if keep is not None:
-            self.counts.evicted += self._cache.compact(keep)
-            self._buffer.compact(keep)
-        self._cache.touch(nodes)
-        most = self._cache.used + len(work.nodes)
-        self._buffer.reserve(most, self._cache.used, self._limit_slots)
+        self.counts.evicted += evicted
+        self._evicted += evicted
         position = {node: i for i, node in enumerate(work.nodes)}
         asked = np.array([position[n] for n in nodes.tolist()], dtype=np.int64)
         parts = list(self._parts(work, asked))
         if len(parts) == 1:
-            return _log_softmax(self._forward(work.nodes, work.fresh, asked))
-        rows = torch.empty((len(nodes), self.width or 0), device=self.device)
+            return self._part(work, 0, len(work.nodes), asked)
+        rows = self._empty(len(nodes))
         for first, stop in parts:
             here = np.flatnonzero((asked >= first) & (asked < stop))
-            fresh = max(0, min(stop, work.fresh) - first)
-            logits = self._forward(work.nodes[first:stop], fresh, asked[here] - first)
-            if len(here):
-                rows[torch.as_tensor(here, device=self.device)] = _log_softmax(logits)
+            rows[self._index(here)] = self._part(work, first, stop, asked[here])
         return rows
+
+    def _part(self, work: Work, first: int, stop: int, asked: IntArray) -> torch.Tensor:
+        """Rows of the positions `asked` from one forward over `[first, stop)`."""
+        fresh = max(0, min(stop, work.fresh) - first)
+        logits = self._forward.run(work.nodes[first:stop], fresh, asked - first)
+        self.counts.forwards += 1
+        self.counts.positions += stop - first
+        return _log_softmax(logits)
 
     def _parts(self, work: Work, asked: IntArray) -> Iterator[tuple[int, int]]:
         """Cut the positions into forwards whose logits and masks stay within the limits."""
-        total = len(work.nodes)
-        most_rows = max(1, self.logit_bytes // self._row_bytes)
-        most = total
-        if not self._architecture.row_index:
-            most = most_rows
-        pair = 4 * (self._architecture.heads if self._architecture.eager else 1)
-        chain = self._cache.used == 0 and not self._architecture.eager
-        if not chain:
-            most = min(most, max(1, self.mask_bytes // (pair * (self._cache.used + total))))
+        total, used = len(work.nodes), self._forward.cache.used
+        eager = self._architecture.eager
+        most_rows = self._most_rows
+        most = total if self._architecture.row_index else most_rows
+        chain = used == 0 and self.tree.depth[work.nodes[-1]] == total
+        if eager or not chain:
+            # Eager attention keeps its weights, one number for each head.
+            pair = 4 * (self._architecture.heads if eager else 1)
+            most = min(most, max(1, self.mask_bytes // (pair * (used + total))))
         if total <= most and len(asked) <= most_rows:
             yield 0, total
             return
-        wanted = np.zeros(total, dtype=np.int64)
-        wanted[asked] = 1
-        rows = np.concatenate([[0], np.cumsum(wanted)])
+        wanted = np.zeros(total + 1, dtype=np.int64)
+        wanted[asked + 1] = 1
+        rows = np.cumsum(wanted)
         first = 0
         while first < total:
             by_rows = int(np.searchsorted(rows, rows[first] + most_rows, side="right")) - 1
@@ -189,79 +185,29 @@ class TreeTransformer(RowEngine):
             yield first, stop
             first = stop
 
-    # -- one forward -------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def _forward(self, nodes: list[int], fresh: int, asked: IntArray) -> torch.Tensor:
-        """Run positions through the model and give the first `fresh` of them entries.
-
-        Returns:
-            Logits of the positions `asked`, float[R, width] in the model's dtype.
-        """
-        ids = np.array(nodes, dtype=np.int64)
-        depth = self.tree.depth[ids]
-        attention = attend(
-            self._cache,
-            self._cache.segments(nodes, fresh),
-            depth,
-            window=self._architecture.sliding,
-            always_mask=self._architecture.eager,
-            layout=self._layout,
-            most_copied=self._limit_slots,
-        )
-        self._buffer.prepare(self._cache.used, len(nodes), attention)
-        batched = attention.layout == "rows"
-        inputs = self._inputs(self.tree.token[ids], depth - 1, batched)
-        in_order = len(asked) == len(nodes) and bool((asked == np.arange(len(asked))).all())
-        if not in_order and not batched and self._architecture.row_index:
-            inputs["logits_to_keep"] = torch.as_tensor(asked, device=self._input_device)
-            in_order = True
-        logits: torch.Tensor = self.model(
-            attention_mask=self._masks(attention),
-            past_key_values=self._buffer,
-            use_cache=True,
-            **inputs,
-        ).logits
-        self._cache.append(ids[:fresh])
-        self.counts.forwards += 1
-        self.counts.positions += len(nodes)
-        logits = logits[:, 0] if batched else logits[0]
-        return logits if in_order else logits[torch.as_tensor(asked, device=logits.device)]
-
-    def _inputs(self, tokens: IntArray, positions: IntArray, batched: bool) -> dict[str, Any]:
-        both = torch.from_numpy(np.stack([tokens, positions])).to(self._input_device)
-        shape = (-1, 1) if batched else (1, -1)
-        return {"input_ids": both[0].view(shape), "position_ids": both[1].view(shape)}
-
-    def _masks(self, attention: Attention) -> Any:
-        """What the model takes as its mask: None, one 4-D tensor, or one for each kind of layer."""
-        if attention.full is None:
-            return None
-        batched = attention.layout == "rows"
-        narrow = attention.full if attention.sliding is None else attention.sliding
-        sliding = self._mask(narrow, batched)
-        if not self._architecture.mixed:
-            return sliding
-        full = sliding if attention.sliding is None else self._mask(attention.full, batched)
-        return {"full_attention": full, "sliding_attention": sliding}
-
-    def _mask(self, mask: MaskArray, batched: bool) -> torch.Tensor:
-        out = torch.from_numpy(mask).to(self._input_device, self._mask_dtype)
-        return out[:, None, None] if batched else out[None, None]
-
     def _plain(self, nodes: IntArray) -> torch.Tensor:
-        """Rows by whole forwards."""
+        """Rows of contexts by whole forwards."""
         contexts = [self.tree.tokens(n) for n in nodes.tolist()]
-        rows = torch.empty((len(nodes), self.width or 0), device=self.device)
-        most_rows = max(1, self.logit_bytes // self._row_bytes)
-        for batch in batches([len(c) for c in contexts], self._architecture, most_rows):
+        rows = self._empty(len(nodes))
+        lengths = [len(c) for c in contexts]
+        for batch in batches(lengths, self._architecture, self._most_rows):
+            chosen = [contexts[i] for i in batch]
             with torch.inference_mode():
-                chosen = [contexts[i] for i in batch]
                 logits = plain_logits(self.model, self._architecture, chosen)
-            rows[torch.as_tensor(batch, device=self.device)] = _log_softmax(logits)
+            rows[self._index(np.array(batch))] = _log_softmax(logits)
             self.counts.forwards += 1
             self.counts.positions += sum(map(len, chosen))
         return rows
+
+    @property
+    def _most_rows(self) -> int:
+        return max(1, self.logit_bytes // self._row_bytes)
+
+    def _empty(self, rows: int) -> torch.Tensor:
+        return torch.empty((rows, self._width), device=self.device)
+
+    def _index(self, index: IntArray) -> torch.Tensor:
+        return torch.as_tensor(index, device=self.device)
 
     def _check_rows(self, rows: torch.Tensor, nodes: IntArray) -> None:
         # One bad logit makes the whole row NaN, so one column tells.
@@ -275,9 +221,9 @@ class TreeTransformer(RowEngine):
 
     # -- making and ending -------------------------------------------------------------
 
-    def _probe(self) -> str | None:
+    def _probe(self, dtype: torch.dtype) -> str | None:
         """Why the cache cannot be trusted with this model, or None if a small tree comes right."""
-        a, b, c, d = (i % (self.width or 1) for i in range(4))
+        a, b, c, d = (i % self._width for i in range(4))
         steps: list[tuple[Layout, list[list[int]]]] = [
             ("range", [[a, b], [a, c]]),  # a fork
             ("listed", [[a, b, d]]),  # an entry between it and its parent left out
@@ -287,28 +233,40 @@ class TreeTransformer(RowEngine):
         nodes = [np.array([self.tree.insert(t) for t in tokens]) for _, tokens in steps]
         rows = []
         try:
-            for (self._layout, _), asked in zip(steps, nodes, strict=True):
+            for (self._forward.layout, _), asked in zip(steps, nodes, strict=True):
                 rows.append(self._tree(asked))
-            self._limit_slots = self.limit_bytes // max(1, self._buffer.slot_bytes)
         except Exception as error:  # whatever the model raises, whole forwards remain
             logger.debug("the tree probe failed", exc_info=True)
             return f"a small tree of contexts failed ({type(error).__name__}: {error})"
         finally:
-            self._layout = None
-        if _agree(torch.cat(rows), self._plain(np.concatenate(nodes)), self._mask_dtype):
+            self._forward.layout = None
+        if _agree(torch.cat(rows), self._plain(np.concatenate(nodes)), dtype):
             return None
         return "a small tree of contexts gave other rows than whole forwards"
 
     def clear_cache(self) -> None:
         """Drop all keys and values and free their memory; rows come out the same."""
-        self._cache.clear()
-        self._buffer.clear()
+        self._forward.clear()
+
+    def memory(self) -> dict[str, int]:
+        """Entries held, bytes allotted to keys and values, and entries evicted so far."""
+        return {
+            "entries": len(self._forward.cache),
+            "bytes": self._forward.nbytes,
+            "evicted": self._evicted,
+        }
 
     def close(self) -> None:
         """Free what the engine holds beside the model. It can still be used afterwards."""
         self.clear_cache()
 
     cleanup = close
+
+
+def _default_limit(device: torch.device) -> int:
+    if device.type != "cuda":
+        return DEFAULT_LIMIT_BYTES
+    return max(DEFAULT_LIMIT_BYTES, torch.cuda.mem_get_info(device)[0] // 4)
 
 
 def _agree(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:

@@ -94,29 +94,22 @@ class TreeCache:
         self._fit_tree()
         return self._slot[nodes]
 
-    def depths(self, slots: IntArray | SlotArray | slice) -> SlotArray:
+    def depths(self, slots: IntArray | slice) -> SlotArray:
         """Number of tokens of the contexts in these slots, int32[m]."""
         return self._depth[slots]
 
     def path(self, node: int) -> SlotArray:
         """Slots of `node`'s tokens in order, int32[depth]; `node` must have an entry."""
-        if node <= 0:
-            return _NO_SLOTS
-        known = self._known_path(node)
-        if known is not None:
-            return known
         parent, slot = self.tree.parent, self._slot
         tail: list[int] = []
-        at, base = node, _NO_SLOTS
-        while at > 0:
-            found = self._known_path(at)
-            if found is not None:
-                base = found
-                break
+        at = node
+        while (known := self._known_path(at)) is None:
             tail.append(int(slot[at]))
             at = int(parent[at])
+        if not tail:
+            return known
         tail.reverse()
-        path = np.concatenate([base, np.array(tail, dtype=np.int32)])
+        path = np.concatenate([known, np.array(tail, dtype=np.int32)])
         self._remember(node, path)
         return path
 
@@ -207,7 +200,8 @@ class TreeCache:
         # Ancestors are needed, live and used at least as late as their descendants, and
         # have lower slots, so that taking the best always takes ancestors first.
         best = np.lexsort((alive, -self._last_use()[alive], ~live, ~need))
-        stay = max(int(need.sum()), limit - limit // _EVICT_SHARE - more)
+        reachable = min(int((need | live).sum()), limit - more)
+        stay = max(int(need.sum()), reachable, limit - limit // _EVICT_SHARE - more)
         return np.sort(alive[best[:stay]])
 
     def compact(self, keep: IntArray) -> int:
@@ -275,6 +269,8 @@ class TreeCache:
             self._older_paths.pop(node, None)
 
     def _known_path(self, node: int) -> SlotArray | None:
+        if node <= 0:
+            return _NO_SLOTS
         path = self._paths.get(node)
         if path is None:
             path = self._older_paths.get(node)

@@ -1,0 +1,280 @@
+"""`ByteBeamState` as a user meets it: looks, rows, healing, errors."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from genlm_bytes_smc import BadRowError, BeamParams, ByteBeamState, RowTransform
+from genlm_bytes_smc.beam.display import as_text
+from tests.toys import EOS_TOKEN, ToyLM
+
+
+class AbcdLM(ToyLM):
+    def __init__(self, seed=3):
+        super().__init__([b"a", b"b", b"c", b"x", b"abcd"], seed=seed)
+
+
+async def read(beam, text):
+    for byte in text:
+        beam = await (beam.prune() << byte)
+    return beam
+
+
+# -- looks -----------------------------------------------------------------------------
+
+
+async def test_printed_form(tiny):
+    beam = await ByteBeamState.initial(tiny, BeamParams(2))
+    beam = (await beam.prefill(b"An apple")).prune()
+    lines = repr(beam).splitlines()
+    assert lines[0] == f"Z: {beam.logZ}"
+    assert lines[1] == "Candidates:"
+    assert lines[2].startswith("(") and ": <|endoftext|>|An|␣apple" in lines[2]
+    assert "\x1b" not in repr(beam), "no colours where standard output is no terminal"
+    assert "\x1b[35m" in as_text(beam.logZ, beam.candidates, colour=True)
+    assert "<table>" in beam._repr_html_() and "␣apple" in beam._repr_html_()
+    assert len(beam) == len(list(beam)) == 2
+
+
+async def test_html_is_escaped():
+    lm = ToyLM([b"<b>", b"&", b"a"], seed=1)
+    beam = await read(await ByteBeamState.initial(lm, BeamParams(3)), b"<b>")
+    assert "<b>" not in beam._repr_html_().replace("<b>log Z", "")
+
+
+async def test_row_reads_as_in_genlm_bytes(tiny):
+    beam = await ByteBeamState.initial(tiny, BeamParams(3))
+    row = await (await beam.prefill(b"An apple a day keeps the ")).logp_next()
+    assert row.ps.shape == (258,)
+    assert row[None] == -math.inf
+    assert row[ord("d")] == row.ps[ord("d")]
+    top = row.pretty().top(5)
+    assert len(top) == 5 and all(isinstance(k, bytes) for k in top)
+    assert row.materialize()[257] == row[257]
+    assert "LazyByteProbs(" in repr(row) and "<table>" in row._repr_html_()
+    for bad, error in ((258, ValueError), (-1, ValueError), (256, ValueError), ("a", TypeError)):
+        with pytest.raises(error):
+            row[bad]
+
+
+async def test_verbose_writes_each_beam(capsys):
+    beam = await ByteBeamState.initial(ToyLM(), BeamParams(2, verbose=True))
+    await (beam << ord("a"))
+    assert "Candidates:" in capsys.readouterr().out
+
+
+async def test_sampling_is_seeded(tiny):
+    beam = await ByteBeamState.initial(tiny, BeamParams(3, 0.05))
+    first = await beam.sample(b"The ", 12, seed=1)
+    assert first == await beam.sample(b"The ", 12, seed=1)
+    assert len({await beam.sample(b"The ", 12, seed=s) for s in range(5)}) > 1
+    assert len(first) == 4 + 12
+    assert len(await beam.sample(b"The ", 3)) == 7
+
+
+async def test_cleanup_leaves_nothing(tiny):
+    beam = await ByteBeamState.initial(tiny, BeamParams(2))
+    assert await beam.cleanup() is None
+
+
+# -- healing ---------------------------------------------------------------------------
+
+
+async def test_healing_reads_what_no_candidate_can():
+    lm = AbcdLM()
+    beam = await read(await ByteBeamState.initial(lm, BeamParams(1)), b"abc")
+    assert [c.partial for c in beam] == [b"abc"]
+    healed = await (beam << ord("x"))
+    assert healed.heals == 1
+    path = [0, 1, 2, 3]
+    rows = [lm.row([4, *path[:i]]) for i in range(4)]
+    exact = sum(float(r[t]) for r, t in zip(rows, path, strict=True))
+    assert healed.logZ == pytest.approx(exact, abs=1e-9)
+
+
+async def test_a_byte_that_healing_would_rescue_does_not_read_as_impossible():
+    """genlm-bytes 0.2: logp_next says -inf where << succeeds."""
+    beam = await read(await ByteBeamState.initial(AbcdLM(), BeamParams(1)), b"abc")
+    row = await beam.logp_next()
+    assert row[ord("x")] > -math.inf
+    assert row[ord("z")] == -math.inf
+    assert np.exp(row.ps).sum() == pytest.approx(1)
+    off = await read(await ByteBeamState.initial(AbcdLM(), BeamParams(1, heal=False)), b"abc")
+    assert (await off.logp_next())[ord("x")] == -math.inf
+    assert (await (off << ord("x"))).logZ == -math.inf
+
+
+@pytest.mark.parametrize("limits", [{"heal_max_backoff": 0}, {"heal_max_splits": 1}])
+async def test_healing_limits_hold_in_rows_and_steps_alike(limits):
+    beam = await read(await ByteBeamState.initial(AbcdLM(), BeamParams(1, **limits)), b"abc")
+    assert (await beam.logp_next())[ord("x")] == -math.inf
+    assert (await (beam << ord("x"))).logZ == -math.inf
+
+
+async def test_rows_and_steps_agree_on_what_can_be_read(tiny):
+    beam = await ByteBeamState.initial(tiny, BeamParams(2, 0.2))
+    beam = (await beam.prefill(b"An app")).prune()
+    row = await beam.logp_next()
+    for byte in (*b"lxZ \n", 0x00, 0xE6, 0xFF):
+        assert (row[byte] > -math.inf) == ((await (beam << byte)).logZ > -math.inf)
+
+
+# -- what pruning loses ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+async def test_dropped_mass_bounds_the_truth(seed, threshold):
+    lm = ToyLM(seed=seed)
+    exact = await ByteBeamState.initial(lm, BeamParams(None))
+    beam = await ByteBeamState.initial(lm, BeamParams(2, threshold))
+    for byte in b"abcabba":
+        exact, beam = await (exact << byte), (await (beam << byte)).prune()
+        assert beam.logZ <= exact.logZ + 1e-12
+        assert exact.logZ <= np.logaddexp(beam.logZ, beam.dropped) + 1e-12
+    assert beam.dropped > -math.inf
+
+
+async def test_counts_are_there(tiny):
+    beam = await ByteBeamState.initial(tiny, BeamParams(2))
+    before = beam.counts.rows
+    await (await beam.prefill(b"Unheard-of text 31415")).logp_next()
+    assert beam.counts.rows > before
+
+
+# -- temperature, top-k, top-p ---------------------------------------------------------
+
+
+async def test_transforms_act_on_tokens_before_bytes():
+    lm = ToyLM(seed=2)
+    p = np.exp(lm.row([9]).numpy())
+    for transform, expected in (
+        (RowTransform(temperature=2.0), p**0.5 / (p**0.5).sum()),
+        (RowTransform(top_k=3), np.where(p >= np.sort(p)[-3], p, 0) / np.sort(p)[-3:].sum()),
+        (RowTransform(top_p=1e-9), (p == p.max()).astype(float)),
+    ):
+        beam = await ByteBeamState.initial(lm, BeamParams(None), transform=transform)
+        row = await beam.logp_next()
+        starts_with_a = [t.startswith(b"a") for t in lm.tokens]
+        mass = expected[starts_with_a].sum()
+        assert np.exp(row[ord("a")]) == pytest.approx(mass, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"temperature": 0}, {"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.5}]
+)
+def test_bad_transforms(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        RowTransform(**bad)
+
+
+# -- bad input -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "words"),
+    [
+        ({"K": 0}, ValueError, "K must be"),
+        ({"K": -1}, ValueError, "K must be"),
+        ({"K": 2.5}, TypeError, "K must be"),
+        ({"K": True}, TypeError, "K must be"),
+        ({"K": 1, "prune_threshold": 1}, ValueError, r"\[0, 1\)"),
+        ({"K": 1, "prune_threshold": -0.1}, ValueError, r"\[0, 1\)"),
+        ({"K": 1, "prune_threshold": math.nan}, ValueError, r"\[0, 1\)"),
+        ({"K": 1, "prune_threshold": "x"}, TypeError, "must be a number"),
+        ({"K": 1, "prune": "best"}, ValueError, '"topk" or "unbiased"'),
+        ({"K": 1, "seed": -1}, ValueError, "seed"),
+        ({"K": 1, "heal_max_splits": -1}, ValueError, "heal_max_splits"),
+        ({"K": 1, "eos_byte_strings": b"<e>"}, TypeError, "list of bytes"),
+        ({"K": 1, "eos_byte_strings": ["<e>"]}, TypeError, "must hold bytes"),
+        ({"K": 1, "eos_byte_strings": [b""]}, ValueError, "must not be empty"),
+        ({"K": 1, "eos_byte_strings": [b"a"], "eos_tokens": [b"a"]}, TypeError, "not both"),
+    ],
+)
+def test_bad_params(args, error, words):
+    with pytest.raises(error, match=words):
+        BeamParams(**args)
+
+
+def test_the_old_name_of_eos_strings_still_works():
+    with pytest.warns(DeprecationWarning, match="eos_byte_strings"):
+        assert BeamParams(1, eos_tokens=[b"<e>"]).eos == {b"<e>"}
+
+
+@pytest.mark.parametrize(
+    ("byte", "error"), [(256, ValueError), (-1, ValueError), (b"a", TypeError), ("a", TypeError)]
+)
+async def test_bad_bytes(byte, error):
+    beam = await ByteBeamState.initial(ToyLM(), BeamParams(2))
+    with pytest.raises(error, match=r"0\.\.255"):
+        await (beam << byte)
+
+
+async def test_bad_calls():
+    lm = ToyLM()
+    with pytest.raises(ValueError, match="no token of the vocabulary is spelled b'<nope>'"):
+        await ByteBeamState.initial(lm, BeamParams(2, eos_byte_strings=[b"<nope>"]))
+    with pytest.raises(TypeError, match="must be a BeamParams"):
+        await ByteBeamState.initial(lm, 5)
+    with pytest.raises(ValueError, match="unknown trie options"):
+        await ByteBeamState.initial(lm, BeamParams(2), {"colour": 1})
+    options = {"max_batch_size": 4}
+    beam = await ByteBeamState.initial(lm, BeamParams(2, eos_byte_strings=[EOS_TOKEN]), options)
+    assert options == {"max_batch_size": 4}, "genlm-bytes 0.2 wrote into the caller's dict"
+    with pytest.raises(TypeError, match="got str"):
+        await beam.prefill("text")
+    with pytest.raises(ValueError, match="steps"):
+        await beam.greedy(b"a", -1)
+    with pytest.raises(ValueError, match="draw must return"):
+        await beam.sample(b"a", 1, draw=lambda p: None)
+
+
+async def test_an_impossible_byte_leaves_an_empty_beam_and_clear_errors():
+    beam = await ByteBeamState.initial(ToyLM(), BeamParams(2))
+    dead = await (beam << ord("z"))
+    assert dead.logZ == -math.inf
+    assert len(dead) == 0
+    assert (await (dead.prune() << ord("a"))).logZ == -math.inf
+    with pytest.raises(ValueError, match="beam is empty"):
+        await dead.logp_next()
+    with pytest.raises(ValueError, match="beam is empty"):
+        await beam.greedy(b"z", 1)
+
+
+class Broken(ToyLM):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def row(self, context):
+        row = super().row(context).clone()
+        if self.kind == "nan":
+            row[2] = math.nan
+        elif self.kind == "inf":
+            row[2] = math.inf
+        elif self.kind == "dead":
+            row[:] = -math.inf
+        elif self.kind == "narrow":
+            row = row[:-1]
+        return row
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("nan", "NaN"), ("inf", r"\+inf"), ("dead", "no finite entry"), ("narrow", "width 9")],
+)
+async def test_rows_that_are_no_rows(kind, words):
+    with pytest.raises(BadRowError, match=words):
+        await ByteBeamState.initial(Broken(kind), BeamParams(2))
+
+
+async def test_half_precision_rows_are_normalised():
+    class Half(ToyLM):
+        def row(self, context):
+            return super().row(context).to(torch.bfloat16)
+
+    beam = await ByteBeamState.initial(Half(), BeamParams(None))
+    assert np.exp((await beam.logp_next()).ps).sum() == pytest.approx(1)
+    assert (await (beam << ord("a"))).logZ < 0

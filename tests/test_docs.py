@@ -1,0 +1,156 @@
+"""The documents do what they say: their code runs, and what they show is what comes out."""
+
+import ast
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from IPython.lib.pretty import pretty
+
+import genlm_bytes_smc
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+
+import build_notebook  # noqa: E402
+import draw  # noqa: E402
+import refresh_outputs  # noqa: E402
+
+DOCUMENTS = [p for p in refresh_outputs.documents() if p.exists()]
+PYTHON = re.compile(r"^```python *(.*)\n(.*?)^```$", re.M | re.S)
+NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
+TIMED = re.compile(r"bytes/s|second")
+AGAIN = "run `make refresh` if this is meant to change"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+def alike(shown, found):
+    """Whether two outputs say the same, numbers up to rounding, times aside."""
+    old, new = shown.rstrip().splitlines(), found.rstrip().splitlines()
+    return len(old) == len(new) and all(map(same_line, old, new))
+
+
+def same_line(old, new):
+    # Bars and the spaces that line columns up follow from the numbers.
+    a, b = (re.sub(r"[\s█▏▎▍▌▋▊▉]+", " ", NUMBER.sub("#", x)).strip() for x in (old, new))
+    if a != b or TIMED.search(old):
+        return a == b
+    pairs = zip(NUMBER.findall(old), NUMBER.findall(new), strict=True)
+    return all(close(float(x.replace(",", "")), float(y.replace(",", ""))) for x, y in pairs)
+
+
+def close(x, y):
+    return abs(x - y) <= 0.02 + 0.002 * abs(y)
+
+
+def compiled(source, name):
+    """Statements, and the last expression by itself; top-level await is allowed."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    body = compile(tree, name, "exec", flags=flags)
+    return body, last and compile(ast.Expression(last.value), name, "eval", flags=flags)
+
+
+async def execute(source, names, where):
+    """Run a block as a notebook would and return the value of its last expression."""
+    value = None
+    for part in compiled(source, where):
+        value = eval(part, names) if part else None
+        if inspect.iscoroutine(value):
+            value = await value
+    return value
+
+
+def test_what_counts_as_alike():
+    assert alike("Z: -6.6540 (1.0000)\n", "Z: -6.6541 (1.0000)")
+    assert not alike("Z: -6.65", "Z: -6.85")
+    assert not alike("doctor 1", "doctors 1")
+    assert alike("one text  243 bytes/s", "one text   17 bytes/s")
+    assert alike("d  0.99  ████▉", "d  0.98  ████")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+async def test_python_blocks_run(path):
+    names = {"__name__": "document"}
+    text = path.read_text(encoding="utf-8")
+    for block in PYTHON.finditer(text):
+        where = f"{path.name}, line {text[: block.start()].count(chr(10)) + 2}"
+        if block[1].strip() == "skip":
+            compiled(block[2], where)
+        else:
+            await execute(block[2], names, where)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_console_examples_show_what_is_printed(path):
+    for block in refresh_outputs.BLOCK.findall(path.read_text(encoding="utf-8")):
+        for example in refresh_outputs.examples(block):
+            if example.arguments is not None:
+                found = refresh_outputs.run(example.arguments)
+                assert alike(example.output, found), f"{example.command}\n{found}\n{AGAIN}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", text):
+        if target and "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_the_index_names_every_public_name():
+    text = (DOCS / "index.md").read_text(encoding="utf-8")
+    table = text.split("## Public names")[1]
+    assert set(re.findall(r"`(\w+)`", table)) >= set(genlm_bytes_smc.__all__)
+
+
+def test_the_notebook_is_what_its_script_builds():
+    shown = nbformat.read(build_notebook.NOTEBOOK, as_version=4)
+    built = build_notebook.build()
+    nbformat.validate(shown)
+    assert [(c.cell_type, c.source, c.id) for c in shown.cells] == [
+        (c.cell_type, c.source, c.id) for c in built.cells
+    ], AGAIN
+
+
+async def test_the_notebook_shows_what_its_code_gives(capsys):
+    names = {"__name__": "notebook"}
+    for cell in nbformat.read(build_notebook.NOTEBOOK, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        value = await execute(cell.source, names, f"notebook, {cell.id}")
+        printed = capsys.readouterr().out
+        assert cell.execution_count is not None
+        assert all(o.output_type != "error" and o.get("name") != "stderr" for o in cell.outputs)
+        if build_notebook.RANDOM in cell.metadata.get("tags", []):
+            continue
+        text = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+        assert alike(text, printed), AGAIN
+        results = [o.data["text/plain"] for o in cell.outputs if o.output_type == "execute_result"]
+        found = [] if value is None else [pretty(value)]
+        assert len(results) == len(found)
+        assert all(map(alike, results, found)), f"{results}\n{found}\n{AGAIN}"
+
+
+def test_the_drawings_can_be_drawn_again(tmp_path):
+    draw.main(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} <= {p.name for p in draw.IMAGES.iterdir()}
+    for path in tmp_path.iterdir():
+        assert "<svg" in path.read_text(encoding="utf-8")
