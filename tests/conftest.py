@@ -6,6 +6,11 @@ import torch
 from genlm_bytes_smc import load_model
 
 
+# One thread: the models here are tiny, and a pool of threads on a busy machine costs more
+# than it gives.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """The bundled model as an engine, in float32 on the CPU."""

@@ -341,10 +341,15 @@ def select_unbiased(logw, k, uniform):  # type: ignore[no-untyped-def]
         big = 0
         while big < most - 1 and np.exp(logw[n, order[big]] - top) * (most - big) >= rest[big]:
             big += 1
-        c = rest[big] / (most - big)
         for i in range(big):
             pick[n, i] = order[i]
             out[n, i] = logw[n, order[i]]
+        # The others relative to the best of them: beside `top` they may underflow.
+        top = logw[n, order[big]]
+        c = 0.0
+        for i in range(big, count):
+            c += np.exp(logw[n, order[i]] - top)
+        c /= most - big
         # Exactly K - big survivors: one in each unit of the running sum of w / c.
         kept = big
         point = uniform[n]

@@ -427,6 +427,7 @@ class ByteLanes:
                 heals = heals.copy()
                 for n in np.flatnonzero(dead):
                     with self.model.engine.tree.pinned(kernels.contexts(state)):
+                        await self._have_rows()  # healing another lane may have evicted some
                         healed = await heal(self, int(n), int(bytes_[n]))
                     if healed is not None:
                         state = _put(kernels, state, np.array([n]), healed)

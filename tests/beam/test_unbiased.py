@@ -121,3 +121,11 @@ async def test_equal_seeds_and_bytes_give_equal_beams():
 
 async def test_healing_is_off():
     assert BeamParams(2, prune="unbiased", heal=True).heal is False
+
+
+async def test_weights_hundreds_of_nats_apart_do_not_underflow():
+    from genlm_bytes_smc.beam.kernels_numba import select_unbiased
+
+    pick, weight = select_unbiased(np.array([[0.0, -800.0, -801.0]]), 2, np.array([0.3]))
+    assert pick[0, 0] == 0
+    assert weight[0].tolist() == [0.0, pytest.approx(np.logaddexp(-800.0, -801.0))]
