@@ -6,8 +6,12 @@
    for everything noted in one forward.
 3. Run again from the first byte at which something was missing, until nothing is.
 
-Each pass settles at least the first byte that was open, and what is read in the end is read
-with every row there, so the result does not depend on what was asked for early.
+Where a missed candidate holds much of the weight, the text has left the tokenizer's path: the
+rows along the rest of the text after that candidate are asked for with it.
+
+Each pass settles at least the first byte that was open (or the next one is read the slow
+way), and what is read in the end is read with every row there, so the result does not depend
+on what was asked for early.
 """
 
 from __future__ import annotations
@@ -24,6 +28,10 @@ from genlm_bytes_smc.lm.contexts import IntArray
 
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
+_HEAVY = 0.2  # share of the beam from which a missed candidate is followed further
+_NARROW = 1e-3  # below this threshold a beam is full of candidates that will not last, and
+_HORIZON = 8  # what it wants more than this many bytes after a miss is mostly never used
+
 
 async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
     """The lanes after `text`, pruned before each byte and not after the last.
@@ -39,17 +47,20 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
     ahead = _canonical(lanes, text)
     at = 0
     with tree.pinned(ahead):
-        await store.ensure(ahead)
+        await store.ensure(ahead[: store.table.limit // 2])
+        wanted = NOTHING
         while at < len(text) and lanes.log_z[0] > -np.inf:
-            await store.ensure(lanes.model.kernels.contexts(lanes.state))
+            # Together, so that a tight limit on rows cannot evict the one for the other.
+            now = np.concatenate([lanes.model.kernels.contexts(lanes.state).ravel(), wanted])
+            with tree.pinned(now):
+                await store.ensure(now)
+            again = len(wanted) > 0
             lanes, read, wanted = _run(lanes, text[at:])
             at += read
-            if len(wanted):
-                with tree.pinned(wanted):
-                    await store.ensure(wanted)
-            elif at < len(text):  # a byte that only healing can read, if anything can
+            if at < len(text) and (len(wanted) == 0 or (again and read == 0)):
+                # A byte that only healing can read, or rows that do not fit together.
                 lanes = await lanes.prune().read(text[at])
-                at += 1
+                at, wanted = at + 1, NOTHING
     return lanes
 
 
@@ -70,7 +81,10 @@ def _run(lanes: ByteLanes, text: bytes) -> _Pass:
     state, log_z, log_dropped = lanes.state, lanes.log_z, lanes.log_dropped
     kept, read = (state, log_dropped), 0
     missed: list[IntArray] = []
-    for byte in text:
+    horizon = len(text) if params.prune_threshold >= _NARROW else _HORIZON
+    for at, byte in enumerate(text):
+        if missed and at > read + horizon:
+            break
         symbols = np.array([byte], dtype=np.int64)
         if params.unbiased:
             state = kernels.resample(state, params.K)
@@ -86,9 +100,9 @@ def _run(lanes: ByteLanes, text: bytes) -> _Pass:
             )
             log_dropped = np.logaddexp(log_dropped, lost)
         log_dropped = np.logaddexp(log_dropped, ext.dropped)
-        ext, contexts, missing = _at_hand(lanes, state, ext)
+        ext, contexts, missing, heavy = _at_hand(lanes, state, ext)
         if len(missing):
-            missed.append(missing)
+            missed.append(np.concatenate([missing, *(_along(lanes, c, text[at:]) for c in heavy)]))
         key = read_keys(state.key, symbols)
         state, log_z = kernels.close_read(state, ext, contexts, symbols, lanes.cut)
         state = state._replace(key=key)
@@ -98,23 +112,35 @@ def _run(lanes: ByteLanes, text: bytes) -> _Pass:
             kept, read = (state, log_dropped), read + 1
     if read:
         lanes = lanes.replace(kept[0], log_dropped=kept[1])
-    return _Pass(lanes, read, np.unique(np.concatenate(missed)) if missed else NOTHING)
+    return _Pass(lanes, read, _first(missed, lanes.model.store.table.limit // 2))
+
+
+def _first(missed: list[IntArray], most: int) -> IntArray:
+    """Distinct missed contexts: those of the first byte, and of later ones up to `most`."""
+    if not missed:
+        return NOTHING
+    count = 1
+    while count < len(missed) and sum(map(len, missed[: count + 1])) <= most:
+        count += 1
+    return np.unique(np.concatenate(missed[:count]))
 
 
 def _at_hand(
     lanes: ByteLanes, state: BeamState, ext: Extensions
-) -> tuple[Extensions, IntArray, IntArray]:
-    """Extensions whose rows are there, their contexts, and the contexts that are missing."""
+) -> tuple[Extensions, IntArray, IntArray, list[int]]:
+    """Extensions whose rows are there, their contexts; the contexts that are missing, and
+    which of those hold much of the weight."""
     if len(ext.lane) == 0:
-        return ext, NOTHING, NOTHING
+        return ext, NOTHING, NOTHING, []
     model = lanes.model
     above = model.kernels.contexts(state)[ext.lane, ext.cand]
     contexts = model.engine.tree.children(above, ext.token)
     missing = model.store.missing(contexts)
     if len(missing) == 0:
-        return ext, contexts, NOTHING
+        return ext, contexts, NOTHING, []
     here = model.store.slot_of[contexts] >= 0
-    return ext.take(here), contexts[here], missing
+    share = np.exp(ext.logw - model.kernels.log_z(state)[0])
+    return ext.take(here), contexts[here], missing, contexts[~here & (share > _HEAVY)].tolist()
 
 
 def _canonical(lanes: ByteLanes, text: bytes) -> IntArray:
@@ -123,14 +149,15 @@ def _canonical(lanes: ByteLanes, text: bytes) -> IntArray:
     Only a guess at which rows will be wanted: nothing but cost depends on it.
     """
     contexts = lanes.model.kernels.contexts(lanes.state)
-    nodes = lanes.model.kernels.nodes(lanes.state)
-    at_root = contexts[nodes == 0]
-    tokens = lanes.model.canonical(text)
-    if len(at_root) == 0 or not tokens:
-        return NOTHING
-    tree, depth = lanes.model.engine.tree, int(lanes.model.engine.tree.depth[at_root[0]])
-    window = lanes.model.engine.window
-    path = [int(at_root[0])]
-    for token in tokens if window is None else tokens[: max(0, window - depth)]:
+    at_root = contexts[lanes.model.kernels.nodes(lanes.state) == 0]
+    return _along(lanes, int(at_root[0]), text) if len(at_root) else NOTHING
+
+
+def _along(lanes: ByteLanes, context: int, text: bytes) -> IntArray:
+    """`context` and those along the tokenizer's own tokens of `text` after it."""
+    tree, window = lanes.model.engine.tree, lanes.model.engine.window
+    room = None if window is None else max(0, window - int(tree.depth[context]))
+    path = [context]
+    for token in lanes.model.canonical(text)[:room]:
         path.append(tree.child(path[-1], token))
     return np.array(path, dtype=np.int64)

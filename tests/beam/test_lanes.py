@@ -121,7 +121,7 @@ async def test_prefill_is_the_same_as_byte_by_byte(tiny):
         BeamParams(5, 0.0),
         BeamParams(5, 0.05),
         BeamParams(1, 0.3),
-        BeamParams(8, 0.01, prune="unbiased", seed=9),
+        BeamParams(8, prune="unbiased", seed=9),
     ):
         slow = await ByteBeamState.initial(tiny, params)
         fast = await slow.prefill(text)
