@@ -24,7 +24,7 @@ import refresh_outputs  # noqa: E402
 DOCUMENTS = [p for p in refresh_outputs.documents() if p.exists()]
 PYTHON = re.compile(r"^```python *(.*)\n(.*?)^```$", re.M | re.S)
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
-TIMED = re.compile(r"bytes/s|second")
+COST = re.compile(r"bytes/s|second|forwards")
 AGAIN = "run `make refresh` if this is meant to change"
 
 
@@ -41,7 +41,7 @@ def named(path):
 
 
 def alike(shown, found):
-    """Whether two outputs say the same, numbers up to rounding, times aside."""
+    """Whether two outputs say the same, numbers up to rounding, costs aside."""
     old, new = shown.rstrip().splitlines(), found.rstrip().splitlines()
     return len(old) == len(new) and all(map(same_line, old, new))
 
@@ -49,7 +49,7 @@ def alike(shown, found):
 def same_line(old, new):
     # Bars and the spaces that line columns up follow from the numbers.
     a, b = (re.sub(r"[\s█▏▎▍▌▋▊▉]+", " ", NUMBER.sub("#", x)).strip() for x in (old, new))
-    if a != b or TIMED.search(old):
+    if a != b or COST.search(old):
         return a == b
     pairs = zip(NUMBER.findall(old), NUMBER.findall(new), strict=True)
     return all(close(float(x.replace(",", "")), float(y.replace(",", ""))) for x, y in pairs)
@@ -102,8 +102,8 @@ async def test_python_blocks_run(path):
 def test_console_examples_show_what_is_printed(path):
     for block in refresh_outputs.BLOCK.findall(path.read_text(encoding="utf-8")):
         for example in refresh_outputs.examples(block):
-            if example.arguments is not None:
-                found = refresh_outputs.run(example.arguments)
+            if example.parts:
+                found = refresh_outputs.run(*example.parts)
                 assert alike(example.output, found), f"{example.command}\n{found}\n{AGAIN}"
 
 

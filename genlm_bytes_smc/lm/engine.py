@@ -133,31 +133,11 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
             ContextTooLongError: a context exceeds the model's window.
         """
         self.check(nodes)
-        loop = asyncio.get_running_loop()
-        request = _Request(nodes, loop.create_future())
-        self._requests.append(request)
         with self.tree.pinned(nodes):
-            try:
-                await self._settle()
-                while not request.done.done():
-                    if request in self._requests:
-                        await self._serve()
-                    else:
-                        await asyncio.wait([request.done])
-                    if request.done.done() and request.done.result() is None:
-                        # Whoever served us was cancelled: ask again.
-                        request.done = loop.create_future()
-                        self._requests.append(request)
-                result = request.done.result()
-                assert result is not None
-                return result
-            finally:
-                if request in self._requests:
-                    self._requests.remove(request)
-                if not request.done.done():
-                    request.done.cancel()  # whoever serves us must not leave an error there
-                elif not request.done.cancelled():
-                    request.done.exception()  # mark as seen
+            rows = None
+            while rows is None:  # None: whoever served us was cancelled
+                rows = await self._answer(nodes)
+            return rows
 
     def rows_sync(self, nodes: IntArray) -> torch.Tensor:
         """As `rows`, without an event loop."""
@@ -165,7 +145,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         with self.tree.pinned(nodes):
             distinct, where = np.unique(nodes, return_inverse=True)
             rows = self.evaluate(distinct)
-            return rows if len(distinct) == len(nodes) and _is_range(where) else rows[where]
+            return _pick(rows, where, True)
 
     def check(self, nodes: IntArray) -> None:
         """Raise before any work if a context is empty or longer than the window."""
@@ -180,12 +160,33 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
                 f"{self.window} tokens; shorten the prompt or the text"
             )
 
+    async def _answer(self, nodes: IntArray) -> torch.Tensor | None:
+        """Join the callers waiting at this moment; the first of them serves all."""
+        loop = asyncio.get_running_loop()
+        if self._requests and self._requests[0].done.get_loop() is not loop:
+            self._requests = []  # left by an event loop that was stopped
+        request = _Request(nodes, loop.create_future())
+        self._requests.append(request)
+        leads = len(self._requests) == 1
+        try:
+            if leads:
+                await self._settle()
+                await self._serve()
+            return await request.done
+        finally:
+            if request in self._requests:
+                self._requests.remove(request)
+                if leads:  # cancelled before serving: the others ask again
+                    _release(self._requests)
+                    self._requests = []
+
     async def _settle(self) -> None:
         """Give callers that are ready in this pass of the event loop the time to join."""
-        seen = 0
-        while len(self._requests) > seen:
-            seen = len(self._requests)
+        seen, quiet = len(self._requests), 0
+        while quiet < 2:  # we may run before the others in a pass, so one is not enough
             await asyncio.sleep(0)
+            quiet = quiet + 1 if len(self._requests) == seen else 0
+            seen = len(self._requests)
 
     async def _serve(self) -> None:
         batch, self._requests = self._requests, []
@@ -199,19 +200,14 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
                     request.done.set_exception(error)
             return
         except BaseException:  # cancelled (or interrupted) while serving: the others ask again
-            for request in batch:
-                if not request.done.done():
-                    request.done.set_result(None)
+            _release(batch)
             raise
         at = 0
         for request in batch:
             mine = where[at : at + len(request.nodes)]
             at += len(request.nodes)
             if not request.done.done():
-                whole = len(mine) == len(rows) and _is_range(mine)
-                request.done.set_result(
-                    rows if whole else rows[torch.as_tensor(mine, device=rows.device)]
-                )
+                request.done.set_result(_pick(rows, mine, len(batch) == 1))
 
     # -- genlm-backend's AsyncLM -------------------------------------------------------
 
@@ -269,9 +265,18 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self._spelled.clear()
 
 
+def _release(requests: list[_Request]) -> None:
+    for request in requests:
+        if not request.done.done():
+            request.done.set_result(None)
+
+
 def _strings(byte_vocab: Sequence[Any]) -> list[str]:
     return [bytes(getattr(t, "byte_string", t)).decode("utf-8", "replace") for t in byte_vocab]
 
 
-def _is_range(where: IntArray) -> bool:
-    return bool((where == np.arange(len(where))).all())
+def _pick(rows: torch.Tensor, where: IntArray, alone: bool) -> torch.Tensor:
+    """`rows[where]`, without a copy if that is all of them and nobody else's."""
+    if alone and len(where) == len(rows) and bool((where == np.arange(len(where))).all()):
+        return rows
+    return rows[torch.as_tensor(where, device=rows.device)]

@@ -22,6 +22,7 @@ from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.plain import batches, plain_logits
 from genlm_bytes_smc.lm.rows import BadRowError
 from genlm_bytes_smc.lm.start import start_tokens
+from genlm_bytes_smc.lm.threads import fitting_threads
 from genlm_bytes_smc.lm.tree_cache import Work
 from genlm_bytes_smc.lm.tree_forward import TreeForward
 
@@ -73,6 +74,7 @@ class TreeTransformer(RowEngine):
         if limit_bytes is not None and limit_bytes < 1:
             raise ValueError(f"limit_bytes must be positive or None, got {limit_bytes}")
         self.model = model if device is None else model.to(device)
+        self._parameters = sum(p.numel() for p in model.parameters())
         self.model.eval()
         self._architecture = Architecture.of(self.model)
         with torch.inference_mode():
@@ -156,10 +158,11 @@ class TreeTransformer(RowEngine):
     def _part(self, work: Work, first: int, stop: int, asked: IntArray) -> torch.Tensor:
         """Rows of the positions `asked` from one forward over `[first, stop)`."""
         fresh = max(0, min(stop, work.fresh) - first)
-        logits = self._forward.run(work.nodes[first:stop], fresh, asked - first)
-        self.counts.forwards += 1
-        self.counts.positions += stop - first
-        return _log_softmax(logits)
+        with fitting_threads(self._parameters, stop - first, self.device):
+            logits = self._forward.run(work.nodes[first:stop], fresh, asked - first)
+            self.counts.forwards += 1
+            self.counts.positions += stop - first
+            return _log_softmax(logits)
 
     def _parts(self, work: Work, asked: IntArray) -> Iterator[tuple[int, int]]:
         """Cut the positions into forwards whose logits and masks stay within the limits."""

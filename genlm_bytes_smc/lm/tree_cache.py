@@ -293,8 +293,8 @@ class TreeCache:
             self._slot = np.concatenate([self._slot, np.full(lack, -1, dtype=np.int32)])
 
     def _fit_slots(self, slots: int) -> None:
-        lack = max(slots, 2 * len(self._node)) - len(self._node)
         if slots > len(self._node):
+            lack = max(slots - len(self._node), len(self._node))
             self._node = np.concatenate([self._node, np.full(lack, -1, dtype=np.int64)])
             self._depth = np.concatenate([self._depth, np.zeros(lack, dtype=np.int32)])
             self._last_used = np.concatenate([self._last_used, np.zeros(lack, dtype=np.int64)])

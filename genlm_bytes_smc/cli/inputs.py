@@ -1,0 +1,105 @@
+"""From options to a loaded model, beam parameters and a prompt."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, RowTransform, load_model
+from genlm_bytes_smc.beam.model import byte_model
+from genlm_bytes_smc.beam.prompt import Spelled
+from genlm_bytes_smc.cli.options import BeamOptions, ModelOptions
+from genlm_bytes_smc.cli.output import UsageError, busy
+from genlm_bytes_smc.lm.engine import RowEngine
+
+
+def open_model(options: ModelOptions) -> RowEngine:
+    """The model that the options name."""
+    threads = 1 if options.threads is None and options.model == "tiny" else options.threads
+    if threads is not None:  # for so small a model, waiting for each other costs threads more
+        torch.set_num_threads(threads)
+    with busy(f"loading {options.model}"):
+        backend = options.backend and options.backend.value
+        return load_model(options.model, backend, device=options.device)
+
+
+def seed_of(options: BeamOptions) -> int:
+    """The seed given, or a new one that can be given next time."""
+    return secrets.randbelow(1 << 32) if options.seed is None else options.seed
+
+
+def eos_spellings(llm: RowEngine) -> set[bytes]:
+    """What the tokens that end a text spell: the tokenizer's, and those for generation."""
+    generation = getattr(getattr(llm, "model", None), "generation_config", None)
+    found: set[bytes] = set()
+    for source in (llm.tokenizer, generation):
+        ids = getattr(source, "eos_token_id", None)
+        for i in ids if isinstance(ids, list | tuple) else [ids]:
+            if isinstance(i, int) and 0 <= i < len(llm.byte_vocab):
+                found.add(bytes(byte_model(llm).vocab[i]))
+    return found - {b""}
+
+
+def parameters(options: BeamOptions, llm: RowEngine, seed: int) -> tuple[BeamParams, RowTransform]:
+    """Beam parameters and row transform.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+    try:
+        params = BeamParams(
+            K=options.width,
+            prune_threshold=options.threshold,
+            prune=options.prune.value,
+            eos_byte_strings=set() if options.no_eos else eos_spellings(llm),
+            seed=seed,
+        )
+        return params, RowTransform(temperature=options.temperature)
+    except ValueError as error:
+        raise UsageError(f"--{error}".replace("prune_threshold", "threshold")) from None
+
+
+async def new_beam(options: BeamOptions, llm: RowEngine, seed: int) -> ByteBeamState:
+    """A beam that has read nothing."""
+    params, transform = parameters(options, llm, seed)
+    return await ByteBeamState.initial(llm, params, transform=transform)
+
+
+def read_argument(text: str) -> bytes:
+    """The bytes of an argument as they were typed; of stdin for `-`."""
+    return sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
+
+
+def read_file(name: str) -> bytes:
+    """The bytes of a file; of stdin for `-`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if name == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise OSError(f"cannot read {name}: {error.strerror or error}") from None
+
+
+def as_prompt(options: BeamOptions, text: bytes, llm: Any) -> Prompt:
+    """The prompt that the options make of some bytes.
+
+    Raises:
+        UsageError: special tokens are asked for in bytes that are no text.
+    """
+    if not options.special_tokens:
+        return Prompt((Spelled(text, literal=True),) if text else ())
+    try:
+        return Prompt.text(text.decode("utf-8"), special_tokens=True, model=llm)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--special-tokens needs UTF-8 text; the byte at {error.start} is not"
+        ) from None

@@ -1,0 +1,113 @@
+"""How commands speak: lines, colours and bars on stdout, what happens meanwhile on stderr."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+BAR_WIDTH = 30
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+class CliError(Exception):
+    """Something the user is told in one line."""
+
+
+class UsageError(CliError):
+    """The same, about an option."""
+
+
+def console() -> Console:
+    """Standard output: colours on a terminal, plain text in a pipe, lines never broken."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def say(*parts: str | tuple[str, str] | Text) -> None:
+    """Print one line of parts, each a string or a (string, style) pair."""
+    console().print(Text.assemble(*parts))
+
+
+def write_json(value: Any) -> None:
+    """Print one JSON document; infinities and NaN become null."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def bar(share: float) -> str:
+    """A bar of `BAR_WIDTH` characters for 1."""
+    eighths = round(8 * BAR_WIDTH * min(max(share, 0.0), 1.0))
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + (_EIGHTHS[rest] if rest else "")
+
+
+def as_text(spelling: bytes) -> str:
+    """Bytes as text, with a mark for what is no UTF-8."""
+    return spelling.decode("utf-8", errors="replace")
+
+
+def visible(text: str) -> str:
+    """Text whose control characters, but for newline and tab, stand as escapes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Show on a terminal's stderr that something takes its time."""
+    err = Console(stderr=True)
+    if err.is_terminal:
+        with err.status(what):
+            yield
+    else:
+        yield
+
+
+def table(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        say((f"{name:<{width}}", "dim"), "  ", value)
+
+
+class ByteStream:
+    """Writes bytes to stdout as they come.
+
+    In a pipe they go out as they are. On a terminal a character is written when it is whole,
+    so that half of one never reaches the screen.
+    """
+
+    def __init__(self) -> None:
+        self._console = console()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def write(self, data: bytes, style: str = "") -> None:
+        """Write what can be written of `data` and what is still held back."""
+        if self._console.is_terminal:
+            self._show(self._decoder.decode(data), style)
+        else:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+
+    def finish(self) -> None:
+        """Write what was held back, and on a terminal end the line."""
+        if self._console.is_terminal:
+            self._show(self._decoder.decode(b"", final=True) + "\n", "")
+
+    def _show(self, text: str, style: str) -> None:
+        if text:
+            self._console.print(Text(visible(text), style), end="")
+            sys.stdout.flush()

@@ -1,0 +1,106 @@
+"""Automata of genlm-control as byte constraints of this package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from genlm.control import BoolFSA
+from genlm.control.potential.built_in.wfsa import WFSA
+
+from genlm_bytes_smc.alphabet import N_BYTES
+from genlm_bytes_smc.constraints.automaton import MAX_STATES, minimal
+from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.dfa import ByteDFA
+from genlm_bytes_smc.constraints.nfa import Nfa, determinize
+from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
+from genlm_bytes_smc.constraints.wfsa import Arc, ByteWFSA
+
+
+def from_genlm(fsa: WFSA, *, device: torch.device | str | None = None) -> ByteWFSA | ByteDFA:
+    """The same weights over bytes: a `ByteWFSA` for a WFSA, a `ByteDFA` for a BoolFSA.
+
+    Symbols may be bytes as numbers, byte strings, or characters, which become their UTF-8.
+
+    Args:
+        fsa: an automaton of genlm-control 0.4.
+        device: where the tables live and weights are returned (None: the CPU).
+
+    Raises:
+        ConstraintError: not such an automaton, or a symbol that spells no bytes.
+    """
+    if not isinstance(fsa, WFSA):
+        raise ConstraintError(
+            f"expected a WFSA or BoolFSA of genlm-control, got {type(fsa).__name__}"
+        )
+    # States are numbered in the order they come up; `spelled` adds those inside a symbol.
+    number: dict[Any, int] = {}
+    bare = fsa.wfsa.epsremove
+    initial = [(number.setdefault(q, len(number)), _log(w)) for q, w in bare.I]
+    arcs = list(_spelled(bare, number))
+    final = [(number.setdefault(q, len(number)), _log(w)) for q, w in bare.F]
+    n = len(number)
+    if isinstance(fsa, BoolFSA):
+        nfa = Nfa(N_BYTES, labels=[[b] for b in range(N_BYTES)])
+        for _ in range(n + 1):
+            nfa.state()
+        nfa.silent[0] = [q + 1 for q, w in initial if w > -math.inf]
+        for source, byte, target, w in arcs:
+            if w > -math.inf:
+                nfa.arcs[source + 1].append((byte, target + 1))
+        nfa.accept = {q + 1 for q, w in final if w > -math.inf}
+        return ByteDFA._of(minimal(determinize(nfa)), device, MAX_STATES)
+    return ByteWFSA(
+        _vector(initial, n), arcs, _vector(final, n), device=device, max_states=MAX_SNAPSHOTS
+    )
+
+
+def _spelled(bare: Any, number: dict[Any, int]) -> Iterator[Arc]:
+    """The arcs over bytes; symbols of one state share their first bytes."""
+    began: set[tuple[Any, bytes]] = set()
+    for source, symbol, target, weight in bare.arcs():
+        text = _as_bytes(symbol)
+        here: Any = source
+        for k in range(1, len(text)):
+            there = (source, text[:k], "inside")
+            if (source, text[:k]) not in began:
+                began.add((source, text[:k]))
+                yield _arc(number, here, text[k - 1], there, 0.0)
+            here = there
+        yield _arc(number, here, text[-1], target, _log(weight))
+
+
+def _arc(number: dict[Any, int], source: Any, byte: int, target: Any, weight: float) -> Arc:
+    q, r = number.setdefault(source, len(number)), 0
+    r = number.setdefault(target, len(number))
+    return q, byte, r, weight
+
+
+def _as_bytes(symbol: Any) -> bytes:
+    if isinstance(symbol, str):
+        symbol = symbol.encode()
+    elif isinstance(symbol, int | np.integer) and 0 <= symbol < N_BYTES:
+        symbol = bytes([symbol])
+    if not isinstance(symbol, bytes) or not symbol:
+        raise ConstraintError(
+            f"a symbol must be a byte 0..255, a byte string or a str, got {symbol!r}"
+        )
+    return symbol
+
+
+def _log(weight: Any) -> float:
+    """The log weight behind a Log or Boolean weight."""
+    score = weight.score
+    if isinstance(score, bool | np.bool_):
+        return 0.0 if score else -math.inf
+    return float(score)
+
+
+def _vector(entries: list[tuple[int, float]], n: int) -> list[float]:
+    out = [-math.inf] * n
+    for q, w in entries:
+        out[q] = float(np.logaddexp(out[q], w))
+    return out

@@ -1,0 +1,59 @@
+"""Context-free grammars in Lark's notation."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from llguidance import LLMatcher
+
+from genlm_bytes_smc.constraints.base import ConstraintError, show
+from genlm_bytes_smc.constraints.matcher import ByteMatcher
+from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
+
+
+class ByteGrammar(ByteMatcher):
+    """The texts that a context-free grammar derives, as UTF-8.
+
+    The notation is llguidance's variant of Lark's: rules in lower case, terminals in upper
+    case, `%ignore`, `%import common.X`, `%json {...}` for a schema inside a grammar.
+
+    Args:
+        lark_source: the grammar.
+        start: the rule that derives whole texts.
+        device: where weights are returned (None: the CPU).
+        max_states: matchers held between calls (1 KiB and some 100 bytes a byte read, each).
+
+    Raises:
+        ConstraintError: the grammar does not parse or uses what llguidance does not support.
+    """
+
+    def __init__(
+        self,
+        lark_source: str,
+        start: str = "start",
+        *,
+        device: torch.device | str | None = None,
+        max_states: int = MAX_SNAPSHOTS,
+    ) -> None:
+        if not isinstance(lark_source, str):
+            raise ConstraintError(
+                f"a grammar is a str in Lark's notation, got {type(lark_source).__name__}"
+            )
+        if not re.fullmatch(r"[a-z_][a-z0-9_]*", start):
+            raise ConstraintError(f"start must be the name of a rule (lower case), got {start!r}")
+        self.lark_source = lark_source
+        self.start = start
+        if start != "start":
+            # llguidance always begins at `start`.
+            if re.search(r"^\s*start\b[^:\n]*:", lark_source, re.MULTILINE):
+                raise ConstraintError(
+                    f"the grammar has a rule named start, so it cannot begin at {start!r}; "
+                    "rename that rule"
+                )
+            lark_source = f"start: {start}\n{lark_source}"
+        super().__init__(LLMatcher.grammar_from_lark(lark_source), device, max_states)
+
+    def summary(self) -> dict[str, str]:
+        """What `repr` and the notebook view show, name by name."""
+        return {"grammar": show(self.lark_source), "start": self.start, **super().summary()}

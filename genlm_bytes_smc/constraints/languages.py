@@ -1,0 +1,269 @@
+"""Small regular languages that texts are often held to, each a minimal byte automaton."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from genlm_bytes_smc.alphabet import N_BYTES
+from genlm_bytes_smc.constraints.automaton import (
+    MAX_STATES,
+    Table,
+    in_walking_order,
+    minimal,
+    too_large,
+)
+from genlm_bytes_smc.constraints.base import ConstraintError, show
+from genlm_bytes_smc.constraints.dfa import ByteDFA
+from genlm_bytes_smc.constraints.nfa import Nfa, determinize
+from genlm_bytes_smc.constraints.utf8 import N_CODEPOINTS, bytes_of_characters
+
+_EVERY_BYTE = range(N_BYTES)
+Device = torch.device | str | None
+
+
+class Utf8(ByteDFA):
+    """Valid UTF-8: no overlong form, no surrogate, nothing above U+10FFFF, no cut character."""
+
+    def __init__(self, *, device: Device = None) -> None:
+        anything = Table(np.zeros((1, 1), dtype=np.int32), np.ones(1, dtype=np.bool_))
+        self._adopt(_of_characters(anything), device, MAX_STATES)
+
+
+class Length(ByteDFA):
+    """Texts of a certain length.
+
+    Args:
+        minimum, maximum: the least and the most (None: no limit).
+        unit: "bytes", or "characters" of valid UTF-8.
+        device: where the table lives and weights are returned (None: the CPU).
+        max_states: refuse a limit that takes more states.
+
+    Raises:
+        ConstraintError: a negative or inverted range, or another unit.
+    """
+
+    def __init__(
+        self,
+        minimum: int = 0,
+        maximum: int | None = None,
+        unit: str = "bytes",
+        *,
+        device: Device = None,
+        max_states: int = MAX_STATES,
+    ) -> None:
+        if minimum < 0 or (maximum is not None and maximum < minimum):
+            raise ConstraintError(f"expected 0 <= minimum <= maximum, got {minimum}, {maximum}")
+        if unit not in ("bytes", "characters"):
+            raise ConstraintError(f"unit must be 'bytes' or 'characters', got {unit!r}")
+        last = minimum if maximum is None else maximum
+        if last >= max_states:
+            raise too_large(max_states)
+        chain = np.arange(1, last + 2, dtype=np.int32)[:, None]
+        chain[last] = last if maximum is None else -1
+        table = Table(chain, np.arange(last + 1) >= minimum)
+        if unit == "bytes":
+            table = Table(np.repeat(table.next, N_BYTES, axis=1), table.accept)
+        else:
+            table = _of_characters(table, max_states)
+        # A chain is minimal as it stands: its states differ in how far the end is.
+        self._adopt(table, device, max_states)
+        self.minimum, self.maximum, self.unit = minimum, maximum, unit
+
+    def summary(self) -> dict[str, str]:
+        """What `repr` and the notebook view show, name by name."""
+        most = "any" if self.maximum is None else self.maximum
+        return {self.unit: f"{self.minimum}..{most}", **super().summary()}
+
+
+class MaxBytes(Length):
+    """Texts of at most `n` bytes."""
+
+    def __init__(self, n: int, *, device: Device = None, max_states: int = MAX_STATES) -> None:
+        super().__init__(0, n, device=device, max_states=max_states)
+
+
+class _OfStrings(ByteDFA):
+    """A language given by a list of strings; `_draw` says how.
+
+    Args:
+        strings: the strings, `str` as UTF-8.
+        device: where the table lives and weights are returned (None: the CPU).
+        max_states: refuse a list whose automaton has more states.
+
+    Attributes:
+        strings: the distinct ones, as bytes.
+
+    Raises:
+        ConstraintError: no list of strings, an empty one, or too many states.
+    """
+
+    _empty_is_fine = False
+
+    def __init__(
+        self,
+        strings: Iterable[str | bytes],
+        *,
+        device: Device = None,
+        max_states: int = MAX_STATES,
+    ) -> None:
+        self.strings = _byte_strings(strings, self._empty_is_fine)
+        self._adopt(minimal(self._automaton(max_states)), device, max_states)
+
+    def _automaton(self, limit: int) -> Table:
+        nfa = Nfa(N_BYTES, labels=[*([b] for b in _EVERY_BYTE), _EVERY_BYTE], limit=limit)
+        nfa.state()
+        self._draw(nfa)
+        return determinize(nfa)
+
+    def _draw(self, nfa: Nfa) -> None:
+        """Draw the language from state 0."""
+        raise NotImplementedError
+
+    def summary(self) -> dict[str, str]:
+        """What `repr` and the notebook view show, name by name."""
+        return {"strings": show(list(self.strings)), **super().summary()}
+
+
+_ANY = N_BYTES  # the label of every byte, after those of the single bytes
+
+
+class FiniteSet(_OfStrings):
+    """Exactly the strings given (`str` as UTF-8); the empty one may be among them."""
+
+    _empty_is_fine = True
+
+    def _automaton(self, limit: int) -> Table:
+        # A prefix tree is deterministic already.
+        nfa = Nfa(N_BYTES, labels=[], limit=limit)
+        ends = _trie(nfa, None, self.strings)
+        table = np.full((len(nfa.arcs), N_BYTES), -1, dtype=np.int32)
+        for q, arcs in enumerate(nfa.arcs):
+            for byte, target in arcs:
+                table[q, byte] = target
+        accept = np.zeros(len(table), dtype=np.bool_)
+        accept[ends] = True
+        return Table(table, accept)
+
+
+class StopStrings(_OfStrings):
+    """Texts that end right after the first stop string in them.
+
+    Until one has been produced EOS has weight zero; once one has, only EOS is left. The stop
+    string is part of the text (`before` gives the text without it).
+    """
+
+    def _draw(self, nfa: Nfa) -> None:
+        # Any bytes, then a stop: determinising gives the search automaton of Aho and Corasick
+        # 1975. Cutting what leaves an accepting state makes the first stop the last thing.
+        nfa.arcs[0].append((_ANY, 0))
+        nfa.accept.update(_trie(nfa, 0, self.strings))
+
+    def _adopt(self, automaton: Table, device: Device, limit: int) -> None:
+        cut = np.where(automaton.accept[:, None], np.int32(-1), automaton.next)
+        super()._adopt(minimal(Table(cut, automaton.accept)), device, limit)
+
+    def before(self, text: bytes) -> bytes:
+        """`text` without the first stop string in it and what follows."""
+        found = [(text.find(s) + len(s), text.find(s)) for s in self.strings if s in text]
+        return text[: min(found)[1]] if found else text
+
+
+class Ending(_OfStrings):
+    """Texts that end in one of the strings given; they may also occur earlier."""
+
+    def _draw(self, nfa: Nfa) -> None:
+        nfa.arcs[0].append((_ANY, 0))
+        nfa.accept.update(_trie(nfa, 0, self.strings))
+
+
+class Containing(_OfStrings):
+    """Texts in which one of the strings given occurs."""
+
+    def _draw(self, nfa: Nfa) -> None:
+        nfa.arcs[0].append((_ANY, 0))
+        for end in _trie(nfa, 0, self.strings):
+            nfa.arcs[end].append((_ANY, end))
+            nfa.accept.add(end)
+
+
+class AtomicUnits(_OfStrings):
+    """Texts made of whole units: a unit once begun is completed.
+
+    A text is any number of units and ordinary bytes in any order. Ordinary bytes are, unless
+    given, those that begin no unit; so a byte that begins one commits to it.
+
+    Args:
+        units: the strings of bytes that stay whole.
+        ordinary: the bytes that may stand alone (None: those that begin no unit; b"": only
+            units are left).
+        device: where the table lives and weights are returned (None: the CPU).
+        max_states: refuse a set whose automaton has more states.
+    """
+
+    def __init__(
+        self,
+        units: Iterable[str | bytes],
+        ordinary: bytes | None = None,
+        *,
+        device: Device = None,
+        max_states: int = MAX_STATES,
+    ) -> None:
+        units = _byte_strings(units, False)
+        if ordinary is None:
+            ordinary = bytes(set(_EVERY_BYTE) - {u[0] for u in units})
+        if not isinstance(ordinary, bytes):
+            raise ConstraintError(f"ordinary must be bytes or None, got {ordinary!r}")
+        self.ordinary = ordinary
+        super().__init__(units, device=device, max_states=max_states)
+
+    def _draw(self, nfa: Nfa) -> None:
+        nfa.accept.add(0)
+        nfa.arcs[0] += [(byte, 0) for byte in set(self.ordinary)]
+        for end in _trie(nfa, 0, self.strings):
+            nfa.silent[end].append(0)
+
+
+def _of_characters(table: Table, limit: int = MAX_STATES) -> Table:
+    """The byte automaton of one over a single class: every character."""
+    every = np.zeros(N_CODEPOINTS, dtype=np.int64)
+    return in_walking_order(bytes_of_characters(table, every, limit))
+
+
+def _byte_strings(strings: Iterable[str | bytes], empty: bool) -> tuple[bytes, ...]:
+    """The strings as distinct byte strings, checked."""
+    if isinstance(strings, str | bytes):
+        raise ConstraintError(f"expected several strings in a list, got {strings!r} alone")
+    out: dict[bytes, None] = {}
+    for s in strings:
+        if not isinstance(s, str | bytes):
+            raise ConstraintError(f"expected str or bytes, got {s!r} of type {type(s).__name__}")
+        if not s and not empty:
+            raise ConstraintError("an empty string is not allowed here")
+        try:
+            out[s.encode() if isinstance(s, str) else bytes(s)] = None
+        except UnicodeEncodeError:
+            raise ConstraintError(f"{s!r} has no UTF-8: it holds a lone surrogate") from None
+    if not out:
+        raise ConstraintError("expected at least one string, got none")
+    return tuple(out)
+
+
+def _trie(nfa: Nfa, root: int | None, strings: Iterable[bytes]) -> list[int]:
+    """Draw the strings below `root`, common beginnings once; where each of them ends."""
+    child: dict[tuple[int, int], int] = {}
+    ends = []
+    first = nfa.state()
+    if root is not None:
+        nfa.silent[root].append(first)
+    for s in strings:
+        q = first
+        for byte in s:
+            if (q, byte) not in child:
+                child[q, byte] = nfa.state()
+                nfa.arcs[q].append((byte, child[q, byte]))
+            q = child[q, byte]
+        ends.append(q)
+    return ends

@@ -1,0 +1,201 @@
+"""Constraints that llguidance decides.
+
+llguidance runs here in byte mode: its vocabulary is the 256 one-byte tokens and EOS, so a
+mask has 257 bits. A text's snapshot is an `LLMatcher` that has read it. Copying one takes
+time and memory in proportion to what it has read, so a text that is extended hands its
+matcher on, and only a fork copies: there is one matcher for each text that lanes stand at,
+not for each they passed. A text asked about again after it handed its matcher on gets a copy
+of the one that now has it, rolled back. Masks (36 bytes) stay for as long as the text does.
+
+Not exact in one corner: llguidance does not look for rules of a grammar that derive nothing.
+Where one is all that is left, it goes on for ever, or gives up (`MatcherError`). Lexemes
+(regular expressions, JSON strings and numbers) are exact. The byte 0xFF marks special tokens
+there and is never admitted; no UTF-8 text contains it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from typing import Any, Self
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.tree import BoolArray, IntArray, TreeConstraint
+
+_EOS_BYTE, _EOS_BIT = EOS_COLUMN // 8, 1 << EOS_COLUMN % 8  # nothing comes after EOS in a mask
+
+
+class MatcherError(RuntimeError):
+    """llguidance gave up on a text (a limit of its parser, not a text it rejects)."""
+
+
+class _ByteTokens:
+    """The vocabulary llguidance sees: every byte is a token, and EOS is one more."""
+
+    eos_token_id = EOS_COLUMN
+    bos_token_id = None
+    tokens = [*BYTES, b"<eos>"]  # noqa: RUF012
+    special_token_ids = [EOS_COLUMN]  # noqa: RUF012
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+@cache
+def byte_tokenizer() -> Any:
+    """llguidance's view of the byte alphabet, made once a process."""
+    return LLTokenizer(TokenizerWrapper(_ByteTokens()), n_vocab=N_SYMBOLS, slices=[])
+
+
+class ByteMatcher(TreeConstraint[Any]):
+    """What llguidance admits has weight 1 (log 0), all else 0.
+
+    Subclasses name the language; this class runs it.
+
+    Args:
+        grammar: a grammar in llguidance's own form.
+        device: where weights are returned (None: the CPU).
+        max_states: matchers held between calls (1 KiB and some 100 bytes a byte read, each).
+
+    Attributes:
+        warnings: what llguidance has to say about the grammar, if anything.
+
+    Raises:
+        ConstraintError: llguidance refuses the grammar; its reason is in the message.
+    """
+
+    def __init__(self, grammar: str, device: torch.device | str | None, max_states: int) -> None:
+        super().__init__(device, max_states)
+        self._grammar = grammar
+        self._matcher = _compiled(grammar)
+        self.warnings: list[str] = list(self._matcher.get_grammar_warnings())
+        self._masks: dict[int, bytes] = {}
+        self._heirs: dict[int, int] = {}
+        if not self._matcher.is_accepting() and not any(self._matcher.compute_bitmask()):
+            raise ConstraintError("the grammar admits no text at all")
+
+    def _at(self, nodes: IntArray) -> list[Any]:
+        held, wanted = self._snapshots, nodes.tolist()
+        held.setdefault(0, self._matcher)
+        missing = sorted((n for n in wanted if n not in held), key=self.tree.depth.__getitem__)
+        sources = [self._source(node) for node in missing]
+        uses = Counter(source for source, _ in sources)
+        uses.update([0, *wanted])  # these keep theirs
+        for node, (source, unread) in zip(missing, sources, strict=True):
+            uses[source] -= 1
+            matcher = self._taken(source, uses[source] == 0, node)
+            self.reads += len(unread)
+            if matcher.try_consume_tokens(unread) != len(unread) or matcher.is_error():
+                raise MatcherError(f"llguidance gave up at {unread}: {_reason(matcher)}")
+            held[node] = matcher
+        for node in wanted:
+            held.move_to_end(node)
+        return [held[node] for node in wanted]
+
+    def _source(self, node: int) -> tuple[int, list[int]]:
+        """The nearest ancestor that has a matcher or an heir, and the bytes from there on."""
+        unread = []
+        while node not in self._snapshots and self._heir(node) is None:
+            unread.append(int(self.tree.token[node]))
+            node = int(self.tree.parent[node])
+        return node, unread[::-1]
+
+    def _heir(self, node: int) -> int | None:
+        """Who now holds the matcher that `node` handed on, if it is still held."""
+        passed = []
+        while node in self._heirs:
+            passed.append(node)
+            node = self._heirs[node]
+        alive = bool(passed) and node in self._snapshots
+        for n in passed:  # remember the end of the chain, or that it broke
+            if alive:
+                self._heirs[n] = node
+            else:
+                del self._heirs[n]
+        return node if alive else None
+
+    def _taken(self, source: int, hand_on: bool, node: int) -> Any:
+        """A matcher that has read what `source` stands for, to be used for `node`."""
+        matcher = self._snapshots.get(source)
+        if matcher is None:
+            heir = self._heir(source)
+            assert heir is not None, "a source has a matcher or an heir"
+            matcher = self._snapshots[heir].deep_copy()
+            matcher.rollback(int(self.tree.depth[heir] - self.tree.depth[source]))
+            return matcher
+        if not hand_on:
+            return matcher.deep_copy()
+        self._heirs[source] = node
+        return self._snapshots.pop(source)
+
+    def _may_end(self, node: int) -> bool:
+        """A second opinion on a text that llguidance would let end here."""
+        return True
+
+    def _masks_of(self, nodes: IntArray) -> BoolArray:
+        """What may follow each node, bool[m, 257]."""
+        masks = self._masks
+        unknown = nodes[[n not in masks for n in nodes.tolist()]]
+        if len(unknown):
+            for node, matcher in zip(unknown.tolist(), self._at(unknown), strict=True):
+                mask = matcher.compute_bitmask()
+                if matcher.is_error():
+                    raise MatcherError(f"llguidance gave up: {_reason(matcher)}")
+                if mask[_EOS_BYTE] & _EOS_BIT and not self._may_end(node):
+                    mask = mask[:_EOS_BYTE] + bytes(len(mask) - _EOS_BYTE)
+                masks[node] = mask
+        packed = np.frombuffer(b"".join([masks[n] for n in nodes.tolist()]), dtype=np.uint8)
+        bits = np.unpackbits(packed.reshape(len(nodes), -1), axis=1, bitorder="little")
+        return bits[:, :N_SYMBOLS].astype(np.bool_)
+
+    def _admitted(self, nodes: IntArray, symbols: IntArray) -> BoolArray:
+        masks: BoolArray = self._masks_of(nodes)[np.arange(len(nodes)), symbols]
+        return masks
+
+    def _rows(self, nodes: IntArray) -> torch.Tensor:
+        mask = torch.from_numpy(self._masks_of(nodes)).to(self.device)
+        return self.alloc_rows(len(nodes)).masked_fill_(mask, 0.0)
+
+    def _freed(self, nodes: IntArray) -> None:
+        gone = set(nodes.tolist())
+        for node in gone:
+            self._masks.pop(node, None)
+        # An heir may be gone while who handed on to it stays, and its number come again.
+        ends = {n: self._heir(n) for n in list(self._heirs)}
+        self._heirs = {n: h for n, h in ends.items() if n not in gone and h is not None}
+
+    def _copy(self, device: torch.device) -> Self:
+        new = super()._copy(device)
+        new._masks, new._heirs = {}, {}
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        del state["_matcher"]  # compiled again where it arrives
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._matcher = _compiled(self._grammar)
+
+    def summary(self) -> dict[str, str]:
+        """What `repr` and the notebook view show, name by name."""
+        held = f"{self.n_texts} ({self.n_snapshots} matchers, at most {self.max_states})"
+        return {"texts": held, **super().summary()}
+
+
+def _compiled(grammar: str) -> Any:
+    limits = LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(byte_tokenizer(), grammar, log_level=0, limits=limits)
+    if matcher.is_error():
+        raise ConstraintError(f"llguidance refuses this: {_reason(matcher)}")
+    return matcher
+
+
+def _reason(matcher: Any) -> str:
+    return str(matcher.get_error()).replace("<non-verbose/>", "").strip()

@@ -1,0 +1,214 @@
+"""Reading a regular expression: the `regex` module's own parser, then five kinds of node.
+
+The pattern is parsed by the code `regex.compile` itself parses with, and what a class matches
+is asked of the `regex` engine by running the class over every code point once. So syntax,
+flags, Unicode tables and case folding are those of the installed `regex`, not a second
+reading of its manual. The parser is not part of the module's documented interface; this file
+is the only one that touches it, and the tests compare the result with `regex.fullmatch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import regex
+from regex import _regex, _regex_core
+
+from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.utf8 import N_CODEPOINTS
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Chars:
+    """One character of a class: `runs` int64[R, 2] of half-open code point ranges."""
+
+    runs: IntArray
+
+
+@dataclass(frozen=True)
+class Concat:
+    """One part after the other."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Alternation:
+    """Any of the branches."""
+
+    branches: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """`body` at least `low` and at most `high` times (None: any number)."""
+
+    body: Node
+    low: int
+    high: int | None
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Nothing, where the text begins ("start"), ends ("end"), or ends but for a last newline
+    ("line end")."""
+
+    kind: str
+
+
+Node = Chars | Concat | Alternation | Repeat | Anchor
+
+_ANCHORS = {"StartOfString": "start", "EndOfString": "end", "EndOfStringLine": "line end"}
+_CLASSES = {
+    "Any", "AnyAll", "AnyU", "Character", "Property", "Range",
+    "SetDiff", "SetInter", "SetSymDiff", "SetUnion",
+}  # fmt: skip
+_REFUSED = {
+    "Atomic": "an atomic group (or \\R)",
+    "Boundary": "a word boundary",
+    "CallGroup": "a recursive pattern",
+    "Conditional": "a conditional",
+    "DefaultBoundary": "a word boundary",
+    "DefaultEndOfWord": "a word boundary",
+    "DefaultStartOfWord": "a word boundary",
+    "EndOfLine": "$ under MULTILINE",
+    "EndOfLineU": "$ under MULTILINE",
+    "EndOfStringLineU": "$ under WORD",
+    "EndOfWord": "a word boundary",
+    "Failure": "a control verb",
+    "Fuzzy": "fuzzy matching",
+    "Grapheme": "a grapheme cluster (\\X)",
+    "Keep": "\\K",
+    "LookAround": "lookaround",
+    "LookAroundConditional": "a conditional",
+    "PossessiveRepeat": "a possessive quantifier",
+    "Prune": "a control verb",
+    "RefGroup": "a backreference",
+    "SearchAnchor": "\\G",
+    "Skip": "a control verb",
+    "StartOfLine": "^ under MULTILINE",
+    "StartOfLineU": "^ under MULTILINE",
+    "StartOfWord": "a word boundary",
+    "StringSet": "a named list",
+}
+
+
+def parse(pattern: str, flags: int = 0) -> Node:
+    """The tree of `pattern` as `regex.fullmatch(pattern, text, flags)` reads it.
+
+    Raises:
+        ConstraintError: it is no pattern (with the parser's reason and position), or it uses
+            a construct that no automaton expresses (named).
+    """
+    if not isinstance(pattern, str):
+        raise ConstraintError(f"a pattern is a str, got {type(pattern).__name__}: {pattern!r}")
+    try:
+        compiled = regex.compile(pattern, flags)
+        if compiled.flags & (regex.LOCALE | regex.REVERSE):
+            raise _unsupported("the LOCALE or REVERSE flag", pattern)
+        tree, info = _parse(pattern, flags)
+    except regex.error as e:
+        at = "" if e.pos is None else f" at position {e.pos}"
+        raise ConstraintError(f"the pattern {pattern!r} does not parse: {e.msg}{at}") from None
+    return _convert(tree, info, pattern)
+
+
+def _unsupported(what: str, pattern: str) -> ConstraintError:
+    return ConstraintError(f"{what} cannot be part of a byte automaton (pattern {pattern!r})")
+
+
+def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
+    """The parser's tree and its notes; parsed again where a global flag turns up inside."""
+    while True:
+        source = _regex_core.Source(pattern)
+        info = _regex_core.Info(flags, source.char_type, {})
+        info.guess_encoding = _regex_core.UNICODE
+        source.ignore_space = bool(info.flags & regex.VERBOSE)
+        try:
+            tree = _regex_core._parse_pattern(source, info)
+        except _regex_core._UnscopedFlagSet:
+            flags = info.global_flags
+            continue
+        if not info.flags & regex.ASCII:
+            info.flags |= regex.UNICODE
+        return tree, info
+
+
+def _convert(node: Any, info: Any, pattern: str) -> Node:
+    kind = type(node).__name__
+    if kind in _CLASSES:
+        full = regex.FULLCASE | regex.IGNORECASE
+        if getattr(node, "case_flags", 0) & full == full:
+            what = "full case folding (FULLCASE with IGNORECASE, which version 1 turns on)"
+            raise _unsupported(what, pattern)
+        return _chars(_program(node, info))
+    if kind == "Sequence":
+        return Concat(tuple(_convert(item, info, pattern) for item in node.items))
+    if kind == "Branch":
+        return Alternation(tuple(_convert(branch, info, pattern) for branch in node.branches))
+    if kind == "Group":
+        return _convert(node.subpattern, info, pattern)
+    if kind in ("GreedyRepeat", "LazyRepeat"):
+        body = _convert(node.subpattern, info, pattern)
+        return _repeat(body, int(node.min_count), node.max_count)
+    if kind in _ANCHORS:
+        return Anchor(_ANCHORS[kind])
+    raise _unsupported(_REFUSED.get(kind, f"the construct {kind}"), pattern)
+
+
+def _repeat(body: Node, low: int, high: int | None) -> Node:
+    """`body{low,high}`; repeats of repeats become one where their counts have no gaps."""
+    if isinstance(body, Concat) and len(body.parts) == 1:
+        body = body.parts[0]
+    if isinstance(body, Repeat) and body.low <= 1 and high != 0:
+        top = None if high is None or body.high is None else high * body.high
+        return Repeat(body.body, body.low * low, top)
+    return Repeat(body, low, high)
+
+
+def _program(node: Any, info: Any) -> tuple[int, ...]:
+    """The engine's instructions for one or more characters of a class."""
+    many = _regex_core.GreedyRepeat(node.optimise(info, False), 1, None)
+    code = _regex_core._flatten_code(many.compile())
+    return (*code, int(_regex_core.OP.SUCCESS))
+
+
+@lru_cache(maxsize=4096)
+def _chars(program: tuple[int, ...]) -> Chars:
+    """The characters a class matches, found by running it over all of them."""
+    flags = regex.UNICODE | regex.VERSION0
+    no_groups_no_lists: tuple[Any, ...] = ({}, {}, {}, [])
+    nothing_required = (0, (), 0)
+    engine = _regex.compile("", flags, list(program), *no_groups_no_lists, *nothing_required, 0)
+    runs = [match.span() for match in engine.finditer(_every_character())]
+    return Chars(np.array(runs, dtype=np.int64).reshape(-1, 2))
+
+
+@lru_cache(maxsize=1)
+def _every_character() -> str:
+    return "".join(map(chr, range(N_CODEPOINTS)))
+
+
+def classes_in(node: Node) -> Iterator[Chars]:
+    """The classes of a tree, each once, in the order they stand."""
+    seen: set[int] = set()
+    stack = [node]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, Chars):
+            if id(top) not in seen:
+                seen.add(id(top))
+                yield top
+        elif isinstance(top, Concat):
+            stack.extend(reversed(top.parts))
+        elif isinstance(top, Alternation):
+            stack.extend(reversed(top.branches))
+        elif isinstance(top, Repeat):
+            stack.append(top.body)

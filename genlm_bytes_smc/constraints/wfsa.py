@@ -1,0 +1,218 @@
+"""Weighted byte automata: a text weighs the sum over its paths.
+
+With log weights I of starting, w of each arc and F of ending, a text s has weight
+`sum over paths of I + w + ... + w + F`, and a prefix the sum over all texts that begin with
+it. Weights are **pushed** when the automaton is made (Mohri 2009): with b(q) the total weight
+of what can follow state q, an arc q -> r becomes w + b(r) - b(q). What a prefix needs to keep
+is then one vector over states (`forward`), whose sum is the prefix weight, and the weights of
+what may follow it are one product with a table:
+
+    forward(s)[q]  float64[S]       log weight of the paths that read s and stand in q, + b(q)
+    emit           float64[S, 257]  log weight of reading each byte, or ending, in q; sums to 0
+
+All sums are taken in log space, so that no weight underflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
+from genlm_bytes_smc.constraints.automaton import ragged
+from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.tree import (
+    MAX_SNAPSHOTS,
+    BoolArray,
+    IntArray,
+    SnapshotConstraint,
+    distinct,
+)
+from genlm_bytes_smc.constraints.wfsa_weights import total_weights
+
+Arc = tuple[int, int, int, float]
+Float = npt.NDArray[np.float64]
+_SAFE = 1e-200
+
+
+class ByteWFSA(SnapshotConstraint[int]):
+    """A weighted finite automaton over bytes.
+
+    Args:
+        initial: float[S], log weight of starting in each state (-inf: it does not).
+        transitions: arcs (state, byte, state, log weight); several between the same two
+            states on the same byte add up.
+        final: float[S], log weight of ending in each state.
+        device: where vectors live and weights are returned (None: the CPU).
+        max_states: forward vectors held between calls, 8 S bytes each.
+
+    Attributes:
+        n_states: states of the automaton, those that lead nowhere not counted.
+        log_total: log weight of all texts together; the log prefix weight of the empty text.
+
+    Raises:
+        ConstraintError: wrong shapes, states or bytes out of range, NaN or +inf weights, no
+            text of positive weight, or a total weight that is infinite (it then has no prefix
+            weights).
+    """
+
+    def __init__(
+        self,
+        initial: npt.ArrayLike,
+        transitions: Iterable[Arc],
+        final: npt.ArrayLike,
+        *,
+        device: torch.device | str | None = None,
+        max_states: int = MAX_SNAPSHOTS,
+    ) -> None:
+        super().__init__(device, max_states)
+        start, arcs, weight, end = _checked(initial, transitions, final)
+        after = total_weights(arcs[:, 0], arcs[:, 2], weight, end)
+        live = np.isfinite(after)
+        if not np.isfinite(start[live]).any():
+            raise ConstraintError("no text has a weight above zero")
+        name = np.cumsum(live) - 1  # states that lead nowhere are left out
+        useful = live[arcs[:, 0]] & live[arcs[:, 2]] & np.isfinite(weight)
+        arcs, weight = arcs[useful], weight[useful]
+        pushed = weight + after[arcs[:, 2]] - after[arcs[:, 0]]
+        order = np.lexsort((arcs[:, 1], arcs[:, 0]))
+        arcs, pushed = arcs[order], pushed[order]
+
+        self.n_states = int(live.sum())
+        n = self.n_states
+        emit = np.full((n, N_SYMBOLS), -np.inf)
+        source, byte, target = name[arcs[:, 0]], arcs[:, 1], name[arcs[:, 2]]
+        np.logaddexp.at(emit, (source, byte), pushed)
+        emit[:, EOS_COLUMN] = end[live] - after[live]
+        # Arcs by (byte, state): those of a pair are a range of the arrays below.
+        order = np.lexsort((source, byte))
+        self._offset = np.searchsorted(byte[order], np.arange(N_BYTES + 1))
+        self._source, self._target = source[order], target[order]
+        self._arc_weight = torch.from_numpy(pushed[order]).to(self.device)
+        self._emit = torch.from_numpy(emit).to(self.device)
+        self._reads = np.isfinite(emit[:, :N_BYTES])
+        self._start = torch.from_numpy((start + after)[live]).to(self.device)
+        self.log_total = float(torch.logsumexp(self._start, 0))
+        self._vectors = self._start.new_empty((0, n))
+        self._spare: list[int] = []
+
+    # -- states ------------------------------------------------------------------------
+
+    def log_prefix(self, state: torch.Tensor) -> torch.Tensor:
+        """Log weight of all texts that begin so: int64[n] -> float64[n]."""
+        nodes, lane = distinct(state)
+        live = nodes[nodes >= 0]
+        out = self._start.new_full((len(nodes) - len(live),), -torch.inf)
+        if len(live):
+            out = torch.cat([out, torch.logsumexp(self._forward(live), 1)])
+            self._drop_snapshots()
+        return out[lane.to(self.device)]
+
+    def _rows(self, nodes: IntArray) -> torch.Tensor:
+        forward = self._forward(nodes)
+        forward = forward - torch.logsumexp(forward, 1, keepdim=True)
+        mass = forward.exp() @ self._emit.exp()
+        rows = mass.log()
+        # Sums in which terms may have underflowed are taken again in log space.
+        possible = torch.isfinite(forward).double() @ torch.isfinite(self._emit).double()
+        small = torch.nonzero(((mass < _SAFE) & (possible > 0)).any(1)).squeeze(1)
+        for some in torch.split(small, max(1, 2**22 // self._emit.numel())):
+            rows[some] = torch.logsumexp(forward[some, :, None] + self._emit, 1)
+        return rows
+
+    def _admitted(self, nodes: IntArray, symbols: IntArray) -> BoolArray:
+        held = torch.isfinite(self._forward(nodes)).cpu().numpy()
+        admitted: BoolArray = (held & self._reads[:, symbols].T).any(axis=1)
+        return admitted
+
+    # -- forward vectors: a snapshot is a row of one table -------------------------------
+
+    def _forward(self, nodes: IntArray) -> torch.Tensor:
+        """The forward vectors of live nodes, float64[m, S]."""
+        rows = torch.tensor(self._at(nodes), device=self.device)
+        return self._vectors[rows]  # read after `_at`, which may have grown the table
+
+    def _root(self) -> int:
+        self._vectors = self._start.new_empty((0, self.n_states))
+        self._spare = []
+        return self._store(self._start[None])[0]
+
+    def _extend(self, snapshots: Sequence[int], symbols: Sequence[int]) -> list[int]:
+        before = self._vectors[torch.tensor(snapshots, device=self.device)]
+        read = np.asarray(symbols)
+        first, stop = self._offset[read], self._offset[read + 1]
+        arc = ragged(first, stop)
+        lane = np.repeat(np.arange(len(read)), stop - first)
+        at = torch.from_numpy(lane * self.n_states + self._target[arc]).to(self.device)
+        came = torch.from_numpy(lane * self.n_states + self._source[arc]).to(self.device)
+        weight = self._arc_weight[torch.from_numpy(arc).to(self.device)]
+        return self._store(_scatter_logsumexp(before.reshape(-1)[came] + weight, at, before.shape))
+
+    def _store(self, vectors: torch.Tensor) -> list[int]:
+        short = len(vectors) - len(self._spare)
+        if short > 0:
+            n = len(self._vectors)
+            more = self._vectors.new_empty((max(short, n, 16), self.n_states))
+            self._vectors = torch.cat([self._vectors, more])
+            self._spare += range(n, len(self._vectors))
+        rows = [self._spare.pop() for _ in range(len(vectors))]
+        self._vectors[torch.tensor(rows, device=self.device)] = vectors
+        return rows
+
+    def _discard(self, snapshot: int) -> None:
+        self._spare.append(snapshot)
+
+    def _copy(self, device: torch.device) -> Self:
+        new = super()._copy(device)
+        new._emit, new._start = self._emit.to(device), self._start.to(device)
+        new._arc_weight = self._arc_weight.to(device)
+        new._vectors, new._spare = new._start.new_empty((0, self.n_states)), []
+        return new
+
+    def summary(self) -> dict[str, str]:
+        """What `repr` and the notebook view show, name by name."""
+        arcs = {"states": str(self.n_states), "arcs": str(len(self._source))}
+        return {**arcs, "log_total": f"{self.log_total:.6g}", **super().summary()}
+
+
+def _scatter_logsumexp(
+    values: torch.Tensor, at: torch.Tensor, shape: torch.Size | tuple[int, ...]
+) -> torch.Tensor:
+    """Log-sum-exp of the values that share a place: [m], int64[m] -> float64 of `shape`."""
+    size = int(np.prod(shape))
+    top = values.new_full((size,), -torch.inf).scatter_reduce_(0, at, values, "amax")
+    shift = torch.where(torch.isfinite(top), top, 0.0)
+    total = values.new_zeros(size).index_add_(0, at, (values - shift[at]).exp())
+    return (total.log() + shift).reshape(shape)
+
+
+def _checked(
+    initial: npt.ArrayLike, transitions: Iterable[Arc], final: npt.ArrayLike
+) -> tuple[Float, IntArray, Float, Float]:
+    """(initial float[S], arcs int[E, 3], their log weights float[E], final float[S])."""
+    start, end = np.asarray(initial, dtype=np.float64), np.asarray(final, dtype=np.float64)
+    if start.ndim != 1 or start.shape != end.shape or not len(start):
+        raise ConstraintError(
+            "initial and final must be log weights of the same states, [S] each, "
+            f"got shapes {list(start.shape)} and {list(end.shape)}"
+        )
+    listed = list(transitions)
+    if any(len(arc) != 4 for arc in listed):
+        odd = next(arc for arc in listed if len(arc) != 4)
+        raise ConstraintError(f"an arc is (state, byte, state, log weight), got {odd!r}")
+    arcs = np.array([arc[:3] for arc in listed], dtype=np.int64).reshape(-1, 3)
+    weight = np.array([arc[3] for arc in listed], dtype=np.float64)
+    high = np.array([len(start), N_BYTES, len(start)])
+    if ((arcs < 0) | (arcs >= high)).any():
+        odd = listed[int(np.flatnonzero(((arcs < 0) | (arcs >= high)).any(axis=1))[0])]
+        raise ConstraintError(
+            f"arcs go between states 0..{len(start) - 1} on bytes 0..255, got {odd!r}"
+        )
+    for what, values in (("initial", start), ("transitions", weight), ("final", end)):
+        if np.isnan(values).any() or (values == np.inf).any():
+            raise ConstraintError(f"{what} must be log weights below +inf, got NaN or +inf in it")
+    return start, arcs, weight, end

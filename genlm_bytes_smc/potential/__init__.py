@@ -1,0 +1,5 @@
+"""The byte-level language model as a genlm-control potential."""
+
+from genlm_bytes_smc.potential.byte_llm import ByteLLM
+
+__all__ = ["ByteLLM"]

@@ -1,0 +1,36 @@
+"""Sequential Monte Carlo over bytes.
+
+from genlm_bytes_smc.smc import smc
+
+result = await smc(byte_llm * ByteRegex(r"[a-z]+@[a-z]+[.]com"), n_particles=32, max_bytes=40)
+print(result)
+"""
+
+from genlm_bytes_smc.smc.errors import AllParticlesDeadError, BadWeightError
+from genlm_bytes_smc.smc.loop import smc, smc_steps
+from genlm_bytes_smc.smc.many import Repeats, smc_many, smc_repeat, smc_sync
+from genlm_bytes_smc.smc.particles import Particles, Weights
+from genlm_bytes_smc.smc.resampling import RESAMPLING
+from genlm_bytes_smc.smc.result import SMCResult
+from genlm_bytes_smc.smc.state import SMCState, StepInfo
+from genlm_bytes_smc.smc.texts import UNDECODABLE, UNFINISHED, TextSamples
+
+__all__ = [
+    "RESAMPLING",
+    "UNDECODABLE",
+    "UNFINISHED",
+    "AllParticlesDeadError",
+    "BadWeightError",
+    "Particles",
+    "Repeats",
+    "SMCResult",
+    "SMCState",
+    "StepInfo",
+    "TextSamples",
+    "Weights",
+    "smc",
+    "smc_many",
+    "smc_repeat",
+    "smc_steps",
+    "smc_sync",
+]

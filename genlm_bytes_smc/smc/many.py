@@ -1,0 +1,225 @@
+"""Many runs at once, runs repeated, and runs without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import cached_property
+from typing import Any, TypeVar, Unpack
+
+import numpy as np
+
+from genlm_bytes_smc.smc.errors import AllParticlesDeadError
+from genlm_bytes_smc.smc.factors import together
+from genlm_bytes_smc.smc.loop import run_plan
+from genlm_bytes_smc.smc.particles import Weights
+from genlm_bytes_smc.smc.plan import SMCOptions, check_count, make_plan
+from genlm_bytes_smc.smc.progress import Progress
+from genlm_bytes_smc.smc.resampling import FloatArray
+from genlm_bytes_smc.smc.result import SMCResult
+from genlm_bytes_smc.smc.state import SMCState
+from genlm_bytes_smc.smc.texts import TextSamples
+
+T = TypeVar("T")
+
+
+async def smc_many(
+    targets: Sequence[Any],
+    n_particles: int,
+    ess_threshold: float = 0.5,
+    max_bytes: int = 100,
+    *,
+    dead: str = "raise",
+    **options: Unpack[SMCOptions],
+) -> list[SMCResult]:
+    """One run of `smc` a target, side by side: runs over one model share its forwards.
+
+    Args:
+        targets: as for `smc`; run i has the seed `seed + i`.
+        n_particles, ess_threshold, max_bytes: as for `smc`, of each run.
+        dead: what becomes of a run all of whose particles died: "raise" cancels the others
+            and raises, "return" returns what it had (its `log_ml` is -inf).
+        **options: as for `smc`, of each run.
+
+    Returns:
+        The results in the order of `targets`.
+    """
+    if dead not in ("raise", "return"):
+        raise ValueError(f'dead must be "raise" or "return", got {dead!r}')
+    if options.get("resume") is not None:
+        raise ValueError("smc_many begins its runs; resume one of them with smc")
+    seed = options.get("seed") or 0
+    check_count("seed", seed, 0)
+    plans = []
+    for i, target in enumerate(targets):
+        mine: SMCOptions = {**options, "seed": seed + i}
+        plans.append(make_plan(target, n_particles, ess_threshold, max_bytes, **mine))
+
+    async def run(i: int) -> SMCResult:
+        try:
+            return await run_plan(plans[i], progress=False)
+        except AllParticlesDeadError as error:
+            if dead == "raise":
+                raise
+            return error.result
+
+    return await together([run(i) for i in range(len(plans))])
+
+
+class Repeats(TextSamples):
+    """Independent runs of one target, their particles pooled.
+
+    A run's particles count as much as its estimate of the marginal likelihood is large, so
+    `posterior` and the like converge as runs are added.
+
+    Args:
+        results: the runs, all of one size.
+
+    Attributes:
+        log_ml: log of the mean of the runs' estimates, nats; unbiased on the linear scale.
+    """
+
+    def __init__(self, results: Sequence[SMCResult]) -> None:
+        super().__init__(
+            [text for r in results for text in r.texts],
+            np.concatenate([r.ended for r in results]),
+            np.concatenate([r.log_weights for r in results]),
+        )
+        self.results = list(results)
+
+    @cached_property
+    def log_mls(self) -> FloatArray:
+        """Each run's estimate of the log marginal likelihood, nats: float64[runs]."""
+        return np.array([r.log_ml for r in self.results])
+
+    @cached_property
+    def log_ml_error(self) -> float:
+        """Standard error of `log_ml` from the spread of the runs, nats; NaN for one run.
+
+        The standard error of the mean of exp(log_mls) over that mean: first order in it.
+        """
+        p = Weights(self.log_mls).normalised * len(self.results)  # estimates over their mean
+        if len(p) < 2 or not p.any():
+            return float("nan")
+        return float(np.std(p, ddof=1) / np.sqrt(len(p)))
+
+    def summary(self) -> dict[str, str]:
+        """What is shown above the texts, name by name."""
+        return {
+            "runs": str(len(self.results)),
+            "log marginal likelihood": f"{self.log_ml:.4f} ± {self.log_ml_error:.4f}",
+            "effective sample size": f"{self.ess:.1f} of {self.size}",
+        }
+
+
+async def smc_repeat(
+    target: Any,
+    n_particles: int,
+    ess_threshold: float = 0.5,
+    max_bytes: int = 100,
+    *,
+    seeds: int | Iterable[int] = 10,
+    at_once: int = 8,
+    **options: Unpack[SMCOptions],
+) -> Repeats:
+    """Independent runs of one target, for an estimate with an honest error.
+
+    A run all of whose particles died counts as an estimate of zero. With `prune="unbiased"`
+    each run's seed also seeds its beams (unless `beam_seed` is given), so that the spread of
+    the runs holds the beams' own; the prompt's beam is shared (see `ByteLLM`).
+
+    Args:
+        target, n_particles, ess_threshold, max_bytes, **options: as for `smc`.
+        seeds: one a run, all different; or how many runs to make, seeded from `seed` on.
+        at_once: runs side by side, sharing forwards.
+
+    Raises:
+        ValueError: no seeds, or one twice.
+    """
+    check_count("at_once", at_once, 1)
+    given = list(_seeds(seeds, options.get("seed") or 0))
+    if not given or len(set(given)) < len(given):
+        raise ValueError(f"seeds must be one or more different integers, got {given}")
+    beam_seed = options.get("beam_seed")
+    plans = []
+    for seed in given:
+        beams = seed if beam_seed is None else beam_seed
+        mine: SMCOptions = {**options, "seed": seed, "beam_seed": beams}
+        plans.append(make_plan(target, n_particles, ess_threshold, max_bytes, **mine))
+    turn = asyncio.Semaphore(at_once)
+
+    async def run(i: int) -> SMCResult:
+        async with turn:
+            try:
+                return await run_plan(plans[i], progress=False)
+            except AllParticlesDeadError as error:
+                return error.result
+
+    return Repeats(await together([run(i) for i in range(len(plans))]))
+
+
+def _seeds(seeds: int | Iterable[int], first: int) -> Iterable[int]:
+    if isinstance(seeds, Iterable):
+        return seeds
+    check_count("seeds", seeds, 1)
+    return range(first, first + seeds)
+
+
+def smc_sync(
+    target: Any,
+    n_particles: int,
+    ess_threshold: float = 0.5,
+    max_bytes: int = 100,
+    *,
+    progress: Progress = None,
+    on_step: Callable[[SMCState], object] | None = None,
+    **options: Unpack[SMCOptions],
+) -> SMCResult:
+    """`smc` for scripts: blocks until done, whether or not an event loop is running.
+
+    Where one is running (a notebook), the run has a thread and a loop of its own, and the
+    running one stands still meanwhile.
+    """
+    plan = make_plan(target, n_particles, ess_threshold, max_bytes, **options)
+    return run_blocking(run_plan(plan, progress, on_step))
+
+
+def run_blocking(call: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, from code that cannot await."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(call)
+    return _in_thread(call)
+
+
+def _in_thread(call: Coroutine[Any, Any, T]) -> T:
+    results: list[T] = []
+    errors: list[BaseException] = []
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+
+    async def noted() -> T:
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        return await call
+
+    def work() -> None:
+        try:
+            results.append(asyncio.run(noted()))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:  # interrupted: stop the run, then say so
+        for loop, task in running:
+            if task is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,196 @@
+"""What is asked of a run, checked before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.smc.critic import Critic, Predicate
+from genlm_bytes_smc.smc.factors import (
+    Combine,
+    compile_rows,
+    has_language_model,
+    name_of,
+    names_of,
+)
+from genlm_bytes_smc.smc.resampling import Resampler, resampler
+from genlm_bytes_smc.smc.result import SMCResult
+from genlm_bytes_smc.smc.state import SMCState
+
+
+class SMCOptions(TypedDict, total=False):
+    """What `smc` takes by keyword; see there."""
+
+    proposal: Any
+    critic: Any
+    twist_with_critic: bool
+    terminate_when: Callable[[bytes], bool] | None
+    resampling_method: str
+    seed: int | None
+    beam_seed: int | None
+    record: bool
+    resume: SMCResult | SMCState | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's target and settings.
+
+    Attributes:
+        potential: the target as it was given.
+        leaves, names: the factors of target and proposal.
+        n_target: the first so many of them are the target's.
+        target, proposal: how their rows combine.
+        The others: see `smc`.
+    """
+
+    potential: Any
+    leaves: tuple[Any, ...]
+    names: tuple[str, ...]
+    n_target: int
+    target: Combine
+    proposal: Combine | None
+    critic: Critic | None
+    terminate_when: Callable[[bytes], bool] | None
+    n_particles: int
+    ess_threshold: float
+    max_bytes: int
+    resample: Resampler
+    seed: int
+    beam_seed: int | None
+    record: bool
+    resume: SMCState | None
+
+
+def make_plan(
+    target: Any,
+    n_particles: int,
+    ess_threshold: float = 0.5,
+    max_bytes: int = 100,
+    *,
+    proposal: Any = None,
+    critic: Any | Predicate = None,
+    twist_with_critic: bool = True,
+    terminate_when: Callable[[bytes], bool] | None = None,
+    resampling_method: str = "systematic",
+    seed: int | None = None,
+    beam_seed: int | None = None,
+    record: bool = False,
+    resume: SMCResult | SMCState | None = None,
+) -> Plan:
+    """Check what `smc` was given.
+
+    Raises:
+        TypeError, ValueError: what is wrong, what was got and what was expected.
+    """
+    check_count("n_particles", n_particles, 1)
+    check_count("max_bytes", max_bytes, 1)
+    check_threshold(ess_threshold)
+    leaves: list[Any] = []
+    rows = compile_rows(target, leaves)
+    n_target = len(leaves)
+    if not any(has_language_model(leaf) for leaf in leaves):
+        raise ValueError(
+            "a target needs a byte language model (ByteLLM) among its factors, got "
+            f"{', '.join(names_of(leaves))}"
+        )
+    if terminate_when is None:
+        for leaf in leaves:
+            check_ends(leaf)
+    proposal_rows = None if proposal is None else compile_rows(proposal, leaves)
+    if terminate_when is not None and not callable(terminate_when):
+        raise TypeError(f"terminate_when must be a function of bytes, got {terminate_when!r}")
+    state = _resumed(resume, n_particles, max_bytes, seed, beam_seed)
+    if state is None:
+        for name, value in (("seed", seed), ("beam_seed", beam_seed)):
+            if value is not None:
+                check_count(name, value, 0)
+    return Plan(
+        potential=target,
+        leaves=tuple(leaves),
+        names=names_of(leaves),
+        n_target=n_target,
+        target=rows,
+        proposal=proposal_rows,
+        critic=None if critic is None else Critic(critic, twist_with_critic and ess_threshold > 0),
+        terminate_when=terminate_when,
+        n_particles=int(n_particles),
+        ess_threshold=float(ess_threshold),
+        max_bytes=int(max_bytes),
+        resample=resampler(resampling_method),
+        seed=state.seed if state else int(seed or 0),
+        beam_seed=state.beam_seed if state else beam_seed,
+        record=record,
+        resume=state,
+    )
+
+
+def _resumed(
+    resume: Any, n_particles: int, max_bytes: int, seed: int | None, beam_seed: int | None
+) -> SMCState | None:
+    if resume is None:
+        return None
+    state = resume.resumable if isinstance(resume, SMCResult) else resume
+    if not isinstance(state, SMCState):
+        raise TypeError(f"resume must be an SMCResult or an SMCState, got {type(resume).__name__}")
+    size = len(state.particles.length)
+    if n_particles != size:
+        raise ValueError(f"n_particles must be {size}, as in what is resumed; got {n_particles}")
+    if max_bytes < state.step:
+        raise ValueError(
+            f"max_bytes must be at least the {state.step} bytes read so far, got {max_bytes}"
+        )
+    for name, given, had in (("seed", seed, state.seed), ("beam_seed", beam_seed, state.beam_seed)):
+        if given is not None and given != had:
+            raise ValueError(f"{name} must be {had}, as in what is resumed; got {given}")
+    return state
+
+
+def check_ends(potential: Any) -> None:
+    """Raise if a byte language model has no token that ends a text.
+
+    Raises:
+        ValueError: so it is, and every text would weigh zero.
+    """
+    params = getattr(potential, "params", None)
+    if isinstance(params, BeamParams) and not params.eos:
+        raise ValueError(
+            f"no token of {name_of(potential)} ends a text, so every text has weight zero: name "
+            "eos_byte_strings in its beam parameters, or end texts by terminate_when"
+        )
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise unless `value` is an integer of at least `least`.
+
+    Raises:
+        TypeError: no integer. ValueError: too small.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_threshold(value: Any) -> None:
+    """Raise unless `value` is a number in [0, 1].
+
+    Raises:
+        TypeError: no number. ValueError: out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"ess_threshold must be a number in [0, 1], got {value!r}")
+    if math.isnan(value) or not 0 <= value <= 1:
+        raise ValueError(f"ess_threshold must be in [0, 1], got {value}")
+
+
+def start_error(plan: Plan, log_weight: float, factors: dict[str, float]) -> Exception:
+    """The error for a target that gives the empty text no finite positive weight."""
+    blamed = ", ".join(f"{name} gave {w}" for name, w in factors.items())
+    return ValueError(
+        f"the empty text must have a finite log weight, got {log_weight} from "
+        f"{name_of(plan.potential)} ({blamed or 'no factor alone'})"
+    )

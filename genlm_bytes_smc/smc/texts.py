@@ -1,0 +1,183 @@
+"""Weighted texts, as a genlm-control `Sequences`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from genlm.control.constant import EOS
+from genlm.control.sampler.sequence import Sequences
+from genlm.grammar import Float
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from genlm_bytes_smc.alphabet import BYTES
+from genlm_bytes_smc.smc.particles import BoolArray, Weights
+from genlm_bytes_smc.smc.resampling import FloatArray
+
+SHOWN = 10  # texts of a posterior that are printed
+
+
+class NoText:
+    """A key of a decoded posterior that stands for samples that are no text."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+UNDECODABLE = NoText("not UTF-8")
+UNFINISHED = NoText("not ended")
+
+
+class TextSamples(Sequences):  # type: ignore[misc]
+    """N weighted texts.
+
+    All that genlm-control's `Sequences` has is here with the same meaning, except that
+    `decoded_posterior` counts samples that it cannot decode instead of leaving them out.
+
+    Args:
+        texts: the bytes of each, N of them.
+        ended: bool[N], whether each is complete.
+        log_weights: float64[N], nats.
+
+    Attributes:
+        log_ml: log of the mean weight, nats: the estimated log marginal likelihood.
+        ess: effective sample size of the weights.
+    """
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __init__(self, texts: Sequence[bytes], ended: BoolArray, log_weights: FloatArray) -> None:
+        weights = Weights(log_weights)
+        n = len(weights)
+        self.texts = list(texts)
+        self.ended = ended
+        self.log_weights = log_weights
+        self.size = n
+        self.log_ml = weights.log_mean
+        self.log_total = weights.log_mean + float(np.log(n))
+        self.ess = weights.ess
+        with np.errstate(divide="ignore"):
+            self.log_normalized_weights = np.log(weights.normalised)
+            self.log_ess = float(np.log(weights.ess))
+        self._weights = weights
+
+    @cached_property
+    def contexts(self) -> list[list[Any]]:
+        """Each sample as one-byte tokens, with EOS last if it is complete."""
+        return [
+            [*map(BYTES.__getitem__, text), *([EOS] if ended else [])]
+            for text, ended in zip(self.texts, self.ended.tolist(), strict=True)
+        ]
+
+    @property
+    def normalized_weights(self) -> FloatArray:
+        """Weights that sum to one, float64[N]; all zero if every one is."""
+        return self._weights.normalised
+
+    @cached_property
+    def posterior(self) -> Any:
+        """Probability of each sequence of tokens (a tuple), largest first."""
+        chart = Float.chart()
+        for context, p in zip(self.contexts, self.normalized_weights.tolist(), strict=True):
+            chart[tuple(context)] += p
+        return chart.sort_descending()
+
+    @cached_property
+    def byte_posterior(self) -> Any:
+        """Probability of each complete text, as bytes, largest first (`UNFINISHED`: the rest)."""
+        return self._chart(lambda text: text)
+
+    @cached_property
+    def decoded_posterior(self) -> Any:
+        """Probability of each complete text, as str, largest first.
+
+        Samples that are no UTF-8 are counted under the key `UNDECODABLE`, and those that have
+        not ended under `UNFINISHED`; neither key is there if there are none with weight.
+        """
+        return self._chart(_decoded)
+
+    def _chart(self, key: Any) -> Any:
+        chart = Float.chart()
+        samples = zip(self.texts, self.ended.tolist(), self.normalized_weights, strict=True)
+        for text, ended, p in samples:
+            if p > 0:
+                chart[key(text) if ended else UNFINISHED] += float(p)
+        return chart.sort_descending()
+
+    @cached_property
+    def undecodable(self) -> float:
+        """Posterior probability of the complete texts that are no UTF-8."""
+        return float(self.decoded_posterior[UNDECODABLE])
+
+    @cached_property
+    def unfinished(self) -> float:
+        """Posterior probability of the texts that have not ended."""
+        return float(self.decoded_posterior[UNFINISHED])
+
+    # -- how it is shown ---------------------------------------------------------------
+
+    def summary(self) -> dict[str, str]:
+        """What is shown above the texts, name by name."""
+        return {
+            "log marginal likelihood": f"{self.log_ml:.4f}",
+            "effective sample size": f"{self.ess:.1f} of {self.size}",
+        }
+
+    def __rich__(self) -> Group:
+        """A summary, and a table of the likeliest texts."""
+        table = Table()
+        table.add_column("probability", justify="right")
+        table.add_column("text")
+        for text, p in list(self.decoded_posterior.items())[:SHOWN]:
+            table.add_row(f"{p:.4f}", Text(_quoted(text)))
+        left = len(self.decoded_posterior) - SHOWN
+        if left > 0:
+            table.add_row("", f"and {left} more")
+        return Group(*(Text(f"{k}: {v}") for k, v in self.summary().items()), table)
+
+    def __str__(self) -> str:
+        console = Console(width=100, color_system=None, force_terminal=False)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get().rstrip()
+
+    def __repr__(self) -> str:
+        best = next(iter(self.decoded_posterior.items()), None)
+        likeliest = "" if best is None else f", likeliest {_quoted(best[0])}: {best[1]:.4f}"
+        return (
+            f"{type(self).__name__}({self.size} samples, log_ml={self.log_ml:.4f}, "
+            f"ess={self.ess:.1f}{likeliest})"
+        )
+
+    def _repr_html_(self) -> str:
+        head = "".join(
+            f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>"
+            for k, v in self.summary().items()
+        )
+        best = list(self.decoded_posterior.items())[:SHOWN]
+        body = "".join(
+            f"<tr><td>{p:.4f}</td><td><code>{html.escape(_quoted(text))}</code></td></tr>"
+            for text, p in best
+        )
+        return f"<table>{head}</table><table><tr><th>p</th><th>text</th></tr>{body}</table>"
+
+
+def _decoded(text: bytes) -> str | NoText:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return UNDECODABLE
+
+
+def _quoted(text: str | bytes | NoText) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 200 else shown[:199] + "…"

@@ -1,0 +1,227 @@
+"""The engine's contract under asyncio, and other libraries on top of it."""
+
+import asyncio
+import gc
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from genlm.backend.llm import AsyncTransformer
+from genlm.bytes import BeamParams, ByteBeamState
+from genlm.control import PromptedLLM
+
+from genlm_bytes_smc.lm.engine import ContextTooLongError, RowEngine
+from genlm_bytes_smc.lm.transformer import TreeTransformer
+from tests.lm.families import WINDOW, distance, whole_rows
+
+CONTEXTS = [[1, 5], [1, 5, 6], [1, 7], [1, 5]]
+
+
+async def ask(engine, context):
+    return await engine.next_token_logprobs(context)
+
+
+def only_task() -> bool:
+    return asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_concurrent_callers_share_one_forward(engine, gpt2):
+    rows = await asyncio.gather(*(ask(engine, c) for c in CONTEXTS))
+    assert engine.counts.forwards == 1
+    assert engine.counts.rows == 3
+    assert distance(torch.stack(rows), whole_rows(gpt2, CONTEXTS)) < 1e-4
+    assert only_task()
+
+
+async def test_callers_that_need_a_few_turns_of_the_loop_still_join(engine):
+    async def late(turns, context):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await ask(engine, context)
+
+    await asyncio.gather(*(late(i, c) for i, c in enumerate(CONTEXTS[:3])))
+    assert engine.counts.forwards == 1
+
+
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+async def test_cancelling_one_caller_leaves_the_others_answered(engine, gpt2, cancelled, turns):
+    tasks = [asyncio.create_task(ask(engine, c)) for c in CONTEXTS[:3]]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    stopped = tasks[cancelled].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for i, (result, context) in enumerate(zip(results, CONTEXTS, strict=False)):
+        if i == cancelled and stopped:
+            assert isinstance(result, asyncio.CancelledError)
+        else:
+            assert distance(result, whole_rows(gpt2, [context])[0]) < 1e-4
+    assert not engine._requests
+    assert only_task()
+
+
+class SlowEngine(RowEngine):
+    """Rows after a wait, by another engine."""
+
+    def __init__(self, inner, error=None):
+        super().__init__(
+            inner.tokenizer,
+            device=inner.device,
+            width=inner.width,
+            window=None,
+            start=inner.start,
+            byte_vocab=inner.byte_vocab,
+        )
+        self.inner, self.error, self.calls = inner, error, 0
+
+    def evaluate(self, nodes):
+        contexts = [self.tree.tokens(n) for n in nodes.tolist()]
+        return self.inner.batch_next_token_logprobs_sync(contexts)
+
+    async def evaluate_async(self, nodes):
+        self.calls += 1
+        for _ in range(5):
+            await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+        return self.evaluate(nodes)
+
+
+async def test_cancelling_whoever_serves_hands_the_work_on(engine, gpt2):
+    slow = SlowEngine(engine)
+    tasks = [asyncio.create_task(ask(slow, c)) for c in CONTEXTS[:3]]
+    while not slow.calls:
+        await asyncio.sleep(0)
+    tasks[0].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert distance(torch.stack(results[1:]), whole_rows(gpt2, CONTEXTS[1:3])) < 1e-4
+    assert only_task()
+
+
+async def test_an_error_reaches_every_caller_and_no_cancelled_one_leaves_it_unseen(engine):
+    messages = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, c: messages.append(c))
+    slow = SlowEngine(engine, error=RuntimeError("no model"))
+    tasks = [asyncio.create_task(ask(slow, c)) for c in CONTEXTS[:3]]
+    while not slow.calls:
+        await asyncio.sleep(0)
+    tasks[1].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(r) for r in results] == [RuntimeError, asyncio.CancelledError, RuntimeError]
+    del tasks, results
+    gc.collect()
+    await asyncio.sleep(0)
+    assert messages == []
+
+
+async def test_a_bad_request_fails_alone(engine, gpt2):
+    good, bad = asyncio.create_task(ask(engine, [1, 5])), ask(engine, [1] * (WINDOW + 1))
+    with pytest.raises(ContextTooLongError, match=str(WINDOW)):
+        await bad
+    assert distance(await good, whole_rows(gpt2, [[1, 5]])[0]) < 1e-4
+
+
+def test_successive_event_loops(engine, gpt2):
+    async def both():
+        rows = torch.stack(await asyncio.gather(*(ask(engine, c) for c in CONTEXTS)))
+        assert only_task()
+        return rows
+
+    want = whole_rows(gpt2, CONTEXTS)
+    for _ in range(2):
+        assert distance(asyncio.run(both()), want) < 1e-4
+
+
+async def test_callers_of_one_context_do_not_share_memory(engine):
+    a, b = await asyncio.gather(ask(engine, [1, 5]), ask(engine, [1, 5]))
+    assert engine.counts.rows == 1
+    a[:] = 0.0
+    assert b.exp().sum() == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_cancelled_callers_leave_nothing_pinned(engine):
+    task = asyncio.create_task(ask(engine, [1, 5, 6]))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    engine.tree.collect()
+    assert len(engine.tree) == 1
+    assert engine.memory()["entries"] == 0
+
+
+async def test_no_adapters(engine):
+    with pytest.raises(ValueError, match="lora_name='x'"):
+        await engine.next_token_logprobs([1], lora_name="x")
+
+
+def test_contexts_spelled_again_after_collection(engine, gpt2):
+    first = engine.batch_next_token_logprobs_sync([[1, 5, 6], [1, 5, 7]])
+    engine.tree.collect()
+    engine.tree.insert([3, 3, 3, 3])  # takes the freed ids
+    again = engine.batch_next_token_logprobs_sync([[1, 5, 7], [1, 5, 6], [1, 5, 6, 8]])
+    assert distance(again[:2].flip(0), first) < 1e-5
+    assert distance(again[2:], whole_rows(gpt2, [[1, 5, 6, 8]])) < 1e-4
+
+
+def test_spelling_a_step_costs_one_look_at_each_context(engine):
+    prompt = list(range(1, 30))
+    engine.batch_next_token_logprobs_sync([[*prompt, t] for t in range(4)])
+    with patch.object(engine.tree, "insert", side_effect=AssertionError("spelled out again")):
+        engine.batch_next_token_logprobs_sync([[*prompt, t, 5] for t in range(4)])
+
+
+# -- other libraries -------------------------------------------------------------------
+
+
+@pytest.fixture
+def reference(gpt2, tokenizer):
+    return AsyncTransformer(gpt2, tokenizer, timeout=0.001)
+
+
+async def test_prompted_llm_gives_the_same_numbers(engine, reference, tokenizer):
+    prompt = tokenizer.encode("then ")
+    ours = PromptedLLM(engine, prompt_ids=prompt)
+    theirs = PromptedLLM(reference, prompt_ids=prompt)
+    context = [ours.token_maps.decode[i] for i in tokenizer.encode("and the end")]
+    contexts = [context[:n] for n in range(len(context) + 1)]
+    for method in ("prefix", "complete", "logw_next"):
+        for c in contexts:
+            a, b = await getattr(ours, method)(c), await getattr(theirs, method)(c)
+            a, b = (getattr(x, "weights", x) for x in (a, b))
+            assert np.allclose(np.asarray(a), np.asarray(b), atol=1e-4)
+    engine.counts.reset()
+    await ours.batch_logw_next(contexts)
+    assert engine.counts.forwards == 1
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+async def test_byte_beam_state_gives_the_same_numbers(engine, reference):
+    outcomes = []
+    for lm in (engine, reference):
+        state = await ByteBeamState.initial(lm, BeamParams(K=4))
+        try:
+            rows = []
+            for byte in b"the an":
+                rows.append((await state.logp_next()).materialize())
+                state = await (state.prune() << byte)
+            outcomes.append((rows, state.logZ))
+        finally:
+            await state.cleanup()
+    (a, za), (b, zb) = outcomes
+    assert za == pytest.approx(zb, abs=1e-3)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        assert np.allclose([x[k] for k in x], [y[k] for k in x], atol=1e-3)
+
+
+def test_engines_are_freed_with_their_owner(gpt2, tokenizer):
+    import weakref
+
+    engine = TreeTransformer(gpt2, tokenizer)
+    engine.next_token_logprobs_sync([1, 5])
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
