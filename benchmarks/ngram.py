@@ -28,13 +28,21 @@ def gpt2_tokens() -> list[bytes]:
 
 
 class NgramLM(AsyncLM):
-    """The bigram LM as a genlm-backend AsyncLM; `calls` counts rows."""
+    """The bigram LM as a genlm-backend AsyncLM; `calls` counts rows.
 
-    def __init__(self, n_bytes: int = 300_000) -> None:
-        self.tokens = gpt2_tokens()
+    Args:
+        n_bytes: how much text to count.
+        n_tokens: size of the vocabulary: the first merges and end-of-text (default: all).
+    """
+
+    def __init__(self, n_bytes: int = 300_000, n_tokens: int | None = None) -> None:
+        tokens = gpt2_tokens()
+        self.tokens = tokens if n_tokens is None else [*tokens[: n_tokens - 1], END]
         self.byte_vocab = [Token(i, t) for i, t in enumerate(self.tokens)]
         self.str_vocab = [t.decode("utf-8", "replace") for t in self.tokens]
-        self.tokenizer = SimpleNamespace(bos_token_id=len(self.tokens) - 1, eos_token_id=None)
+        self.tokenizer = SimpleNamespace(
+            bos_token_id=len(self.tokens) - 1, eos_token_id=None, encode=self._encode
+        )
         self._batch_queue: list[object] = []
         self._batch_armed = False
         self.calls = 0
@@ -57,6 +65,9 @@ class NgramLM(AsyncLM):
                     break
         return out
 
+    def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return self.cut(text.encode())
+
     def _count(self, tokens: list[int]) -> None:
         unigram = np.full(len(self.tokens), 0.01)
         np.add.at(unigram, tokens, 1.0)
@@ -74,12 +85,19 @@ class NgramLM(AsyncLM):
 
     def row(self, context: list[int]) -> torch.Tensor:
         """Log-probabilities after a context, float32[V]."""
-        self.calls += 1
-        known = self._next.get(int(context[-1]))
-        if known is None:
-            return torch.from_numpy(self._log_alone.copy())
-        out = self._log_base.copy()
-        out[known[0]] = known[1]
+        return self.rows([context])[0]
+
+    def rows(self, contexts: list[list[int]]) -> torch.Tensor:
+        """Log-probabilities after each of several contexts, float32[B, V]."""
+        self.calls += len(contexts)
+        out = np.empty((len(contexts), len(self.tokens)), dtype=np.float32)
+        for line, context in zip(out, contexts, strict=True):
+            known = self._next.get(int(context[-1]))
+            if known is None:
+                line[:] = self._log_alone
+            else:
+                line[:] = self._log_base
+                line[known[0]] = known[1]
         return torch.from_numpy(out)
 
     async def next_token_logprobs(self, token_ids, lora_name=None):
@@ -92,8 +110,8 @@ class NgramLM(AsyncLM):
 
     async def batch_next_token_logprobs(self, token_ids_list, lora_name=None):
         """Rows of several contexts, float32[B, V]."""
-        return torch.from_numpy(np.stack([self.row(c).numpy() for c in token_ids_list]))
+        return self.rows(token_ids_list)
 
     def batch_next_token_logprobs_sync(self, token_ids_list, lora_name=None):
         """Rows of several contexts, float32[B, V]."""
-        return torch.from_numpy(np.stack([self.row(c).numpy() for c in token_ids_list]))
+        return self.rows(token_ids_list)

@@ -71,8 +71,9 @@ class Vocabulary:
         for i, token in enumerate(tokens):
             if not isinstance(token, bytes):
                 raise TypeError(f"token {i} should be bytes, got {type(token).__name__}")
-            if getattr(token, "token_id", i) != i:
-                raise ValueError(f"entry {i} of the vocabulary has token_id {token.token_id}")
+            named = getattr(token, "token_id", i)
+            if named != i:
+                raise ValueError(f"entry {i} of the vocabulary has token_id {named}")
         lengths = np.fromiter((len(t) for t in tokens), dtype=np.int64, count=len(tokens))
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         return cls(np.frombuffer(b"".join(tokens), dtype=np.uint8), offsets)

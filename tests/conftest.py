@@ -5,7 +5,6 @@ import torch
 
 from genlm_bytes_smc import load_model
 
-
 # One thread: the models here are tiny, and a pool of threads on a busy machine costs more
 # than it gives.
 torch.set_num_threads(1)

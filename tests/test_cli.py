@@ -13,7 +13,6 @@ from typing import get_args
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, __version__, as_engine, load_model
@@ -31,8 +30,8 @@ EOS = b"<|endoftext|>"
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny():
-    """The bundled model loaded once for all tests, and one thread for it."""
-    llm, threads = load_model("tiny"), torch.get_num_threads()
+    """The bundled model loaded once for all tests."""
+    llm = load_model("tiny")
     given = inputs.load_model
 
     def cached(name, backend=None, **options):
@@ -41,7 +40,6 @@ def _tiny():
     inputs.load_model = cached
     yield llm
     inputs.load_model = given
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 from IPython.lib.pretty import pretty
 
 import genlm_bytes_smc
@@ -26,14 +25,6 @@ PYTHON = re.compile(r"^```python *(.*)\n(.*?)^```$", re.M | re.S)
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 COST = re.compile(r"bytes/s|second|forwards")
 AGAIN = "run `make refresh` if this is meant to change"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def named(path):

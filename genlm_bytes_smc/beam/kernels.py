@@ -187,10 +187,17 @@ class NumbaKernels:
         trie = store.trie
         self._order, self._lo, self._hi, self._ends = trie.order, trie.lo, trie.hi, trie.ends
         self._first, self._edge = trie.first_child, trie.byte
+        self._probs = store.probs, store.probs.numpy()
 
     @property
     def _rows(self) -> tuple[FloatArray, IntArray]:
-        return self.store.probs.numpy(), self.store.slot_of
+        if self.store.probs is not self._probs[0]:
+            self._probs = self.store.probs, self.store.probs.numpy()
+        return self._probs[1], self.store.slot_of
+
+    @property
+    def _rows_and_roots(self) -> tuple[FloatArray, IntArray, FloatArray]:
+        return (*self._rows, self.store.roots)
 
     def initial(self, context: int, keys: npt.NDArray[np.uint64]) -> BeamState:
         """See `Kernels`."""
@@ -234,22 +241,21 @@ class NumbaKernels:
         found = nk.extensions(
             self._order, self._lo, self._ends, *self._rows, ctx, node, logu, logw, cut
         )
-        return Extensions(*found, dropped=np.full(len(key), -np.inf))
+        return Extensions._make((*found, np.full(len(key), -np.inf)))
 
     def extend(self, state: BeamState, ext: Extensions, contexts: IntArray) -> BeamState:
         """See `Kernels`."""
         if len(ext.lane) == 0:
             return state
         ctx, node, logu, logw, key = state
-        return BeamState(
-            *nk.append_extensions(ctx, node, logu, logw, ext.lane, contexts, ext.logw), key
-        )
+        grown = nk.append_extensions(ctx, node, logu, logw, ext.lane, contexts, ext.logw)
+        return BeamState._make((*grown, key))
 
     def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
         """See `Kernels`."""
         ctx, node, logu, logw, key = state
         moved, weight = nk.advance(
-            self._lo, self._hi, self._first, self._edge, *self._rows,
+            self._lo, self._hi, self._first, self._edge, *self._rows_and_roots,
             ctx, node, logu, logw, byte, cut,
         )  # fmt: skip
         return BeamState(ctx, moved, logu, weight, key)
@@ -258,7 +264,7 @@ class NumbaKernels:
         """See `Kernels`."""
         ctx, node, logu, logw, _ = state
         block = nk.next_block(
-            self._lo, self._hi, self._first, self._edge, *self._rows,
+            self._lo, self._hi, self._first, self._edge, *self._rows_and_roots,
             ctx, node, logu, logw, cut, N_BYTES,
         )  # fmt: skip
         return torch.from_numpy(block)
@@ -281,14 +287,15 @@ class NumbaKernels:
         """See `Kernels`."""
         ctx, node, logu, logw, key = state
         pick, weight, dropped = nk.select_topk(logw, -1 if k is None else k, log_threshold)
-        return BeamState(*nk.take(ctx, node, logu, logw, pick, weight), key), dropped
+        pruned = BeamState._make((*nk.take(ctx, node, logu, logw, pick, weight), key))
+        return pruned, dropped
 
     def resample(self, state: BeamState, k: int | None) -> BeamState:
         """See `Kernels`."""
         ctx, node, logu, logw, key = state
         u = uniforms(key, PRUNE)
         pick, weight = nk.select_unbiased(logw, -1 if k is None else k, u)
-        return BeamState(*nk.take(ctx, node, logu, logw, pick, weight), key)
+        return BeamState._make((*nk.take(ctx, node, logu, logw, pick, weight), key))
 
     def open_read(
         self,
@@ -303,8 +310,8 @@ class NumbaKernels:
         ctx, node, logu, logw, key = state
         k, log_prune = prune or (None, -np.inf)
         out = nk.open_read(
-            self._order, self._lo, self._hi, self._ends, self._first, self._edge, *self._rows,
-            ctx, node, logu, logw, byte, cut, -1 if k is None else k, log_prune, log_threshold,
+            self._order, self._lo, self._hi, self._ends, self._first, self._edge,
+            *self._rows_and_roots, ctx, node, logu, logw, byte, cut, -1 if k is None else k, log_prune, log_threshold,
         )  # fmt: skip
         return BeamState(out[0], out[1], out[2], out[3], key), out[4], Extensions(*out[5:])
 
@@ -314,7 +321,7 @@ class NumbaKernels:
         """See `Kernels`; one compiled call."""
         ctx, node, logu, logw, key = state
         out = nk.close_read(
-            self._lo, self._hi, self._first, self._edge, *self._rows,
+            self._lo, self._hi, self._first, self._edge, *self._rows_and_roots,
             ctx, node, logu, logw, ext.lane, contexts, ext.logw, byte, cut,
         )  # fmt: skip
         return BeamState(out[0], out[1], out[2], out[3], key), out[4]

@@ -14,7 +14,7 @@ _SUM = {"reassoc", "nsz", "contract", "arcp"}
 
 
 @nb.njit(cache=True, nogil=True, fastmath=_SUM)
-def _sum(row, lo, hi):  # type: ignore[no-untyped-def]
+def _sum(row, lo, hi):
     s = 0.0
     for i in range(lo, hi):
         s += row[i]
@@ -22,7 +22,7 @@ def _sum(row, lo, hi):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def _mass(row, lo, hi, cut):  # type: ignore[no-untyped-def]
+def _mass(row, lo, hi, cut):
     """Mass of positions lo..hi without those in the sorted array `cut`."""
     s = 0.0
     for c in cut:
@@ -33,7 +33,18 @@ def _mass(row, lo, hi, cut):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def _child(first_child, edge, node, byte):  # type: ignore[no-untyped-def]
+def _child_mass(row, root, lo, hi, byte, at_root, cut):
+    """Mass below an edge; those of the root are summed once a row."""
+    if at_root:
+        for c in cut:
+            if lo <= c < hi:
+                return _mass(row, lo, hi, cut)
+        return root[byte]
+    return _mass(row, lo, hi, cut)
+
+
+@nb.njit(cache=True, nogil=True)
+def _child(first_child, edge, node, byte):
     a, b = first_child[node], first_child[node + 1]
     end = b
     while a < b:
@@ -48,7 +59,7 @@ def _child(first_child, edge, node, byte):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def logsumexp_rows(logw):  # type: ignore[no-untyped-def]
+def logsumexp_rows(logw):
     """float64[N] from float64[N, C]; -inf for an empty row."""
     out = np.empty(logw.shape[0])
     for n in range(logw.shape[0]):
@@ -66,7 +77,7 @@ def logsumexp_rows(logw):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def extensions(order, lo, ends, probs, slot_of, ctx, node, logu, logw, cut):  # type: ignore[no-untyped-def]
+def extensions(order, lo, ends, probs, slot_of, ctx, node, logu, logw, cut):
     """Every token that ends at a candidate's node: (lane, cand, token, logw)."""
     count = 0
     n_lanes, n_cands = logw.shape
@@ -98,7 +109,7 @@ def extensions(order, lo, ends, probs, slot_of, ctx, node, logu, logw, cut):  # 
 
 
 @nb.njit(cache=True, nogil=True)
-def keep_extensions(lane, logw, base, log_threshold):  # type: ignore[no-untyped-def]
+def keep_extensions(lane, logw, base, log_threshold):
     """Which extensions hold more than the threshold of base + all extensions of the lane.
 
     Returns (keep bool[E], dropped float64[N]); the share is genlm-bytes 0.2's.
@@ -128,7 +139,7 @@ def keep_extensions(lane, logw, base, log_threshold):  # type: ignore[no-untyped
 
 
 @nb.njit(cache=True, nogil=True)
-def thin_extensions(lane, logw, log_z, log_threshold, uniform):  # type: ignore[no-untyped-def]
+def thin_extensions(lane, logw, log_z, log_threshold, uniform):
     """Unbiased thinning: keep w >= tau Z, draw the rest systematically at weight tau Z.
 
     `uniform` is float64[N], one number a lane. Returns (keep bool[E], new logw float64[E]).
@@ -151,7 +162,7 @@ def thin_extensions(lane, logw, log_z, log_threshold, uniform):  # type: ignore[
 
 
 @nb.njit(cache=True, nogil=True)
-def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):  # type: ignore[no-untyped-def]
+def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
     """The state with extended candidates, at the root, after the others: [N, C + E']."""
     n_lanes, n_cands = logw.shape
     count = np.zeros(n_lanes, np.int64)
@@ -178,7 +189,9 @@ def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):  # type: 
 
 
 @nb.njit(cache=True, nogil=True)
-def next_block(lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, cut, n_bytes):  # type: ignore[no-untyped-def]
+def next_block(
+    lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, cut, n_bytes
+):
     """Log mass of each next byte and of ending: float64[N, n_bytes + 1], not normalised."""
     n_lanes, n_cands = logw.shape
     out = np.zeros((n_lanes, n_bytes + 1))
@@ -189,10 +202,13 @@ def next_block(lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw,
                 if logw[n, c] == -np.inf:
                     continue
                 scale = np.exp(logu[n, c] - top)
-                row = probs[slot_of[ctx[n, c]]]
+                slot = slot_of[ctx[n, c]]
+                row, root = probs[slot], roots[slot]
                 x = node[n, c]
                 for child in range(first_child[x], first_child[x + 1]):
-                    out[n, edge[child]] += scale * _mass(row, lo[child], hi[child], cut)
+                    out[n, edge[child]] += scale * _child_mass(
+                        row, root, lo[child], hi[child], edge[child], x == 0, cut
+                    )
                 if x == 0:
                     for pos in cut:
                         out[n, n_bytes] += scale * row[pos]
@@ -202,7 +218,7 @@ def next_block(lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw,
 
 
 @nb.njit(cache=True, nogil=True)
-def normalise(block, total):  # type: ignore[no-untyped-def]
+def normalise(block, total):
     """Each row of float64[N, B] less its total float64[N]; -inf where the total is."""
     out = np.empty(block.shape)
     for n in range(block.shape[0]):
@@ -212,7 +228,7 @@ def normalise(block, total):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def advance(lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, byte, cut):  # type: ignore[no-untyped-def]
+def advance(lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, byte, cut):
     """Read one byte a lane: (node int64[N, C], logw float64[N, C]); lost ones at -inf.
 
     `byte` int64[N]; a byte of -1 leaves its lane empty.
@@ -227,7 +243,10 @@ def advance(lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, by
                 continue
             child = _child(first_child, edge, node[n, c], byte[n])
             if child >= 0:
-                mass = _mass(probs[slot_of[ctx[n, c]]], lo[child], hi[child], cut)
+                slot = slot_of[ctx[n, c]]
+                mass = _child_mass(
+                    probs[slot], roots[slot], lo[child], hi[child], byte[n], node[n, c] == 0, cut
+                )
                 if mass > 0.0:
                     out_node[n, c] = child
                     out_logw[n, c] = logu[n, c] + np.log(mass)
@@ -235,7 +254,7 @@ def advance(lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, by
 
 
 @nb.njit(cache=True, nogil=True)
-def node_logw(lo, hi, probs, slot_of, ctx, node, logu, logw, cut):  # type: ignore[no-untyped-def]
+def node_logw(lo, hi, probs, slot_of, ctx, node, logu, logw, cut):
     """Weights of the same candidates when the positions in `cut` are left out: [N, C]."""
     out = np.full(logw.shape, -np.inf)
     for n in range(logw.shape[0]):
@@ -253,7 +272,7 @@ def node_logw(lo, hi, probs, slot_of, ctx, node, logu, logw, cut):  # type: igno
 
 
 @nb.njit(cache=True, nogil=True)
-def take(ctx, node, logu, logw, pick, new_logw):  # type: ignore[no-untyped-def]
+def take(ctx, node, logu, logw, pick, new_logw):
     """Candidates `pick` int64[N, K] (-1: empty), with weights `new_logw` float64[N, K]."""
     shape = pick.shape
     out_ctx = np.full(shape, -1, np.int64)
@@ -272,7 +291,7 @@ def take(ctx, node, logu, logw, pick, new_logw):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def select_topk(logw, k, log_threshold):  # type: ignore[no-untyped-def]
+def select_topk(logw, k, log_threshold):
     """The K best candidates above the threshold of their lane's total, best first.
 
     k < 0 keeps all. Returns (pick int64[N, K'], logw float64[N, K'], dropped float64[N])
@@ -308,7 +327,7 @@ def select_topk(logw, k, log_threshold):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def select_unbiased(logw, k, uniform):  # type: ignore[no-untyped-def]
+def select_unbiased(logw, k, uniform):
     """K candidates by optimal resampling (Fearnhead & Clifford 2003, section 3).
 
     Find c with sum(min(w / c, 1)) = K; keep w >= c as they are; one systematic pass over the
@@ -350,6 +369,9 @@ def select_unbiased(logw, k, uniform):  # type: ignore[no-untyped-def]
         for i in range(big, count):
             c += np.exp(logw[n, order[i]] - top)
         c /= most - big
+        level = top + np.log(c)
+        if big:
+            level = min(level, out[n, big - 1])  # equal but for rounding
         # Exactly K - big survivors: one in each unit of the running sum of w / c.
         kept = big
         point = uniform[n]
@@ -358,19 +380,19 @@ def select_unbiased(logw, k, uniform):  # type: ignore[no-untyped-def]
             run += np.exp(logw[n, order[i]] - top) / c
             if run > point and kept < most:
                 pick[n, kept] = order[i]
-                out[n, kept] = top + np.log(c)
+                out[n, kept] = level
                 kept += 1
                 point += 1.0
         while kept < most:  # rounding at the very end of the pass
             pick[n, kept] = order[count - 1]
-            out[n, kept] = top + np.log(c)
+            out[n, kept] = level
             kept += 1
         widest = max(widest, kept)
     return pick[:, :widest], out[:, :widest]
 
 
 @nb.njit(cache=True, nogil=True)
-def reserve(row, proxy, rescue, share):  # type: ignore[no-untyped-def]
+def reserve(row, proxy, rescue, share):
     """Rows in which impossible but rescuable bytes hold `share` of the mass, by `proxy`.
 
     row, proxy float64[N, B + 1] (logs); rescue bool[N, B].
@@ -393,7 +415,7 @@ def reserve(row, proxy, rescue, share):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def open_read(order, lo, hi, ends, first_child, edge, probs, slot_of, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):  # type: ignore[no-untyped-def]  # fmt: skip
+def open_read(order, lo, hi, ends, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):  # fmt: skip
     """`select_topk`, then the extensions that `keep_extensions` admits for `byte`, fused.
 
     Returns (ctx, node, logu, logw, pruned float64[N], lane, cand, token, ext_logw,
@@ -401,13 +423,11 @@ def open_read(order, lo, hi, ends, first_child, edge, probs, slot_of, ctx, node,
     """
     pick, weight, pruned = select_topk(logw, k, log_prune)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
-    lane, cand, token, ext = extensions(
-        order, lo, ends, probs, slot_of, ctx, node, logu, logw, cut
-    )
+    lane, cand, token, ext = extensions(order, lo, ends, probs, slot_of, ctx, node, logu, logw, cut)
     if len(lane) == 0:
         return ctx, node, logu, logw, pruned, lane, cand, token, ext, np.full(len(byte), -np.inf)
     _, able = advance(
-        lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, byte, cut
+        lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, byte, cut
     )
     keep, dropped = keep_extensions(lane, ext, logsumexp_rows(able), log_threshold)
     return (
@@ -416,17 +436,15 @@ def open_read(order, lo, hi, ends, first_child, edge, probs, slot_of, ctx, node,
 
 
 @nb.njit(cache=True, nogil=True)
-def close_read(lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, lane, new_ctx, ext_logw, byte, cut):  # type: ignore[no-untyped-def]  # fmt: skip
+def close_read(lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, lane, new_ctx, ext_logw, byte, cut):  # fmt: skip
     """`append_extensions`, `advance` and a sort, best first, fused.
 
     Returns (ctx, node, logu, logw, log_z float64[N]).
     """
     if len(lane):
-        ctx, node, logu, logw = append_extensions(
-            ctx, node, logu, logw, lane, new_ctx, ext_logw
-        )
+        ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw)
     node, logw = advance(
-        lo, hi, first_child, edge, probs, slot_of, ctx, node, logu, logw, byte, cut
+        lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, byte, cut
     )
     pick, weight, _ = select_topk(logw, -1, -np.inf)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)

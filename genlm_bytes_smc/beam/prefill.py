@@ -7,7 +7,8 @@
 3. Run again from the first byte at which something was missing, until nothing is.
 
 Where a missed candidate holds much of the weight, the text has left the tokenizer's path: the
-rows along the rest of the text after that candidate are asked for with it.
+rows along the text after that candidate are asked for with it, further the longer the last
+guess held.
 
 Each pass settles at least the first byte that was open (or the next one is read the slow
 way), and what is read in the end is read with every row there, so the result does not depend
@@ -28,7 +29,8 @@ from genlm_bytes_smc.lm.contexts import IntArray
 
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
-_HEAVY = 0.2  # share of the beam from which a missed candidate is followed further
+_HEAVY = 0.2  # share of the beam from which a missed candidate is followed further,
+_REACH = 16  # this many bytes at least
 _NARROW = 1e-3  # below this threshold a beam is full of candidates that will not last, and
 _HORIZON = 8  # what it wants more than this many bytes after a miss is mostly never used
 
@@ -48,15 +50,16 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
     at = 0
     with tree.pinned(ahead):
         await store.ensure(ahead[: store.table.limit // 2])
-        wanted = NOTHING
+        wanted, reach = NOTHING, _REACH
         while at < len(text) and lanes.log_z[0] > -np.inf:
             # Together, so that a tight limit on rows cannot evict the one for the other.
             now = np.concatenate([lanes.model.kernels.contexts(lanes.state).ravel(), wanted])
             with tree.pinned(now):
                 await store.ensure(now)
             again = len(wanted) > 0
-            lanes, read, wanted = _run(lanes, text[at:])
+            lanes, read, wanted = _run(lanes, text[at:], reach)
             at += read
+            reach = max(_REACH, 2 * read)
             if at < len(text) and (len(wanted) == 0 or (again and read == 0)):
                 # A byte that only healing can read, or rows that do not fit together.
                 lanes = await lanes.prune().read(text[at])
@@ -70,7 +73,7 @@ class _Pass(NamedTuple):
     wanted: IntArray
 
 
-def _run(lanes: ByteLanes, text: bytes) -> _Pass:
+def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
     """Read as far as the rows at hand go, and note what is missing further on.
 
     Returns:
@@ -101,8 +104,12 @@ def _run(lanes: ByteLanes, text: bytes) -> _Pass:
             log_dropped = np.logaddexp(log_dropped, lost)
         log_dropped = np.logaddexp(log_dropped, ext.dropped)
         ext, contexts, missing, heavy = _at_hand(lanes, state, ext)
+        if heavy:  # without it the beam is another: what it would want further on is no guide
+            further = text[at : at + max(reach, 2 * read)]
+            missed.append(np.concatenate([missing, *(_along(lanes, c, further) for c in heavy)]))
+            break
         if len(missing):
-            missed.append(np.concatenate([missing, *(_along(lanes, c, text[at:]) for c in heavy)]))
+            missed.append(missing)
         key = read_keys(state.key, symbols)
         state, log_z = kernels.close_read(state, ext, contexts, symbols, lanes.cut)
         state = state._replace(key=key)

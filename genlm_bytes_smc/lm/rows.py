@@ -95,6 +95,7 @@ class RowStore:
 
     Attributes:
         probs: float64[slots, T] on `engine.device`.
+        roots: float64[slots, 256] on a CPU, mass of the tokens that begin with each byte.
         table: which context is in which slot.
     """
 
@@ -111,11 +112,13 @@ class RowStore:
         self.limit_bytes = limit_bytes
         self._order = torch.as_tensor(trie.order.astype(np.int64), device=engine.device)
         self._order_host = trie.order.astype(np.int64)
-        row_bytes = 8 * trie.n_tokens
+        row_bytes = 8 * (trie.n_tokens + 256)
         self.table = SlotTable(max(8, _FIRST_BYTES // row_bytes), limit_bytes // row_bytes)
         # On a CPU memory costs nothing until it is written to: reserve the whole limit.
         cpu = engine.device.type == "cpu"
         self.probs = self._allocate(self.table.limit if cpu else self.table.open)
+        self.roots: FloatArray = np.empty((len(self.probs) if cpu else 0, 256))
+        self._root_children = int(trie.first_child[1]) - 1
         self._asked: dict[int, asyncio.Future[None]] = {}  # contexts on their way
         engine.tree.on_free(self.table.forget)
 
@@ -131,7 +134,7 @@ class RowStore:
     @property
     def nbytes(self) -> int:
         """Memory of the slots opened so far, in bytes."""
-        return 8 * self.trie.n_tokens * self.table.open
+        return 8 * (self.trie.n_tokens + 256) * self.table.open
 
     # -- asking ------------------------------------------------------------------------
 
@@ -245,22 +248,32 @@ class RowStore:
             with np.errstate(over="ignore", invalid="ignore"):
                 for i, slot in enumerate(slots.tolist()):
                     np.exp(logp[i], out=scratch, dtype=np.float64)
-                    total[i] = permute_into(probs[slot], scratch, self._order_host)
+                    total[i] = permute_into(
+                        probs[slot], self.roots[slot], scratch, self._order_host,
+                        self.trie.lo, self.trie.hi, self.trie.byte, self._root_children,
+                    )  # fmt: skip
             off = np.ones(len(rows), dtype=bool) if not whole else np.abs(total - 1) > _ROUNDING
             if off.any():
                 with np.errstate(invalid="ignore", divide="ignore"):
                     probs[slots[off]] /= total[off, None]
+                    self.roots[slots[off]] /= total[off, None]
             return total
         fresh = self.transform(rows.index_select(1, self._order))
         sums = fresh.sum(dim=1)
-        scale = torch.ones_like(sums)
-        if not whole:
-            scale = sums
-        else:
-            scale = torch.where((sums - 1).abs() > _ROUNDING, sums, scale)
+        far = (sums - 1).abs() > (_ROUNDING if whole else 0.0)
+        scale = torch.where(far, sums, torch.ones_like(sums))
         self.probs[torch.as_tensor(slots, device=self.probs.device)] = fresh / scale[:, None]
+        if self.probs.device.type == "cpu":
+            self._sum_roots(slots)
         out: FloatArray = sums.cpu().numpy()
         return out
+
+    def _sum_roots(self, slots: IntArray) -> None:
+        """Mass below each child of the root of freshly written rows."""
+        children = slice(1, 1 + self._root_children)
+        sums = np.add.reduceat(self.probs.numpy()[slots], self.trie.lo[children], axis=1)
+        self.roots[slots] = 0.0
+        self.roots[np.ix_(slots, self.trie.byte[children])] = sums
 
     def _allocate(self, slots: int) -> torch.Tensor:
         shape = (slots, self.trie.n_tokens)
@@ -272,6 +285,9 @@ class RowStore:
         """Storage for every open slot, the rows where they were."""
         old, self.probs = self.probs, self._allocate(self.table.open)
         self.probs[: len(old)] = old
+        if len(self.roots):
+            roots, self.roots = self.roots, np.empty((self.table.open, 256))
+            self.roots[: len(roots)] = roots
 
     def clear(self) -> None:
         """Drop every row."""

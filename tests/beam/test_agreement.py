@@ -95,9 +95,7 @@ async def test_bundled_model(tiny, K, threshold):
 @pytest.mark.parametrize("threshold", [0.0, 0.05])
 async def test_bundled_model_and_the_peer_as_it_is(tiny, threshold):
     for text in (b"An apple a day", TEXTS[2]):
-        ours, peer = await both(
-            tiny, tiny, text, TokenByteTrie, K=5, prune_threshold=threshold
-        )
+        ours, peer = await both(tiny, tiny, text, TokenByteTrie, K=5, prune_threshold=threshold)
         tokens = max(len(c.tokens) for c in ours)
         lost = 3e-5 * tokens
         assert ours.logZ == pytest.approx(float(peer.logZ), abs=TOLERANCE + lost)

@@ -10,6 +10,7 @@ from tests.toys import EOS_TOKEN, TOY_TOKENS, Enumeration, ToyLM
 
 EOS = frozenset([EOS_TOKEN])
 EXACT = BeamParams(None, eos_byte_strings=[EOS_TOKEN])
+FIVE = BeamParams(5, eos_byte_strings=[EOS_TOKEN])
 
 
 class WithAngle(ToyLM):
@@ -81,7 +82,7 @@ class EndsSoon(ToyLM):
 
 async def test_greedy_and_sample_stop_at_the_end():
     """genlm-bytes 0.2 raised or went on with an empty beam."""
-    beam = await ByteBeamState.initial(EndsSoon(seed=1), BeamParams(5, eos_byte_strings=[EOS_TOKEN]))
+    beam = await ByteBeamState.initial(EndsSoon(seed=1), FIVE)
     for out in (
         await beam.greedy(b"a", 50),
         await beam.sample(b"a", 50, seed=3),
@@ -92,7 +93,7 @@ async def test_greedy_and_sample_stop_at_the_end():
 
 
 async def test_nothing_follows_the_end():
-    beam = await ByteBeamState.initial(EndsSoon(seed=1), BeamParams(5, eos_byte_strings=[EOS_TOKEN]))
+    beam = await ByteBeamState.initial(EndsSoon(seed=1), FIVE)
     ended = await (await read(beam, b"ab") << 257)
     assert ended.ended
     assert ended.logZ > -np.inf

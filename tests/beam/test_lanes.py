@@ -189,7 +189,11 @@ async def test_memory_of_a_lane():
 
 @pytest.mark.parametrize(
     ("symbols", "words"),
-    [([1], "one integer symbol for each of 2 lanes"), ([1, 300], "-1 to 256"), ([0.5, 1], "integer")],
+    [
+        ([1], "one integer symbol for each of 2 lanes"),
+        ([1, 300], "-1 to 256"),
+        ([0.5, 1], "integer"),
+    ],
 )
 async def test_bad_symbols(symbols, words):
     lanes = await ByteLanes.start(byte_model(ToyLM()), BeamParams(2), 2)

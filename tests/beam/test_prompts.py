@@ -70,9 +70,7 @@ async def test_chat_goes_through_the_template(chatty):
     messages = [{"role": "user", "content": "Hi"}, {"role": "bot", "content": "Yes?"}]
     prompt = Prompt.chat(messages, chatty)
     beam = await ByteBeamState.initial(chatty, BeamParams(5))
-    assert prompt.spell(beam.lanes.model.vocab) == (
-        f"user: Hi{END}bot: Yes?{END}bot: ".encode()
-    )
+    assert prompt.spell(beam.lanes.model.vocab) == (f"user: Hi{END}bot: Yes?{END}bot: ".encode())
     beam = await beam.prefill(prompt)
     assert all(c.tokens[1:].count(END.encode()) == 2 for c in beam)
 

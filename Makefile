@@ -1,0 +1,79 @@
+# Everything here runs in .venv, which the first command makes. What it takes: make, and Python
+# 3.11 or newer.
+#
+#   make demo PYTHON=/opt/python3.12/bin/python    a Python that is not on the path
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#                                                  torch from another index, here without CUDA
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := .venv/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs refresh bench clean
+
+help:
+	@echo "make demo     set everything up and complete a text with the bundled model"
+	@echo "make test     set everything up and run all checks: what CI runs"
+	@echo "make lint     ruff and mypy alone"
+	@echo "make format   let ruff format the code"
+	@echo "make docs     the API reference and the notebook as web pages, in site/"
+	@echo "make refresh  run again what the documents show: notebook, drawings, console output"
+	@echo "make bench    the benchmarks (ARGS='...' is passed on)"
+	@echo "make clean    remove .venv, site and caches"
+
+setup: .venv/ready
+
+# torch goes first and alone, so that a failure to get it is told as such, and so that it can
+# come from another index than the rest.
+.venv/ready: pyproject.toml constraints.txt
+	@found=; for p in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	  then found="$$p"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "error: Python 3.11 or newer is needed and none was found on the path;" \
+	    "say where it is with make PYTHON=..." >&2; exit 1; \
+	fi; \
+	echo "setting up .venv with $$("$$found" --version) (once; some minutes)"; \
+	"$$found" -m venv .venv || { echo "error: could not make .venv; on Debian and Ubuntu," \
+	  "install the package python3-venv" >&2; exit 1; }
+	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/ready
+	@$(BIN)/genlm-bytes-smc demo $(ARGS)
+
+lint: .venv/ready
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+test: lint
+	$(PY) -m pytest $(ARGS)
+
+format: .venv/ready
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+
+docs: .venv/ready
+	$(PY) -m pdoc --docformat google --output-directory site genlm_bytes_smc
+	$(PY) -m nbconvert --log-level WARN --to html --output-dir site docs/basic_usage.ipynb
+	@echo '*' > site/.gitignore
+	@echo "open site/index.html and site/basic_usage.html"
+
+refresh: .venv/ready
+	$(PY) docs/draw.py
+	$(PY) docs/build_notebook.py
+	$(PY) docs/refresh_outputs.py
+
+bench: .venv/ready
+	$(PY) -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

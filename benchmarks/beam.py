@@ -1,0 +1,118 @@
+"""This package against genlm-bytes 0.2.0: `python -m benchmarks.beam [--quick] [--only a,b]`.
+
+Every measurement runs in a process of its own, once with one thread and once with as many as
+torch chooses (its thread pools keep their size), and measures both packages there, one right
+after the other. Results are printed, and written to --out as JSON lines and as a figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import measure, report
+from benchmarks.measure import Record
+
+ROOT = Path(__file__).parents[1]
+OUT = Path(__file__).parent / "out"
+PARTS = "abcde"
+# Part: what its process runs. What the model is asked (e) is counted while c and d are timed.
+RUNS = {"a": ("a",), "b": ("b",), "c": ("c", "e"), "d": ("d", "e")}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, and write."""
+    args = _arguments(argv)
+    if args.child:
+        print(json.dumps(_measure(args.child, args.threads, args.quick)), flush=True)
+        return
+    wanted = args.only.split(",")
+    unknown = set(wanted) - set(PARTS)
+    if unknown:
+        raise SystemExit(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    records = []
+    for part, gives in RUNS.items():
+        if not set(gives) & set(wanted):
+            continue
+        # The trie is built by Python code alone, and counts do not depend on threads.
+        settings = ["1"] if part == "b" or args.quick else ["1", "default"]
+        for threads in args.threads.split(",") if args.threads else settings:
+            print(f"measuring {part}, threads: {threads} ...", file=sys.stderr, flush=True)
+            found = [r for r in _child(part, threads, args.quick) if r.part in wanted]
+            records += [r for r in found if r.part != "e" or threads == "1"]
+    records.sort(key=lambda r: r.part)
+    machine = report.machine()
+    report.show(records, machine)
+    report.write(records, machine, args.out, quick=args.quick)
+    if args.docs:
+        report.update_docs(records, machine)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.beam", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes: a minute or less")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, as in a,c (default: all)")
+    parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
+    parser.add_argument("--threads", default="", help="1, default, or both: 1,default")
+    parser.add_argument("--docs", action="store_true", help="update docs/performance.md too")
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def _child(part: str, threads: str, quick: bool) -> list[Record]:
+    """Records of one part, each side or both measured in a process of their own."""
+    if part == "b":
+        records = measure.trie_records(*(_run(x, threads, quick)[0] for x in ("ours", "peer")))
+    else:
+        records = [Record(**r) for r in _run(part, threads, quick)]
+    for record in records:
+        record.threads = threads
+    return records
+
+
+def _run(child: str, threads: str, quick: bool) -> list[dict[str, Any]]:
+    """What a process that runs `_measure` printed last."""
+    command = [sys.executable, "-m", "benchmarks.beam", "--child", child, "--threads", threads]
+    env = dict(os.environ)
+    if threads == "1":
+        env["OMP_NUM_THREADS"] = "1"
+    else:
+        env.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run(
+        command + ["--quick"] * quick,
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"measuring {child} failed; see above")
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _measure(child: str, threads: str, quick: bool) -> list[dict[str, Any]]:
+    """One part, in this process."""
+    sizes = measure.QUICK if quick else measure.FULL
+    if threads != "default":
+        torch.set_num_threads(int(threads))
+    if child in ("ours", "peer"):
+        return [measure.trie_of(child, sizes.trie_tokens)]
+    if child == "a":
+        records = asyncio.run(
+            measure.engine_alone(measure.NgramLM(n_tokens=sizes.ngram_tokens), sizes)
+        )
+    elif child == "c":
+        records = asyncio.run(measure.bundled_model(sizes))
+    else:
+        records = asyncio.run(measure.lanes_and_length(sizes))
+    return [vars(r) for r in records]
+
+
+if __name__ == "__main__":
+    main()
