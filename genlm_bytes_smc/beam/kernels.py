@@ -311,7 +311,8 @@ class NumbaKernels:
         k, log_prune = prune or (None, -np.inf)
         out = nk.open_read(
             self._order, self._lo, self._hi, self._ends, self._first, self._edge,
-            *self._rows_and_roots, ctx, node, logu, logw, byte, cut, -1 if k is None else k, log_prune, log_threshold,
+            *self._rows_and_roots, ctx, node, logu, logw, byte, cut,
+            -1 if k is None else k, log_prune, log_threshold,
         )  # fmt: skip
         return BeamState(out[0], out[1], out[2], out[3], key), out[4], Extensions(*out[5:])
 

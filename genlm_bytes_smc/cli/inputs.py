@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, RowTransform, load_model
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.prompt import Spelled
@@ -20,9 +18,6 @@ from genlm_bytes_smc.lm.engine import RowEngine
 
 def open_model(options: ModelOptions) -> RowEngine:
     """The model that the options name."""
-    threads = 1 if options.threads is None and options.model == "tiny" else options.threads
-    if threads is not None:  # for so small a model, waiting for each other costs threads more
-        torch.set_num_threads(threads)
     with busy(f"loading {options.model}"):
         backend = options.backend and options.backend.value
         return load_model(options.model, backend, device=options.device)

@@ -72,15 +72,6 @@ class ModelOptions:
             rich_help_panel=MODEL,
         ),
     ] = None
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            min=1,
-            help="CPU threads of the model. [default: 1 for tiny, else torch's choice]",
-            rich_help_panel=MODEL,
-        ),
-    ] = None
     json: Annotated[
         bool,
         typer.Option(

@@ -19,7 +19,7 @@ from genlm_bytes_smc.cli.inputs import as_prompt, new_beam, open_model, read_fil
 from genlm_bytes_smc.cli.options import BeamOptions
 from genlm_bytes_smc.cli.output import CliError, say, table, write_json
 
-CHUNK = 256  # most bytes between two looks at the window and the progress bar
+CHUNK = 256  # bytes read at a time; with more, `read_text` guesses too far ahead
 
 
 @dataclass
@@ -138,7 +138,7 @@ class Reader:
         while at < len(text):
             chunk = text[at : at + _cut(text[at : at + self._chunk + 1], self._chunk)]
             lanes = await self._room_for(len(chunk))
-            self._count(await _ahead(lanes, chunk), len(chunk))
+            self._count(await read_text(lanes, chunk), len(chunk))
             at += len(chunk)
             await asyncio.sleep(0)  # an interrupt is heard here
 
@@ -176,7 +176,7 @@ class Reader:
                 chunk = context[at : at + self._chunk]
                 if _depth(lanes) + len(chunk) > self._window:
                     break
-                lanes = await _ahead(lanes, chunk)
+                lanes = await read_text(lanes, chunk)
             else:
                 if _depth(lanes) + n <= self._window and lanes.log_z[0] > -np.inf:
                     self._score.reread += len(context)
@@ -214,25 +214,6 @@ def _cut(text: bytes, most: int) -> int:
     while end > max(1, most - 3) and 0x80 <= text[end] < 0xC0:  # inside a UTF-8 character
         end -= 1
     return end
-
-
-async def _ahead(lanes: ByteLanes, text: bytes) -> ByteLanes:
-    """`read_text`, with the rows along the likeliest tokens of `text` asked for at once.
-
-    `read_text` does that itself for a lane that stands where a token ends; here the token in
-    flight is tokenised together with the text.
-    """
-    model, tree = lanes.model, lanes.model.engine.tree
-    context, partial = _first(lanes)
-    path = [context]
-    for token in model.canonical(partial + text):
-        path.append(tree.child(path[-1], token))
-    window = model.engine.window
-    ahead = np.array(path if window is None else path[: window + 1], dtype=np.int64)
-    ahead = ahead[tree.depth[ahead] <= window] if window is not None else ahead
-    with tree.pinned(ahead):
-        await model.store.ensure(ahead)
-        return await read_text(lanes, text)
 
 
 def _first(lanes: ByteLanes) -> tuple[int, bytes]:
