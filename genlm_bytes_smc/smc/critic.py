@@ -16,6 +16,8 @@ import torch
 from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, TABLES
+from genlm_bytes_smc.constraints.base import ByteConstraint
+from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.errors import BadWeightError
 from genlm_bytes_smc.smc.factors import check_alphabet, name_of
 from genlm_bytes_smc.smc.particles import BoolArray, Particles
@@ -84,6 +86,8 @@ class Critic:
             critic = PredicateCritic(critic)
         check_alphabet(critic)
         self.potential = critic
+        # ours take whole texts; others want lists of tokens
+        self._takes_bytes = isinstance(critic, ByteConstraint | ByteLLM)
         self.twist = twist and not critic.is_terminal_only()
         self.name = f"critic {name_of(critic)}"
 
@@ -110,7 +114,9 @@ class Critic:
         for complete in (True, False):
             which = np.flatnonzero(ended == complete)
             if len(which):
-                contexts = [[BYTES[b] for b in texts[i]] for i in which]
+                contexts: list[Any] = [texts[i] for i in which]
+                if not self._takes_bytes:
+                    contexts = [[BYTES[b] for b in text] for text in contexts]
                 of = self.potential.batch_complete if complete else self.potential.batch_prefix
                 out[which] = _as_numpy(await of(contexts), len(which), self.name)
         bad = np.flatnonzero(np.isnan(out) | (out == np.inf))

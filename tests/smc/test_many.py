@@ -10,12 +10,13 @@ from genlm.control.potential.base import Potential
 from genlm.control.potential.built_in import BoolFSA
 from genlm.control.sampler.token import DirectTokenSampler
 
-from genlm_bytes_smc import as_engine
+from genlm_bytes_smc import BeamParams, as_engine
 from genlm_bytes_smc.alphabet import BYTES, TABLES
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, smc, smc_many, smc_repeat
+from tests.constraints.cases import CASES
 from tests.smc.worlds import (
     FREE,
     LONGEST,
@@ -29,7 +30,7 @@ from tests.smc.worlds import (
     total_variation,
     toy,
 )
-from tests.toys import TOY_TOKENS, ToyLM
+from tests.toys import EOS_TOKEN, TOY_TOKENS, ToyLM
 
 
 async def test_many_targets_are_the_single_runs():
@@ -174,21 +175,48 @@ async def test_a_context_potential_gives_the_same_run_as_a_vectorised_one():
     assert a.log_weights == pytest.approx(b.log_weights)
 
 
+class Hidden(Potential):
+    """A potential of which only its answers about contexts are seen."""
+
+    def __init__(self, inner):
+        super().__init__(BYTES, tables=TABLES)
+        self.inner = inner
+
+    async def prefix(self, context):
+        return await self.inner.prefix(context)
+
+    async def complete(self, context):
+        return await self.inner.complete(context)
+
+    async def batch_logw_next(self, contexts):
+        return await self.inner.batch_logw_next(contexts)
+
+
+async def outcome(target, **options):
+    """A run's result, dead or alive."""
+    try:
+        return await smc(target, 8, 0.6, 12, seed=4, **options)
+    except AllParticlesDeadError as error:
+        return error.result
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+async def test_every_constraint_as_states_contexts_and_critic(name):
+    tokens = [bytes([b]) for b in range(256)] + [b"ab", b"12", EOS_TOKEN]
+    params = BeamParams(K=None, eos_byte_strings=[EOS_TOKEN])
+    llm = ByteLLM(as_engine(ToyLM(tokens, seed=2, sharpness=0.3)), params)
+    constraint = CASES[name].make()
+    a, b = await outcome(llm * constraint), await outcome(llm * Hidden(constraint))
+    assert max(map(len, a.texts)) > 0
+    assert a.texts == b.texts
+    assert a.log_weights == pytest.approx(b.log_weights)
+    judged = await outcome(llm * constraint**0.5, critic=constraint)
+    alive = [t for t, w in zip(judged.texts, judged.log_weights, strict=True) if w > -math.inf]
+    for text in set(alive):
+        assert await constraint.complete(text) > -math.inf
+
+
 async def test_the_byte_llm_as_contexts_gives_the_same_run_as_lanes():
-    class Hidden(Potential):
-        def __init__(self, inner):
-            super().__init__(BYTES, tables=TABLES)
-            self.inner = inner
-
-        async def prefix(self, context):
-            return await self.inner.prefix(context)
-
-        async def complete(self, context):
-            return await self.inner.complete(context)
-
-        async def batch_logw_next(self, contexts):
-            return await self.inner.batch_logw_next(contexts)
-
     llm = toy(params=TOPK)
     a = await smc(Hidden(llm) * ByteRegex(FREE), 12, 0.7, 5, seed=4)
     b = await smc(llm * ByteRegex(FREE), 12, 0.7, 5, seed=4)
