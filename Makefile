@@ -5,7 +5,7 @@
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                                                  torch from another index, here without CUDA
 
-PYTHON ?= python3
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 TORCH_INDEX ?=
 ARGS ?=
 
@@ -29,19 +29,20 @@ help:
 setup: .venv/ready
 
 # torch goes first and alone, so that a failure to get it is told as such, and so that it can
-# come from another index than the rest.
+# come from another index than the rest. A .venv that was never finished is made anew.
 .venv/ready: pyproject.toml constraints.txt
-	@found=; for p in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11; do \
+	@if [ -e $@ ]; then exit 0; fi; \
+	found=; for p in $(PYTHON); do \
 	  if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	  then found="$$p"; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	  echo "error: Python 3.11 or newer is needed and none was found on the path;" \
-	    "say where it is with make PYTHON=..." >&2; exit 1; \
+	  echo "error: Python 3.11 or newer is needed, and none of these is that: $(PYTHON);" \
+	    "say where one is with make PYTHON=..." >&2; exit 1; \
 	fi; \
 	echo "setting up .venv with $$("$$found" --version) (once; some minutes)"; \
-	"$$found" -m venv .venv || { echo "error: could not make .venv; on Debian and Ubuntu," \
-	  "install the package python3-venv" >&2; exit 1; }
+	"$$found" -m venv --clear .venv || { echo "error: could not make .venv; on Debian and" \
+	  "Ubuntu, install the package python3-venv" >&2; exit 1; }
 	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@

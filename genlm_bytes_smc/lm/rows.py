@@ -120,6 +120,7 @@ class RowStore:
         self.roots: FloatArray = np.empty((len(self.probs) if cpu else 0, 256))
         self._root_children = int(trie.first_child[1]) - 1
         self._asked: dict[int, asyncio.Future[None]] = {}  # contexts on their way
+        self._waiting: dict[object, IntArray] = {}  # what each task in `ensure` needs
         engine.tree.on_free(self.table.forget)
 
     def __len__(self) -> int:
@@ -146,18 +147,24 @@ class RowStore:
     async def ensure(self, contexts: IntArray) -> None:
         """Have the rows of `contexts` (any shape; negative ids ignored) when this returns.
 
-        Nothing is evicted between the return and the caller's next await.
+        Nothing is evicted between the return and the caller's next await, and tasks that
+        wait here at the same time do not evict each other's rows.
         """
         missing = self.missing(contexts)
         if len(missing):
-            with self.engine.tree.pinned(contexts):
-                self._collect()
-                while len(missing):
-                    await self._ask(missing, contexts)
-                    missing = self.missing(contexts)
+            ticket = object()
+            self._waiting[ticket] = contexts.ravel()
+            try:
+                with self.engine.tree.pinned(contexts):
+                    self._collect()
+                    while len(missing):
+                        await self._ask(missing)
+                        missing = self.missing(contexts)
+            finally:
+                del self._waiting[ticket]
         self.table.touch(contexts)
 
-    async def _ask(self, missing: IntArray, needed: IntArray) -> None:
+    async def _ask(self, missing: IntArray) -> None:
         """Bring some of `missing`, or wait for another task that is bringing them."""
         asked = self._asked
         fresh = missing if not asked else np.array([c for c in missing.tolist() if c not in asked])
@@ -168,7 +175,8 @@ class RowStore:
         done = asyncio.get_running_loop().create_future()
         asked.update(dict.fromkeys(chunk.tolist(), done))
         try:
-            self._insert(chunk, await self.engine.rows(chunk), needed)
+            rows = await self.engine.rows(chunk)
+            self._insert(chunk, rows, np.concatenate(list(self._waiting.values())))
         finally:
             for context in chunk.tolist():
                 del asked[context]

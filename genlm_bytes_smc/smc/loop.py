@@ -198,9 +198,7 @@ async def _step(plan: Plan, state: SMCState, frontier: Frontier) -> tuple[SMCSta
     weights = Weights(particles.log_weights)
     info = _note(plan, state, frontier, rows, particles, read, weights)
     if info.dead == plan.n_particles:
-        died = int((~state.particles.dead).sum())
-        after = state._replace(particles=particles, history=(*state.history, info))
-        raise _all_dead(plan, after, died)
+        raise _all_dead(plan, state, particles, info)
     lanes, symbols = frontier.lane_of, read.symbols
     if info.active and weights.ess < plan.ess_threshold * plan.n_particles * (1 - _ROUNDING):
         ancestors = plan.resample(weights.normalised, rng)
@@ -208,11 +206,8 @@ async def _step(plan: Plan, state: SMCState, frontier: Frontier) -> tuple[SMCSta
         lanes, symbols = lanes[ancestors], symbols[ancestors]
         info = info._replace(ancestors=ancestors)
     frontier = await frontier.step(particles, lanes, symbols)
-    info = info._replace(**clock.read())
-    return (
-        state._replace(particles=particles, step=state.step + 1, history=(*state.history, info)),
-        frontier,
-    )
+    history = (*state.history, info._replace(**clock.read()))
+    return state._replace(particles=particles, step=state.step + 1, history=history), frontier
 
 
 def _propose(
@@ -325,9 +320,13 @@ def _causes(
     return tuple(count.items())
 
 
-def _all_dead(plan: Plan, state: SMCState, died: int) -> AllParticlesDeadError:
-    info = state.history[-1]
-    text = max(state.particles.texts(), key=len)
+def _all_dead(
+    plan: Plan, before: SMCState, particles: Particles, info: StepInfo
+) -> AllParticlesDeadError:
+    """The error for a step that killed every particle that was left."""
+    died = int((~before.particles.dead).sum())
+    state = before._replace(particles=particles, history=(*before.history, info))
+    text = max(particles.texts(), key=len)
     where = "to ending at the length limit" if info.forced else f"at byte {state.step}"
     blame = ", ".join(f"{name} ({k} of them)" for name, k in info.deaths)
     return AllParticlesDeadError(

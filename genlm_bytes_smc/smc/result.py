@@ -58,8 +58,8 @@ class SMCResult(TextSamples):
 
         V = 1 - (N / (N - 1))^(r + 1) * (sum of W_i W_j over i, j of different ancestry),
         for r resamplings, normalised weights W and the first ancestors (`eve`) of the
-        particles: Lee & Whiteley 2018, Biometrika 105:609, equation 7 with the final weights
-        as the test function. It is unbiased (times the squared estimate) for multinomial
+        particles: the estimator V of Lee & Whiteley 2018, Biometrika 105:609, with the final
+        weights as its test function. It is unbiased (times the squared estimate) for multinomial
         resampling at fixed steps. With resampling triggered by the effective sample size it
         is consistent; other schemes add less variance than it assumes, so it errs on the
         high side. What particles share is not seen: the draws of beams with
