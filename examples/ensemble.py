@@ -7,6 +7,7 @@ sequential Monte Carlo draws from it.
 """
 
 import asyncio
+from itertools import pairwise
 from types import SimpleNamespace
 
 import torch
@@ -32,7 +33,7 @@ class Bigram(AsyncLM):
         self.tokenizer = SimpleNamespace(bos_token_id=end, eos_token_id=end)
         counts = torch.full((end + 1, end + 1), 0.1)
         ids = [end, *map(self.str_vocab.index, text), end]
-        for before, after in zip(ids, ids[1:], strict=False):
+        for before, after in pairwise(ids):
             counts[before, after] += 1
         self.logp = (counts / counts.sum(1, keepdim=True)).log()
 

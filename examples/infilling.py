@@ -1,9 +1,9 @@
 """Infilling: what goes between a given beginning and a given ending?
 
-A left-to-right model knows nothing of an ending to come. As a constraint (`Ending`) it is
-only decided when the text is over, so most particles would die there; a critic that lends
-weight to texts which have begun to write the ending keeps the promising ones alive on the way,
-and takes all of the loan back in the end.
+A left-to-right model knows nothing of an ending to come. Here a regular expression requires
+it (`Ending` does for any text), but that is decided only when the text is over, and most
+particles would end up far from it. A critic that lends weight to texts which have begun to
+write the ending keeps the promising ones alive, and takes all of the loan back in the end.
 """
 
 import asyncio

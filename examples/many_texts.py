@@ -14,7 +14,7 @@ from genlm_bytes_smc.potential import ByteLLM
 
 N = 200
 STEPS = 12
-PROMPT = b"The capital of "
+PROMPT = b"Once upon a time, there was a "
 
 
 async def draw(lanes, texts, generator, steps):

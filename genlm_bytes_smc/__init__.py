@@ -11,6 +11,7 @@ beam = await beam.prefill(b"An apple a day keeps the ")
 from typing import TYPE_CHECKING, Any
 
 from genlm_bytes_smc.beam.lanes import ByteLanes
+from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.probs import LazyByteProbs
 from genlm_bytes_smc.beam.prompt import Prompt
@@ -43,6 +44,7 @@ __all__ = [
     "ByteContext",
     "ByteLLM",
     "ByteLanes",
+    "ByteModel",
     "ByteProposalSampler",
     "ContextTooLongError",
     "LMCounts",
@@ -53,6 +55,7 @@ __all__ = [
     "TokenTrie",
     "Vocabulary",
     "as_engine",
+    "byte_model",
     "byte_sampler",
     "load_model",
 ]

@@ -23,7 +23,7 @@ from genlm_bytes_smc.beam.heal import heal
 from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, keep_above, thin
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.rng import read_keys, start_keys
+from genlm_bytes_smc.beam.rng import KeyArray, read_keys, start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions
 from genlm_bytes_smc.lm.contexts import IntArray
 
@@ -65,6 +65,7 @@ class ByteLanes:
         heals: IntArray | None = None,
         in_prompt: bool = False,
         literal: bool = False,
+        cut: IntArray | None = None,
     ) -> None:
         n = len(state.key)
         self.model = model
@@ -76,7 +77,7 @@ class ByteLanes:
         self.heals = np.zeros(n, dtype=np.int64) if heals is None else heals
         self.in_prompt = in_prompt
         self.literal = literal
-        self.cut = self._cut()
+        self.cut = self._cut() if cut is None else cut
         self._extended: BeamState | None = None
         self._ext_dropped: FloatArray | None = None
         self._row: torch.Tensor | None = None
@@ -119,6 +120,15 @@ class ByteLanes:
         return len(self.log_z)
 
     @property
+    def log_thin(self) -> float:
+        """Log share of the weight below which `prune="unbiased"` thins extensions.
+
+        Inside a prompt none are thinned: each text of a run hangs on its prompt's beam, and
+        a threshold that is harmless on average can kill it at one unlikely token boundary.
+        """
+        return -np.inf if self.in_prompt else self.params.log_prune_threshold
+
+    @property
     def alive(self) -> npt.NDArray[np.bool_]:
         """Lanes that can read on, bool[N]."""
         return (self.log_z > -np.inf) & ~self.ended
@@ -148,6 +158,7 @@ class ByteLanes:
             "heals": self.heals,
             "in_prompt": self.in_prompt,
             "literal": self.literal,
+            "cut": self.cut,
         }
         lanes = ByteLanes(self.model, self.params, state, **(kept | changes))  # type: ignore[arg-type]
         lanes._proxy = self._proxy
@@ -162,7 +173,7 @@ class ByteLanes:
             kernels, params = self.model.kernels, self.params
             ext = kernels.extensions(self.state, self.cut)
             if params.unbiased:
-                ext = thin(ext, self.log_z, params.log_prune_threshold, self.state.key)
+                ext = thin(ext, self.log_z, self.log_thin, self.state.key)
             else:
                 ext = keep_above(ext, self.log_z, params.log_prune_threshold)
             self._extended = await self._commit(self.state, ext)
@@ -204,7 +215,7 @@ class ByteLanes:
         ends = symbols == EOS_COLUMN
         ending = kernels.next_block(extended, self.cut)[:, EOS_COLUMN] if ends.any() else None
         state = kernels.advance(extended, np.where(ends, -1, symbols), self.cut)
-        state = state._replace(key=read_keys(self.state.key, symbols))
+        state = state._replace(key=self._keys_after(symbols))
         assert self._ext_dropped is not None
         dropped = np.logaddexp(self.log_dropped, self._ext_dropped)
         heals = self.heals
@@ -420,7 +431,7 @@ class ByteLanes:
             contexts = await self._contexts_of(state, ext)
             state, log_z = kernels.close_read(state, ext, contexts, bytes_, cut)
             dropped = np.logaddexp(dropped, ext.dropped)
-        state = state._replace(key=read_keys(self.state.key, bytes_))
+        state = state._replace(key=self._keys_after(bytes_))
         if params.heal:
             dead = self.alive & (bytes_ >= 0) & (log_z == -np.inf)
             if dead.any():
@@ -434,6 +445,11 @@ class ByteLanes:
                         heals[n] += 1
                 log_z = kernels.log_z(state)
         return state, log_z, dropped, heals
+
+    def _keys_after(self, symbols: IntArray) -> KeyArray:
+        """Generator keys after one more symbol a lane; only random pruning needs them."""
+        keys: KeyArray = self.state.key
+        return read_keys(keys, symbols) if self.params.unbiased else keys
 
     def _reserve(self, row: torch.Tensor) -> torch.Tensor:
         """Give bytes that only healing can read their share of each row."""

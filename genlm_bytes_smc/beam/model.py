@@ -40,6 +40,7 @@ class ByteModel:
         self.eos_ids = lru_cache(maxsize=64)(self._eos_ids)
         self.cut = lru_cache(maxsize=64)(self._cut)
         self._edges = lru_cache(maxsize=1024)(self._edges_of)
+        self._rescue_row = lru_cache(maxsize=4096)(self._rescue_row_of)
         self.rescuable = lru_cache(maxsize=1 << 16)(self._rescuable)
 
     @cached_property
@@ -99,10 +100,21 @@ class ByteModel:
             cut: trie positions that are no text.
             max_backoff, max_splits: as in `BeamParams`.
         """
-        out = np.zeros((len(nodes), N_BYTES), dtype=bool)
         limits = (tuple(cut.tolist()), max_backoff, max_splits)
+        if len(nodes) == 1:
+            return self._rescue_row(tuple(nodes[0].tolist()), *limits)[None]
+        out = np.zeros((len(nodes), N_BYTES), dtype=bool)
         for node in np.unique(nodes[nodes > 0]).tolist():  # at the root nothing is in flight
             out[(nodes == node).any(axis=1)] |= self.rescuable(node, *limits)
+        return out
+
+    def _rescue_row_of(
+        self, nodes: tuple[int, ...], cut: tuple[int, ...], *limits: int | None
+    ) -> npt.NDArray[np.bool_]:
+        out = np.zeros(N_BYTES, dtype=bool)
+        for node in nodes:
+            if node > 0:
+                out |= self.rescuable(node, cut, *limits)
         return out
 
     def _rescuable(

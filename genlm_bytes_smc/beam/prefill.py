@@ -31,8 +31,8 @@ NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
 _HEAVY = 0.2  # share of the beam from which a missed candidate is followed further,
 _REACH = 16  # this many bytes at least
-_NARROW = 1e-3  # below this threshold a beam is full of candidates that will not last, and
-_HORIZON = 8  # what it wants more than this many bytes after a miss is mostly never used
+_NARROW = 0.02  # below this threshold a beam is full of candidates that will not last, and
+_HORIZON = 8, 256  # what it wants more than this many bytes after a miss is mostly not used
 
 
 async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
@@ -84,7 +84,7 @@ def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
     state, log_z, log_dropped = lanes.state, lanes.log_z, lanes.log_dropped
     kept, read = (state, log_dropped), 0
     missed: list[IntArray] = []
-    horizon = len(text) if params.prune_threshold >= _NARROW else _HORIZON
+    horizon = _HORIZON[params.prune_threshold >= _NARROW]
     for at, byte in enumerate(text):
         if missed and at > read + horizon:
             break
@@ -92,7 +92,7 @@ def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
         if params.unbiased:
             state = kernels.resample(state, params.K)
             ext = kernels.extensions(state, lanes.cut)
-            ext = thin(ext, log_z, params.log_prune_threshold, state.key)
+            ext = thin(ext, log_z, lanes.log_thin, state.key)
         else:
             state, lost, ext = kernels.open_read(
                 state,
@@ -110,7 +110,7 @@ def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
             break
         if len(missing):
             missed.append(missing)
-        key = read_keys(state.key, symbols)
+        key = read_keys(state.key, symbols) if params.unbiased else state.key
         state, log_z = kernels.close_read(state, ext, contexts, symbols, lanes.cut)
         state = state._replace(key=key)
         if log_z[0] == -np.inf:

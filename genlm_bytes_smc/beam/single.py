@@ -87,10 +87,14 @@ class ByteBeamState:
         for segment in Prompt.of(prompt).segments:
             if isinstance(segment, Spelled):
                 lanes = await lanes.as_prompt(literal=segment.literal)
-                lanes = await read_text(lanes, segment.spelling)
+                if not self.params.verbose:
+                    lanes = await read_text(lanes, segment.spelling)
+                    continue
+                for byte in segment.spelling:  # one by one, to show each
+                    lanes = self._after(await lanes.prune().read(byte)).lanes
             else:
                 lanes = await (await lanes.as_prompt()).feed(segment.ids)
-        return self._after(await (await lanes.as_prompt()).as_text())
+        return ByteBeamState(await (await lanes.as_prompt()).as_text())
 
     async def logp_next(self) -> LazyByteProbs:
         """Log probabilities of the next byte and of the end of the sequence.

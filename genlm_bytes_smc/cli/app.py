@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -51,6 +52,15 @@ Prompt = Annotated[
     str,
     typer.Argument(help="What the text begins with; - reads it from stdin.", show_default=False),
 ]
+
+
+class Resampling(StrEnum):
+    """How particles are resampled; `smc.RESAMPLING` knows the same names."""
+
+    systematic = "systematic"
+    stratified = "stratified"
+    residual = "residual"
+    multinomial = "multinomial"
 
 
 def _command(kind: type[Options], *examples: str) -> Callable[[Any], Any]:
@@ -181,6 +191,83 @@ async def score(
     from genlm_bytes_smc.cli.score import show_score
 
     await show_score(options, file)
+
+
+@_command(
+    BeamOptions,
+    "generate 'Write to me at ' --regex '[a-z]+@[a-z]+[.]com' --max-bytes 40",
+    "generate 'The answer: ' --json-schema schema.json --particles 64 --json",
+    "generate 'Once upon a time' --save run.json",
+)
+async def generate(
+    options: BeamOptions,
+    prompt: Prompt,
+    regex: Annotated[
+        str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
+    ] = None,
+    grammar: Annotated[
+        str | None, typer.Option("--grammar", help="File with a grammar in Lark's notation.")
+    ] = None,
+    json_schema: Annotated[
+        str | None, typer.Option("--json-schema", help="File with a JSON Schema.")
+    ] = None,
+    particles: Annotated[
+        int, typer.Option("--particles", "-N", min=1, help="Number of particles.")
+    ] = 32,
+    ess: Annotated[
+        float,
+        typer.Option(
+            "--ess",
+            min=0,
+            max=1,
+            help="Resample when the effective sample size is below this share of the particles.",
+        ),
+    ] = 0.5,
+    max_bytes: Annotated[
+        int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")
+    ] = 100,
+    resampling: Annotated[
+        Resampling, typer.Option("--resampling", help="How particles are resampled.")
+    ] = Resampling.systematic,
+    save: Annotated[
+        str | None, typer.Option("--save", help="Write the run to this file, for show.")
+    ] = None,
+) -> None:
+    """Draw weighted texts after PROMPT that satisfy a constraint, by sequential Monte Carlo.
+
+    Without a constraint the texts are valid UTF-8.
+    """
+    from genlm_bytes_smc.cli.generate import show_generated
+
+    await show_generated(
+        options,
+        prompt,
+        regex=regex,
+        grammar=grammar,
+        json_schema=json_schema,
+        particles=particles,
+        ess=ess,
+        max_bytes=max_bytes,
+        resampling=resampling.value,
+        save=save,
+    )
+
+
+@app.command(
+    epilog=f"[bold]Examples[/bold]\n\n[cyan]{PROGRAM} show run.json --out page.html --open[/cyan]"
+)
+def show(
+    run: Annotated[str, typer.Argument(help="What generate --save wrote.", show_default=False)],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="The page; - is stdout. [default: RUN with .html]"),
+    ] = None,
+    browse: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Write a page that shows a saved RUN: posterior, particles by step, ancestry."""
+    from genlm_bytes_smc.cli.show import show_run
+
+    show_run(run, out, browse)
 
 
 @_command(ModelOptions, "info", "info --model gpt2 --json")

@@ -140,10 +140,8 @@ class SMCResult(TextSamples):
 
     def summary(self) -> dict[str, str]:
         """What is shown above the texts, name by name."""
-        error = self.log_ml_error
         out = {
-            "log marginal likelihood": f"{self.log_ml:.4f}"
-            + ("" if np.isnan(error) else f" ± {error:.4f}"),
+            "log marginal likelihood": f"{self.log_ml:.4f}{self._shown_error()}",
             "effective sample size": f"{self.ess:.1f} of {self.size}",
             "resamplings": f"{len(self.ancestry)} in {len(self.history)} steps",
             "language model": f"{self.rows} rows in {self.forwards} forwards, {self.seconds:.2f} s",
@@ -153,6 +151,13 @@ class SMCResult(TextSamples):
         if not self.complete:
             out["not complete"] = f"{int(self.state.particles.active.sum())} still reading"
         return out
+
+    def _shown_error(self) -> str:
+        if self.size < 2 or self.log_ml == -np.inf:
+            return ""
+        if np.ptp(self.eve[self.log_weights > -np.inf]) == 0:
+            return " (error unknown: all particles have one ancestor)"
+        return f" ± {self.log_ml_error:.4f}"
 
     # -- files -------------------------------------------------------------------------
 

@@ -1,0 +1,201 @@
+"""What `generate` does: particles over a language model and a constraint."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from genlm_bytes_smc.cli.inputs import (
+    as_prompt,
+    open_model,
+    parameters,
+    read_argument,
+    read_file,
+    seed_of,
+)
+from genlm_bytes_smc.cli.options import BeamOptions
+from genlm_bytes_smc.cli.output import (
+    CliError,
+    UsageError,
+    as_text,
+    console,
+    say,
+    table,
+    visible,
+    write_json,
+)
+from genlm_bytes_smc.constraints import (
+    ByteConstraint,
+    ByteGrammar,
+    ByteJsonSchema,
+    ByteRegex,
+    ConstraintError,
+    Utf8,
+)
+from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, files, smc
+
+SHOWN = 10  # texts that are printed
+
+
+async def show_generated(
+    options: BeamOptions,
+    prompt: str,
+    *,
+    regex: str | None,
+    grammar: str | None,
+    json_schema: str | None,
+    particles: int,
+    ess: float,
+    max_bytes: int,
+    resampling: str,
+    save: str | None,
+) -> None:
+    """The command `generate`."""
+    if options.no_eos:
+        raise UsageError("--no-eos leaves no text that ends: every particle would weigh zero")
+    sources = {"--regex": regex, "--grammar": grammar, "--json-schema": json_schema}
+    kind, constraint = _constraint({k: v for k, v in sources.items() if v is not None})
+    text, seed = read_argument(prompt), seed_of(options)
+    engine = open_model(options)
+    params, transform = parameters(options, engine, seed)
+    llm = ByteLLM(engine, params, transform=transform)
+    llm = llm.with_prompt(as_prompt(options, text, llm.model))
+    about = {
+        "prompt": as_text(text),
+        "model": options.model,
+        "constraint": kind,
+        "ess_threshold": ess,
+        "resampling": resampling,
+        "max_bytes": max_bytes,
+    }
+    rows, forwards = engine.counts.rows, engine.counts.forwards
+    start = time.perf_counter()
+    try:
+        result = await smc(
+            llm * constraint,
+            particles,
+            ess,
+            max_bytes,
+            resampling_method=resampling,
+            seed=seed,
+            record=save is not None,
+        )
+    except AllParticlesDeadError as error:
+        if save is not None:
+            _save(error.result, save, about)
+        raise CliError(str(error)) from None
+    seconds = time.perf_counter() - start
+    if save is not None:
+        _save(result, save, about)
+    facts = about | _facts(result, seconds) | {"saved": save}
+    facts |= {
+        "lm_rows": engine.counts.rows - rows,
+        "lm_forwards": engine.counts.forwards - forwards,
+    }
+    if options.json:
+        write_json(facts)
+    else:
+        _print(facts)
+
+
+def _constraint(given: dict[str, str]) -> tuple[str, ByteConstraint]:
+    """A line about the constraint, and the constraint."""
+    if len(given) > 1:
+        raise UsageError(f"only one constraint can be given, got {' and '.join(given)}")
+    if not given:
+        return "UTF-8", Utf8()
+    [(option, source)] = given.items()
+    if option == "--regex":
+        try:
+            return f"regex {source}", ByteRegex(source)
+        except ConstraintError as error:
+            raise UsageError(f"--regex {source!r}: {error}") from None
+    kind: Any = ByteGrammar if option == "--grammar" else ByteJsonSchema
+    try:
+        return f"{option[2:]} {source}", kind(read_file(source).decode("utf-8"))
+    except (ConstraintError, UnicodeDecodeError) as error:
+        raise CliError(f"{option} {source}: {error}") from None
+
+
+def _save(result: SMCResult, path: str, about: dict[str, Any]) -> None:
+    """As `SMCResult.save`, with what the run was asked for beside it."""
+    data = files.pack(result.state, result.resumable) | {"about": about}
+    try:
+        files.write(path, json.dumps(data))
+    except OSError as error:
+        raise CliError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
+    read = sum(info.active for info in result.history)
+    return {
+        "posterior": [
+            {
+                "text": as_text(text),
+                "text_base64": base64.b64encode(text).decode(),
+                "probability": p,
+                "particles": n,
+            }
+            for text, p, n in posterior(result)
+        ],
+        "log_ml": result.log_ml,
+        "log_ml_error": result.log_ml_error,
+        "ess": result.ess,
+        "particles": result.size,
+        "dead": int(result.state.particles.dead.sum()),
+        "steps": len(result.history),
+        "resamplings": len(result.ancestry),
+        "seed": result.seed,
+        "bytes": read,
+        "seconds": seconds,
+        "bytes_per_second": read / seconds,
+    }
+
+
+def posterior(result: SMCResult) -> list[tuple[bytes, float, int]]:
+    """Each text with weight, its probability and number of particles, likeliest first."""
+    found: dict[bytes, tuple[float, int]] = {}
+    for text, p in zip(result.texts, result.normalized_weights.tolist(), strict=True):
+        if p > 0:
+            q, n = found.get(text, (0.0, 0))
+            found[text] = (p + q, n + 1)
+    ordered = sorted(found.items(), key=lambda item: -item[1][0])
+    return [(text, p, n) for text, (p, n) in ordered]
+
+
+def _print(facts: dict[str, Any]) -> None:
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("probability", justify="right", no_wrap=True)
+    shown.add_column("particles", justify="right", no_wrap=True)
+    shown.add_column("text", overflow="fold")
+    for entry in facts["posterior"][:SHOWN]:
+        text = Text(visible(entry["text"]).replace("\n", "\\n").replace("\t", "\\t"), "green")
+        shown.add_row(f"{entry['probability']:.4f}", str(entry["particles"]), text)
+    left = len(facts["posterior"]) - SHOWN
+    if left > 0:
+        shown.add_row("", "", Text(f"and {left} more", "dim"))
+    out = console()
+    out.soft_wrap = False
+    out.print(shown)
+    error = facts["log_ml_error"]
+    told = "" if error != error else f" ± {error:.4f}"
+    n, dead = facts["particles"], facts["dead"]
+    rows = [
+        ("constraint", facts["constraint"]),
+        ("log marginal likelihood", f"{facts['log_ml']:.4f}{told} nats"),
+        ("effective sample size", f"{facts['ess']:.1f} of {n}" + f", {dead} dead" * (dead > 0)),
+        ("resamplings", f"{facts['resamplings']} in {facts['steps']} steps"),
+        ("time", f"{facts['seconds']:.2f} s, {facts['bytes_per_second']:,.0f} bytes/s"),
+        ("LM rows", f"{facts['lm_rows']:,} in {facts['lm_forwards']:,} forwards"),
+        ("seed", str(facts["seed"])),
+    ]
+    table([*rows, *([("saved", facts["saved"])] if facts["saved"] else [])])
+    if facts["saved"]:
+        say(("see it with: ", "dim"), f"genlm-bytes-smc show {facts['saved']} --open")

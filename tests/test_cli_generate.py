@@ -1,0 +1,122 @@
+"""The commands `generate` and `show`."""
+
+import json
+import re
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from genlm_bytes_smc.cli import app, inputs, main
+from genlm_bytes_smc.cli.app import Resampling
+from genlm_bytes_smc.smc import RESAMPLING, SMCResult
+
+PROMPT = "An apple a day keeps the "
+FAST = ["--particles", "6", "--max-bytes", "8", "--seed", "3"]
+
+
+@pytest.fixture(autouse=True)
+def _tiny(tiny, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(inputs, "load_model", lambda *a, **k: tiny)
+    yield
+    torch.set_num_threads(threads)
+
+
+def ask(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exception is None, result.exception
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def fails(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return code, err
+
+
+def test_resampling_offers_what_the_library_knows():
+    assert {r.value for r in Resampling} == set(RESAMPLING)
+
+
+def test_regex_and_page(tmp_path):
+    run, page = tmp_path / "run.json", tmp_path / "page.html"
+    found = json.loads(ask("generate", PROMPT, "--regex", "[a-d]{2,6}", *FAST, "--json",
+                           "--save", run))  # fmt: skip
+    assert all(re.fullmatch("[a-d]{2,6}", e["text"]) for e in found["posterior"])
+    assert sum(e["probability"] for e in found["posterior"]) == pytest.approx(1)
+    assert sum(e["particles"] for e in found["posterior"]) == 6 - found["dead"]
+    assert found["lm_rows"] > 0
+    loaded = SMCResult.load(run)
+    assert loaded.log_ml == found["log_ml"]
+    assert "wrote" in ask("show", run, "--out", page)
+    text = page.read_text(encoding="utf-8")
+    assert "Ancestry" in text
+    assert "Particles by step" in text
+    assert "http" not in text
+    assert ask("show", run, "--out", "-") == text
+    ask("show", run)
+    assert run.with_suffix(".html").exists()
+
+
+def test_default_is_utf8_and_a_table():
+    out = ask("generate", PROMPT, "--particles", 6, "--seed", 3)
+    for name in ("probability", "log marginal likelihood", "bytes/s", "LM rows", "UTF-8"):
+        assert name in out
+
+
+def test_grammar_and_schema(tmp_path):
+    grammar, schema = tmp_path / "g.lark", tmp_path / "s.json"
+    grammar.write_text('start: "yes" | "no"\n')
+    schema.write_text('{"enum": [1, 22]}')
+    found = json.loads(ask("generate", PROMPT, "--grammar", grammar, *FAST, "--json"))
+    assert {e["text"] for e in found["posterior"]} <= {"yes", "no"}
+    found = json.loads(ask("generate", PROMPT, "--json-schema", schema, *FAST, "--json"))
+    assert {json.loads(e["text"]) for e in found["posterior"]} <= {1, 22}
+
+
+def test_markup_in_a_text_stays_text(tmp_path):
+    run = tmp_path / "run.json"
+    ask("generate", "</script><b>", "--regex", "<b>&", *FAST, "--save", run)
+    page = ask("show", run, "--out", "-")
+    assert page.count("</script>") == 1
+    assert "<b>&<" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--regex", "a", "--grammar", "x"], 2, "only one constraint"),
+        (["--regex", "(a"], 2, "--regex"),
+        (["--particles", 0], 2, "particles"),
+        (["--ess", 1.5], 2, "ess"),
+        (["--no-eos"], 2, "--no-eos"),
+        (["--json-schema", "missing.json"], 1, "cannot read missing.json"),
+        (["--regex", "a{20}", "--max-bytes", 5, "-N", 3], 1, "length limit"),
+    ],
+)
+def test_errors(capsys, arguments, code, told):
+    found, err = fails(capsys, "generate", PROMPT, *arguments)
+    assert found == code
+    assert told in err
+
+
+def test_bad_files(capsys, tmp_path):
+    bad = tmp_path / "bad.json"
+    bad.write_text("{no json")
+    assert "JSON" in fails(capsys, "generate", PROMPT, "--json-schema", bad)[1]
+    assert "no saved" in fails(capsys, "show", bad)[1]
+    bad.write_text('{"format": "genlm_bytes_smc.SMCResult/1"}')
+    assert "no 'history'" in fails(capsys, "show", bad)[1]
+    assert "cannot read" in fails(capsys, "show", tmp_path / "none.json")[1]
+
+
+def test_a_dead_run_can_be_shown(capsys, tmp_path):
+    run = tmp_path / "dead.json"
+    limits = ["--max-bytes", 5, "-N", 3, "--save", run]
+    assert fails(capsys, "generate", PROMPT, "--regex", "a{20}", *limits)[0] == 1
+    assert "All particles are dead" in ask("show", run, "--out", "-")
