@@ -16,9 +16,11 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.probs import LazyByteProbs
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
-from genlm_bytes_smc.lm.engine import ContextTooLongError, LMCounts, RowEngine
+from genlm_bytes_smc.lm.engine import ContextTooLongError, EngineError, LMCounts, RowEngine
 from genlm_bytes_smc.lm.load import as_engine, load_model
 from genlm_bytes_smc.lm.rows import BadRowError, RowTransform
+from genlm_bytes_smc.lm.size import ModelTooLargeError
+from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
 from genlm_bytes_smc.trie import TokenTrie
 from genlm_bytes_smc.vocab import Vocabulary
 
@@ -47,12 +49,15 @@ __all__ = [
     "ByteModel",
     "ByteProposalSampler",
     "ContextTooLongError",
+    "EngineError",
     "LMCounts",
     "LazyByteProbs",
+    "ModelTooLargeError",
     "Prompt",
     "RowEngine",
     "RowTransform",
     "TokenTrie",
+    "VLLMEngine",
     "Vocabulary",
     "as_engine",
     "byte_model",

@@ -29,6 +29,10 @@ class ContextTooLongError(ValueError):
     """A context has more tokens than the model's window holds."""
 
 
+class EngineError(RuntimeError):
+    """The engine behind a model could not start, died, or was closed; the cause is attached."""
+
+
 @dataclass
 class LMCounts:
     """What a model was asked to do since it was made (or since `reset`).

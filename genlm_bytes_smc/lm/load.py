@@ -15,13 +15,15 @@ from urllib.request import getproxies
 
 import torch
 from genlm.backend.llm import AsyncLM, AsyncTransformer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from genlm_bytes_smc.lm.adapter import AdapterEngine, overrides
 from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
 from genlm_bytes_smc.lm.start import start_tokens
 from genlm_bytes_smc.lm.transformer import TreeTransformer
+from genlm_bytes_smc.lm.vllm_engine import VLLMEngine, require_vllm
 
 BACKENDS = ("hf", "vllm", "mlx", "sgl")
 
@@ -60,14 +62,18 @@ def load_model(
             downloaded); a directory in Hugging Face's format; the name of a model on the
             Hugging Face hub; or an `AsyncLM` or `RowEngine`, for which see `as_engine`.
         backend: ``"hf"`` (the default) runs the model here by tree attention
-            (`TreeTransformer`); ``"vllm"``, ``"mlx"`` and ``"sgl"`` run it by genlm-backend's
-            class of that kind and need the package's extra of the same name.
+            (`TreeTransformer`); ``"vllm"`` runs it by vLLM (`VLLMEngine`; `close` it when
+            done, or use it in a `with` block); ``"mlx"`` and ``"sgl"`` run it by
+            genlm-backend's class of that kind. They need the package's extra of that name.
         device: for ``"hf"``, where to run: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
             None: CUDA where there is some, else the CPU.
         dtype: of the weights: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"``,
             or ``"auto"`` (None) for the one they are stored in. Rows are float32 in any case.
-        engine_opts: passed on: to `AutoModelForCausalLM.from_pretrained` for ``"hf"``, to the
-            engine of vLLM or SGLang, to `AsyncMlxLM` for ``"mlx"``.
+            vLLM has no ``"float64"``.
+        engine_opts: passed on: to `AutoModelForCausalLM.from_pretrained` for ``"hf"``; to
+            `vllm.LLM` for ``"vllm"`` (`tensor_parallel_size`, `gpu_memory_utilization`,
+            `quantization`, and `lora`: see `VLLMEngine.load`); to the engine of SGLang; to
+            `AsyncMlxLM` for ``"mlx"``.
         start: token ids that contexts begin with; None chooses as `start_tokens` does.
         limit_bytes: for ``"hf"``, the most memory for keys and values (None: 1 GiB).
 
@@ -78,6 +84,9 @@ def load_model(
         ValueError: an unknown backend, device or dtype, or an option that does not apply.
         FileNotFoundError: no such directory or model.
         ImportError: the backend's package is not installed.
+        ModelTooLargeError: the weights alone exceed the device's free memory; found out
+            before loading where the files or the configuration tell.
+        EngineError: vLLM could not start.
     """
     if not isinstance(name, (str, os.PathLike)):
         if any(option is not None for option in (backend, device, dtype, engine_opts)):
@@ -95,14 +104,20 @@ def load_model(
                 f"device and limit_bytes apply to backend 'hf'; backend {backend!r} manages its "
                 "memory itself (see engine_opts)"
             )
+        if backend == "vllm":
+            return _load_vllm(name, _dtype(dtype), dict(engine_opts or {}), start)
         llm = _load_other(os.fspath(name), backend, _dtype(dtype), dict(engine_opts or {}))
         return AdapterEngine(llm, start=start, owned=True)
     where = _device(device)
     kind = _dtype(dtype)
     if name == "tiny":
-        with resources.as_file(resources.files(__package__).joinpath("tiny")) as path, _quiet():
+        with _bundled() as path, _quiet():
             model, tokenizer = _load_hf(path, kind, engine_opts)
     else:
+        if not {"device_map", "quantization_config"} & set(engine_opts or {}):
+            advice = "a smaller dtype, engine_opts={'device_map': 'auto'} or backend 'vllm' may do"
+            source = _source(name)
+            check_fits(source, kind, free=free_bytes(where), where=str(where), advice=advice)
         model, tokenizer = _load_hf(name, kind, engine_opts)
     placed = None if "device_map" in (engine_opts or {}) else where
     return TreeTransformer(model, tokenizer, limit_bytes=limit_bytes, start=start, device=placed)
@@ -180,6 +195,42 @@ def _load_hf(
     return model, tokenizer
 
 
+@contextmanager
+def _bundled() -> Iterator[Path]:
+    """The directory of the bundled model."""
+    with resources.as_file(resources.files(__package__).joinpath("tiny")) as path:
+        yield path
+
+
+def _load_vllm(
+    name: str | os.PathLike[str],
+    dtype: torch.dtype | None,
+    opts: dict[str, Any],
+    start: int | Sequence[int] | None,
+) -> VLLMEngine:
+    require_vllm()
+    if dtype == torch.float64:
+        raise ValueError("vLLM runs no float64; known: auto, float32, bfloat16, float16")
+    if name == "tiny":
+        with _bundled() as path:
+            return _load_vllm(path, dtype, opts, start)
+    source = _source(name)
+    if dtype is None and "dtype" not in opts:
+        dtype = _stored_dtype(source)  # vLLM's "auto" would make float16 of float32
+    check_fits_vllm(source, dtype, opts)
+    return VLLMEngine.load(source, dtype=dtype, engine_opts=opts, start=start)
+
+
+def _stored_dtype(source: str) -> torch.dtype | None:
+    """What the configuration says the weights are stored in, if it is at hand."""
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    stored = getattr(config.get_text_config(decoder=True), "dtype", None)
+    return stored if stored in _DTYPES.values() else None
+
+
 def _source(name: str | os.PathLike[str]) -> str:
     """The name or directory as transformers takes it; a directory must exist."""
     text = os.fspath(name)
@@ -233,8 +284,7 @@ def _load_other(
         return classes.AsyncMlxLM.from_name(name, **opts)
     if dtype is not None:
         opts.setdefault("dtype", str(dtype).removeprefix("torch."))
-    cls = classes.AsyncVirtualLM if backend == "vllm" else classes.AsyncSGLTransformer
-    return cls.from_name(name, engine_opts=opts)
+    return classes.AsyncSGLTransformer.from_name(name, engine_opts=opts)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

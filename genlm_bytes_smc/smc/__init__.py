@@ -6,7 +6,7 @@ result = await smc(byte_llm * ByteRegex(r"[a-z]+@[a-z]+[.]com"), n_particles=32,
 print(result)
 """
 
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError, BadWeightError
+from genlm_bytes_smc.smc.errors import AllParticlesDeadError, BadWeightError, RunFailedError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
 from genlm_bytes_smc.smc.many import Repeats, smc_many, smc_repeat, smc_sync
 from genlm_bytes_smc.smc.particles import Particles, Weights
@@ -23,6 +23,7 @@ __all__ = [
     "BadWeightError",
     "Particles",
     "Repeats",
+    "RunFailedError",
     "SMCResult",
     "SMCState",
     "StepInfo",

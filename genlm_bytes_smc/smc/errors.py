@@ -39,3 +39,28 @@ class AllParticlesDeadError(RuntimeError):
         from genlm_bytes_smc.smc.result import SMCResult
 
         return SMCResult(self.state)
+
+
+class RunFailedError(RuntimeError):
+    """A run broke off because something under it failed: an engine that died, memory that ran out.
+
+    The failure itself is the cause (`__cause__`).
+
+    Attributes:
+        state: the particles after the last whole step; with a model that works again,
+            `smc(..., resume=error.state)` goes on as if nothing had happened. None if not
+            even the first step was reached.
+        states: of `smc_many` and `smc_repeat`: the same of every run, in their order.
+    """
+
+    def __init__(self, message: str, state: SMCState | None):
+        super().__init__(message)
+        self.state = state
+        self.states: list[SMCState | None] = [state]
+
+    @property
+    def result(self) -> SMCResult | None:
+        """The run so far."""
+        from genlm_bytes_smc.smc.result import SMCResult
+
+        return None if self.state is None else SMCResult(self.state)

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.smc.critic import DistinctReads
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError, BadWeightError
+from genlm_bytes_smc.smc.errors import AllParticlesDeadError, BadWeightError, RunFailedError
 from genlm_bytes_smc.smc.frontier import Frontier, Rows, draw, uncovered
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, Weights
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan, start_error
@@ -28,6 +28,7 @@ from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.state import NO_SYMBOL, SMCState, StepInfo
 
 _ROUNDING = 1e-9  # relative, of an effective sample size
+_BREAKDOWNS = (RuntimeError, MemoryError, OSError)  # not: bad values, types or arguments
 _UNCOVERED = 1e-6  # share of a row from which on a proposal's gaps are worth a warning
 
 
@@ -97,6 +98,8 @@ async def smc(
             text no weight.
         AllParticlesDeadError: every particle has weight zero; it carries the result so far.
         BadWeightError: a factor, proposal or critic gave NaN or +inf.
+        RunFailedError: the engine died or memory ran out; it carries the state so far, and
+            the failure is its cause.
         asyncio.CancelledError: cancelled; nothing is left running, and the last state that
             `on_step` saw can be resumed.
     """
@@ -164,16 +167,32 @@ async def run_plan(
 
 
 async def _states(plan: Plan) -> AsyncGenerator[SMCState, None]:
-    state = plan.resume or await _start(plan)
+    with _kept(plan.resume):
+        state = plan.resume or await _start(plan)
     yield state
     if not state.particles.active.any():
         return
-    frontier = await Frontier.start(
-        plan.leaves, plan.target, plan.proposal, state.particles, plan.beam_seed
-    )
+    with _kept(state):
+        frontier = await Frontier.start(
+            plan.leaves, plan.target, plan.proposal, state.particles, plan.beam_seed
+        )
     while state.particles.active.any():
-        state, frontier = await _step(plan, state, frontier)
+        with _kept(state):
+            state, frontier = await _step(plan, state, frontier)
         yield state
+
+
+@contextmanager
+def _kept(state: SMCState | None) -> Iterator[None]:
+    """Let a breakdown inside carry the state so far."""
+    try:
+        yield
+    except (AllParticlesDeadError, RunFailedError):
+        raise
+    except _BREAKDOWNS as error:
+        where = "before the first byte" if state is None else f"at byte {state.step}"
+        cause = f"{type(error).__name__}: {error}"
+        raise RunFailedError(f"the run failed {where}: {cause}", state) from error
 
 
 async def _start(plan: Plan) -> SMCState:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError
+from genlm_bytes_smc.smc.errors import AllParticlesDeadError, RunFailedError
 from genlm_bytes_smc.smc.factors import together
 from genlm_bytes_smc.smc.loop import run_plan
 from genlm_bytes_smc.smc.particles import Weights
@@ -45,6 +45,9 @@ async def smc_many(
 
     Returns:
         The results in the order of `targets`.
+
+    Raises:
+        RunFailedError: as in `smc`; its `states` are those of all runs.
     """
     if dead not in ("raise", "return"):
         raise ValueError(f'dead must be "raise" or "return", got {dead!r}')
@@ -57,15 +60,15 @@ async def smc_many(
         mine: SMCOptions = {**options, "seed": seed + i}
         plans.append(make_plan(target, n_particles, ess_threshold, max_bytes, **mine))
 
-    async def run(i: int) -> SMCResult:
+    async def run(i: int, note: Callable[[SMCState], object]) -> SMCResult:
         try:
-            return await run_plan(plans[i], progress=False)
+            return await run_plan(plans[i], False, note)
         except AllParticlesDeadError as error:
             if dead == "raise":
                 raise
             return error.result
 
-    return await together([run(i) for i in range(len(plans))])
+    return await _all(run, len(plans))
 
 
 class Repeats(TextSamples):
@@ -150,14 +153,30 @@ async def smc_repeat(
         plans.append(make_plan(target, n_particles, ess_threshold, max_bytes, **mine))
     turn = asyncio.Semaphore(at_once)
 
-    async def run(i: int) -> SMCResult:
+    async def run(i: int, note: Callable[[SMCState], object]) -> SMCResult:
         async with turn:
             try:
-                return await run_plan(plans[i], progress=False)
+                return await run_plan(plans[i], False, note)
             except AllParticlesDeadError as error:
                 return error.result
 
-    return Repeats(await together([run(i) for i in range(len(plans))]))
+    return Repeats(await _all(run, len(plans)))
+
+
+async def _all(
+    run: Callable[[int, Callable[[SMCState], object]], Coroutine[Any, Any, SMCResult]], n: int
+) -> list[SMCResult]:
+    """Results of runs side by side; if one breaks down, what all of them had done is kept."""
+    last: list[SMCState | None] = [None] * n
+
+    def noted(i: int) -> Callable[[SMCState], object]:
+        return lambda state: last.__setitem__(i, state)
+
+    try:
+        return await together([run(i, noted(i)) for i in range(n)])
+    except RunFailedError as error:
+        error.states = last
+        raise
 
 
 def _seeds(seeds: int | Iterable[int], first: int) -> Iterable[int]:

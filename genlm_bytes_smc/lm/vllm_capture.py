@@ -1,0 +1,107 @@
+"""What runs inside vLLM's workers: rows are caught where vLLM would sample from them.
+
+vLLM imports this module by name, in the process of each worker; nothing else does. Only
+documented extension points are used: a custom logits processor
+(`LLM(logits_processors=[...])`) and methods added to workers (`LLM(worker_extension_cls=...)`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+TAG = "genlm_bytes_smc_row"
+"""Key of `SamplingParams.extra_args` under which a request says what its row is called."""
+
+# Rows that nobody has taken yet, of this process: the block of one forward, and the place in it.
+_caught: dict[Any, tuple[torch.Tensor, int]] = {}
+
+
+class _Catch:
+    """Stands for one tagged request among the adapter's per-request processors."""
+
+    def __init__(self, tag: Any) -> None:
+        self.tag = tag
+
+    def __call__(self, output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+
+class RowCapture(AdapterLogitsProcessor):  # type: ignore[misc]
+    """Keeps the log-probabilities of each tagged request, float32[V], nats.
+
+    A prompt that vLLM reads in several pieces passes here once a piece; the last time counts.
+    """
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Nothing to check: a request without a tag is not ours."""
+
+    def is_argmax_invariant(self) -> bool:
+        """No: processors that claim so are skipped when every request is greedy."""
+        return False
+
+    def new_req_logits_processor(self, params: SamplingParams) -> _Catch | None:
+        """A mark for a tagged request; None for others."""
+        tag = (params.extra_args or {}).get(TAG)
+        return None if tag is None else _Catch(tag)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Catch the rows of all tagged requests at once; the logits stay as they are.
+
+        Sums are in float32, whatever the model's dtype.
+        """
+        places = [i for i in self.req_info if i < len(logits)]
+        if places:
+            chosen = logits if places == list(range(len(logits))) else logits[places]
+            block = torch.log_softmax(chosen, dim=-1, dtype=torch.float32)
+            for at, place in enumerate(places):
+                _caught[self.req_info[place].func.tag] = block, at
+        return logits
+
+
+class RowWorker:
+    """Methods added to vLLM's workers; see `LLM.collective_rpc`."""
+
+    rank: int
+    parallel_config: Any
+
+    def take_caught_rows(self, tags: list[Any]) -> torch.Tensor | None:
+        """Hand over rows and forget them.
+
+        Args:
+            tags: what they are called, B of them.
+
+        Returns:
+            float32[B, V], nats, where they were computed (on the CPU if there are several
+            workers, for then they are sent to another process); None in a worker that has
+            none or whose rows are another's too.
+        """
+        found = [_caught.pop(tag, None) for tag in tags]
+        config = self.parallel_config
+        if any(place is None for place in found):
+            return None
+        if self.rank % config.tensor_parallel_size:
+            return None  # the ranks of a tensor-parallel group have the same rows
+        rows = _gathered([place for place in found if place is not None])
+        return rows if config.world_size == 1 else rows.cpu()
+
+    def forget_caught_rows(self) -> int:
+        """Drop rows that nobody took (a request failed); how many there were."""
+        count = len(_caught)
+        _caught.clear()
+        return count
+
+
+def _gathered(found: list[tuple[torch.Tensor, int]]) -> torch.Tensor:
+    """Rows of several blocks as one; the block itself where that is what was asked for."""
+    first = found[0][0]
+    places = [at for _, at in found]
+    if all(block is first for block, _ in found):
+        if places == list(range(len(first))):
+            return first
+        return first[torch.tensor(places, device=first.device)]
+    return torch.stack([block[at] for block, at in found])
