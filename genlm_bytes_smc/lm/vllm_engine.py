@@ -23,7 +23,7 @@ from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import EngineError, RowEngine
 from genlm_bytes_smc.lm.rows import BadRowError
 from genlm_bytes_smc.lm.start import start_tokens
-from genlm_bytes_smc.lm.vllm_env import generators_kept, setting
+from genlm_bytes_smc.lm.vllm_env import process_kept, setting
 
 _CAPTURE = "genlm_bytes_smc.lm.vllm_capture"
 _TAG = "genlm_bytes_smc_row"
@@ -153,7 +153,7 @@ class VLLMEngine(RowEngine):
 
             opts = cls.options(opts)
             try:
-                with generators_kept():
+                with process_kept():
                     llm = LLM(model=name, **opts)
             except (TypeError, ImportError):
                 raise
@@ -261,17 +261,11 @@ class VLLMEngine(RowEngine):
         if self.llm is None:
             return
         llm, self.llm = self.llm, None
-        for name in ("shutdown", "engine_core.shutdown"):  # where vLLM has kept it so far
-            end = llm.llm_engine
-            for part in name.split("."):
-                end = getattr(end, part, None)
-            if callable(end):
-                try:
-                    end()
-                except Exception:
-                    logging.getLogger(__name__).debug("vLLM's shutdown failed", exc_info=True)
-                break
-        del llm, end
+        # vLLM's own shutdown ends the process groups of every engine in this process. While
+        # another is open, one that runs here is only let go of: that frees all it holds.
+        if setting.holders == 1 or _has_workers(llm):
+            _shut_down(llm)
+        del llm
         self._failure = None
         _clean(last=setting.release())
 
@@ -295,6 +289,25 @@ def require_vllm() -> None:
         raise ImportError(
             "backend 'vllm' needs the package vllm: pip install \"genlm-bytes-smc[vllm]\""
         )
+
+
+def _shut_down(llm: Any) -> None:
+    for name in ("shutdown", "engine_core.shutdown"):  # where vLLM has kept it so far
+        end = llm.llm_engine
+        for part in name.split("."):
+            end = getattr(end, part, None)
+        if callable(end):
+            try:
+                end()
+            except Exception:
+                logging.getLogger(__name__).debug("vLLM's shutdown failed", exc_info=True)
+            return
+
+
+def _has_workers(llm: Any) -> bool:
+    """Whether an engine has processes of its own."""
+    config = getattr(llm.llm_engine, "vllm_config", None)
+    return int(getattr(getattr(config, "parallel_config", None), "world_size", 1)) > 1
 
 
 def _on_cpu() -> bool:

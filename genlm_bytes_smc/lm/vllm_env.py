@@ -21,7 +21,7 @@ again.
 vLLM also changes the process it runs in: it seeds the global random generators of Python,
 numpy and torch, replaces `torch.set_num_threads` by a function that does nothing, and binds
 threads to cores. `setting` puts these back too, the generators as soon as the engine has been
-made (`generators_kept`).
+made (`process_kept`).
 
 Two more variables that users may set, and that nothing here touches: `VLLM_CPU_KVCACHE_SPACE`
 (GiB of keys and values on a CPU; else `engine_opts={"kv_cache_memory_bytes": ...}`, 1 GiB
@@ -40,6 +40,7 @@ from typing import Any
 import genlm.backend.llm  # noqa: F401  (first: it sets variables that are to be set otherwise)
 import numpy as np
 import torch
+from tqdm import tqdm
 
 _HELD = "GENLM_BYTES_SMC_VLLM"
 
@@ -110,12 +111,14 @@ def _cores() -> set[int]:
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
-    """Leave the global random generators as they were."""
+def process_kept() -> Iterator[None]:
+    """Leave the global random generators as they were, and start no thread for progress bars."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    interval, tqdm.monitor_interval = tqdm.monitor_interval, 0
     try:
         yield
     finally:
+        tqdm.monitor_interval = interval
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
