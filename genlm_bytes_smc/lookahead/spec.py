@@ -18,10 +18,12 @@ from genlm_bytes_smc.lookahead.find import automata_of, language_models_of, meet
 from genlm_bytes_smc.lookahead.ngram import ByteNgram
 from genlm_bytes_smc.lookahead.table import Arcs, Float, FutureTable
 from genlm_bytes_smc.smc.ahead import Ahead, AheadFactor
+from genlm_bytes_smc.smc.factors import compile_rows
 from genlm_bytes_smc.smc.plan import check_count
 
 Horizon = int | Literal["run"] | None
 ORDER = 2
+FIT_BYTES = 64
 
 
 class Lookahead(Ahead):
@@ -51,7 +53,8 @@ class Lookahead(Ahead):
         ends: what ends a text: "eos", the end-of-sequence symbol with its probability under
             the model; or "accept", reaching a state in which the automaton may end (for runs
             with `terminate_when` that stop there).
-        n_texts, fit_bytes, seed: of the texts that the n-gram is fitted to.
+        n_texts, seed: of the texts that the n-gram is fitted to.
+        fit_bytes: most bytes of each (None: those of the run, but at most 64).
         device: where psi is solved and kept (None: that of the automaton).
 
     Raises:
@@ -69,7 +72,7 @@ class Lookahead(Ahead):
         max_bytes: Horizon = "run",
         ends: Literal["eos", "accept"] = "eos",
         n_texts: int = 64,
-        fit_bytes: int = 64,
+        fit_bytes: int | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
@@ -88,7 +91,8 @@ class Lookahead(Ahead):
         if ends not in ("eos", "accept"):
             raise ValueError(f'ends must be "eos" or "accept", got {ends!r}')
         check_count("n_texts", n_texts, 1)
-        check_count("fit_bytes", fit_bytes, 1)
+        if fit_bytes is not None:
+            check_count("fit_bytes", fit_bytes, 1)
         self.model = model
         self.strength = float(strength)
         self.defensive = float(defensive)
@@ -108,18 +112,22 @@ class Lookahead(Ahead):
     async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadFactor:
         """The factor of the empty text; what it takes is fitted on the first call."""
         limit = max_bytes if self.max_bytes == "run" else self.max_bytes
+        fit_bytes = self.fit_bytes or min(max_bytes, FIT_BYTES)
         lock = self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         async with lock:  # runs side by side fit once
-            tracker, table = await self._make(target, tuple(leaves), limit)
+            tracker, table = await self._make(target, tuple(leaves), limit, fit_bytes)
         return TableFactor.first(tracker.spawn(), table, limit)
 
     async def fit(self, target: Any, max_bytes: int = 100) -> FutureTable:
         """What a run of `target` would fit at its start, for a look at it."""
         limit = max_bytes if self.max_bytes == "run" else self.max_bytes
-        return (await self._make(target, (target,), limit))[1]
+        leaves: list[Any] = []
+        compile_rows(target, leaves)
+        fit_bytes = self.fit_bytes or min(max_bytes, FIT_BYTES)
+        return (await self._make(target, tuple(leaves), limit, fit_bytes))[1]
 
     async def _make(
-        self, target: Any, leaves: tuple[Any, ...], limit: int | None
+        self, target: Any, leaves: tuple[Any, ...], limit: int | None, fit_bytes: int
     ) -> tuple[Tracker, FutureTable]:
         for key, had, tracker, table in self._made:
             same = len(key) == len(leaves) and all(map(operator.is_, key, leaves))
@@ -127,7 +135,7 @@ class Lookahead(Ahead):
                 return tracker, table
         automata = automata_of(target) if self.constraint is None else [self.constraint]
         dfa, wfsa = meet(automata)
-        model = await self.ngram(target)
+        model = await self.ngram(target, fit_bytes)
         arcs = Arcs.of(wfsa) if wfsa is not None else None
         if dfa is not None:
             arcs = Arcs.of(dfa) if arcs is None else arcs.meet(dfa.host_table())
@@ -141,7 +149,7 @@ class Lookahead(Ahead):
         self._made = [*self._made[-7:], (leaves, limit, tracker, table)]
         return tracker, table
 
-    async def ngram(self, target: Any) -> ByteNgram:
+    async def ngram(self, target: Any, fit_bytes: int = FIT_BYTES) -> ByteNgram:
         """The byte model: the one given, or fitted to the target's language models."""
         if isinstance(self.model, ByteNgram):
             return self.model
@@ -153,7 +161,7 @@ class Lookahead(Ahead):
             reduce(operator.mul, models),
             order=ORDER if self.model is None else self.model,
             n_texts=self.n_texts,
-            max_bytes=self.fit_bytes,
+            max_bytes=fit_bytes,
             seed=self.seed,
         )
         self._fitted = [*self._fitted[-7:], (models, model)]
