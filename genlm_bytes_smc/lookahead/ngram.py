@@ -201,6 +201,12 @@ async def soft_counts(llm: Any, texts: Sequence[bytes], max_bytes: int) -> list[
     return [(t, k, row_of[t[:k]]) for t in texts for k in range(min(len(t), max_bytes - 1) + 1)]
 
 
+def soft_counts_of(texts: Sequence[bytes], count: Float, rows: Float) -> Iterator[Counted]:
+    """The rows after V texts, each as often as it counts: float64[V], float64[V, 257]."""
+    for text, n, row in zip(texts, count.tolist(), rows, strict=True):
+        yield text, len(text), n * row
+
+
 def _hard_counts(texts: Iterable[bytes]) -> Iterator[Counted]:
     one = np.eye(N_SYMBOLS)
     for text in texts:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
 from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
 from genlm_bytes_smc.lookahead.find import automata_of, language_models_of, meet
-from genlm_bytes_smc.lookahead.ngram import ByteNgram
-from genlm_bytes_smc.lookahead.table import Arcs, Float, FutureTable
+from genlm_bytes_smc.lookahead.local import LocalRows
+from genlm_bytes_smc.lookahead.ngram import ByteNgram, soft_counts_of
+from genlm_bytes_smc.lookahead.pilot import Visits, visits_of
+from genlm_bytes_smc.lookahead.table import Arcs, FutureTable
 from genlm_bytes_smc.smc.ahead import Ahead, AheadFactor
 from genlm_bytes_smc.smc.factors import compile_rows
 from genlm_bytes_smc.smc.plan import check_count
@@ -104,10 +107,85 @@ class Lookahead(Ahead):
         self.fit_bytes = fit_bytes
         self.seed = seed
         self.device = None if device is None else torch.device(device)
-        self.pair_rows: dict[tuple[int, int], Float] | None = None
+        self.local: LocalRows | None = None
         self._made: list[tuple[tuple[Any, ...], int | None, Tracker, FutureTable]] = []
         self._fitted: list[tuple[list[Any], ByteNgram]] = []
         self._locks: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
+
+    @classmethod
+    async def from_pilot(
+        cls,
+        target: Any,
+        n_particles: int = 32,
+        max_bytes: int = 100,
+        *,
+        rounds: int = 2,
+        order: int = 4,
+        smoothing: float = 1.0,
+        seed: int = 0,
+        ess_threshold: float = 0.5,
+        first: Lookahead | None = None,
+        terminate_when: Callable[[bytes], bool] | None = None,
+        **settings: Any,
+    ) -> Lookahead:
+        """A look-ahead that learned from pilot runs of the target what its model writes where.
+
+        Each round runs `smc` with the look-ahead so far and counts the language models' rows
+        at the texts its particles visit, by automaton state and by state and context; psi is
+        then solved anew with these rows in place of the n-gram's (in the spirit of the
+        iterated auxiliary particle filter, Guarniero, Johansen & Lee 2017, with averaged rows
+        and a linear system where they regress). Later runs with other seeds stay unbiased, as
+        for any psi that does not depend on their own draws.
+
+        Args:
+            target, max_bytes, terminate_when: as for the runs to come. Its automata must be
+                deterministic.
+            n_particles, ess_threshold: of the pilot runs.
+            rounds: how many pilot runs, each with what the ones before taught.
+            order: of the contexts that rows are counted in.
+            smoothing: visits that a coarser row counts as.
+            seed: of the first pilot run; later ones have seed + 1 and so on. Choose other
+                seeds for the runs to come.
+            first: the look-ahead of the first round (None: `Lookahead()`).
+            settings: of the look-ahead that comes out: `strength`, `defensive`, `constraint`
+                and so on.
+
+        Raises:
+            ValueError: no deterministic automaton, or bad numbers.
+        """
+        check_count("rounds", rounds, 1)
+        check_count("order", order, 1)
+        ahead = Lookahead(**settings) if first is None else first
+        seen: Visits | None = None
+        for k in range(rounds):
+            options: dict[str, Any] = {"proposal": ahead, "twist": ahead, "seed": seed + k}
+            if terminate_when is not None:
+                options["terminate_when"] = terminate_when
+            visits = await visits_of(
+                target, n_particles, max_bytes, ess_threshold=ess_threshold, **options
+            )
+            seen = visits if seen is None else seen + visits
+            ahead = cls._learned(target, seen, order, smoothing, settings)
+        return ahead
+
+    @classmethod
+    def _learned(
+        cls, target: Any, seen: Visits, order: int, smoothing: float, settings: dict[str, Any]
+    ) -> Lookahead:
+        new = cls(ByteNgram.from_rows(soft_counts_of(*seen), order, smoothing), **settings)
+        automata = automata_of(target) if new.constraint is None else [new.constraint]
+        dfa, wfsa = meet(automata)
+        if wfsa is not None or dfa is None:
+            raise ValueError("a pilot run learns about deterministic automata only")
+        state = dfa.states(seen.texts).cpu().numpy()
+        model = new.model
+        assert isinstance(model, ByteNgram)
+        context = np.array([model.context_of(t) for t in seen.texts])
+        at = np.flatnonzero(state >= 0)  # an approximating automaton may have been left
+        new.local = LocalRows(
+            model, dfa.n_states, state[at], context[at], seen.rows[at], seen.counts[at], smoothing
+        )
+        return new
 
     async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadFactor:
         """The factor of the empty text; what it takes is fitted on the first call."""
@@ -143,7 +221,7 @@ class Lookahead(Ahead):
         if self.ends == "accept":
             arcs = arcs.stopping()
         device = self.device or (dfa or wfsa).device  # type: ignore[union-attr]
-        table = FutureTable(arcs, model, limit, device, self.pair_rows)
+        table = FutureTable(arcs, model, limit, device, self.local)
         outside = None if self.constraint is None else self.outside
         tracker = Tracker(dfa, wfsa, arcs, model, outside, device)
         self._made = [*self._made[-7:], (leaves, limit, tracker, table)]

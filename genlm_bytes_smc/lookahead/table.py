@@ -24,6 +24,7 @@ from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError
 from genlm_bytes_smc.constraints.automaton import Table, ragged
 from genlm_bytes_smc.constraints.wfsa_weights import total_weights
+from genlm_bytes_smc.lookahead.local import LocalRows
 from genlm_bytes_smc.lookahead.ngram import ByteNgram
 
 Float = npt.NDArray[np.float64]
@@ -126,8 +127,7 @@ class FutureTable:
         model: the byte model.
         max_bytes: most bytes of a text, respected exactly; None: no limit.
         device: where the sums are taken and the table lives.
-        pair_rows: float64[257] for pairs (state, context) with probabilities of their own,
-            in place of the model's.
+        local: probabilities that depend on the pair, in place of the model's.
 
     Attributes:
         codes: int64[J], ascending: state * len(model) + context of each pair.
@@ -144,18 +144,16 @@ class FutureTable:
         model: ByteNgram,
         max_bytes: int | None,
         device: torch.device,
-        pair_rows: dict[tuple[int, int], Float] | None = None,
+        local: LocalRows | None = None,
     ) -> None:
         self.model = model
         self.device = device
         self.codes, source, target, byte, weight = _product(arcs, model)
         state, context = np.divmod(self.codes, len(model))
-        rows = np.log(model.rows)
-        own = _own_rows(self.codes, len(model), pair_rows)
-        logp = _logp(own, rows, context, byte, source)
+        logp = _logp(model, local, state[source], context[source], byte)
         end = arcs.end[state]
         if not arcs.certain_end:
-            end = end + _logp(own, rows, context, EOS_COLUMN)
+            end = end + _logp(model, local, state, context, EOS_COLUMN)
         source, target, weight = _merged(source, target, weight + logp, len(self.codes))
         fits = max_bytes is not None and (max_bytes + 1) * len(end) * 8 <= MOST_BYTES
         self.limited = fits
@@ -215,34 +213,17 @@ def _product(arcs: Arcs, model: ByteNgram) -> tuple[IntArray, IntArray, IntArray
     return seen, *place, byte[order], weight[order]
 
 
-def _own_rows(
-    codes: IntArray, width: int, pair_rows: dict[tuple[int, int], Float] | None
-) -> tuple[IntArray, Float] | None:
-    """Which pairs have rows of their own: int64[J] places in log rows float64[R, 257]."""
-    if not pair_rows:
-        return None
-    keys = np.array([q * width + h for q, h in pair_rows])
-    at = np.searchsorted(codes, keys).clip(max=len(codes) - 1)
-    there = codes[at] == keys
-    place = np.full(len(codes), -1)
-    place[at[there]] = np.flatnonzero(there)
-    with np.errstate(divide="ignore"):
-        return place, np.log(np.stack(list(pair_rows.values())))
-
-
 def _logp(
-    own: tuple[IntArray, Float] | None,
-    rows: Float,
+    model: ByteNgram,
+    local: LocalRows | None,
+    state: IntArray,
     context: IntArray,
     symbol: IntArray | int,
-    pair: IntArray | None = None,
 ) -> Float:
-    """Log probability of symbols after pairs (None: after each pair in turn)."""
-    pair = np.arange(len(context)) if pair is None else pair
-    out: Float = rows[context[pair], symbol]
-    if own is not None:
-        place, logs = own
-        out = np.where(place[pair] >= 0, logs[place[pair], symbol], out)
+    """Log probability of symbols in pairs of states and contexts, float64[m]."""
+    if local is not None:
+        return local.log(state, context, symbol)
+    out: Float = np.log(model.rows[context, symbol])
     return out
 
 
