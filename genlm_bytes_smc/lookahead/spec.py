@@ -1,0 +1,250 @@
+"""`Lookahead`: the expected future mass of an automaton constraint, for proposals and twists."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import operator
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
+from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
+from genlm_bytes_smc.lookahead.find import automata_of, language_models_of, meet
+from genlm_bytes_smc.lookahead.local import LocalRows
+from genlm_bytes_smc.lookahead.ngram import ByteNgram, soft_counts_of
+from genlm_bytes_smc.lookahead.pilot import Visits, visits_of
+from genlm_bytes_smc.lookahead.table import Arcs, FutureTable
+from genlm_bytes_smc.smc.ahead import Ahead, AheadFactor
+from genlm_bytes_smc.smc.factors import compile_rows
+from genlm_bytes_smc.smc.plan import check_count
+
+Horizon = int | Literal["run"] | None
+ORDER = 2
+FIT_BYTES = 64
+
+
+class Lookahead(Ahead):
+    """psi(x): the expected mass of what an automaton admits after x, under a byte n-gram.
+
+    `smc(..., proposal=Lookahead())` draws bytes with an eye on what they lead to, and
+    `smc(..., twist=Lookahead())` resamples with an eye on it; one object can be both. The
+    target of the run does not change, and an estimate stays unbiased, however bad psi is.
+
+    Without arguments it finds the automata in the target by itself (every `ByteDFA` that is a
+    factor, intersected, and one `ByteWFSA`), fits a bigram to 64 texts that the target's
+    language models write without the constraint, and respects the run's `max_bytes`. What was
+    fitted is kept in the object and used again by later runs of the same target.
+
+    Args:
+        model: a `ByteNgram`, or the order of one that is fitted to the target's language
+            models (None: 2).
+        strength: power of psi. Between 0 (no look-ahead) and 1 it trusts psi less.
+        defensive: share of the target's own row in the proposal, in (0, 1): keeps the
+            proposal above zero wherever the target is, so that no text is left out.
+        constraint: look ahead along this automaton instead of those found in the target. It
+            may be an approximation, such as a regular expression for a grammar: a text that
+            leaves it is given psi = exp(outside) of what the empty text has.
+        outside: see `constraint`, nats.
+        max_bytes: length limit that psi respects: "run" is the run's own, None is no limit
+            (psi then does not change when a run is resumed with a larger limit).
+        ends: what ends a text: "eos", the end-of-sequence symbol with its probability under
+            the model; or "accept", reaching a state in which the automaton may end (for runs
+            with `terminate_when` that stop there).
+        n_texts, seed: of the texts that the n-gram is fitted to.
+        fit_bytes: most bytes of each (None: those of the run, but at most 64).
+        device: where psi is solved and kept (None: that of the automaton).
+
+    Raises:
+        TypeError, ValueError: bad arguments; at the start of a run, a target without automata.
+    """
+
+    def __init__(
+        self,
+        model: ByteNgram | int | None = None,
+        *,
+        strength: float = 1.0,
+        defensive: float = 1e-3,
+        constraint: ByteDFA | ByteWFSA | None = None,
+        outside: float = -10.0,
+        max_bytes: Horizon = "run",
+        ends: Literal["eos", "accept"] = "eos",
+        n_texts: int = 64,
+        fit_bytes: int | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if model is not None and not isinstance(model, ByteNgram):
+            check_count("model (the order of an n-gram)", model, 0)
+        if not (isinstance(strength, int | float) and math.isfinite(strength) and strength >= 0):
+            raise ValueError(f"strength must be a number of at least 0, got {strength!r}")
+        if not 0 < defensive < 1:
+            raise ValueError(f"defensive must be in (0, 1), got {defensive!r}")
+        if constraint is not None and not isinstance(constraint, ByteDFA | ByteWFSA):
+            raise TypeError(
+                f"constraint must be a ByteDFA or a ByteWFSA, got {type(constraint).__name__}"
+            )
+        if max_bytes not in ("run", None):
+            check_count("max_bytes", max_bytes, 1)
+        if ends not in ("eos", "accept"):
+            raise ValueError(f'ends must be "eos" or "accept", got {ends!r}')
+        check_count("n_texts", n_texts, 1)
+        if fit_bytes is not None:
+            check_count("fit_bytes", fit_bytes, 1)
+        self.model = model
+        self.strength = float(strength)
+        self.defensive = float(defensive)
+        self.constraint = constraint
+        self.outside = float(outside)
+        self.max_bytes = max_bytes
+        self.ends = ends
+        self.n_texts = n_texts
+        self.fit_bytes = fit_bytes
+        self.seed = seed
+        self.device = None if device is None else torch.device(device)
+        self.local: LocalRows | None = None
+        self._made: list[tuple[tuple[Any, ...], int | None, Tracker, FutureTable]] = []
+        self._fitted: list[tuple[list[Any], ByteNgram]] = []
+        self._locks: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
+
+    @classmethod
+    async def from_pilot(
+        cls,
+        target: Any,
+        n_particles: int = 32,
+        max_bytes: int = 100,
+        *,
+        rounds: int = 2,
+        order: int = 4,
+        smoothing: float = 1.0,
+        seed: int = 0,
+        ess_threshold: float = 0.5,
+        first: Lookahead | None = None,
+        terminate_when: Callable[[bytes], bool] | None = None,
+        **settings: Any,
+    ) -> Lookahead:
+        """A look-ahead that learned from pilot runs of the target what its model writes where.
+
+        Each round runs `smc` with the look-ahead so far and counts the language models' rows
+        at the texts its particles visit, by automaton state and by state and context; psi is
+        then solved anew with these rows in place of the n-gram's (in the spirit of the
+        iterated auxiliary particle filter, Guarniero, Johansen & Lee 2017, with averaged rows
+        and a linear system where they regress). Later runs with other seeds stay unbiased, as
+        for any psi that does not depend on their own draws.
+
+        Args:
+            target, max_bytes, terminate_when: as for the runs to come. Its automata must be
+                deterministic.
+            n_particles, ess_threshold: of the pilot runs.
+            rounds: how many pilot runs, each with what the ones before taught.
+            order: of the contexts that rows are counted in.
+            smoothing: visits that a coarser row counts as.
+            seed: of the first pilot run; later ones have seed + 1 and so on. Choose other
+                seeds for the runs to come.
+            first: the look-ahead of the first round (None: `Lookahead()`).
+            settings: of the look-ahead that comes out: `strength`, `defensive`, `constraint`
+                and so on.
+
+        Raises:
+            ValueError: no deterministic automaton, or bad numbers.
+        """
+        check_count("rounds", rounds, 1)
+        check_count("order", order, 1)
+        ahead = Lookahead(**settings) if first is None else first
+        seen: Visits | None = None
+        for k in range(rounds):
+            options: dict[str, Any] = {"proposal": ahead, "twist": ahead, "seed": seed + k}
+            if terminate_when is not None:
+                options["terminate_when"] = terminate_when
+            visits = await visits_of(
+                target, n_particles, max_bytes, ess_threshold=ess_threshold, **options
+            )
+            seen = visits if seen is None else seen + visits
+            ahead = cls._learned(target, seen, order, smoothing, settings)
+        return ahead
+
+    @classmethod
+    def _learned(
+        cls, target: Any, seen: Visits, order: int, smoothing: float, settings: dict[str, Any]
+    ) -> Lookahead:
+        new = cls(ByteNgram.from_rows(soft_counts_of(*seen), order, smoothing), **settings)
+        automata = automata_of(target) if new.constraint is None else [new.constraint]
+        dfa, wfsa = meet(automata)
+        if wfsa is not None or dfa is None:
+            raise ValueError("a pilot run learns about deterministic automata only")
+        state = dfa.states(seen.texts).cpu().numpy()
+        model = new.model
+        assert isinstance(model, ByteNgram)
+        context = np.array([model.context_of(t) for t in seen.texts])
+        at = np.flatnonzero(state >= 0)  # an approximating automaton may have been left
+        new.local = LocalRows(
+            model, dfa.n_states, state[at], context[at], seen.rows[at], seen.counts[at], smoothing
+        )
+        return new
+
+    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadFactor:
+        """The factor of the empty text; what it takes is fitted on the first call."""
+        limit = max_bytes if self.max_bytes == "run" else self.max_bytes
+        fit_bytes = self.fit_bytes or min(max_bytes, FIT_BYTES)
+        lock = self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        async with lock:  # runs side by side fit once
+            tracker, table = await self._make(target, tuple(leaves), limit, fit_bytes)
+        return TableFactor.first(tracker.spawn(), table, limit)
+
+    async def fit(self, target: Any, max_bytes: int = 100) -> FutureTable:
+        """What a run of `target` would fit at its start, for a look at it."""
+        limit = max_bytes if self.max_bytes == "run" else self.max_bytes
+        leaves: list[Any] = []
+        compile_rows(target, leaves)
+        fit_bytes = self.fit_bytes or min(max_bytes, FIT_BYTES)
+        return (await self._make(target, tuple(leaves), limit, fit_bytes))[1]
+
+    async def _make(
+        self, target: Any, leaves: tuple[Any, ...], limit: int | None, fit_bytes: int
+    ) -> tuple[Tracker, FutureTable]:
+        for key, had, tracker, table in self._made:
+            same = len(key) == len(leaves) and all(map(operator.is_, key, leaves))
+            if same and had == limit:
+                return tracker, table
+        automata = automata_of(target) if self.constraint is None else [self.constraint]
+        dfa, wfsa = meet(automata)
+        model = await self.ngram(target, fit_bytes)
+        arcs = Arcs.of(wfsa) if wfsa is not None else None
+        if dfa is not None:
+            arcs = Arcs.of(dfa) if arcs is None else arcs.meet(dfa.host_table())
+        assert arcs is not None
+        if self.ends == "accept":
+            arcs = arcs.stopping()
+        device = self.device or (dfa or wfsa).device  # type: ignore[union-attr]
+        table = FutureTable(arcs, model, limit, device, self.local)
+        outside = None if self.constraint is None else self.outside
+        tracker = Tracker(dfa, wfsa, arcs, model, outside, device)
+        self._made = [*self._made[-7:], (leaves, limit, tracker, table)]
+        return tracker, table
+
+    async def ngram(self, target: Any, fit_bytes: int = FIT_BYTES) -> ByteNgram:
+        """The byte model: the one given, or fitted to the target's language models."""
+        if isinstance(self.model, ByteNgram):
+            return self.model
+        models = language_models_of(target)
+        for known, model in self._fitted:
+            if len(known) == len(models) and all(map(operator.is_, known, models)):
+                return model
+        model = await ByteNgram.from_model(
+            reduce(operator.mul, models),
+            order=ORDER if self.model is None else self.model,
+            n_texts=self.n_texts,
+            max_bytes=fit_bytes,
+            seed=self.seed,
+        )
+        self._fitted = [*self._fitted[-7:], (models, model)]
+        return model
+
+    def __repr__(self) -> str:
+        model = ORDER if self.model is None else self.model
+        return f"Lookahead({model}, strength={self.strength:g})"
