@@ -171,6 +171,12 @@ class TableFactor(AheadFactor):
             self.tracker.wfsa.keep([at[:, 1]])
         return TableFactor(self.tracker, self.table, self.limit, at, age, value, self.base)
 
+    def take(self, lanes: IntArray) -> TableFactor:
+        """See `Factor`."""
+        where = torch.from_numpy(lanes).to(self.at.device)
+        at, value = self.at[where], self.value[where]
+        return TableFactor(self.tracker, self.table, self.limit, at, self.age, value, self.base)
+
     def _floored(self, psi: torch.Tensor) -> torch.Tensor:
         if self.tracker.outside is None:
             return psi

@@ -26,7 +26,7 @@ from genlm.control.potential.tempered import Tempered
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.lanes import ByteLanes
-from genlm_bytes_smc.beam.rng import start_keys
+from genlm_bytes_smc.beam.rng import KeyArray, mix, start_keys
 from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.smc.resampling import IntArray
 
@@ -72,6 +72,10 @@ class Factor(ABC):
     async def step(self, parents: IntArray, symbols: IntArray) -> Factor:
         """For the texts `parents` int64[D'], each followed by a byte `symbols` int64[D']."""
 
+    @abstractmethod
+    def take(self, lanes: IntArray) -> Factor:
+        """For the texts `lanes` int64[D'], in that order, repeats allowed."""
+
 
 class LanesFactor(Factor):
     """A language model, as byte beams."""
@@ -90,8 +94,7 @@ class LanesFactor(Factor):
         """
         lanes = await potential.lanes(1)
         if beam_seed is not None and lanes.params.unbiased:
-            key = lanes.state.key ^ start_keys(np.array([beam_seed], dtype=np.uint64))
-            lanes = lanes.replace(lanes.state._replace(key=key), log_z=lanes.log_z)
+            return cls(lanes).seeded([beam_seed])
         return cls(lanes)
 
     async def block(self) -> torch.Tensor:
@@ -103,6 +106,28 @@ class LanesFactor(Factor):
         same = len(parents) == len(self.lanes) and bool((parents[1:] > parents[:-1]).all())
         lanes = self.lanes if same else self.lanes.gather(parents)
         return LanesFactor(await lanes.step(symbols))
+
+    def take(self, lanes: IntArray) -> LanesFactor:
+        """See `Factor`."""
+        return LanesFactor(self.lanes.gather(lanes))
+
+    def seeded(self, seeds: Sequence[int | None]) -> LanesFactor:
+        """With draws keyed by a seed a lane (None: as they are) from here on."""
+        if not self.lanes.params.unbiased:
+            return self
+        lanes = self.lanes.gather(np.arange(len(self.lanes)))
+        given = np.array([s is not None for s in seeds])
+        keys = start_keys(np.array([s or 0 for s in seeds], dtype=np.uint64))
+        key = np.where(given, lanes.state.key ^ keys, lanes.state.key)
+        return LanesFactor(lanes.replace(lanes.state._replace(key=key), log_z=lanes.log_z))
+
+    def salted(self, salt: KeyArray) -> LanesFactor:
+        """With draws keyed by `salt` uint64[D] from here on; what was drawn stays."""
+        if not self.lanes.params.unbiased:
+            return self
+        lanes = self.lanes.gather(np.arange(len(self.lanes)))
+        lanes.state = lanes.state._replace(key=mix(lanes.state.key ^ salt))
+        return LanesFactor(lanes)
 
 
 class StatesFactor(Factor):
@@ -140,6 +165,11 @@ class StatesFactor(Factor):
             self.constraint.keep([state])
         return StatesFactor(self.constraint, state, self.age + 1)
 
+    def take(self, lanes: IntArray) -> StatesFactor:
+        """See `Factor`."""
+        at = torch.from_numpy(lanes).to(self.state.device)
+        return StatesFactor(self.constraint, self.state[at], self.age)
+
 
 class ContextsFactor(Factor):
     """Any potential over bytes, asked about whole texts."""
@@ -169,6 +199,10 @@ class ContextsFactor(Factor):
         """See `Factor`."""
         pairs = zip(parents.tolist(), symbols.tolist(), strict=True)
         return ContextsFactor(self.potential, [[*self.contexts[p], BYTES[b]] for p, b in pairs])
+
+    def take(self, lanes: IntArray) -> ContextsFactor:
+        """See `Factor`."""
+        return ContextsFactor(self.potential, [self.contexts[i] for i in lanes.tolist()])
 
 
 async def start_factor(potential: Any, beam_seed: int | None) -> Factor:

@@ -90,6 +90,7 @@ def _pack_particles(particles: Particles) -> dict[str, Any]:
         "log_weights": _floats(particles.log_weights.tolist()),
         "twist": particles.twist.tolist(),
         "eve": particles.eve.tolist(),
+        "salt": None if particles.salt is None else particles.salt.tolist(),
     }
 
 
@@ -103,6 +104,7 @@ def _unpack_particles(data: dict[str, Any]) -> Particles:
         log_weights=np.array([float(w) for w in data["log_weights"]]),
         twist=np.array(data["twist"], dtype=np.float64),
         eve=np.array(data["eve"], dtype=np.int64),
+        salt=None if data.get("salt") is None else np.array(data["salt"], dtype=np.uint64),
     )
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.smc.factors import Combine, Factor, LanesFactor, start_factor, together
-from genlm_bytes_smc.smc.particles import Particles, Uint8Array
+from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray, Uint8Array
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
 
@@ -56,15 +57,30 @@ class Frontier(NamedTuple):
         target: Combine,
         proposal: Combine | None,
         particles: Particles,
-        beam_seed: int | None,
+        beam_seed: int | Sequence[int | None] | None,
     ) -> Frontier:
-        """At the texts of `particles`, all active ones of which have read equally many bytes."""
-        factors = [await start_factor(leaf, beam_seed) for leaf in leaves]
+        """At the texts of `particles`, all active ones of which have read equally many bytes.
+
+        Args:
+            leaves, target, proposal: of the plan.
+            particles: of one run, or those of R runs of equal size one after the other.
+            beam_seed: of the run's random beams, or one a run. Runs of equal seeds share
+                lanes, and so do all runs where no beam is random.
+        """
         active = particles.active
-        frontier = cls(factors, target, proposal, np.zeros(len(active), dtype=np.int64), 1)
-        parents, symbols, lane_of = _replay(particles.text[active])
-        for p, s in zip(parents, symbols, strict=True):
-            frontier = await frontier._move(p, s, frontier.lane_of)
+        seeds = list(beam_seed) if isinstance(beam_seed, Sequence) else [beam_seed]
+        distinct = list(dict.fromkeys(seeds)) if random_beams(leaves) else seeds[:1]
+        number = np.array([distinct.index(s) if s in distinct else 0 for s in seeds])
+        root = np.repeat(number, len(active) // len(seeds))[active]
+        salt = None if particles.salt is None else particles.salt[active]
+        roots, salts, at = _roots(root, salt, len(distinct))
+        factors = [
+            await _start(leaf, [distinct[i] for i in roots.tolist()], salts) for leaf in leaves
+        ]
+        frontier = cls(factors, target, proposal, np.zeros(len(active), dtype=np.int64), len(roots))
+        moves, lane_of = _replay(particles.text[active], at, salt)
+        for parents, symbols, salts in moves:
+            frontier = await frontier._move(parents, symbols, frontier.lane_of, salts)
         lanes = np.full(len(active), -1, dtype=np.int64)
         lanes[active] = lane_of
         return frontier._replace(lane_of=lanes)
@@ -79,21 +95,38 @@ class Frontier(NamedTuple):
         """Read on with the particles that are still active.
 
         Args:
-            particles: after reading and resampling.
+            particles: after reading and resampling, and with salts for the beams' next draws
+                if they have any.
             lanes: int64[N], the lane each was on.
             symbols: int64[N], the byte each read.
         """
         active = particles.active
-        codes, inverse = np.unique(lanes[active] * N_SYMBOLS + symbols[active], return_inverse=True)
+        codes = lanes[active] * N_SYMBOLS + symbols[active]
+        salt = None if particles.salt is None else particles.salt[active, -1]
+        first, inverse = _distinct([codes] if salt is None else [codes, salt])
         lane_of = np.full(len(active), -1, dtype=np.int64)
         lane_of[active] = inverse
-        return await self._move(codes // N_SYMBOLS, codes % N_SYMBOLS, lane_of)
+        codes, salt = codes[first], None if salt is None else salt[first]
+        return await self._move(codes // N_SYMBOLS, codes % N_SYMBOLS, lane_of, salt)
 
-    async def _move(self, parents: IntArray, symbols: IntArray, lane_of: IntArray) -> Frontier:
+    async def _move(
+        self, parents: IntArray, symbols: IntArray, lane_of: IntArray, salt: SaltArray | None
+    ) -> Frontier:
         if len(parents) == 0:
             return self._replace(factors=(), lane_of=lane_of, size=0)
-        factors = [await factor.step(parents, symbols) for factor in self.factors]
+        factors = [await _step(factor, parents, symbols, salt) for factor in self.factors]
         return self._replace(factors=factors, lane_of=lane_of, size=len(parents))
+
+    def on(self, lane_of: IntArray) -> Frontier:
+        """With particles on other lanes, int64[N] (-1: on none); unused lanes are left out."""
+        used = np.unique(lane_of[lane_of >= 0])
+        if len(used) == self.size:
+            return self._replace(lane_of=lane_of)
+        if len(used) == 0:
+            return self._replace(factors=(), lane_of=lane_of, size=0)
+        lanes = np.where(lane_of < 0, -1, np.searchsorted(used, lane_of))
+        factors = [factor.take(used) for factor in self.factors]
+        return self._replace(factors=factors, lane_of=lanes, size=len(used))
 
     def engines(self) -> list[Any]:
         """The distinct token-level engines behind the factors."""
@@ -101,7 +134,9 @@ class Frontier(NamedTuple):
         return list({id(engine): engine for engine in found}.values())
 
 
-def draw(rows: Rows, lanes: IntArray, uniform: FloatArray) -> tuple[IntArray, FloatArray]:
+def draw(
+    rows: Rows, lanes: IntArray, uniform: FloatArray, forced: IntArray | None = None
+) -> tuple[IntArray, FloatArray]:
     """Draw the next symbol of A particles and weigh it.
 
     Without a proposal a symbol comes from the normalised target row and its weight is the
@@ -111,6 +146,8 @@ def draw(rows: Rows, lanes: IntArray, uniform: FloatArray) -> tuple[IntArray, Fl
         rows: of D lanes.
         lanes: int64[A], each particle's lane.
         uniform: float64[A], in [0, 1).
+        forced: int64[A], symbols to read instead of drawing one, -1 where to draw. They get
+            the weight that they would have if drawn.
 
     Returns:
         symbols int64[A] (0..256) and log weights float64[A], nats: -inf where a row holds
@@ -125,6 +162,11 @@ def draw(rows: Rows, lanes: IntArray, uniform: FloatArray) -> tuple[IntArray, Fl
     point = torch.from_numpy(uniform).to(q.device) * run[:, -1]
     symbol = torch.searchsorted(run, point[:, None], right=True)[:, 0].clamp_(max=EOS_COLUMN)
     log_weight = total[at]
+    if forced is not None:
+        given = torch.from_numpy(forced).to(q.device)
+        symbol = torch.where(given >= 0, given, symbol)
+        impossible = torch.isneginf(rows.target[at, symbol])
+        log_weight = torch.where(impossible, -torch.inf, log_weight)
     if rows.proposal is not None:
         ratio = rows.target[at, symbol] - (q[at, symbol] - log_weight)
         log_weight = torch.where(torch.isneginf(log_weight), log_weight, ratio)
@@ -132,35 +174,111 @@ def draw(rows: Rows, lanes: IntArray, uniform: FloatArray) -> tuple[IntArray, Fl
     return symbols.astype(np.int64), log_weights
 
 
-def uncovered(rows: Rows) -> float:
-    """The largest share of a target row on symbols that the proposal gives weight zero."""
-    if rows.proposal is None:
-        return 0.0
-    hidden = rows.target.masked_fill(~torch.isneginf(rows.proposal), -torch.inf)
-    share = torch.logsumexp(hidden, 1) - torch.logsumexp(rows.target, 1)
-    return float(torch.exp(share).nan_to_num(0.0).max()) if len(share) else 0.0
-
-
-def _replay(text: Uint8Array) -> tuple[list[IntArray], list[IntArray], IntArray]:
-    """How to get from the empty text to `text` uint8[A, t], equal prefixes once.
+def uncovered(rows: Rows) -> FloatArray | None:
+    """The share of each target row on symbols that the proposal gives weight zero.
 
     Returns:
-        For each byte, the lanes it is read after and the bytes, int64[D] both; and the last
-        lanes of the A texts, int64[A].
+        float64[D]; None without a proposal: there is no such symbol.
+    """
+    if rows.proposal is None:
+        return None
+    hidden = rows.target.masked_fill(~torch.isneginf(rows.proposal), -torch.inf)
+    share = torch.logsumexp(hidden, 1) - torch.logsumexp(rows.target, 1)
+    out: FloatArray = torch.exp(share).nan_to_num(0.0).cpu().numpy()
+    return out
+
+
+def random_beams(leaves: Sequence[Any]) -> bool:
+    """Whether the beams of any of the leaves are random (`prune="unbiased"`)."""
+    return any(getattr(getattr(leaf, "params", None), "unbiased", False) for leaf in leaves)
+
+
+async def _start(leaf: Any, seeds: Sequence[int | None], salt: SaltArray | None) -> Factor:
+    """A factor at the empty text, once for each beam seed and salt uint64[D]."""
+    factor = await start_factor(leaf, seeds[0] if len(seeds) == 1 else None)
+    if len(seeds) > 1:
+        factor = factor.take(np.zeros(len(seeds), dtype=np.int64))
+        if isinstance(factor, LanesFactor):
+            factor = factor.seeded(seeds)
+    if salt is not None and isinstance(factor, LanesFactor):
+        factor = factor.salted(salt)
+    return factor
+
+
+async def _step(
+    factor: Factor, parents: IntArray, symbols: IntArray, salt: SaltArray | None
+) -> Factor:
+    if salt is not None and isinstance(factor, LanesFactor):
+        factor, parents = factor.take(parents).salted(salt), np.arange(len(parents))
+    return await factor.step(parents, symbols)
+
+
+def _distinct(columns: Sequence[npt.NDArray[Any]]) -> tuple[IntArray, IntArray]:
+    """Where each distinct row of some columns first is, and which one each row is."""
+    if len(columns) == 1:
+        _, first, inverse = np.unique(columns[0], return_index=True, return_inverse=True)
+        return first, inverse
+    order = np.lexsort(list(reversed(columns)))
+    new = _changes([c[order] for c in columns])
+    inverse = np.empty(len(order), dtype=np.int64)
+    inverse[order] = np.cumsum(new) - 1
+    return order[new], inverse
+
+
+def _changes(columns: Sequence[npt.NDArray[Any]]) -> BoolArray:
+    """Which rows of some sorted columns differ from the row before; the first does."""
+    new = np.zeros(len(columns[0]), dtype=bool)
+    new[:1] = True
+    for c in columns:
+        new[1:] |= c[1:] != c[:-1]
+    return new
+
+
+def _roots(
+    root: IntArray, salt: SaltArray | None, n_roots: int
+) -> tuple[IntArray, SaltArray | None, IntArray]:
+    """The lanes of the empty text: their seed's number and salt, and which one each is on."""
+    if salt is None:
+        return np.arange(n_roots), None, root
+    first, inverse = _distinct([root, salt[:, 0]])
+    return root[first], salt[first, 0], inverse
+
+
+class _Move(NamedTuple):
+    """Bytes read by D lanes: the lanes before, int64[D], the bytes, and the salts after."""
+
+    parents: IntArray
+    symbols: IntArray
+    salt: SaltArray | None
+
+
+def _replay(
+    text: Uint8Array, root: IntArray, salt: SaltArray | None
+) -> tuple[list[_Move], IntArray]:
+    """How to get from the empty text to `text` uint8[A, t], equal prefixes once.
+
+    Args:
+        text: what to read.
+        root: int64[A], the lane of the empty text that each begins on.
+        salt: uint64[A, t + 1], which keeps equal prefixes apart, or None.
+
+    Returns:
+        What is read byte by byte; and the last lanes of the A texts, int64[A].
     """
     n, length = text.shape
-    order = np.lexsort(text.T[::-1]) if length else np.arange(n)
-    text = text[order]
-    # new[i, k]: the first k + 1 bytes of text i differ from those of text i - 1
-    new = np.ones((n, length), dtype=bool)
-    new[1:] = np.logical_or.accumulate(text[1:] != text[:-1], axis=1)
-    lane = np.zeros(n, dtype=np.int64)
-    parents, symbols = [], []
-    for k in range(length):
-        first = np.flatnonzero(new[:, k])
-        parents.append(lane[first])
-        symbols.append(text[first, k].astype(np.int64))
-        lane = np.cumsum(new[:, k]) - 1
+    steps = [[text[:, k]] if salt is None else [text[:, k], salt[:, k + 1]] for k in range(length)]
+    keys = [root, *(column for step in steps for column in step)]
+    order = np.lexsort(keys[::-1])
+    lane = root[order]
+    new = _changes([lane])  # which prefixes differ from that of the text before
+    moves = []
+    for step in steps:
+        columns = [column[order] for column in step]
+        new = new | _changes(columns)
+        first = np.flatnonzero(new)
+        after = None if salt is None else columns[1][first]
+        moves.append(_Move(lane[first], columns[0][first].astype(np.int64), after))
+        lane = np.cumsum(new) - 1
     lane_of = np.empty(n, dtype=np.int64)
     lane_of[order] = lane
-    return parents, symbols, lane_of
+    return moves, lane_of

@@ -23,20 +23,32 @@ from genlm_bytes_smc.smc.frontier import Frontier, Rows, draw, uncovered
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, Weights
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan, start_error
 from genlm_bytes_smc.smc.progress import Progress, open_progress
+from genlm_bytes_smc.smc.rejuvenation import Suffix
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.result import SMCResult
+from genlm_bytes_smc.smc.rollout import Rollout
 from genlm_bytes_smc.smc.state import NO_SYMBOL, SMCState, StepInfo
+
+SALT_STREAM, MOVE_STREAM = 1, 2  # random numbers of a step besides those of its draws
 
 _ROUNDING = 1e-9  # relative, of an effective sample size
 _BREAKDOWNS = (RuntimeError, MemoryError, OSError)  # not: bad values, types or arguments
 _UNCOVERED = 1e-6  # share of a row from which on a proposal's gaps are worth a warning
 
 
-class _Read(NamedTuple):
+class Read(NamedTuple):
     """What the particles read in one step: symbols int64[N] and log weights float64[N]."""
 
     symbols: IntArray
     log_weights: FloatArray
+
+
+class Advance(NamedTuple):
+    """One symbol more: the rows it was drawn from, what was read, the particles after it."""
+
+    rows: Rows
+    read: Read
+    particles: Particles
 
 
 async def smc(
@@ -54,6 +66,9 @@ async def smc(
     resampling_method: str = "systematic",
     seed: int | None = None,
     beam_seed: int | None = None,
+    share_beams: bool = True,
+    rollout: int | Rollout | None = None,
+    rejuvenate: Suffix | None = None,
     progress: Progress = None,
     on_step: Callable[[SMCState], object] | None = None,
     record: bool = False,
@@ -93,6 +108,14 @@ async def smc(
         seed: of all draws (None: 0); equal seeds give equal results.
         beam_seed: with `prune="unbiased"`, seeds the beams after the prompt afresh; None
             leaves them with their parameters' seed, the same in every run.
+        share_beams: with `prune="unbiased"`, whether particles with equal texts share one
+            random beam. False gives each particle draws of its own (from `seed` too), and
+            copies made in resampling draw afresh from their next byte on; it costs a beam a
+            particle, and `SMCResult.log_ml_error` then sees the beams' variance.
+        rollout: weigh and resample only every so many bytes; or a `Rollout`, whose candidates
+            are continuations drawn for each particle, of which it keeps one by weight.
+        rejuvenate: a `Suffix`: after each resampling particles re-propose the end of their
+            text, by Metropolis-Hastings moves that leave the target as it is.
         progress: a bar on stderr (None: if it is a terminal), or a function of `StepInfo`.
         on_step: called with the `SMCState` before the first step and after each.
         record: note every symbol and weight, for `SMCResult.to_json`.
@@ -126,6 +149,9 @@ async def smc(
         resampling_method=resampling_method,
         seed=seed,
         beam_seed=beam_seed,
+        share_beams=share_beams,
+        rollout=rollout,
+        rejuvenate=rejuvenate,
         record=record,
         resume=resume,
     )
@@ -166,35 +192,40 @@ async def run_plan(
     assert after is not None
     forced = before is not None and after.history[-1].forced
     result = SMCResult(after, resumable=before if forced else after)
-    if result.uncovered > _UNCOVERED:
-        warnings.warn(
-            "the proposal gives weight zero to symbols that hold up to "
-            f"{result.uncovered:.2%} of a row of the target: such texts were never drawn, and "
-            "log_ml is low by their weight",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    warn_uncovered(result.uncovered)
     return result
 
 
+def warn_uncovered(share: float) -> None:
+    """Warn of a proposal that leaves out this share of a row, if it is worth it."""
+    if share > _UNCOVERED:
+        warnings.warn(
+            "the proposal gives weight zero to symbols that hold up to "
+            f"{share:.2%} of a row of the target: such texts were never drawn, and "
+            "log_ml is low by their weight",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 async def _states(plan: Plan) -> AsyncGenerator[SMCState, None]:
-    with _kept(plan.resume):
-        state = plan.resume or await _start(plan)
+    with kept(plan.resume):
+        state = plan.resume or await start_state(plan)
     yield state
     if not state.particles.active.any():
         return
-    with _kept(state):
+    with kept(state):
         frontier = await Frontier.start(
             plan.leaves, plan.target, plan.proposal, state.particles, plan.beam_seed
         )
     while state.particles.active.any():
-        with _kept(state):
+        with kept(state):
             state, frontier = await _step(plan, state, frontier)
         yield state
 
 
 @contextmanager
-def _kept(state: SMCState | None) -> Iterator[None]:
+def kept(state: SMCState | None) -> Iterator[None]:
     """Let a breakdown inside carry the state so far."""
     try:
         yield
@@ -206,56 +237,125 @@ def _kept(state: SMCState | None) -> Iterator[None]:
         raise RunFailedError(f"the run failed {where}: {cause}", state) from error
 
 
-async def _start(plan: Plan) -> SMCState:
+async def start_state(plan: Plan) -> SMCState:
+    """The particles that have read nothing.
+
+    Raises:
+        ValueError: the target gives the empty text no finite weight.
+    """
     start = float(await plan.potential.prefix([]))
     if not np.isfinite(start):
         leaves = zip(plan.names[: plan.n_target], plan.leaves, strict=False)
         weights = {name: float(await leaf.prefix([])) for name, leaf in leaves}
         raise start_error(plan, start, {k: w for k, w in weights.items() if not np.isfinite(w)})
     particles = Particles.first(plan.n_particles, start)
-    return SMCState(particles, 0, plan.seed, plan.beam_seed, start)
+    state = SMCState(particles, 0, plan.seed, plan.beam_seed, start)
+    if plan.share_beams:
+        return state
+    return state._replace(particles=particles.salted(state.generator(SALT_STREAM)))
 
 
 async def _step(plan: Plan, state: SMCState, frontier: Frontier) -> tuple[SMCState, Frontier]:
-    """One byte: rows, draw, weigh, twist, resample, read."""
-    clock = _Clock(frontier)
+    """One byte: rows, draw, weigh, twist, resample, read, rejuvenate."""
+    clock = Clock(frontier)
     rng = state.generator()
-    rows = await frontier.rows()
-    particles = state.particles.untwisted()
-    read = _propose(plan, state, frontier, rows, rng.random(plan.n_particles))
-    particles = particles.read(read.symbols, read.log_weights)
-    particles = await _judge(plan, particles, frontier, rows, read.symbols, state.step)
+    if plan.rollout.begins(state.step, len(state.particles.length), plan.n_particles):
+        state, frontier = _widen(plan, state, frontier)
+    rows, read, particles = await advance(
+        plan, state, frontier, rng.random(len(state.particles.length))
+    )
     weights = Weights(particles.log_weights)
     info = _note(plan, state, frontier, rows, particles, read, weights)
-    if info.dead == plan.n_particles:
-        raise _all_dead(plan, state, particles, info)
+    if info.dead == len(weights):
+        raise all_dead(plan, state, particles, info)
     lanes, symbols = frontier.lane_of, read.symbols
-    if info.active and weights.ess < plan.ess_threshold * plan.n_particles * (1 - _ROUNDING):
-        ancestors = plan.resample(weights.normalised, rng)
-        particles = particles.gather(ancestors, weights.log_mean)
-        lanes, symbols = lanes[ancestors], symbols[ancestors]
-        info = info._replace(ancestors=ancestors)
+    if plan.rollout.ends(state.step, info.active):
+        if plan.rollout.candidates > 1:
+            picked, mean = plan.rollout.pick(particles.log_weights, rng)
+            particles = particles.gather(picked, mean)
+            lanes, symbols, weights = lanes[picked], symbols[picked], Weights(mean)
+        if info.active and resampling_due(plan, weights):
+            ancestors = plan.resample(weights.normalised, rng)
+            particles = particles.gather(ancestors, weights.log_mean)
+            lanes, symbols = lanes[ancestors], symbols[ancestors]
+            info = info._replace(ancestors=ancestors)
+    if not plan.share_beams:
+        particles = particles.salted(rng)
     frontier = await frontier.step(particles, lanes, symbols)
-    history = (*state.history, info._replace(**clock.read()))
-    return state._replace(particles=particles, step=state.step + 1, history=history), frontier
+    state = state._replace(particles=particles, step=state.step + 1)
+    if plan.rejuvenate is not None and info.ancestors is not None:
+        state, frontier, moved = await plan.rejuvenate.move(
+            plan, state, frontier, state.generator(MOVE_STREAM), advance
+        )
+        info = info._replace(moved=moved)
+    return state._replace(history=(*state.history, info._replace(**clock.read()))), frontier
+
+
+def resampling_due(plan: Plan, weights: Weights) -> bool:
+    """Whether the effective sample size is below its threshold."""
+    return weights.ess < plan.ess_threshold * len(weights) * (1 - _ROUNDING)
+
+
+def _widen(plan: Plan, state: SMCState, frontier: Frontier) -> tuple[SMCState, Frontier]:
+    """Each particle as often as a roll-out has candidates, one after the other."""
+    copies = np.repeat(np.arange(plan.n_particles), plan.rollout.candidates)
+    particles = state.particles.gather(copies, state.particles.log_weights[copies])
+    return state._replace(particles=particles), frontier.on(frontier.lane_of[copies])
+
+
+async def advance(
+    plan: Plan,
+    state: SMCState,
+    frontier: Frontier,
+    uniform: FloatArray,
+    forced: IntArray | None = None,
+    *,
+    score: bool = False,
+) -> Advance:
+    """Read and weigh one symbol in every active particle.
+
+    Args:
+        plan: of the run.
+        state: its particles and step count.
+        frontier: at the texts of the particles.
+        uniform: float64[N], in [0, 1), one a particle.
+        forced: int64[N], what to read instead of drawing it, -1 where to draw.
+        score: weigh what is forced by the target's rows alone, not by target / proposal.
+    """
+    rows = await frontier.rows()
+    particles = state.particles.untwisted()
+    read = _propose(plan, state, frontier, rows, uniform, forced, score)
+    particles = particles.read(read.symbols, read.log_weights)
+    particles = await _judge(plan, particles, frontier, rows, read.symbols, state.step)
+    return Advance(rows, read, particles)
 
 
 def _propose(
-    plan: Plan, state: SMCState, frontier: Frontier, rows: Rows, uniform: FloatArray
-) -> _Read:
+    plan: Plan,
+    state: SMCState,
+    frontier: Frontier,
+    rows: Rows,
+    uniform: FloatArray,
+    forced: IntArray | None,
+    score: bool,
+) -> Read:
     """The next symbol of each active particle and its weight; the end at the length limit."""
     at = np.flatnonzero(frontier.lane_of >= 0)
     lanes = frontier.lane_of[at]
-    symbols = np.full(plan.n_particles, NO_SYMBOL, dtype=np.int64)
-    log_weights = np.zeros(plan.n_particles)
+    symbols = np.full(len(frontier.lane_of), NO_SYMBOL, dtype=np.int64)
+    log_weights = np.zeros(len(frontier.lane_of))
     if state.step == plan.max_bytes:
         symbols[at] = EOS_COLUMN
         log_weights[at] = rows.target[:, EOS_COLUMN].cpu().numpy()[lanes]
+    elif score and forced is not None:
+        symbols[at] = forced[at]
+        log_weights[at] = rows.target.cpu().numpy()[lanes, forced[at]]
     else:
-        symbols[at], log_weights[at] = draw(rows, lanes, uniform[at])
-    if np.isnan(log_weights).any() or log_weights.max() == np.inf:
+        given = () if forced is None else (forced[at],)
+        symbols[at], log_weights[at] = draw(rows, lanes, uniform[at], *given)
+    if np.isnan(log_weights).any() or log_weights.max(initial=0.0) == np.inf:
         raise _bad_rows(plan, state, frontier, rows)
-    return _Read(symbols, log_weights)
+    return Read(symbols, log_weights)
 
 
 async def _judge(
@@ -280,7 +380,7 @@ async def _judge(
 # -- what is noted and said ------------------------------------------------------------
 
 
-class _Clock:
+class Clock:
     """Time and language-model work since it was made."""
 
     def __init__(self, frontier: Frontier) -> None:
@@ -293,6 +393,7 @@ class _Clock:
         return sum(c.rows for c in counts), sum(c.forwards for c in counts)
 
     def read(self) -> dict[str, Any]:
+        """What of a `StepInfo` it measures."""
         rows, forwards = self._counts()
         return {
             "rows": rows - self.counts[0],
@@ -307,10 +408,11 @@ def _note(
     frontier: Frontier,
     rows: Rows,
     particles: Particles,
-    read: _Read,
+    read: Read,
     weights: Weights,
 ) -> StepInfo:
     died = particles.dead & ~state.particles.dead
+    forced = state.step == plan.max_bytes
     return StepInfo(
         step=state.step,
         ess=weights.ess,
@@ -319,34 +421,42 @@ def _note(
         ended=int((particles.ended & ~particles.dead).sum()),
         dead=int(particles.dead.sum()),
         lanes=frontier.size,
-        forced=state.step == plan.max_bytes,
-        deaths=_causes(plan, frontier, rows, died, read, state.step == plan.max_bytes)
+        forced=forced,
+        deaths=causes(plan, kills(rows, forced), frontier.lane_of, died, read)
         if died.any()
         else (),
-        uncovered=uncovered(rows),
+        uncovered=0.0 if (share := uncovered(rows)) is None else float(share.max(initial=0.0)),
         symbols=read.symbols.astype(np.int16) if plan.record else None,
         log_weights=particles.log_weights if plan.record else None,
     )
 
 
-def _causes(
-    plan: Plan, frontier: Frontier, rows: Rows, died: BoolArray, read: _Read, forced: bool
+def kills(rows: Rows, forced: bool) -> BoolArray:
+    """Which factors leave which lanes nothing to read (or no end, if forced): bool[F, D]."""
+    where = EOS_COLUMN if forced else slice(None)
+    none = [b[:, where].isneginf().reshape(len(b), -1).all(1) for b in rows.blocks]
+    return np.stack([x.cpu().numpy() for x in none])
+
+
+def causes(
+    plan: Plan, lethal: BoolArray, lane_of: IntArray, died: BoolArray, read: Read
 ) -> tuple[tuple[str, int], ...]:
-    """For each factor that gave weight zero, how many particles it killed."""
+    """For each factor that gave weight zero, how many particles it killed.
+
+    Args:
+        plan: of the run.
+        lethal: see `kills`.
+        lane_of: int64[N], the lanes they were on.
+        died: bool[N], who died of what was read.
+        read: what was read.
+    """
     count: dict[str, int] = {}
     by_rows = died & (read.log_weights == -np.inf)
     if plan.critic is not None and (died & ~by_rows).any():
         count[plan.critic.name] = int((died & ~by_rows).sum())
-    lanes = frontier.lane_of[by_rows]
-    where = EOS_COLUMN if forced else slice(None)
-    kills = np.stack(
-        [
-            block[:, where].isneginf().reshape(len(block), -1).all(1).cpu().numpy()[lanes]
-            for block in rows.blocks
-        ]
-    )
-    alone = kills.any(axis=0)
-    for name, mine in zip(plan.names, kills, strict=True):
+    mine_of = lethal[:, lane_of[by_rows]]
+    alone = mine_of.any(axis=0)
+    for name, mine in zip(plan.names, mine_of, strict=True):
         if mine.any():
             count[name] = int(mine.sum())
     if not alone.all():
@@ -355,7 +465,7 @@ def _causes(
     return tuple(count.items())
 
 
-def _all_dead(
+def all_dead(
     plan: Plan, before: SMCState, particles: Particles, info: StepInfo
 ) -> AllParticlesDeadError:
     """The error for a step that killed every particle that was left."""
@@ -365,7 +475,7 @@ def _all_dead(
     where = "to ending at the length limit" if info.forced else f"at byte {state.step}"
     blame = ", ".join(f"{name} ({k} of them)" for name, k in info.deaths)
     return AllParticlesDeadError(
-        f"all {plan.n_particles} particles are dead; the last {died} were given weight zero "
+        f"all {len(particles.length)} particles are dead; the last {died} were given weight zero "
         f"{where} by {blame}; one of them had read {text!r}",
         byte=state.step,
         causes=dict(info.deaths),

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
+from genlm_bytes_smc.smc.batch import can_batch, run_batch
 from genlm_bytes_smc.smc.errors import AllParticlesDeadError, RunFailedError
 from genlm_bytes_smc.smc.factors import together
 from genlm_bytes_smc.smc.loop import run_plan
@@ -136,7 +137,9 @@ async def smc_repeat(
     Args:
         target, n_particles, ess_threshold, max_bytes, **options: as for `smc`.
         seeds: one a run, all different; or how many runs to make, seeded from `seed` on.
-        at_once: runs side by side, sharing forwards.
+        at_once: runs side by side, sharing forwards. Their particles are one set of arrays,
+            and runs with equal beams share the work on equal texts, so many at once cost
+            little more than one; each comes out as `smc` would give it.
 
     Raises:
         ValueError: no seeds, or one twice.
@@ -151,6 +154,9 @@ async def smc_repeat(
         beams = seed if beam_seed is None else beam_seed
         mine: SMCOptions = {**options, "seed": seed, "beam_seed": beams}
         plans.append(make_plan(target, n_particles, ess_threshold, max_bytes, **mine))
+    if can_batch(plans[0]):
+        parts = [plans[i : i + at_once] for i in range(0, len(plans), at_once)]
+        return Repeats([result for part in parts for result in await run_batch(part)])
     turn = asyncio.Semaphore(at_once)
 
     async def run(i: int, note: Callable[[SMCState], object]) -> SMCResult:

@@ -18,6 +18,7 @@ from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
 Uint8Array = npt.NDArray[np.uint8]
+SaltArray = npt.NDArray[np.uint64]
 
 
 class Weights:
@@ -73,6 +74,9 @@ class Particles(NamedTuple):
         log_weights: float64[N], nats; -inf for a dead particle. Includes `twist`.
         twist: float64[N], what the critic lent to the weight until the next step, nats.
         eve: int64[N], which of the N first particles it descends from.
+        salt: uint64[N, t + 1] if each particle has random beams of its own
+            (`share_beams=False`): what the draws at the empty text and after each byte are
+            keyed by besides the bytes. None: equal texts have equal beams.
     """
 
     text: Uint8Array
@@ -81,6 +85,7 @@ class Particles(NamedTuple):
     log_weights: FloatArray
     twist: FloatArray
     eve: IntArray
+    salt: SaltArray | None = None
 
     @classmethod
     def first(cls, n: int, log_weight: float) -> Particles:
@@ -129,16 +134,27 @@ class Particles(NamedTuple):
             log_weights=np.where(self.active, self.log_weights + log_weights, self.log_weights),
         )
 
-    def gather(self, ancestors: IntArray, log_weight: float) -> Particles:
-        """The particles `ancestors` int64[N], all of one weight."""
+    def gather(self, ancestors: IntArray, log_weight: float | FloatArray) -> Particles:
+        """The particles `ancestors` int64[N], with these weights (or all with one)."""
         return Particles(
             text=self.text[ancestors],
             length=self.length[ancestors],
             ended=self.ended[ancestors],
-            log_weights=np.full(len(ancestors), log_weight),
+            log_weights=np.array(np.broadcast_to(log_weight, len(ancestors))),
             twist=self.twist[ancestors],
             eve=self.eve[ancestors],
+            salt=None if self.salt is None else self.salt[ancestors],
         )
+
+    def salted(self, rng: np.random.Generator) -> Particles:
+        """With a fresh salt a particle for the next draws of its beams.
+
+        Copies of one particle get different ones, so what they share is their past.
+        """
+        n = len(self.length)
+        fresh = rng.integers(0, 2**64, size=(n, 1), dtype=np.uint64)
+        salt = fresh if self.salt is None else np.concatenate([self.salt, fresh], axis=1)
+        return self._replace(salt=salt)
 
     def texts(self) -> list[bytes]:
         """What each particle has read."""

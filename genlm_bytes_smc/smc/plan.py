@@ -21,8 +21,11 @@ from genlm_bytes_smc.smc.factors import (
     name_of,
     names_of,
 )
+from genlm_bytes_smc.smc.frontier import random_beams
+from genlm_bytes_smc.smc.rejuvenation import Suffix
 from genlm_bytes_smc.smc.resampling import Resampler, resampler
 from genlm_bytes_smc.smc.result import SMCResult
+from genlm_bytes_smc.smc.rollout import Rollout
 from genlm_bytes_smc.smc.state import SMCState
 from genlm_bytes_smc.smc.twist import Loan, schedule_of
 
@@ -39,6 +42,9 @@ class SMCOptions(TypedDict, total=False):
     resampling_method: str
     seed: int | None
     beam_seed: int | None
+    share_beams: bool
+    rollout: int | Rollout | None
+    rejuvenate: Suffix | None
     record: bool
     resume: SMCResult | SMCState | None
 
@@ -71,6 +77,9 @@ class Plan:
     resample: Resampler
     seed: int
     beam_seed: int | None
+    share_beams: bool
+    rollout: Rollout
+    rejuvenate: Suffix | None
     record: bool
     resume: SMCState | None
 
@@ -90,6 +99,9 @@ def make_plan(
     resampling_method: str = "systematic",
     seed: int | None = None,
     beam_seed: int | None = None,
+    share_beams: bool = True,
+    rollout: int | Rollout | None = None,
+    rejuvenate: Suffix | None = None,
     record: bool = False,
     resume: SMCResult | SMCState | None = None,
 ) -> Plan:
@@ -121,7 +133,14 @@ def make_plan(
     loan = _loan(target, twist, tempering, aheads)
     if terminate_when is not None and not callable(terminate_when):
         raise TypeError(f"terminate_when must be a function of bytes, got {terminate_when!r}")
-    state = _resumed(resume, n_particles, max_bytes, seed, beam_seed)
+    rolls = Rollout.of(rollout)
+    _check_moves(rejuvenate, rolls, record)
+    if not share_beams and not random_beams(leaves):
+        raise ValueError(
+            'share_beams=False needs a language model with prune="unbiased": other beams of '
+            "equal texts do not differ"
+        )
+    state = _resumed(resume, (n_particles, rolls.candidates), max_bytes, seed, beam_seed)
     if state is None:
         for name, value in (("seed", seed), ("beam_seed", beam_seed)):
             if value is not None:
@@ -142,6 +161,9 @@ def make_plan(
         resample=resampler(resampling_method),
         seed=state.seed if state else int(seed or 0),
         beam_seed=state.beam_seed if state else beam_seed,
+        share_beams=bool(share_beams),
+        rollout=rolls,
+        rejuvenate=rejuvenate,
         record=record,
         resume=state,
     )
@@ -182,16 +204,30 @@ def _gradable(factor: Any) -> bool:
     return not has_language_model(factor) and not isinstance(factor, ByteDFA | ByteMatcher)
 
 
+def _check_moves(rejuvenate: Any, rollout: Rollout, record: bool) -> None:
+    if rejuvenate is not None and not isinstance(rejuvenate, Suffix):
+        raise TypeError(f"rejuvenate must be a Suffix, got {rejuvenate!r}")
+    if record and (rejuvenate is not None or rollout.candidates > 1):
+        raise ValueError(
+            "record=True notes what each particle read byte by byte, which neither rejuvenate "
+            "nor a roll-out of several candidates leaves as it was"
+        )
+
+
 def _resumed(
-    resume: Any, n_particles: int, max_bytes: int, seed: int | None, beam_seed: int | None
+    resume: Any,
+    sizes: tuple[int, int],
+    max_bytes: int,
+    seed: int | None,
+    beam_seed: int | None,
 ) -> SMCState | None:
     if resume is None:
         return None
     state = resume.resumable if isinstance(resume, SMCResult) else resume
     if not isinstance(state, SMCState):
         raise TypeError(f"resume must be an SMCResult or an SMCState, got {type(resume).__name__}")
-    size = len(state.particles.length)
-    if n_particles != size:
+    size, (n_particles, candidates) = len(state.particles.length), sizes
+    if size not in (n_particles, n_particles * candidates):
         raise ValueError(f"n_particles must be {size}, as in what is resumed; got {n_particles}")
     if max_bytes < state.step:
         raise ValueError(

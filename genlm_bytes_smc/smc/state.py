@@ -23,11 +23,12 @@ class StepInfo(NamedTuple):
         ess: effective sample size of all N particles after reading and before resampling.
         log_ml: log of their mean weight, nats (it includes what the critic lends).
         active, ended, dead: how many particles are in each condition after reading; they
-            sum to N.
+            sum to N (to N times the candidates inside a roll-out).
         lanes: for how many distinct texts rows were computed.
         forced: whether the length limit ended every particle in this step.
         deaths: for each factor that gave weight zero, how many particles it killed.
         ancestors: int64[N] if the particles were resampled after reading, else None.
+        moved: how many particles `rejuvenate` gave another text, None if it was not due.
         uncovered: the largest share of a target row on symbols that the proposal excludes.
         rows, forwards: rows and forwards the language models computed during the step.
             Concurrent runs over one model share forwards, and each counts them.
@@ -46,6 +47,7 @@ class StepInfo(NamedTuple):
     forced: bool = False
     deaths: tuple[tuple[str, int], ...] = ()
     ancestors: IntArray | None = None
+    moved: int | None = None
     uncovered: float = 0.0
     rows: int = 0
     forwards: int = 0
@@ -61,7 +63,8 @@ class SMCState(NamedTuple):
     from the texts, and `resume` computes it again.
 
     Attributes:
-        particles: the N particles.
+        particles: the N particles; inside a roll-out all candidates of each, one after the
+            other.
         step: how many bytes the active ones have read.
         seed: of the run's draws; those of a step are a function of (seed, step).
         beam_seed: of the beams' draws with `prune="unbiased"`; None: the beams' own.
@@ -76,7 +79,15 @@ class SMCState(NamedTuple):
     start: float
     history: tuple[StepInfo, ...] = ()
 
-    def generator(self) -> np.random.Generator:
-        """The random numbers of the next step: a function of the seed and the step."""
-        stream = np.random.SeedSequence(self.seed, spawn_key=(self.step,))
-        return np.random.default_rng(stream)
+    def generator(self, *stream: int) -> np.random.Generator:
+        """The random numbers of the next step: a function of the seed and the step.
+
+        Args:
+            stream: a number for another stream than the step's own.
+        """
+        return generator(self.seed, self.step, *stream)
+
+
+def generator(seed: int, step: int, *stream: int) -> np.random.Generator:
+    """Random numbers as a function of a run's seed, the step, and a stream besides its own."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step, *stream)))

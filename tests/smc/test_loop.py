@@ -165,10 +165,10 @@ async def test_states_are_values():
     seen: list[tuple[SMCState, list]] = []
     target = toy() * ByteRegex(FREE)
     await smc(
-        target, 10, 1.0, 6, on_step=lambda s: seen.append((s, [a.copy() for a in s.particles]))
+        target, 10, 1.0, 6, on_step=lambda s: seen.append((s, [a.copy() for a in s.particles[:6]]))
     )
     for state, then in seen:
-        assert all(np.array_equal(a, b) for a, b in zip(state.particles, then, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(state.particles[:6], then, strict=True))
 
 
 class Stalling(Weighted):
@@ -211,13 +211,21 @@ async def test_leaving_the_steps_early_leaves_nothing_running():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 5), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32))
 def test_replaying_finds_every_text_and_each_prefix_once(length, n, letters, seed):
-    text = np.random.default_rng(seed).integers(0, letters, size=(n, length)).astype(np.uint8)
-    parents, symbols, lane_of = _replay(text)
-    spelled = [b""]
-    for p, s in zip(parents, symbols, strict=True):
-        spelled = [spelled[i] + bytes([b]) for i, b in zip(p, s, strict=True)]
-        assert len(set(spelled)) == len(spelled)
-    assert [spelled[i] for i in lane_of] == [row.tobytes() for row in text]
+    rng = np.random.default_rng(seed)
+    text = rng.integers(0, letters, size=(n, length)).astype(np.uint8)
+    root = rng.integers(0, 2, size=n)
+    for salt in (None, rng.integers(0, 2, size=(n, length + 1)).astype(np.uint64)):
+        moves, lane_of = _replay(text, root, salt)
+        spelled = [(0, ()), (1, ())]
+        for parents, symbols, salts in moves:
+            after = [()] * len(parents) if salt is None else salts.tolist()
+            read = zip(parents, symbols, after, strict=True)
+            spelled = [(spelled[p][0], (*spelled[p][1], (s, a))) for p, s, a in read]
+            assert len(set(spelled)) == len(spelled)
+        for i, (at, path) in enumerate(spelled[k] for k in lane_of):
+            assert at == root[i]
+            assert bytes(s for s, _ in path) == text[i].tobytes()
+            assert salt is None or [a for _, a in path] == salt[i, 1:].tolist()
 
 
 # -- refusals --------------------------------------------------------------------------

@@ -1,0 +1,369 @@
+"""Conditional SMC and particle Gibbs: Markov chains over whole texts.
+
+`conditional_smc` runs N particles one of which is held to a given text, and returns one of the
+final texts, drawn by weight. For every N >= 1 this leaves the target invariant (Andrieu, Doucet
+& Holenstein 2010, JRSS-B 72:269, section 4.3). Resampling is multinomial: the held particle goes
+on, the other N - 1 ancestors are independent draws. With ancestor sampling (Lindsten, Jordan &
+Schön 2014, JMLR 15:2145) the held text also draws, at each resampling, which particle's text
+its own rest is put after, in proportion to the weight of the particle times the target's ratio
+of the joined text to the particle's own. That mixes where resampling would otherwise have every
+text begin like the held one, and costs a pass over the rest of the text for each particle.
+
+What is invariant with `prune="unbiased"`: with shared beams the estimated model is a fixed
+measure, a function of the beam seed and the text, and that measure, times the other factors,
+is what the chain keeps. With `share_beams=False` a text keeps the random numbers of its own
+beams from one iteration to the next, the chain keeps the joint law of text and beams whose
+density is the estimate (a pseudo-marginal method: Andrieu & Roberts 2009, Annals of Statistics
+37:697), and the texts have the exact model's law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+
+from genlm_bytes_smc.alphabet import EOS_COLUMN
+from genlm_bytes_smc.smc.batch import Batch, run_batch
+from genlm_bytes_smc.smc.errors import AllParticlesDeadError
+from genlm_bytes_smc.smc.frontier import Frontier
+from genlm_bytes_smc.smc.loop import advance
+from genlm_bytes_smc.smc.particles import Particles, SaltArray, Weights
+from genlm_bytes_smc.smc.plan import Plan, check_count, make_plan
+from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
+from genlm_bytes_smc.smc.result import SMCResult
+from genlm_bytes_smc.smc.state import generator
+
+_CHOICE, _ANCESTOR = 3, 4  # random numbers of a run besides those of its steps
+
+
+class ConditionalOptions(TypedDict, total=False):
+    """What both kernels take by keyword, as `smc` does."""
+
+    proposal: Any
+    critic: Any
+    twist_with_critic: bool
+    terminate_when: Any
+    beam_seed: int | None
+    share_beams: bool
+    rollout: int | None
+
+
+@dataclass(frozen=True)
+class Held:
+    """A whole text as the state of a chain.
+
+    Attributes:
+        text: its bytes.
+        salt: uint64[t] or None: what its own beams are drawn by, see `Particles.salt`.
+    """
+
+    text: bytes
+    salt: SaltArray | None = None
+
+
+@dataclass(frozen=True)
+class ConditionalResult:
+    """One conditional run.
+
+    Attributes:
+        text: the text drawn from the final particles, the next state of the chain.
+        held: the same with what its beams are drawn by.
+        result: all particles; the first is the one that was held.
+    """
+
+    text: bytes
+    held: Held
+    result: SMCResult
+
+
+async def conditional_smc(
+    target: Any,
+    text: bytes | Held,
+    n_particles: int,
+    ess_threshold: float = 0.5,
+    max_bytes: int = 100,
+    *,
+    ancestor_sampling: bool = False,
+    seed: int | None = None,
+    **options: Unpack[ConditionalOptions],
+) -> ConditionalResult:
+    """One step of a Markov chain over whole texts that leaves the target invariant.
+
+    Args:
+        target, n_particles, ess_threshold, max_bytes, seed, **options: as for `smc`.
+        text: the state of the chain. With `share_beams=False` a `Held` that an earlier step
+            returned; given as bytes its beams are drawn anew, which starts the chain and is
+            no step that leaves anything invariant.
+        ancestor_sampling: whether the held text may change its beginning at resamplings.
+
+    Raises:
+        TypeError, ValueError: as for `smc`; a text that is longer than `max_bytes`, has
+            weight zero, or is ended earlier by `terminate_when`.
+    """
+    plan = _plan(target, n_particles, ess_threshold, max_bytes, seed=seed, **options)
+    (result,) = await _conditional([plan], [_held(text, plan)], ancestor_sampling)
+    return result
+
+
+class Chains:
+    """What `particle_gibbs` returns.
+
+    Attributes:
+        chains: for each chain its texts, one an iteration.
+        held: the last state of each, to go on from.
+        changed: float64[chains], share of the iterations in which the text changed.
+    """
+
+    def __init__(self, starts: Sequence[Held], states: Sequence[Sequence[Held]]) -> None:
+        self.chains = [[held.text for held in chain] for chain in states]
+        self.held = [chain[-1] if chain else s for chain, s in zip(states, starts, strict=True)]
+        self.changed: FloatArray = np.array(
+            [_changed(s.text, chain) for s, chain in zip(starts, self.chains, strict=True)]
+        )
+
+    @property
+    def texts(self) -> list[bytes]:
+        """All texts, chain after chain."""
+        return [text for chain in self.chains for text in chain]
+
+    def posterior(self, burn_in: int = 0) -> dict[bytes, float]:
+        """Share of each text, likeliest first.
+
+        Args:
+            burn_in: how many texts to leave out at the beginning of each chain.
+        """
+        kept = [text for chain in self.chains for text in chain[burn_in:]]
+        share = dict.fromkeys(kept, 0.0)
+        for text in kept:
+            share[text] += 1 / len(kept)
+        return dict(sorted(share.items(), key=lambda item: -item[1]))
+
+    def __repr__(self) -> str:
+        length = len(self.chains[0]) if self.chains else 0
+        return f"Chains({len(self.chains)} of {length} texts, changed {self.changed.mean():.0%})"
+
+
+async def particle_gibbs(
+    target: Any,
+    n_particles: int,
+    iterations: int,
+    ess_threshold: float = 0.5,
+    max_bytes: int = 100,
+    *,
+    start: bytes | Held | Sequence[bytes | Held] | None = None,
+    chains: int = 1,
+    ancestor_sampling: bool = True,
+    seed: int | None = None,
+    **options: Unpack[ConditionalOptions],
+) -> Chains:
+    """Markov chains of whole texts by repeated conditional SMC, all chains side by side.
+
+    Args:
+        target, n_particles, ess_threshold, max_bytes, **options: as for `smc`.
+        iterations: texts to draw in each chain.
+        start: the first state of every chain, or one a chain (such as `Chains.held`); None
+            takes it from an ordinary run of `n_particles`.
+        chains: how many.
+        ancestor_sampling: see `conditional_smc`.
+        seed: of all draws (None: 0). The beams keep `beam_seed` throughout.
+
+    Raises:
+        TypeError, ValueError: as for `conditional_smc`.
+        AllParticlesDeadError: without `start`, no run found a text.
+    """
+    check_count("iterations", iterations, 0)
+    check_count("chains", chains, 1)
+    if seed is not None:
+        check_count("seed", seed, 0)
+    first = _plan(target, n_particles, ess_threshold, max_bytes, **options)
+
+    def plans(iteration: int) -> list[Plan]:
+        seeds = [_seed(seed or 0, chain, iteration) for chain in range(chains)]
+        return [
+            _plan(target, n_particles, ess_threshold, max_bytes, seed=s, **options) for s in seeds
+        ]
+
+    held = await _starts(start, chains, first, plans(0))
+    starts, states = held, [[] for _ in range(chains)]  # type: tuple[list[Held], list[list[Held]]]
+    for iteration in range(1, iterations + 1):
+        results = await _conditional(plans(iteration), held, ancestor_sampling)
+        held = [result.held for result in results]
+        for chain, state in zip(states, held, strict=True):
+            chain.append(state)
+    return Chains(starts, states)
+
+
+class _Pins:
+    """The held text of each run (see `batch.Pins`)."""
+
+    def __init__(self, plans: Sequence[Plan], held: Sequence[Held], sampling: bool) -> None:
+        self.plans = plans
+        self.sampling = sampling
+        self.length = np.array([len(h.text) for h in held])
+        self.text = np.full((len(held), int(self.length.max()) + 1), EOS_COLUMN)
+        for r, h in enumerate(held):
+            self.text[r, : len(h.text)] = list(h.text)
+        self.drawn = [h.salt for h in held]
+
+    def symbols(self, step: int) -> IntArray:
+        """See `Pins`; the end, once a text is over."""
+        column = min(step, self.text.shape[1] - 1)
+        out: IntArray = self.text[:, column].astype(np.int64)
+        return out
+
+    def salts(self, step: int) -> SaltArray:
+        """See `Pins`; zero where a text has no more."""
+        out = [int(s[step]) if s is not None and step < len(s) else 0 for s in self.drawn]
+        return np.array(out, dtype=np.uint64)
+
+    async def ancestors(self, batch: Batch, particles: Particles, due: Sequence[int]) -> IntArray:
+        """See `Pins`: itself, or any particle that its rest may follow, by weight."""
+        if not self.sampling:
+            return np.zeros(len(due), dtype=np.int64)
+        index = np.concatenate([np.arange(batch.of(r).start, batch.of(r).stop) for r in due])
+        joined = await self._joined(batch, particles, index, due)
+        untwisted = (particles.log_weights - particles.twist)[index]
+        out = np.zeros(len(due), dtype=np.int64)
+        for i, (r, w) in enumerate(
+            zip(due, (untwisted + joined).reshape(len(due), -1), strict=True)
+        ):
+            p = np.cumsum(Weights(w).normalised)
+            u = generator(self.plans[r].seed, batch.state.step, _ANCESTOR).random()
+            out[i] = min(int(np.searchsorted(p, u * p[-1], side="right")), len(p) - 1)
+        return out
+
+    async def _joined(
+        self, batch: Batch, particles: Particles, index: IntArray, due: Sequence[int]
+    ) -> FloatArray:
+        """Log of the target's weight of each particle's text with the rest of its run's held
+        text, over that of its text: float64[len(index)], nats."""
+        plan, n, after = batch.plan, batch.size, batch.state.step + 1
+        walkers = particles.gather(index, 0.0)._replace(twist=np.zeros(len(index)))
+        walkers = walkers._replace(
+            log_weights=np.where(particles.dead[index], -np.inf, 0.0),
+        )
+        run = np.repeat(np.asarray(due), n)
+        own = np.arange(len(due)) * n  # the held particle of each run
+        count = after * walkers.active.astype(np.int64)
+        if plan.share_beams:
+            walkers = walkers._replace(salt=None)
+        else:  # the beams go on with the held text's draws
+            walkers = self._follow(walkers, run, after)
+        frontier = await Frontier.start(
+            plan.leaves, plan.target, plan.proposal, walkers, batch.beam_seeds(due)
+        )
+        over = walkers.ended.copy()
+        k = after
+        while walkers.active.any():
+            here = batch.state._replace(particles=walkers, step=k)
+            forced = self.symbols(k)[run]
+            reading = frontier.lane_of >= 0
+            _, got, walkers = await advance(
+                plan, here, frontier, np.zeros(len(run)), forced, score=True
+            )
+            if not plan.share_beams:
+                walkers = self._follow(walkers, run, k + 1)
+            frontier = await frontier.step(walkers, frontier.lane_of, got.symbols)
+            count, k = count + reading, k + 1
+        mine = np.repeat(own, n)
+        same = (count == count[mine]) & (over == over[mine])
+        return np.where(same, walkers.log_weights, -np.inf)
+
+    def _follow(self, walkers: Particles, run: IntArray, step: int) -> Particles:
+        assert walkers.salt is not None
+        column = self.salts(step)[run][:, None]
+        return walkers._replace(salt=np.hstack([walkers.salt, column]))
+
+
+async def _conditional(
+    plans: Sequence[Plan], held: Sequence[Held], sampling: bool
+) -> list[ConditionalResult]:
+    results = await run_batch(plans, _Pins(plans, held, sampling))
+    return [_choose(p, r, h.text) for p, r, h in zip(plans, results, held, strict=True)]
+
+
+def _choose(plan: Plan, result: SMCResult, text: bytes | None) -> ConditionalResult:
+    """One of the final texts, by weight.
+
+    Raises:
+        ValueError: the text that was held has not come out.
+    """
+    particles = result.state.particles
+    if text is not None:
+        if particles.dead[0]:
+            raise ValueError(f"the text {text!r} has weight zero under the target")
+        if particles.length[0] != len(text):
+            raise ValueError(f"terminate_when ends {text!r} after {particles.length[0]} bytes")
+    run = np.cumsum(result.normalized_weights)
+    u = generator(plan.seed, result.state.step, _CHOICE).random()
+    k = min(int(np.searchsorted(run, u * run[-1], side="right")), len(run) - 1)
+    salt = particles.salt
+    held = Held(result.texts[k], None if salt is None else salt[k].copy())
+    return ConditionalResult(held.text, held, result)
+
+
+async def _starts(start: Any, chains: int, plan: Plan, plans: Sequence[Plan]) -> list[Held]:
+    if start is None:
+        found = await run_batch(plans)
+        for result in found:
+            if result.log_ml == -np.inf:
+                last = result.history[-1]
+                raise AllParticlesDeadError(
+                    f"no text to start from: all {result.size} particles died at byte "
+                    f"{last.step}; give a start, or more particles",
+                    byte=last.step,
+                    causes=dict(last.deaths),
+                    state=result.state,
+                )
+        return [_choose(p, r, None).held for p, r in zip(plans, found, strict=True)]
+    if isinstance(start, bytes | Held):
+        return [_held(start, plan, chain) for chain in range(chains)]
+    if not isinstance(start, Iterable) or isinstance(start, str):
+        raise TypeError(f"start must be bytes, one or one a chain, got {start!r}")
+    given = list(start)
+    if len(given) != chains:
+        raise ValueError(f"start must hold one text for each of {chains} chains, got {len(given)}")
+    return [_held(text, plan, chain) for chain, text in enumerate(given)]
+
+
+def _held(text: Any, plan: Plan, chain: int = 0) -> Held:
+    """A state of a chain, checked; with draws for beams of its own if it has none.
+
+    Raises:
+        TypeError: neither bytes nor `Held`. ValueError: too long.
+    """
+    held = text if isinstance(text, Held) else Held(text)
+    if not isinstance(held.text, bytes):
+        raise TypeError(f"a text is due as bytes, got {type(held.text).__name__}")
+    if len(held.text) > plan.max_bytes:
+        raise ValueError(
+            f"the text must have at most max_bytes = {plan.max_bytes} bytes, got {len(held.text)}"
+        )
+    if plan.share_beams:
+        return Held(held.text)
+    if held.salt is not None:
+        return held
+    rng = generator(plan.seed, chain, _CHOICE)
+    return Held(held.text, rng.integers(0, 2**64, size=len(held.text) + 2, dtype=np.uint64))
+
+
+def _plan(
+    target: Any, n_particles: int, ess_threshold: float, max_bytes: int, **options: Any
+) -> Plan:
+    return make_plan(
+        target, n_particles, ess_threshold, max_bytes, resampling_method="multinomial", **options
+    )
+
+
+def _seed(seed: int, chain: int, iteration: int) -> int:
+    """A seed for each chain and iteration."""
+    stream = np.random.SeedSequence(seed, spawn_key=(chain, iteration))
+    return int(stream.generate_state(1, np.uint64)[0])
+
+
+def _changed(start: bytes, chain: Sequence[bytes]) -> float:
+    before = [start, *chain[:-1]]
+    return float(np.mean([a != b for a, b in zip(before, chain, strict=True)])) if chain else 0.0
