@@ -7,6 +7,7 @@ documentation topics that every Python carries, cut into tokens by longest match
 from __future__ import annotations
 
 import base64
+import lzma
 from collections import Counter, defaultdict
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -18,6 +19,7 @@ from genlm.backend.llm import AsyncLM
 from genlm.backend.tokenization.token import Token
 
 DATA = Path(__file__).parent / "data" / "r50k_base.tiktoken"
+DATA_128K = Path(__file__).parent / "data" / "o200k_128000.tiktoken.xz"
 END = b"<|endoftext|>"
 
 
@@ -27,16 +29,28 @@ def gpt2_tokens() -> list[bytes]:
     return [base64.b64decode(line.split()[0]) for line in lines] + [END]
 
 
+def llama_size_tokens() -> list[bytes]:
+    """128,000 tokens of a newer vocabulary (as many as Llama 3 has) and end-of-text."""
+    lines = lzma.decompress(DATA_128K.read_bytes()).splitlines()
+    return [base64.b64decode(line) for line in lines] + [END]
+
+
 class NgramLM(AsyncLM):
     """The bigram LM as a genlm-backend AsyncLM; `calls` counts rows.
 
     Args:
         n_bytes: how much text to count.
         n_tokens: size of the vocabulary: the first merges and end-of-text (default: all).
+        tokens: the vocabulary, end-of-text last (default: GPT-2's).
     """
 
-    def __init__(self, n_bytes: int = 300_000, n_tokens: int | None = None) -> None:
-        tokens = gpt2_tokens()
+    def __init__(
+        self,
+        n_bytes: int = 300_000,
+        n_tokens: int | None = None,
+        tokens: list[bytes] | None = None,
+    ) -> None:
+        tokens = gpt2_tokens() if tokens is None else tokens
         self.tokens = tokens if n_tokens is None else [*tokens[: n_tokens - 1], END]
         self.byte_vocab = [Token(i, t) for i, t in enumerate(self.tokens)]
         self.str_vocab = [t.decode("utf-8", "replace") for t in self.tokens]
@@ -77,11 +91,21 @@ class NgramLM(AsyncLM):
         pairs: dict[int, Counter[int]] = defaultdict(Counter)
         for a, b in zip([len(self.tokens) - 1, *tokens], tokens, strict=False):
             pairs[a][b] += 1
-        self._next = {}
+        self._next: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for a, counter in pairs.items():
             ids = np.fromiter(counter, dtype=np.int64)
             p = np.fromiter(counter.values(), dtype=np.float32)
             self._next[a] = ids, np.log(self._base[ids] + 0.9 * p / p.sum()).astype(np.float32)
+
+    @property
+    def logs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of tokens never seen after a known token, and after an unknown one:
+        float32[V] both."""
+        return self._log_base, self._log_alone
+
+    def after(self, token: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Tokens seen after `token`, int64[m], and their log-probabilities; None if it was not."""
+        return self._next.get(token)
 
     def row(self, context: list[int]) -> torch.Tensor:
         """Log-probabilities after a context, float32[V]."""

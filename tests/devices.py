@@ -76,6 +76,8 @@ class FarDevice(TorchFunctionMode):
             return first
         if func is torch.where and isinstance(first, Far):
             args = (first, *map(_filled, args[1:], reversed(args[1:])))
+        if func is torch.Tensor.__setitem__ and isinstance(first, Far):
+            args = (first, args[1], _filled(args[2], first))
         if func in _TO_HOST and isinstance(first, Far):
             self._wait()
             return first.held if func is torch.Tensor.cpu else func(first.held, *args[1:])

@@ -56,6 +56,7 @@ from genlm_bytes_smc.beam.rng import PRUNE, uniforms
 from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
+from genlm_bytes_smc.lm.transfer import send
 
 FLAT_LIMIT = 1 << 22
 """Probabilities that one gather reads at most (unless one range alone has more)."""
@@ -164,10 +165,7 @@ class TorchKernels(ComposedReads):
 
     def _send(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """To the device, without waiting for it."""
-        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return send(array, self.device)
 
     def _mask(self, cut: IntArray) -> _Cut | None:
         return self._cut(cut.tobytes()) if len(cut) else None

@@ -26,6 +26,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rng import KeyArray, read_keys, start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions
 from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.transfer import send
 
 EOS_COLUMN = N_BYTES  # of a [N, 257] block; as a symbol to `step`, the end of the text
 
@@ -286,7 +287,7 @@ class ByteLanes:
             assert self._ext_dropped is not None
             out._ext_dropped = self._ext_dropped[index]
         if self._row is not None:
-            out._row = self._row[torch.as_tensor(index, device=self._row.device)]
+            out._row = self._row[send(index, self._row.device)]
         return out
 
     @classmethod

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from genlm_bytes_smc.lm.attention import Attention
 from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.transfer import send
 
 _LEAST_SLOTS = 64
 
@@ -168,8 +169,7 @@ class KVBuffer(Cache):  # type: ignore[misc]
 
     def _to_device(self, index: IntArray) -> torch.Tensor:
         keys = self.layers[0].keys
-        out = torch.from_numpy(index)
-        return out if keys is None else out.to(keys.device)
+        return torch.from_numpy(index) if keys is None else send(index, keys.device)
 
     @property
     def slot_cost(self) -> int:

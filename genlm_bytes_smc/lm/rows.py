@@ -20,6 +20,7 @@ from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.intake import permute_into
 from genlm_bytes_smc.lm.slots import SlotTable
+from genlm_bytes_smc.lm.transfer import send
 from genlm_bytes_smc.trie import TokenTrie
 
 FloatArray = npt.NDArray[np.float64]
@@ -270,7 +271,7 @@ class RowStore:
         sums = fresh.sum(dim=1)
         far = (sums - 1).abs() > (_ROUNDING if whole else 0.0)
         scale = torch.where(far, sums, torch.ones_like(sums))
-        self.probs[torch.as_tensor(slots, device=self.probs.device)] = fresh / scale[:, None]
+        self.probs[send(slots, self.probs.device)] = fresh / scale[:, None]
         if self.probs.device.type == "cpu":
             self._sum_roots(slots)
         out: FloatArray = sums.cpu().numpy()

@@ -152,7 +152,8 @@ def _built_bytes(source: str, dtype: torch.dtype | None) -> int | None:
     stored = getattr(config, "dtype", None)
     kind = dtype or (stored if isinstance(stored, torch.dtype) else torch.float32)
     each: int = kind.itemsize
-    return each * sum(math.prod(p.shape) for p in model.parameters())
+    total: int = sum(math.prod(p.shape) for p in model.parameters())
+    return each * total
 
 
 def _config_json(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from genlm_bytes_smc.lm.plain import batches, plain_logits
 from genlm_bytes_smc.lm.rows import BadRowError
 from genlm_bytes_smc.lm.start import start_tokens
 from genlm_bytes_smc.lm.threads import fitting_threads
+from genlm_bytes_smc.lm.transfer import send
 from genlm_bytes_smc.lm.tree_cache import Work
 from genlm_bytes_smc.lm.tree_forward import TreeForward
 
@@ -210,7 +211,7 @@ class TreeTransformer(RowEngine):
         return torch.empty((rows, self._width), device=self.device)
 
     def _index(self, index: IntArray) -> torch.Tensor:
-        return torch.as_tensor(index, device=self.device)
+        return send(index, self.device)
 
     def _check_rows(self, rows: torch.Tensor, nodes: IntArray) -> None:
         # One bad logit makes the whole row NaN, so one column tells.

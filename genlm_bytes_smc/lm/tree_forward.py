@@ -11,6 +11,7 @@ from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
+from genlm_bytes_smc.lm.transfer import send
 from genlm_bytes_smc.lm.tree_cache import TreeCache
 
 
@@ -94,7 +95,7 @@ class TreeForward:
         inputs = self._inputs(self.tree.token[ids], depth - 1, batched)
         in_order = len(asked) == len(nodes) and bool((asked == np.arange(len(asked))).all())
         if not in_order and not batched and self.architecture.row_index:
-            inputs["logits_to_keep"] = torch.as_tensor(asked, device=self._device)
+            inputs["logits_to_keep"] = send(asked, self._device)
             in_order = True
         self._buffer.prepare(self.cache.used, len(nodes), attention)
         logits: torch.Tensor = self.model(
@@ -107,7 +108,7 @@ class TreeForward:
         if self.limit_slots is None:
             self.limit_slots = self.limit_bytes // max(1, self._buffer.slot_cost)
         logits = logits[:, 0] if batched else logits[0]
-        return logits if in_order else logits[torch.as_tensor(asked, device=logits.device)]
+        return logits if in_order else logits[send(asked, logits.device)]
 
     def clear(self) -> None:
         """Drop all entries and free their memory."""
@@ -115,7 +116,7 @@ class TreeForward:
         self._buffer.clear()
 
     def _inputs(self, tokens: IntArray, positions: IntArray, batched: bool) -> dict[str, Any]:
-        both = torch.from_numpy(np.stack([tokens, positions])).to(self._device)
+        both = send(np.stack([tokens, positions]), self._device)
         shape = (-1, 1) if batched else (1, -1)
         return {"input_ids": both[0].view(shape), "position_ids": both[1].view(shape)}
 
@@ -132,7 +133,7 @@ class TreeForward:
         return {"full_attention": full, "sliding_attention": sliding}
 
     def _mask(self, mask: MaskArray, batched: bool) -> torch.Tensor:
-        out = torch.from_numpy(mask).to(self._device, self._dtype)
+        out = send(mask, self._device).to(self._dtype)
         return out[:, None, None] if batched else out[None, None]
 
 

@@ -41,13 +41,14 @@ class VLLMEngine(RowEngine):
     `close` ends vLLM's engine and its workers.
 
     Rows are float32 log-probabilities on the device of the model; with several workers
-    (tensor or pipeline parallelism) they come to this process through the CPU and stay
-    there, and so do the beams.
+    (tensor or pipeline parallelism) they come to this process through the CPU, and stay
+    there unless `device` says otherwise. Beams live where rows do.
 
     Args:
         llm: a `vllm.LLM` made with `VLLMEngine.options(...)`.
         start: token ids that contexts begin with; None chooses as `start_tokens` does.
         lora: a `vllm.lora.request.LoRARequest` that every context is computed with, or None.
+        device: where rows are brought, and beams live; None leaves rows where they come.
 
     Attributes:
         llm: vLLM's engine; None once closed.
@@ -61,7 +62,12 @@ class VLLMEngine(RowEngine):
     """
 
     def __init__(
-        self, llm: Any, *, start: int | Sequence[int] | None = None, lora: Any = None
+        self,
+        llm: Any,
+        *,
+        start: int | Sequence[int] | None = None,
+        lora: Any = None,
+        device: str | torch.device | None = None,
     ) -> None:
         tokenizer = llm.get_tokenizer()
         super().__init__(
@@ -75,6 +81,7 @@ class VLLMEngine(RowEngine):
 
         self.llm: Any = llm
         self._lora = lora
+        self._target = None if device is None else torch.device(device)
         self._params = SamplingParams
         self._failure: BaseException | None = None
         setting.hold()
@@ -132,7 +139,7 @@ class VLLMEngine(RowEngine):
             engine_opts: arguments of `vllm.LLM`: `tensor_parallel_size`,
                 `gpu_memory_utilization`, `quantization`, `max_model_len` and so on. Beside
                 them, `lora`: the directory of a LoRA adapter (or a `LoRARequest`) that every
-                context is computed with.
+                context is computed with; and `rows_device`: the class's `device`.
             start: as for the class.
 
         Raises:
@@ -141,7 +148,7 @@ class VLLMEngine(RowEngine):
         """
         require_vllm()
         opts = dict(engine_opts or {})
-        lora = opts.pop("lora", None)
+        lora, device = opts.pop("lora", None), opts.pop("rows_device", None)
         if lora is not None:
             opts["enable_lora"] = True
         if dtype is not None:
@@ -160,7 +167,7 @@ class VLLMEngine(RowEngine):
             except Exception as error:
                 _clean(last=setting.holders == 1)
                 raise EngineError(f"vLLM could not start on {name!r}: {_said(error)}") from error
-            return cls(llm, start=start, lora=_lora_request(lora))
+            return cls(llm, start=start, lora=_lora_request(lora), device=device)
         finally:
             setting.release()
 
@@ -223,7 +230,7 @@ class VLLMEngine(RowEngine):
                 "vLLM ran, but its logits processors saw nothing to catch; rows need its first "
                 "model runner (VLLM_USE_V2_MODEL_RUNNER=0) and no speculative decoding"
             )
-        return rows
+        return rows if self._target is None else rows.to(self._target)
 
     def _probe(self) -> None:
         """One row, to see that rows can be caught, how wide they are and where they are."""

@@ -28,6 +28,7 @@ from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.rng import KeyArray, mix, start_keys
 from genlm_bytes_smc.constraints.base import ByteConstraint
+from genlm_bytes_smc.lm.transfer import send
 from genlm_bytes_smc.smc.resampling import IntArray
 
 T = TypeVar("T")
@@ -159,8 +160,8 @@ class StatesFactor(Factor):
     async def step(self, parents: IntArray, symbols: IntArray) -> StatesFactor:
         """See `Factor`."""
         device = self.state.device
-        before = self.state[torch.from_numpy(parents).to(device)]
-        state = self.constraint.step(before, torch.from_numpy(symbols).to(device))
+        before = self.state[send(parents, device)]
+        state = self.constraint.step(before, send(symbols, device))
         if (self.age + 1) % _KEEP_EVERY == 0:
             self.constraint.keep([state])
         return StatesFactor(self.constraint, state, self.age + 1)

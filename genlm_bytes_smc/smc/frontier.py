@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.lm.transfer import send
 from genlm_bytes_smc.smc.factors import Combine, Factor, LanesFactor, start_factor, together
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray, Uint8Array
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
@@ -157,9 +158,9 @@ def draw(
     top = q.amax(dim=1).clamp_(min=torch.finfo(q.dtype).min)  # finite for an empty row
     run = torch.exp(q - top[:, None]).cumsum(1)
     total = top + torch.log(run[:, -1])
-    at = torch.from_numpy(lanes).to(q.device)
+    at = send(lanes, q.device)
     run = run[at]
-    point = torch.from_numpy(uniform).to(q.device) * run[:, -1]
+    point = send(uniform, q.device) * run[:, -1]
     symbol = torch.searchsorted(run, point[:, None], right=True)[:, 0].clamp_(max=EOS_COLUMN)
     log_weight = total[at]
     if forced is not None:

@@ -1,0 +1,193 @@
+"""Random-weight models of well-known shapes whose rows read like text.
+
+Every row takes a whole forward of the model; then the row is mixed with a bigram LM's, which
+makes nearly all of it. So the cost is that of the real model, beams behave as on text, and
+nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from benchmarks.ngram import END, NgramLM, gpt2_tokens, llama_size_tokens
+from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.transformer import TreeTransformer
+
+WINDOW = 4096  # tokens
+MODEL_SHARE = 1e-3  # of each row that is the random model's own
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One model's shape.
+
+    Attributes:
+        name: what it is called.
+        family: "gpt2" or "llama".
+        layers, width, heads, kv_heads, inner: as in its configuration.
+        columns: of the LM head, padding included.
+        tokens: of the vocabulary, end-of-text included; None: all of them.
+    """
+
+    name: str
+    family: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    inner: int
+    columns: int
+    tokens: int | None = None
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, to within one in a hundred (embeddings tied, as in the originals
+        but for the 8B's)."""
+        head = self.width // self.heads
+        attention = 2 * self.width * (self.width + head * self.kv_heads)
+        inner = (2 if self.family == "gpt2" else 3) * self.width * self.inner
+        return self.columns * self.width + self.layers * (attention + inner)
+
+    def config(self) -> Any:
+        """transformers' configuration."""
+        end = self.columns - 1 if self.tokens is None else self.tokens - 1
+        if self.family == "gpt2":
+            return tf.GPT2Config(
+                vocab_size=self.columns, n_positions=WINDOW, n_embd=self.width,
+                n_layer=self.layers, n_head=self.heads, n_inner=self.inner,
+                bos_token_id=end, eos_token_id=end,
+            )  # fmt: skip
+        return tf.LlamaConfig(
+            vocab_size=self.columns, hidden_size=self.width, intermediate_size=self.inner,
+            num_hidden_layers=self.layers, num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads, max_position_embeddings=WINDOW,
+            tie_word_embeddings=self.name != "Llama-3.1-8B", rope_theta=5e5,
+            bos_token_id=end, eos_token_id=end,
+        )  # fmt: skip
+
+
+FULL = (
+    Shape("GPT-2 medium", "gpt2", 24, 1024, 16, 16, 4096, 50_257),
+    Shape("Llama-3.2-1B", "llama", 16, 2048, 32, 8, 8192, 128_256, 128_001),
+    Shape("Llama-3.1-8B", "llama", 32, 4096, 32, 8, 14_336, 128_256, 128_001),
+)
+QUICK = (
+    Shape("GPT-2 minute", "gpt2", 2, 32, 2, 2, 64, 1_500, 1_500),
+    Shape("Llama minute", "llama", 2, 32, 4, 2, 64, 1_536, 1_500),
+)
+
+
+def small(shape: Shape) -> Shape:
+    """Two narrow layers of the same kind and vocabulary: for comparing devices in float32."""
+    return Shape(
+        f"{shape.name}, two layers", shape.family, 2, 64, 4, 4 if shape.family == "gpt2" else 2,
+        128, shape.columns, shape.tokens,
+    )  # fmt: skip
+
+
+class Mixed(TreeTransformer):
+    """A transformer whose rows are mixed with a bigram LM's after each forward.
+
+    Attributes:
+        timed: whether to measure forwards, waiting for the device before and after each.
+        forward_seconds: what they have taken so far.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, ngram: NgramLM, **options: Any) -> None:
+        self.timed, self.forward_seconds = False, 0.0
+        super().__init__(model, tokenizer, **options)
+        self._ngram = ngram
+        pad = (self.width or 0) - len(ngram.tokens)
+        tables = [np.pad(t, (0, pad), constant_values=-np.inf) for t in ngram.logs]
+        self._known, self._alone = (
+            torch.from_numpy(t.astype(np.float32)).to(self.device) + math.log1p(-MODEL_SHARE)
+            for t in tables
+        )
+
+    def evaluate(self, nodes: np.ndarray) -> torch.Tensor:
+        """Mixed rows, float32[B, width], nats."""
+        if not self.timed:
+            return self._mix(super().evaluate(nodes), nodes)
+        wait_for(self.device)
+        start = time.perf_counter()
+        rows = super().evaluate(nodes)
+        wait_for(self.device)
+        self.forward_seconds += time.perf_counter() - start
+        return self._mix(rows, nodes)
+
+    def _mix(self, rows: torch.Tensor, nodes: np.ndarray) -> torch.Tensor:
+        last = self.tree.token[nodes].tolist()
+        found = [self._ngram.after(t) for t in last]
+        seen = np.array([f is not None for f in found])
+        out = torch.where(send(seen, self.device)[:, None], self._known, self._alone)
+        some = [(i, f) for i, f in enumerate(found) if f is not None]
+        if some:
+            line = np.concatenate([np.full(len(f[0]), i) for i, f in some])
+            column = np.concatenate([f[0] for _, f in some])
+            value = np.concatenate([f[1] for _, f in some]).astype(np.float32)
+            place = send(np.stack([line, column]), self.device)
+            out[place[0], place[1]] = send(value, self.device) + math.log1p(-MODEL_SHARE)
+        return torch.logaddexp(out, rows + math.log(MODEL_SHARE))
+
+
+class Worlds:
+    """Models of several shapes; what they share is made once."""
+
+    def __init__(self) -> None:
+        self._ngrams: dict[Any, NgramLM] = {}
+        self._tokenizers: dict[Any, Any] = {}
+
+    def ngram(self, shape: Shape) -> NgramLM:
+        """The bigram LM over a shape's vocabulary."""
+        key = (shape.columns > 100_000, shape.tokens)
+        if key not in self._ngrams:
+            tokens = llama_size_tokens() if key[0] else gpt2_tokens()
+            self._ngrams[key] = NgramLM(n_tokens=shape.tokens, tokens=tokens)
+        return self._ngrams[key]
+
+    def engine(
+        self, shape: Shape, device: torch.device, dtype: torch.dtype, seed: int = 0
+    ) -> Mixed:
+        """A model with random weights, on a device."""
+        ngram = self.ngram(shape)
+        key = id(ngram)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = _tokenizer(ngram)
+        torch.manual_seed(seed)
+        # On the device itself, except where two devices are to have the same weights.
+        where = device if dtype != torch.float32 else torch.device("cpu")
+        with where:
+            model = tf.AutoModelForCausalLM.from_config(
+                shape.config(), dtype=dtype, attn_implementation="sdpa"
+            )
+        return Mixed(model, self._tokenizers[key], ngram, device=device)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _tokenizer(ngram: NgramLM) -> Any:
+    """The vocabulary as a Hugging Face tokenizer that cuts by longest match."""
+    alphabet = bytes_to_unicode()
+    names = ["".join(alphabet[b] for b in token) for token in ngram.tokens[:-1]]
+    vocab = {name: i for i, name in enumerate([*names, END.decode()])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token=END.decode(), eos_token=END.decode()
+    )
+    tokenizer.encode = lambda text, add_special_tokens=False: ngram.cut(text.encode())
+    return tokenizer
