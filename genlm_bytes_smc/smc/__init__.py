@@ -6,12 +6,21 @@ result = await smc(byte_llm * ByteRegex(r"[a-z]+@[a-z]+[.]com"), n_particles=32,
 print(result)
 """
 
+from genlm_bytes_smc.smc.conditional import (
+    Chains,
+    ConditionalResult,
+    Held,
+    conditional_smc,
+    particle_gibbs,
+)
 from genlm_bytes_smc.smc.errors import AllParticlesDeadError, BadWeightError, RunFailedError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
 from genlm_bytes_smc.smc.many import Repeats, smc_many, smc_repeat, smc_sync
 from genlm_bytes_smc.smc.particles import Particles, Weights
+from genlm_bytes_smc.smc.rejuvenation import Suffix
 from genlm_bytes_smc.smc.resampling import RESAMPLING
 from genlm_bytes_smc.smc.result import SMCResult
+from genlm_bytes_smc.smc.rollout import Rollout
 from genlm_bytes_smc.smc.state import SMCState, StepInfo
 from genlm_bytes_smc.smc.texts import UNDECODABLE, UNFINISHED, TextSamples
 
@@ -21,14 +30,21 @@ __all__ = [
     "UNFINISHED",
     "AllParticlesDeadError",
     "BadWeightError",
+    "Chains",
+    "ConditionalResult",
+    "Held",
     "Particles",
     "Repeats",
+    "Rollout",
     "RunFailedError",
     "SMCResult",
     "SMCState",
     "StepInfo",
+    "Suffix",
     "TextSamples",
     "Weights",
+    "conditional_smc",
+    "particle_gibbs",
     "smc",
     "smc_many",
     "smc_repeat",

@@ -236,6 +236,8 @@ class Batch:
             rng = rngs[r]
             assert rng is not None
             out[r] = plan.resample(weights[r].normalised, rng)
+            if self.pins is not None:  # ascending; independent of the place from here on
+                out[r] = rng.permutation(out[r])
         if self.pins is not None and due:
             for r, first in zip(due, await self.pins.ancestors(self, particles, due), strict=True):
                 out[r][0] = first

@@ -220,7 +220,14 @@ class _Pins:
         return np.array(out, dtype=np.uint64)
 
     async def ancestors(self, batch: Batch, particles: Particles, due: Sequence[int]) -> IntArray:
-        """See `Pins`: itself, or any particle that its rest may follow, by weight."""
+        """See `Pins`: itself, or any particle that its rest may follow, by weight.
+
+        Raises:
+            ValueError: a held text has died.
+        """
+        for r in due:
+            if particles.dead[batch.of(r).start]:
+                raise self.dead(r)
         if not self.sampling:
             return np.zeros(len(due), dtype=np.int64)
         index = np.concatenate([np.arange(batch.of(r).start, batch.of(r).stop) for r in due])
@@ -235,6 +242,11 @@ class _Pins:
             out[i] = min(int(np.searchsorted(p, u * p[-1], side="right")), len(p) - 1)
         return out
 
+    def dead(self, r: int) -> ValueError:
+        """The error for a held text of weight zero."""
+        text = self.text[r, : self.length[r]].astype(np.uint8).tobytes()
+        return ValueError(f"the text {text!r} has weight zero under the target")
+
     async def _joined(
         self, batch: Batch, particles: Particles, index: IntArray, due: Sequence[int]
     ) -> FloatArray:
@@ -242,11 +254,10 @@ class _Pins:
         text, over that of its text: float64[len(index)], nats."""
         plan, n, after = batch.plan, batch.size, batch.state.step + 1
         walkers = particles.gather(index, 0.0)._replace(twist=np.zeros(len(index)))
-        walkers = walkers._replace(
-            log_weights=np.where(particles.dead[index], -np.inf, 0.0),
-        )
         run = np.repeat(np.asarray(due), n)
-        own = np.arange(len(due)) * n  # the held particle of each run
+        own = np.repeat(np.arange(len(due)) * n, n)  # the held particle of each one's run
+        lost = particles.dead[index] | (walkers.ended != walkers.ended[own])
+        walkers = walkers._replace(log_weights=np.where(lost, -np.inf, 0.0))
         count = after * walkers.active.astype(np.int64)
         if plan.share_beams:
             walkers = walkers._replace(salt=None)
@@ -255,7 +266,6 @@ class _Pins:
         frontier = await Frontier.start(
             plan.leaves, plan.target, plan.proposal, walkers, batch.beam_seeds(due)
         )
-        over = walkers.ended.copy()
         k = after
         while walkers.active.any():
             here = batch.state._replace(particles=walkers, step=k)
@@ -268,9 +278,7 @@ class _Pins:
                 walkers = self._follow(walkers, run, k + 1)
             frontier = await frontier.step(walkers, frontier.lane_of, got.symbols)
             count, k = count + reading, k + 1
-        mine = np.repeat(own, n)
-        same = (count == count[mine]) & (over == over[mine])
-        return np.where(same, walkers.log_weights, -np.inf)
+        return np.where(count == count[own], walkers.log_weights, -np.inf)
 
     def _follow(self, walkers: Particles, run: IntArray, step: int) -> Particles:
         assert walkers.salt is not None
@@ -289,14 +297,11 @@ def _choose(plan: Plan, result: SMCResult, text: bytes | None) -> ConditionalRes
     """One of the final texts, by weight.
 
     Raises:
-        ValueError: the text that was held has not come out.
+        ValueError: the text that was held has died.
     """
     particles = result.state.particles
-    if text is not None:
-        if particles.dead[0]:
-            raise ValueError(f"the text {text!r} has weight zero under the target")
-        if particles.length[0] != len(text):
-            raise ValueError(f"terminate_when ends {text!r} after {particles.length[0]} bytes")
+    if text is not None and particles.dead[0]:
+        raise ValueError(f"the text {text!r} has weight zero under the target")
     run = np.cumsum(result.normalized_weights)
     u = generator(plan.seed, result.state.step, _CHOICE).random()
     k = min(int(np.searchsorted(run, u * run[-1], side="right")), len(run) - 1)
@@ -342,6 +347,11 @@ def _held(text: Any, plan: Plan, chain: int = 0) -> Held:
         raise ValueError(
             f"the text must have at most max_bytes = {plan.max_bytes} bytes, got {len(held.text)}"
         )
+    if plan.terminate_when is not None:
+        lengths = range(1, len(held.text))
+        stop = next((k for k in lengths if plan.terminate_when(held.text[:k])), None)
+        if stop is not None:
+            raise ValueError(f"terminate_when ends {held.text!r} after {stop} bytes")
     if plan.share_beams:
         return Held(held.text)
     if held.salt is not None:

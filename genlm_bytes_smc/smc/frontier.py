@@ -209,9 +209,10 @@ async def _start(leaf: Any, seeds: Sequence[int | None], salt: SaltArray | None)
 async def _step(
     factor: Factor, parents: IntArray, symbols: IntArray, salt: SaltArray | None
 ) -> Factor:
-    if salt is not None and isinstance(factor, LanesFactor):
-        factor, parents = factor.take(parents).salted(salt), np.arange(len(parents))
-    return await factor.step(parents, symbols)
+    if salt is None or not isinstance(factor, LanesFactor):
+        return await factor.step(parents, symbols)
+    await factor.lanes.extended()  # drawn by the salt before
+    return await factor.take(parents).salted(salt).step(np.arange(len(parents)), symbols)
 
 
 def _distinct(columns: Sequence[npt.NDArray[Any]]) -> tuple[IntArray, IntArray]:
@@ -267,8 +268,9 @@ def _replay(
         What is read byte by byte; and the last lanes of the A texts, int64[A].
     """
     n, length = text.shape
+    steps: list[list[npt.NDArray[Any]]]
     steps = [[text[:, k]] if salt is None else [text[:, k], salt[:, k + 1]] for k in range(length)]
-    keys = [root, *(column for step in steps for column in step)]
+    keys: list[npt.NDArray[Any]] = [root, *(column for step in steps for column in step)]
     order = np.lexsort(keys[::-1])
     lane = root[order]
     new = _changes([lane])  # which prefixes differ from that of the text before
@@ -277,7 +279,7 @@ def _replay(
         columns = [column[order] for column in step]
         new = new | _changes(columns)
         first = np.flatnonzero(new)
-        after = None if salt is None else columns[1][first]
+        after: SaltArray | None = None if salt is None else columns[1][first]
         moves.append(_Move(lane[first], columns[0][first].astype(np.int64), after))
         lane = np.cumsum(new) - 1
     lane_of = np.empty(n, dtype=np.int64)
