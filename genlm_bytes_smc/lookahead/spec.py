@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -119,11 +120,11 @@ class Lookahead(Ahead):
         n_particles: int = 32,
         max_bytes: int = 100,
         *,
-        rounds: int = 2,
+        rounds: int = 4,
         order: int = 4,
         smoothing: float = 1.0,
         seed: int = 0,
-        ess_threshold: float = 0.5,
+        explore: float = 0.05,
         first: Lookahead | None = None,
         terminate_when: Callable[[bytes], bool] | None = None,
         **settings: Any,
@@ -140,13 +141,15 @@ class Lookahead(Ahead):
         Args:
             target, max_bytes, terminate_when: as for the runs to come. Its automata must be
                 deterministic.
-            n_particles, ess_threshold: of the pilot runs.
+            n_particles: of the pilot runs. They do not resample, as a branch that dies out
+                early in a pilot is never learned about.
+            explore: share of the target's own rows in the proposals of pilot runs.
             rounds: how many pilot runs, each with what the ones before taught.
             order: of the contexts that rows are counted in.
             smoothing: visits that a coarser row counts as.
             seed: of the first pilot run; later ones have seed + 1 and so on. Choose other
                 seeds for the runs to come.
-            first: the look-ahead of the first round (None: `Lookahead()`).
+            first: the look-ahead of the first round (None: none).
             settings: of the look-ahead that comes out: `strength`, `defensive`, `constraint`
                 and so on.
 
@@ -155,18 +158,24 @@ class Lookahead(Ahead):
         """
         check_count("rounds", rounds, 1)
         check_count("order", order, 1)
-        ahead = Lookahead(**settings) if first is None else first
+        ahead = first
         seen: Visits | None = None
         for k in range(rounds):
-            options: dict[str, Any] = {"proposal": ahead, "twist": ahead, "seed": seed + k}
-            if terminate_when is not None:
-                options["terminate_when"] = terminate_when
-            visits = await visits_of(
-                target, n_particles, max_bytes, ess_threshold=ess_threshold, **options
-            )
+            options: dict[str, Any] = {"seed": seed + k, "terminate_when": terminate_when}
+            if ahead is not None:
+                options["proposal"] = ahead.but(defensive=explore)
+            visits = await visits_of(target, n_particles, max_bytes, ess_threshold=0.0, **options)
             seen = visits if seen is None else seen + visits
             ahead = cls._learned(target, seen, order, smoothing, settings)
+        assert ahead is not None
         return ahead
+
+    def but(self, *, strength: float | None = None, defensive: float | None = None) -> Lookahead:
+        """The same psi, which is solved once for both, with other settings."""
+        new = copy.copy(self)
+        new.strength = self.strength if strength is None else strength
+        new.defensive = self.defensive if defensive is None else defensive
+        return new
 
     @classmethod
     def _learned(

@@ -1,0 +1,348 @@
+"""What look-ahead does for the variance of log_ml: `python -m benchmarks.lookahead [--docs]`.
+
+Every run starts with empty caches, so `rows` are the language-model rows that the run itself
+computes; rows that fitting took are counted beside it, once a method. A standard deviation of
+log_ml is over seeds. The reference value of a case is the log of the mean estimate of all runs
+of the methods marked as good ones, at the largest size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import report
+from genlm_bytes_smc import BeamParams, load_model
+from genlm_bytes_smc.constraints import ByteJsonSchema, ByteRegex
+from genlm_bytes_smc.lookahead import Lookahead
+from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.smc import AllParticlesDeadError, smc
+
+OUT = Path(__file__).parent / "out"
+PAGE = report.DOCS / "lookahead.md"
+PARAMS = BeamParams(K=5, prune_threshold=0.05)
+ISSUE = (
+    r"(The|A) (function|method|class) (returns|raises|takes) (a|an|the) "
+    r"[a-z]{3,9}( [a-z]{2,9}){0,3}\."
+)
+POINT = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "Longitude and Latitude Values",
+    "type": "object",
+    "required": ["latitude", "longitude"],
+    "properties": {
+        "latitude": {"type": "number", "minimum": -90, "maximum": 90},
+        "longitude": {"type": "number", "minimum": -180, "maximum": 180},
+    },
+    "additionalProperties": False,
+}
+POINT_REGEX = (
+    r'\{"latitude": -?[0-9]{1,2}(\.[0-9]{1,12})?, "longitude": -?[0-9]{1,3}(\.[0-9]{1,12})?\}'
+)
+
+
+@dataclass
+class Case:
+    """A target: what follows a prompt, under a constraint."""
+
+    constraint: Any
+    prompt: bytes = b""
+    max_bytes: int = 100
+    approximation: Any = None  # an automaton to look ahead along, for what is none itself
+
+    def target(self, llm: Any) -> Any:
+        """The product."""
+        return llm.with_prompt(self.prompt) * self.constraint.spawn()
+
+    def ahead(self) -> dict[str, Any]:
+        """Settings of a look-ahead along this case's automaton."""
+        return {} if self.approximation is None else {"constraint": self.approximation}
+
+
+CASES = {
+    "the issue's regex": Case(ByteRegex(ISSUE)),
+    # "The" is likelier than "Zinc", which is all that the rare endings do not follow
+    "rare ending": Case(ByteRegex(r"(The [a-z]{2,8} qzxv qjkw|In [a-z]{2,8} the same way)\.")),
+    "forced spelling": Case(
+        ByteRegex(r"(This is (an? )?xylem zyzzyva|It is (an? )?([a-z]{3,8}) function)\.")
+    ),
+    "far bracket": Case(
+        ByteRegex(r"def [a-z]{1,8}\((self, ~~~#~~~\)|[a-z]{1,6}\)): (pass|return [a-z]{1,6})")
+    ),
+    "schema": Case(
+        ByteJsonSchema(POINT, "python"), b"A point: ", 80, approximation=ByteRegex(POINT_REGEX)
+    ),
+}
+
+
+@dataclass
+class Outcome:
+    """Runs of one method on one case.
+
+    Attributes:
+        rows: language-model rows of a run, on average.
+        fit_rows: rows that the look-ahead took to fit, once.
+        log_mls: of each run; -inf for a dead one.
+    """
+
+    case: str
+    method: str
+    n: int
+    rows: float
+    fit_rows: int
+    log_mls: list[float]
+    seconds: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> np.ndarray:
+        """Estimates that are not zero."""
+        values = np.array(self.log_mls)
+        return values[values > -np.inf]
+
+    @property
+    def log_mean(self) -> float:
+        """Log of the mean estimate."""
+        v = np.array(self.log_mls)
+        return float(v.max() + np.log(np.exp(v - v.max()).mean()))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of log_ml over the runs that did not die."""
+        return float(self.alive.std(ddof=1)) if len(self.alive) > 1 else float("nan")
+
+
+Make = Callable[[Any, Case], Awaitable[dict[str, Any]]]
+
+
+class Bench:
+    """One model; caches are emptied before each run."""
+
+    def __init__(self) -> None:
+        self.llm = ByteLLM(load_model("tiny"), PARAMS)
+
+    def empty(self, llm: Any) -> None:
+        """Forget every row and beam."""
+        llm.clear_cache()
+        llm.model.store.clear()
+        llm.model.engine.clear_cache()
+
+    def rows(self) -> int:
+        """Rows computed so far."""
+        return int(self.llm.model.engine.counts.rows)
+
+    async def runs(
+        self,
+        name: str,
+        case: Case,
+        method: str,
+        make: Make,
+        n: int,
+        repeats: int,
+        *,
+        llm: Any = None,
+        first: int = 0,
+        **options: Any,
+    ) -> Outcome:
+        """`repeats` runs of n particles."""
+        llm = llm or self.llm
+        target = case.target(llm)
+        self.empty(llm)
+        before = self.rows()
+        options = {**(await make(target, case)), **options}
+        fit = self.rows() - before
+        log_mls, used, started = [], [], time.process_time()
+        ess = options.pop("ess_threshold", 0.5)
+        for seed in range(first, first + repeats):
+            self.empty(llm)
+            before = self.rows()
+            beam_seed = seed if llm.params.unbiased else None
+            try:
+                result = await smc(
+                    target, n, ess, case.max_bytes, seed=seed, beam_seed=beam_seed,
+                    progress=False, **options,
+                )  # fmt: skip
+                log_mls.append(result.log_ml)
+            except AllParticlesDeadError:
+                log_mls.append(-np.inf)
+            used.append(self.rows() - before)
+        seconds = (time.process_time() - started) / repeats
+        return Outcome(name, method, n, float(np.mean(used)), fit, log_mls, seconds)
+
+
+async def plain(target: Any, case: Case) -> dict[str, Any]:
+    """No look-ahead: draws from the target's own rows."""
+    return {}
+
+
+def ngram(order: int, role: str = "both", **settings: Any) -> Make:
+    """A look-ahead with an n-gram of the model's own texts, fitted before the runs."""
+
+    async def make(target: Any, case: Case) -> dict[str, Any]:
+        ahead = Lookahead(order, **case.ahead(), **settings)
+        await ahead.fit(target, case.max_bytes)
+        roles = ("proposal", "twist") if role == "both" else (role,)
+        return dict.fromkeys(roles, ahead)
+
+    return make
+
+
+def pilot(rounds: int, particles: int = 32, order: int = 4, role: str = "both") -> Make:
+    """A look-ahead learned from pilot runs."""
+
+    async def make(target: Any, case: Case) -> dict[str, Any]:
+        ahead = await Lookahead.from_pilot(
+            target, particles, case.max_bytes, rounds=rounds, order=order, seed=10_000,
+            **case.ahead(),
+        )  # fmt: skip
+        await ahead.fit(target, case.max_bytes)
+        roles = ("proposal", "twist") if role == "both" else (role,)
+        return dict.fromkeys(roles, ahead)
+
+    return make
+
+
+METHODS: dict[str, Make] = {
+    "plain": plain,
+    "uniform, both": ngram(0),
+    "bigram, twist only": ngram(2, "twist"),
+    "bigram, proposal only": ngram(2, "proposal"),
+    "bigram, both": ngram(2),
+    "4-gram, both": ngram(4),
+    "pilot 2 x 32, both": pilot(2),
+    "pilot 4 x 32, both": pilot(4),
+    "pilot 4 x 32, proposal only": pilot(4, role="proposal"),
+}
+BRIEF = ("plain", "bigram, both", "4-gram, both", "pilot 4 x 32, both")
+
+
+async def table(bench: Bench, repeats: int) -> list[Outcome]:
+    """Every method on the issue's regex, the main ones on the others."""
+    out = []
+    for name, case in CASES.items():
+        for method in METHODS if case is CASES["the issue's regex"] else BRIEF:
+            sizes = (8, 32, 128) if method == "plain" else (8, 32)
+            for n in sizes:
+                out.append(await bench.runs(name, case, method, METHODS[method], n, repeats))
+                print(line(out[-1]), flush=True)
+    return out
+
+
+async def anatomy(bench: Bench, repeats: int) -> list[Outcome]:
+    """Where the variance of plain SMC on the issue's regex comes from: one thing changed a row."""
+    regex = CASES["the issue's regex"]
+    accept = regex.constraint.spawn()
+
+    def done(text: bytes) -> bool:
+        return bool(accept.log_complete(accept.states([text]))[0] == 0.0)
+
+    fixed = Case(ByteRegex(ISSUE[len("(The|A) (function|method|class) ") :]), b"The function ")
+    tail = Case(ByteRegex(r"[a-z]{3,9}( [a-z]{2,9}){0,3}\."), b"The function returns a ")
+    head = Case(ByteRegex(r"(The|A) (function|method|class) (returns|raises|takes) (a|an|the) "))
+    llm = bench.llm.llm
+    changes: list[tuple[str, Case, dict[str, Any]]] = [
+        ("as it is", regex, {}),
+        ("no end: stop at the full stop", regex, {"terminate_when": done}),
+        ("first two words fixed by the prompt", fixed, {}),
+        ("all literals fixed by the prompt", tail, {}),
+        ("... and no end", tail, {"terminate_when": done_tail}),
+        ("only the literals (stop after them)", head, {"terminate_when": literal_done}),
+        ("importance sampling (ess 0)", regex, {"ess_threshold": 0.0}),
+        ("resampling always (ess 1)", regex, {"ess_threshold": 1.0}),
+        ("multinomial resampling", regex, {"resampling_method": "multinomial"}),
+        ("K = 20, no threshold", regex, {"llm": ByteLLM(llm, BeamParams(K=20))}),
+        (
+            "unbiased beam, K = 5",
+            regex,
+            {"llm": ByteLLM(llm, BeamParams(K=5, prune_threshold=0.05, prune="unbiased"))},
+        ),
+    ]
+    out = []
+    for what, case, options in changes:
+        out.append(await bench.runs("anatomy", case, what, plain, 16, repeats, **options))
+        print(line(out[-1]), flush=True)
+    for what, make in (("pilot, as it is", pilot(4)), ("pilot, ess 0", pilot(4))):
+        ess = {"ess_threshold": 0.0} if "0" in what.split()[-1] else {}
+        out.append(await bench.runs("anatomy", regex, what, make, 16, repeats, **ess))
+        print(line(out[-1]), flush=True)
+    return out
+
+
+def done_tail(text: bytes) -> bool:
+    """Whether the tail of the regex is complete."""
+    return text.endswith(b".")
+
+
+def literal_done(text: bytes) -> bool:
+    """Whether the literals of the regex have been read."""
+    return text.count(b" ") == 4
+
+
+def line(o: Outcome) -> str:
+    """One outcome, for the terminal."""
+    dead = len(o.log_mls) - len(o.alive)
+    return (
+        f"{o.case:18} {o.method:36} N={o.n:4d} rows {o.rows:7.0f} (+{o.fit_rows}) "
+        f"log mean {o.log_mean:8.3f} mean {np.mean(o.alive):8.3f} std {o.std:6.3f} dead {dead} "
+        f"{o.seconds:.2f} s"
+    )
+
+
+def markdown(outcomes: list[Outcome]) -> Iterator[str]:
+    """The tables of the page."""
+    for case in dict.fromkeys(o.case for o in outcomes):
+        mine = [o for o in outcomes if o.case == case]
+        title = "anatomy of plain SMC on the issue's regex" if case == "anatomy" else case
+        yield f"### {title}\n"
+        yield "| method | particles | rows a run | rows to fit | log of mean | mean | std | dead |"
+        yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        for o in mine:
+            dead = len(o.log_mls) - len(o.alive)
+            yield (
+                f"| {o.method} | {o.n} | {o.rows:.0f} | {o.fit_rows or ''} | {o.log_mean:.2f} | "
+                f"{np.mean(o.alive):.2f} | {o.std:.2f} | {dead or ''} |"
+            )
+        yield ""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.lookahead", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=24, help="runs a row (%(default)s)")
+    parser.add_argument("--only", choices=("table", "anatomy"), help="one part")
+    parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
+    parser.add_argument("--docs", action="store_true", help="update docs/lookahead.md too")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+
+    async def everything() -> list[Outcome]:
+        bench, out = Bench(), []
+        if args.only != "table":
+            out += await anatomy(bench, args.repeats)
+        if args.only != "anatomy":
+            out += await table(bench, args.repeats)
+        return out
+
+    outcomes = asyncio.run(everything())
+    args.out.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({"about": report.machine(), "repeats": args.repeats})
+    rows = [json.dumps(asdict(o) | {"log_mls": list(map(str, o.log_mls))}) for o in outcomes]
+    (args.out / "lookahead.jsonl").write_text("\n".join([head, *rows]) + "\n")
+    if args.docs:
+        before, rest = PAGE.read_text().split(report.BEGIN)
+        after = rest.split(report.END)[1]
+        text = "\n".join(markdown(outcomes))
+        PAGE.write_text(f"{before}{report.BEGIN}\n\n{text}\n{report.END}{after}")
+
+
+if __name__ == "__main__":
+    main()
