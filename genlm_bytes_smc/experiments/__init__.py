@@ -1,0 +1,2 @@
+"""Experiments."""
+from genlm_bytes_smc.experiments.runner import run_experiment
