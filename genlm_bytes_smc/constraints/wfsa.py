@@ -100,6 +100,32 @@ class ByteWFSA(SnapshotConstraint[int]):
         self._vectors = self._start.new_empty((0, n))
         self._spare: list[int] = []
 
+    def pushed(self) -> tuple[IntArray, IntArray, IntArray, Float, Float, Float]:
+        """The automaton with its weights pushed, on the host.
+
+        Returns:
+            source, byte, target int64[E] and log weight float64[E] of each arc; log weight of
+            ending in each state and of starting in it, float64[S]. Arcs out of a state and its
+            end add up to one.
+        """
+        byte = np.repeat(np.arange(N_BYTES), np.diff(self._offset))
+        end = self._emit[:, EOS_COLUMN].cpu().numpy()
+        weight = self._arc_weight.cpu().numpy()
+        return self._source, byte, self._target, weight, end, self._start.cpu().numpy()
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        """Where the paths stand: float64[n, S], log shares that add up to one a lane.
+
+        All -inf for a dead lane.
+        """
+        nodes, lane = distinct(state)
+        live = nodes[nodes >= 0]
+        out = self._start.new_full((len(nodes) - len(live), self.n_states), -torch.inf)
+        if len(live):
+            out = torch.cat([out, torch.log_softmax(self._forward(live), 1)])
+            self._drop_snapshots()
+        return out[lane.to(self.device)]
+
     # -- states ------------------------------------------------------------------------
 
     def log_prefix(self, state: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -43,6 +43,15 @@ class HasLanes(Protocol):
 
     async def lanes(self, n: int) -> ByteLanes:
         """N lanes that have read the prompt and nothing else."""
+        ...
+
+
+@runtime_checkable
+class StartsItself(Protocol):
+    """A leaf that knows how to begin (a look-ahead)."""
+
+    async def first_factor(self) -> Factor:
+        """Its factor at the empty text."""
         ...
 
 
@@ -164,6 +173,8 @@ class ContextsFactor(Factor):
 
 async def start_factor(potential: Any, beam_seed: int | None) -> Factor:
     """The factor of a leaf, at the empty text (D = 1)."""
+    if isinstance(potential, StartsItself):
+        return await potential.first_factor()
     if isinstance(potential, HasLanes):
         return await LanesFactor.start(potential, beam_seed)
     if isinstance(potential, ByteConstraint):
@@ -215,6 +226,17 @@ def check_alphabet(potential: Any) -> None:
             f"{name_of(potential)} is over other tokens than single bytes, such as {odd[0]!r}; "
             'coerce it: potential.coerce(byte_llm, f=b"".join)'
         )
+
+
+def factors_of(target: Any) -> Iterator[Any]:
+    """The factors of a product, however nested."""
+    if isinstance(target, AutoBatchedPotential):
+        yield from factors_of(target.potential)
+    elif isinstance(target, Product):
+        yield from factors_of(target.p1)
+        yield from factors_of(target.p2)
+    else:
+        yield target
 
 
 def has_language_model(potential: Any) -> bool:

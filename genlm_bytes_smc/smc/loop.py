@@ -45,6 +45,8 @@ async def smc(
     max_bytes: int = 100,
     *,
     proposal: Any = None,
+    twist: Any = None,
+    tempering: Any = None,
     critic: Any = None,
     twist_with_critic: bool = True,
     terminate_when: Callable[[bytes], bool] | None = None,
@@ -72,7 +74,14 @@ async def smc(
             weight of ending there (genlm-control's `max_tokens` is this plus one).
         proposal: a potential over bytes to draw from instead of the target's own row. It must
             give weight to every symbol that the target gives weight to; see
-            `SMCResult.uncovered`.
+            `SMCResult.uncovered`. Or a `Lookahead`, which never leaves one out.
+        twist: a `Lookahead` that steers resampling by what may follow each text; the same
+            object can be the proposal too. Never with `ess_threshold=0`.
+        tempering: grade the weights of the target's factors that are neither language models
+            nor of 0 and 1 only, of the critic and of the twist: with t bytes read, resampling
+            sees their power beta_t. A number of bytes T (beta_t = min(1, t / T)), a sequence
+            of exponents in (0, 1], one a byte, or a function of t. Ended texts have their
+            whole weight, so the target stays what it is.
         critic: a potential over bytes that multiplies the target, its `prefix` weights
             steering resampling on the way; or a Python function of complete texts that says
             whether to admit them (or, as a float, their log weight). Scored once a distinct
@@ -106,6 +115,8 @@ async def smc(
         ess_threshold,
         max_bytes,
         proposal=proposal,
+        twist=twist,
+        tempering=tempering,
         critic=critic,
         twist_with_critic=twist_with_critic,
         terminate_when=terminate_when,
@@ -194,7 +205,7 @@ async def _step(plan: Plan, state: SMCState, frontier: Frontier) -> tuple[SMCSta
     particles = state.particles.untwisted()
     read = _propose(plan, state, frontier, rows, rng.random(plan.n_particles))
     particles = particles.read(read.symbols, read.log_weights)
-    particles = await _judge(plan, particles, frontier, read.symbols)
+    particles = await _judge(plan, particles, frontier, rows, read.symbols, state.step)
     weights = Weights(particles.log_weights)
     info = _note(plan, state, frontier, rows, particles, read, weights)
     if info.dead == plan.n_particles:
@@ -229,17 +240,22 @@ def _propose(
 
 
 async def _judge(
-    plan: Plan, particles: Particles, frontier: Frontier, symbols: IntArray
+    plan: Plan,
+    particles: Particles,
+    frontier: Frontier,
+    rows: Rows,
+    symbols: IntArray,
+    step: int,
 ) -> Particles:
-    """Texts that `terminate_when` ends, and what the critic says of what was read."""
+    """Texts that `terminate_when` ends, and what critic and twist say of what was read."""
     if plan.critic is None and plan.terminate_when is None:
-        return particles
+        return await plan.loan.lend(particles, frontier, rows, symbols, step + 1)
     reads = DistinctReads(particles, frontier.lane_of, symbols)
     if plan.terminate_when is not None:
         particles = reads.stop(particles, plan.terminate_when)
     if plan.critic is not None:
         particles = await plan.critic.weigh(particles, reads)
-    return particles
+    return await plan.loan.lend(particles, frontier, rows, symbols, step + 1)
 
 
 # -- what is noted and said ------------------------------------------------------------

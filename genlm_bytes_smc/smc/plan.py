@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.constraints.dfa import ByteDFA
+from genlm_bytes_smc.constraints.matcher import ByteMatcher
+from genlm_bytes_smc.smc.ahead import Ahead, AheadLeaf
+from genlm_bytes_smc.smc.ahead import proposal_rows as proposal_rows_of
 from genlm_bytes_smc.smc.critic import Critic, Predicate
 from genlm_bytes_smc.smc.factors import (
     Combine,
     compile_rows,
+    factors_of,
     has_language_model,
     name_of,
     names_of,
@@ -19,12 +24,15 @@ from genlm_bytes_smc.smc.factors import (
 from genlm_bytes_smc.smc.resampling import Resampler, resampler
 from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.state import SMCState
+from genlm_bytes_smc.smc.twist import Loan, schedule_of
 
 
 class SMCOptions(TypedDict, total=False):
     """What `smc` takes by keyword; see there."""
 
     proposal: Any
+    twist: Any
+    tempering: Any
     critic: Any
     twist_with_critic: bool
     terminate_when: Callable[[bytes], bool] | None
@@ -44,6 +52,7 @@ class Plan:
         leaves, names: the factors of target and proposal.
         n_target: the first so many of them are the target's.
         target, proposal: how their rows combine.
+        loan: what the look-ahead lends to weights, and how loans are tempered.
         The others: see `smc`.
     """
 
@@ -53,6 +62,7 @@ class Plan:
     n_target: int
     target: Combine
     proposal: Combine | None
+    loan: Loan
     critic: Critic | None
     terminate_when: Callable[[bytes], bool] | None
     n_particles: int
@@ -72,6 +82,8 @@ def make_plan(
     max_bytes: int = 100,
     *,
     proposal: Any = None,
+    twist: Any = None,
+    tempering: Any = None,
     critic: Any | Predicate = None,
     twist_with_critic: bool = True,
     terminate_when: Callable[[bytes], bool] | None = None,
@@ -100,7 +112,13 @@ def make_plan(
     if terminate_when is None:
         for leaf in leaves:
             check_ends(leaf)
-    proposal_rows = None if proposal is None else compile_rows(proposal, leaves)
+    aheads = _Aheads(target, leaves, max_bytes)
+    proposal_rows: Combine | None
+    if isinstance(proposal, Ahead):
+        proposal_rows = proposal_rows_of(rows, aheads.place(proposal), proposal)
+    else:
+        proposal_rows = None if proposal is None else compile_rows(proposal, leaves)
+    loan = _loan(target, twist, tempering, aheads)
     if terminate_when is not None and not callable(terminate_when):
         raise TypeError(f"terminate_when must be a function of bytes, got {terminate_when!r}")
     state = _resumed(resume, n_particles, max_bytes, seed, beam_seed)
@@ -115,6 +133,7 @@ def make_plan(
         n_target=n_target,
         target=rows,
         proposal=proposal_rows,
+        loan=loan,
         critic=None if critic is None else Critic(critic, twist_with_critic and ess_threshold > 0),
         terminate_when=terminate_when,
         n_particles=int(n_particles),
@@ -126,6 +145,41 @@ def make_plan(
         record=record,
         resume=state,
     )
+
+
+class _Aheads:
+    """Places look-aheads among the leaves, each object once."""
+
+    def __init__(self, target: Any, leaves: list[Any], max_bytes: int) -> None:
+        self.target = target
+        self.leaves = leaves
+        self.own = tuple(leaves)  # of the target
+        self.max_bytes = max_bytes
+        self.placed: list[tuple[Ahead, int]] = []
+
+    def place(self, ahead: Ahead) -> int:
+        """Which leaf a look-ahead is."""
+        for known, at in self.placed:
+            if known is ahead:
+                return at
+        self.placed.append((ahead, len(self.leaves)))
+        self.leaves.append(AheadLeaf(ahead, self.target, self.own, self.max_bytes))
+        return len(self.leaves) - 1
+
+
+def _loan(target: Any, twist: Any, tempering: Any, aheads: _Aheads) -> Loan:
+    if twist is not None and not isinstance(twist, Ahead):
+        raise TypeError(f"twist must be a Lookahead, got {type(twist).__name__}")
+    schedule = schedule_of(tempering)
+    soft = () if schedule is None else tuple(f for f in factors_of(target) if _gradable(f))
+    if twist is None:
+        return Loan(schedule=schedule, soft=soft)
+    return Loan(aheads.place(twist), twist.strength, schedule, soft)
+
+
+def _gradable(factor: Any) -> bool:
+    """Whether a factor has prefix weights between 0 and 1 that are its own."""
+    return not has_language_model(factor) and not isinstance(factor, ByteDFA | ByteMatcher)
 
 
 def _resumed(

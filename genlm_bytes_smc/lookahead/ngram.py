@@ -1,0 +1,250 @@
+"""A byte n-gram: the cheap model whose future can be summed over an automaton.
+
+A context is what was read last: at most n - 1 symbols, the first of which may be the beginning
+of the text (written as symbol 256, which is otherwise its end). The model is an automaton over
+the contexts that were seen, each with a row of 257 probabilities:
+
+    after    int32[C, 256]     the longest seen context that ends what a byte makes of one
+    rows     float64[C, 257]   probabilities of each byte and of the end; positive, sum to one
+
+A row is its context's counts mixed with the row of the context that is one symbol shorter,
+down to the uniform row, so that nothing has probability zero (interpolated smoothing: Witten &
+Bell 1991 for counts, a fixed weight for the soft counts of `from_model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_BYTES, N_SYMBOLS
+from genlm_bytes_smc.smc.errors import AllParticlesDeadError
+from genlm_bytes_smc.smc.loop import smc
+from genlm_bytes_smc.smc.plan import check_count
+
+Float = npt.NDArray[np.float64]
+Int32 = npt.NDArray[np.int32]
+Context = tuple[int, ...]
+Counted = tuple[Sequence[int], int, Float]
+
+_BEGIN = EOS_COLUMN
+MOST_CONTEXTS = 50_000
+_BATCH = 256  # texts whose rows are asked for at once
+
+
+class ByteNgram:
+    """A byte-level n-gram that knows the beginning and the end of texts.
+
+    Args:
+        texts: whole texts, `str` as UTF-8 (None: only with order 0).
+        order: n; a byte is predicted from the n - 1 symbols before it. 0 is the uniform
+            distribution over 257 symbols, 1 a unigram, 2 a bigram.
+        smoothing: how many observations the row of the shorter context counts as. None: as
+            many as there are distinct symbols after the context (Witten & Bell).
+        max_contexts: contexts kept, the most frequent ones.
+
+    Attributes:
+        order: n.
+        contexts: the C contexts, as tuples of symbols.
+        rows: float64[C, 257] probabilities.
+        after: int32[C, 256], the context after a byte.
+        start: the context at the beginning of a text.
+
+    Raises:
+        TypeError, ValueError: no texts where they are needed, or bad numbers.
+    """
+
+    def __init__(
+        self,
+        texts: Iterable[str | bytes] | None = None,
+        order: int = 2,
+        *,
+        smoothing: float | None = None,
+        max_contexts: int = MOST_CONTEXTS,
+    ) -> None:
+        check_count("order", order, 0)
+        whole = [t.encode() if isinstance(t, str) else bytes(t) for t in texts or []]
+        if order and not whole:
+            raise ValueError("an n-gram of order 1 or more needs texts to count in, got none")
+        self._build(_hard_counts(whole), order, smoothing, max_contexts)
+
+    @classmethod
+    def uniform(cls) -> ByteNgram:
+        """Every byte and the end alike."""
+        return cls(order=0)
+
+    @classmethod
+    async def from_model(
+        cls,
+        llm: Any,
+        *,
+        order: int = 2,
+        n_texts: int = 64,
+        max_bytes: int = 64,
+        seed: int = 0,
+        smoothing: float = 1.0,
+        max_contexts: int = MOST_CONTEXTS,
+    ) -> ByteNgram:
+        """Fitted to what a language model writes after its prompt.
+
+        Texts are drawn from the model. At each of their positions the model's whole row is
+        counted, not the one symbol that was drawn: soft counts, of less variance.
+
+        Args:
+            llm: a `ByteLLM`, or a product of potentials that one is part of.
+            order, max_contexts: see the class.
+            n_texts: how many texts are drawn.
+            max_bytes: the most bytes of each.
+            seed: of the draws.
+            smoothing: how many rows the shorter context counts as.
+        """
+        check_count("order", order, 0)
+        texts = await draw_texts(llm, n_texts, max_bytes, seed)
+        counted = await soft_counts(llm, texts, max_bytes)
+        return cls.from_rows(counted, order, smoothing, max_contexts)
+
+    @classmethod
+    def from_rows(
+        cls,
+        counted: Iterable[Counted],
+        order: int,
+        smoothing: float = 1.0,
+        max_contexts: int = MOST_CONTEXTS,
+    ) -> ByteNgram:
+        """Fitted to soft counts: (text, position, float64[257] what follows it)."""
+        new = cls.__new__(cls)
+        new._build(counted, order, smoothing, max_contexts)
+        return new
+
+    def _build(
+        self, counted: Iterable[Counted], order: int, smoothing: float | None, most: int
+    ) -> None:
+        if smoothing is not None and not smoothing > 0:
+            raise ValueError(f"smoothing must be above zero, got {smoothing}")
+        self.order = int(order)
+        self.smoothing = smoothing
+        counts: dict[Context, Float] = {(): np.zeros(N_SYMBOLS)}
+        if order:
+            for text, at, row in counted:
+                for context in _contexts(text, at, order):
+                    found = counts.get(context)
+                    if found is None:
+                        counts[context] = row.copy()
+                    else:
+                        found += row
+        by_use = sorted(counts, key=lambda c: (-counts[c].sum(), len(c), c))[:most]
+        closed = {c[k:] for c in by_use for k in range(len(c) + 1)}
+        self.contexts = sorted({(), *closed}, key=lambda c: (len(c), c))
+        self.number = {c: i for i, c in enumerate(self.contexts)}
+        self.rows = _smoothed(self.contexts, self.number, counts, smoothing)
+        self.after = _after(self.contexts, self.number)
+        self.start = self.number.get((_BEGIN,), 0)
+
+    def __len__(self) -> int:
+        """How many contexts there are, C."""
+        return len(self.contexts)
+
+    def context_of(self, text: bytes) -> int:
+        """The context after `text`, by reading it."""
+        here = self.start
+        for byte in text:
+            here = int(self.after[here, byte])
+        return here
+
+    def logp_next(self, text: bytes) -> Float:
+        """Log probabilities of the next byte and of the end after `text`: float64[257], nats."""
+        out: Float = np.log(self.rows[self.context_of(text)])
+        return out
+
+    def logp(self, text: bytes) -> float:
+        """Log probability of a whole text, nats."""
+        here, total = self.start, 0.0
+        for byte in text:
+            total += float(np.log(self.rows[here, byte]))
+            here = int(self.after[here, byte])
+        return total + float(np.log(self.rows[here, EOS_COLUMN]))
+
+    def __repr__(self) -> str:
+        return f"ByteNgram(order={self.order}, contexts={len(self)})"
+
+
+async def draw_texts(llm: Any, n: int, max_bytes: int, seed: int) -> list[bytes]:
+    """Texts of a potential without resampling, cut at `max_bytes` bytes.
+
+    A model none of whose tokens ends a text is fine: only its beginnings are wanted.
+    """
+    options: Any = {"seed": seed, "progress": False, "terminate_when": lambda _: False}
+    try:
+        return (await smc(llm, n, 0.0, max_bytes, **options)).texts
+    except AllParticlesDeadError as error:
+        return error.result.texts
+
+
+async def soft_counts(llm: Any, texts: Sequence[bytes], max_bytes: int) -> list[Counted]:
+    """The potential's normalised rows after every prefix of the texts, with repetition.
+
+    A prefix of `max_bytes` bytes has no row: there the length limit ended the text.
+    """
+    stems = sorted({t[:k] for t in texts for k in range(min(len(t), max_bytes - 1) + 1)})
+    stems.sort(key=len)
+    row_of: dict[bytes, Float] = {}
+    for some in range(0, len(stems), _BATCH):
+        part = stems[some : some + _BATCH]
+        contexts = [[BYTES[b] for b in t] for t in part]
+        weights = torch.as_tensor((await llm.batch_logw_next(contexts)).weights).double()
+        rows = torch.softmax(weights, dim=1).nan_to_num(0.0).cpu().numpy()
+        row_of.update(zip(part, rows, strict=True))
+    return [(t, k, row_of[t[:k]]) for t in texts for k in range(min(len(t), max_bytes - 1) + 1)]
+
+
+def _hard_counts(texts: Iterable[bytes]) -> Iterator[Counted]:
+    one = np.eye(N_SYMBOLS)
+    for text in texts:
+        for at, symbol in enumerate([*text, EOS_COLUMN]):
+            yield text, at, one[symbol]
+
+
+def _contexts(text: Sequence[int], at: int, order: int) -> Iterator[Context]:
+    """Every context of the position `at`, shortest first."""
+    for k in range(order):
+        if k > at + 1:
+            return
+        yield (_BEGIN, *text[:at]) if k == at + 1 else tuple(text[at - k : at])
+
+
+def _smoothed(
+    contexts: list[Context],
+    number: dict[Context, int],
+    counts: dict[Context, Float],
+    smoothing: float | None,
+) -> Float:
+    rows = np.stack([counts[c] for c in contexts])
+    shorter = np.array([number[c[1:]] for c in contexts])
+    length = np.array([len(c) for c in contexts])
+    total = rows.sum(axis=1)
+    prior = np.full(len(rows), smoothing) if smoothing else (rows > 0).sum(axis=1).clip(1)
+    for k in range(int(length.max()) + 1):
+        at = np.flatnonzero(length == k)
+        below = rows[shorter[at]] if k else np.full((1, N_SYMBOLS), 1 / N_SYMBOLS)
+        mixed = rows[at] + prior[at, None] * below
+        rows[at] = mixed / (total[at] + prior[at])[:, None]
+    out: Float = rows / rows.sum(axis=1, keepdims=True)
+    return out
+
+
+def _after(contexts: list[Context], number: dict[Context, int]) -> Int32:
+    after = np.zeros((len(contexts), N_BYTES), dtype=np.int32)
+    longer: dict[Context, list[Context]] = {}
+    for c in contexts:
+        if c and c[-1] != _BEGIN:
+            longer.setdefault(c[:-1], []).append(c)
+    for i, c in enumerate(contexts):  # shorter ones come first
+        if c:
+            after[i] = after[number[c[1:]]]
+        for one in longer.get(c, []):
+            after[i, one[-1]] = number[one]
+    return after

@@ -1,0 +1,217 @@
+"""Look-ahead and tempering leave exp(log_ml) unbiased and the posterior what it is."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, ByteWFSA, FiniteSet
+from genlm_bytes_smc.lookahead import ByteNgram, Lookahead
+from genlm_bytes_smc.smc import RESAMPLING, loop, smc, smc_repeat
+from tests.smc.worlds import (
+    LONGEST,
+    PATTERN,
+    RANDOM,
+    TEXTS,
+    estimates,
+    exact_weights,
+    finite,
+    total_variation,
+    toy,
+    weights_of,
+)
+
+RUNS = 1000
+
+
+@pytest.mark.parametrize("method", sorted(RESAMPLING))
+async def test_every_scheme_with_proposal_and_twist(method):
+    llm, ahead = toy(), Lookahead()
+    truth = sum(exact_weights(llm).values())
+    options = {"proposal": ahead, "twist": ahead, "resampling_method": method}
+    found = await estimates(finite(llm), RUNS, n=3, ess=1.0, **options)
+    assert found.agree(truth), (found, truth)
+
+
+@pytest.mark.parametrize("ess", [0, 0.5])
+@pytest.mark.parametrize("role", ["proposal", "twist"])
+async def test_either_role_alone(role, ess):
+    llm = toy(seed=2)
+    truth = sum(exact_weights(llm).values())
+    ahead = Lookahead(3, strength=0.7, defensive=0.01)
+    found = await estimates(finite(llm), RUNS // 4, n=3, ess=ess, **{role: ahead})
+    assert found.agree(truth), (found, truth)
+
+
+async def test_a_misleading_model_costs_variance_and_no_bias():
+    llm, wrong = toy(seed=4), ByteNgram([b"zzz", b"cab" * 5], order=2)
+    truth = sum(exact_weights(llm).values())
+    ahead = Lookahead(wrong, defensive=0.3)
+    found = await estimates(finite(llm), RUNS, n=3, ess=1.0, proposal=ahead, twist=ahead)
+    assert found.agree(truth), (found, truth)
+
+
+async def test_an_approximating_automaton_that_is_wrong():
+    """It misses half of the texts, and admits others; with unbiased beams besides."""
+    llm = toy(seed=9, params=dataclasses.replace(RANDOM, K=2))
+    truth = sum(exact_weights(llm).values())
+    ahead = Lookahead(constraint=FiniteSet([*TEXTS[::2], b"ccc"]), outside=-2.0)
+    runs = await smc_repeat(
+        finite(llm), 4, 0.5, LONGEST, seeds=RUNS, at_once=16, proposal=ahead, twist=ahead
+    )
+    values = np.exp(runs.log_mls)
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    assert abs(values.mean() - truth) < 4 * error, (values.mean(), error, truth)
+
+
+async def test_nothing_is_uncovered_even_by_a_bad_proposal():
+    llm = toy(seed=4)
+    ahead = Lookahead(ByteNgram([b"a" * 50], order=1), constraint=FiniteSet([b"c"]))
+    result = await smc(finite(llm), 50, 0.5, LONGEST, proposal=ahead, seed=1)
+    assert result.uncovered == 0.0
+
+
+async def test_the_posterior_with_look_ahead():
+    llm, ahead = toy(), Lookahead()
+    result = await smc(finite(llm), 4000, 0.5, LONGEST, seed=1, proposal=ahead, twist=ahead)
+    assert total_variation(result.byte_posterior, exact_weights(llm)) < 0.03
+
+
+async def test_a_resumed_run_is_the_run_without_the_stop():
+    llm, ahead = toy(), Lookahead(max_bytes=None)
+    options = {"proposal": ahead, "twist": ahead, "seed": 3, "progress": False}
+    whole = await smc(finite(llm), 20, 0.5, LONGEST, **options)
+    half = await smc(finite(llm), 20, 0.5, 2, **options)
+    del options["seed"]
+    again = await smc(finite(llm), 20, 0.5, LONGEST, resume=half, **options)
+    assert again.texts == whole.texts
+    assert again.log_weights == pytest.approx(whole.log_weights, abs=1e-12)
+
+
+async def test_a_critic_beside_a_twist():
+    llm, critic, ahead = toy(seed=6), toy(seed=7) ** 0.5, Lookahead()
+    weights, judged = exact_weights(llm), exact_weights(toy(seed=7))
+    truth = sum(w * judged[t] ** 0.5 for t, w in weights.items())
+    found = await estimates(finite(llm), RUNS, n=4, ess=1.0, critic=critic, twist=ahead)
+    assert found.agree(truth), (found, truth)
+
+
+def soft():
+    """A weighted automaton that prefers c and long texts, with weights well below one."""
+    arcs = [(0, b, 0, math.log(w)) for b, w in zip(b"abc", (0.1, 0.2, 0.5), strict=True)]
+    return ByteWFSA([0.0], arcs, [math.log(0.3)])
+
+
+def soft_weight(text):
+    return 0.3 * math.prod({"a": 0.1, "b": 0.2, "c": 0.5}[c] for c in text.decode())
+
+
+@pytest.mark.parametrize("tempering", [4, [0.2, 0.9], lambda t: 0.5 if t < 3 else 1.0])
+async def test_tempering_grades_the_way_and_not_the_target(tempering):
+    llm = toy(seed=12)
+    truth = sum(w * soft_weight(t) for t, w in exact_weights(llm).items())
+    found = await estimates(finite(llm) * soft(), RUNS // 2, n=4, ess=1.0, tempering=tempering)
+    assert found.agree(truth), (found, truth)
+
+
+async def test_tempering_of_everything_at_once():
+    llm, critic = toy(seed=12), toy(seed=7) ** 0.5
+    judged = exact_weights(toy(seed=7))
+    truth = sum(w * soft_weight(t) * judged[t] ** 0.5 for t, w in exact_weights(llm).items())
+    ahead = Lookahead()
+    options = {"tempering": 3.5, "critic": critic, "proposal": ahead, "twist": ahead}
+    found = await estimates(finite(llm) * soft(), RUNS, n=4, ess=1.0, **options)
+    assert found.agree(truth), (found, truth)
+
+
+async def test_tempering_changes_what_resampling_sees():
+    llm = toy(seed=12)
+    target = llm * soft()
+    plain = await smc(target, 8, 0.0, 4, seed=1, record=True)
+    graded = await smc(target, 8, 1e-12, 4, seed=1, record=True, tempering=lambda t: 0.25)
+    one, other = plain.history[0], graded.history[0]
+    assert one.symbols.tolist() == other.symbols.tolist()
+    log_soft = {b: math.log(w) for b, w in zip(b"abc", (0.1, 0.2, 0.5), strict=True)}
+    prefix = float((await soft().prefix([b"a"])) - math.log(0.1))  # of the empty text
+    for symbol, before, after in zip(one.symbols, one.log_weights, other.log_weights, strict=True):
+        loan = 0.0 if symbol == 256 else -0.75 * (prefix + log_soft[int(symbol)])
+        assert after - before == pytest.approx(loan, abs=1e-9)
+
+
+async def test_the_twist_is_lent_and_taken_back():
+    """Weights before resampling hold psi of what was read; those of ended texts do not."""
+    llm, ahead = toy(), Lookahead(ByteNgram(TEXTS, 2), strength=0.5)
+    target = finite(llm)
+    plain = await smc(target, 8, 0.0, LONGEST, seed=1, record=True)
+    lent = await smc(target, 8, 1e-12, LONGEST, seed=1, record=True, twist=ahead)
+    assert lent.log_weights == pytest.approx(plain.log_weights, abs=1e-12)
+    table = await ahead.fit(target, LONGEST)
+    first = plain.history[0].symbols
+    dfa = ByteRegex(PATTERN)
+    assert isinstance(dfa, ByteDFA)
+    for i, symbol in enumerate(first.tolist()):
+        state, context = int(dfa.table[0, symbol]), ahead.model.context_of(bytes([symbol]))
+        code = np.searchsorted(table.codes, state * len(ahead.model) + context)
+        loan = 0.5 * float(table.log_psi[LONGEST - 1, code])
+        gained = lent.history[0].log_weights[i] - plain.history[0].log_weights[i]
+        assert gained == pytest.approx(loan, abs=1e-9)
+
+
+@pytest.mark.parametrize("mistake", ["kept", "proposal", "tempering"])
+async def test_a_wrong_weight_is_noticed(monkeypatch, mistake):
+    llm, ahead = toy(seed=12), Lookahead()
+    truth = sum(w * soft_weight(t) for t, w in exact_weights(llm).items())
+    options = {"proposal": ahead, "twist": ahead, "tempering": 3}
+    if mistake == "kept":  # the loan is not taken back
+        monkeypatch.setattr(loop.Particles, "untwisted", lambda self: self)
+    elif mistake == "proposal":  # weighted as if drawn from the target's row
+        real = loop.draw
+
+        def wrong(rows, lanes, uniform):
+            symbols, _ = real(rows, lanes, uniform)
+            _, weights = real(rows._replace(proposal=None), lanes, uniform)
+            return symbols, weights
+
+        monkeypatch.setattr(loop, "draw", wrong)
+    else:  # taken back to another power than lent
+        monkeypatch.setattr(
+            loop.Particles,
+            "untwisted",
+            lambda self: self._replace(
+                log_weights=self.log_weights - 1.2 * self.twist, twist=0 * self.twist
+            ),
+        )
+    found = await estimates(finite(llm) * soft(), 300, n=5, ess=1.0, **options)
+    assert not found.agree(truth), (found, truth)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"twist": toy}, "twist must be"),
+        ({"tempering": 0}, "positive number"),
+        ({"tempering": [0.5, 0.0]}, r"\(0, 1\]"),
+        ({"tempering": "fast"}, "tempering must be"),
+    ],
+)
+async def test_bad_options_are_refused(options, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        await smc(finite(toy()), 4, **options)
+
+
+async def test_a_bad_schedule_and_no_automaton_are_said():
+    with pytest.raises(ValueError, match=r"\(0, 1\], got 2"):
+        await smc(finite(toy()) * soft(), 4, tempering=lambda t: 2.0)
+    with pytest.raises(ValueError, match="no byte automaton is a factor"):
+        await smc(toy(), 4, proposal=Lookahead())
+
+
+async def test_what_was_fitted_is_used_again():
+    llm, ahead = toy(), Lookahead(n_texts=8)
+    target = finite(llm)
+    await smc(target, 4, 0.5, LONGEST, proposal=ahead, progress=False)
+    (made,) = ahead._made
+    await smc_repeat(target, 4, 0.5, LONGEST, seeds=6, proposal=ahead, twist=ahead)
+    assert [m is made for m in ahead._made] == [True]
+    assert len(await weights_of(llm)) == len(TEXTS)
