@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class Outcome(NamedTuple):
     """
 
     result: dict[str, Any]
-    times: dict[str, Any] = {}
+    times: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,14 @@ def attempt(job: Job) -> Row | Failure:
     finally:
         torch.set_num_threads(threads)
     where = {"seconds": time.perf_counter() - start, "host": socket.gethostname()}
-    return plain(
-        {
-            "experiment": job.experiment,
-            "config": job.config,
-            "result": outcome.result,
-            "versions": versions(),
-            "run": where | {"pid": os.getpid(), "times": outcome.times},
-        }
-    )
+    row: Row = {
+        "experiment": job.experiment,
+        "config": job.config,
+        "result": outcome.result,
+        "versions": versions(),
+        "run": where | {"pid": os.getpid(), "times": outcome.times},
+    }
+    return {name: plain(value) for name, value in row.items()}
 
 
 def timeless(row: Row) -> Row:

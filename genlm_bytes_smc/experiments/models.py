@@ -6,7 +6,6 @@ A model is described by JSON-able values: {"name": ..., "backend": ..., "device"
 
 from __future__ import annotations
 
-import asyncio
 import json
 from functools import lru_cache
 from importlib import resources
@@ -21,6 +20,7 @@ from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from genlm_bytes_smc.potential.ending import own_params, with_eos
+from genlm_bytes_smc.smc.many import run_blocking
 
 TINY: Config = {"name": "tiny"}
 
@@ -48,14 +48,14 @@ def fresh_engine(model: Config) -> RowEngine:
 def _loaded(model: str) -> RowEngine:
     given = json.loads(model)
     engine = load_model(given.pop("name"), given.pop("backend", None), **given)
-    asyncio.run(_warm_up(engine))
+    run_blocking(_warm_up(engine))
     return engine
 
 
 async def _warm_up(engine: RowEngine) -> None:
     """Have compiled what is compiled when first used, so that no job is timed for it."""
     for prune in ("topk", "unbiased"):
-        params = BeamParams(K=2, prune_threshold=0.01, prune=prune)  # type: ignore[arg-type]
+        params = BeamParams(K=2, prune_threshold=0.01, prune=prune)
         await read_texts(byte_model(engine), params, [b"The name", b"A list"])
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -92,15 +92,14 @@ class _Pool:
             process, pipe = self.idle.pop()
             index = self.pending.popleft()
             self.busy[pipe] = process, index
-            try:
+            with suppress(OSError):  # it died while idle; heard of below
                 pipe.send(self.jobs[index])
-            except OSError:  # it died while idle; heard of below
-                pass
         done = []
-        for pipe in wait(list(self.busy)):
-            process, index = self.busy.pop(pipe)  # type: ignore[arg-type]
+        ready = set(wait(list(self.busy)))
+        for pipe in [p for p in self.busy if p in ready]:
+            process, index = self.busy.pop(pipe)
             try:
-                answer = pipe.recv()  # type: ignore[union-attr]
+                answer = pipe.recv()
             except (EOFError, OSError):
                 self._replace(process, index)
                 continue

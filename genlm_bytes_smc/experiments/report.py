@@ -126,7 +126,7 @@ def _table(table: Table) -> str:
 
 
 # Equal figures are equal files: no dates, no random ids.
-_SETTINGS: dict[str, Any] = {"svg.hashsalt": "genlm-bytes-smc", "svg.fonttype": "none"}
+_SETTINGS: Any = {"svg.hashsalt": "genlm-bytes-smc", "svg.fonttype": "none"}
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
@@ -148,7 +148,7 @@ _STYLE = """
 :root{color-scheme:light}
 body{margin:0;background:#f6f7f9;color:#1f2328;
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-main{max-width:920px;margin:0 auto;padding:28px 32px 56px;background:#fff;min-height:100vh}
+main{max-width:980px;margin:0 auto;padding:28px 32px 56px;background:#fff;min-height:100vh}
 h1{font-size:27px;line-height:1.25;margin:8px 0 4px}
 h2{font-size:19px;margin:34px 0 6px}
 p{margin:8px 0;max-width:760px}
@@ -162,7 +162,7 @@ figure{margin:12px 0}
 figure img{max-width:100%;height:auto;display:block}
 .t{overflow-x:auto;margin:12px 0}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
-th,td{padding:5px 12px;text-align:right;border-bottom:1px solid #e4e7eb;white-space:nowrap}
+th,td{padding:5px 9px;text-align:right;border-bottom:1px solid #e4e7eb;white-space:nowrap}
 th{font-weight:600;border-bottom:2px solid #c6cbd1;white-space:normal;vertical-align:bottom}
 th:first-child,td:first-child{text-align:left}
 tr.m td{background:#eaf6ec}

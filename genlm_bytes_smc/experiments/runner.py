@@ -84,14 +84,14 @@ def run_experiment(
     todo = [c for c in configs if key_of(c) not in done]
     jobs = [Job(chosen.name, chosen.run, c) for c in todo]
     if jobs:
-        with _bar(chosen.name, len(configs), len(configs) - len(jobs), progress) as step:
-            with closing(_where(chosen, jobs, model, workers, ray)) as results:
-                for _, row in results:
-                    file.append(row)
-                    step()
+        bar = _bar(chosen.name, len(configs), len(configs) - len(jobs), progress)
+        with bar as step, closing(_where(chosen, jobs, model, workers, ray)) as results:
+            for _, row in results:
+                file.append(row)
+                step()
     rows = file.settle(chosen.name, configs)
     report = chosen.report(rows)
-    report.about |= {k: v for k, v in rows[0]["versions"].items()}
+    report.about |= rows[0]["versions"]
     if command is None:
         command = f"genlm-bytes-smc experiment {chosen.name} --out {out}" + " --quick" * quick
     files = report.write(Path(out), command)

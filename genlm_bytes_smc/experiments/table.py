@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from genlm_bytes_smc.experiments import approximation
+from genlm_bytes_smc.experiments import approximation, bias, boundary, constrained, scaling
 from genlm_bytes_smc.experiments.job import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (approximation.EXPERIMENT,)}
+EXPERIMENTS: dict[str, Experiment] = {
+    module.EXPERIMENT.name: module.EXPERIMENT
+    for module in (approximation, bias, boundary, constrained, scaling)
+}
+"""What `genlm-bytes-smc experiment NAME` knows."""
