@@ -64,9 +64,9 @@ class Resampling(StrEnum):
 
 
 def _command(kind: type[Options], *examples: str) -> Callable[[Any], Any]:
-    """Register a coroutine function as a command with the options of `kind`."""
+    """Register a function or coroutine function as a command with the options of `kind`."""
 
-    def register(run: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Any]:
+    def register(run: Callable[..., Coroutine[Any, Any, None] | None]) -> Callable[..., Any]:
         lines = "\n\n".join(f"[cyan]{PROGRAM} {example}[/cyan]" for example in examples)
         epilog = f"[bold]Examples[/bold]\n\n{lines}"
         name, text = run.__name__.rstrip("_"), _unwrapped(run.__doc__)
@@ -268,6 +268,120 @@ def show(
     from genlm_bytes_smc.cli.show import show_run
 
     show_run(run, out, browse)
+
+
+# -- studies ---------------------------------------------------------------------------
+
+Out = Annotated[
+    str,
+    typer.Option("--out", "-o", help="Folder for rows, figures and report.", show_default=False),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="A small version.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-j",
+        min=0,
+        help="Processes on this machine; 0: this one. With --ray, the most jobs at a time. "
+        "[default: one a core]",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS|auto",
+        help="Run on a Ray cluster: its address, or auto for the one that runs here. Needs the "
+        "package's extra ray.",
+    ),
+]
+
+
+@_command(
+    ModelOptions,
+    "experiment bias --out out/bias --quick",
+    "experiment approximation --out out/approximation --ray auto",
+)
+def experiment(
+    options: ModelOptions,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="approximation, bias, boundary, constraints or scaling.", show_default=False
+        ),
+    ],
+    out: Out,
+    quick: Quick = False,
+    workers: Workers = None,
+    ray: Ray = None,
+) -> None:
+    """Run one of the package's experiments; leave its rows, figures and a report in a folder.
+
+    What has been done is kept: the same command goes on where it was interrupted.
+    """
+    from genlm_bytes_smc.cli.experiment import show_experiment
+
+    show_experiment(options, name, out, quick=quick, workers=workers, ray=ray)
+
+
+@_command(
+    ModelOptions,
+    "study --prompt 'Date:' --regex ' [0-9]{4}-[0-9]{2}-[0-9]{2}' --out out/dates",
+    "study --model gpt2 --prompt 'The answer: ' --json-schema schema.json --out out/answers",
+)
+def study(
+    options: ModelOptions,
+    out: Out,
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="What texts come after; - reads it from stdin.")
+    ] = "",
+    regex: Annotated[
+        str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
+    ] = None,
+    grammar: Annotated[
+        str | None, typer.Option("--grammar", help="File with a grammar in Lark's notation.")
+    ] = None,
+    json_schema: Annotated[
+        str | None, typer.Option("--json-schema", help="File with a JSON Schema.")
+    ] = None,
+    max_bytes: Annotated[
+        int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")
+    ] = 100,
+    error: Annotated[
+        float,
+        typer.Option("--error", help="Wanted error of a run's log marginal likelihood, nats."),
+    ] = 0.5,
+    tolerance: Annotated[
+        float,
+        typer.Option("--tolerance", help="Most that the beam may be off, nats a byte."),
+    ] = 0.01,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything.")] = 0,
+    quick: Quick = False,
+    workers: Workers = None,
+    ray: Ray = None,
+) -> None:
+    """Try the methods on your model, prompt and constraint, and recommend settings.
+
+    The truth is summed up exactly where the constraint admits few texts, and else estimated
+    by pooling many particles; which of the two is said.
+    """
+    from genlm_bytes_smc.cli.study import show_study
+
+    given = {"--regex": regex, "--grammar": grammar, "--json-schema": json_schema}
+    show_study(
+        options,
+        prompt,
+        given,
+        out,
+        max_bytes=max_bytes,
+        error=error,
+        tolerance=tolerance,
+        quick=quick,
+        seed=seed,
+        workers=workers,
+        ray=ray,
+    )
 
 
 @_command(ModelOptions, "info", "info --model gpt2 --json")

@@ -144,13 +144,13 @@ Options = TypeVar("Options", bound=ModelOptions)
 
 
 def expand(
-    kind: type[Options], run: Callable[..., Coroutine[Any, Any, None]]
+    kind: type[Options], run: Callable[..., Coroutine[Any, Any, None] | None]
 ) -> Callable[..., None]:
     """A plain function with the fields of `kind` as further parameters.
 
     Args:
         kind: an options class.
-        run: a coroutine function whose first parameter is an object of that class.
+        run: a function, or a coroutine function, whose first parameter is an object of that class.
     """
     own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
     hints = get_type_hints(kind, include_extras=True)
@@ -165,7 +165,9 @@ def expand(
     def command(**given: Any) -> None:
         options = kind(**{p.name: given.pop(p.name) for p in shared})
         try:
-            asyncio.run(run(options, **given))
+            answer = run(options, **given)
+            if inspect.iscoroutine(answer):
+                asyncio.run(answer)
         except KeyboardInterrupt:  # told apart from typer's own, which says nothing
             raise UserInterruptError from None
 

@@ -1,0 +1,107 @@
+"""Models that jobs name in their configuration, loaded once a process.
+
+A model is described by JSON-able values: {"name": ..., "backend": ..., "device": ...}, as
+`load_model` takes them.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from genlm_bytes_smc.beam.model import ByteModel, byte_model
+from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.experiments.job import Config, ExperimentError
+from genlm_bytes_smc.experiments.reading import read_texts
+from genlm_bytes_smc.lm.adapter import AdapterEngine
+from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.load import load_model
+from genlm_bytes_smc.lm.transformer import TreeTransformer
+from genlm_bytes_smc.potential.ending import own_params, with_eos
+from genlm_bytes_smc.smc.many import run_blocking
+
+TINY: Config = {"name": "tiny"}
+
+
+def fresh_engine(model: Config) -> RowEngine:
+    """An engine that remembers nothing, over a model that is loaded once.
+
+    What a job finds, and what it costs, then does not depend on what was done before it.
+    """
+    loaded = _loaded(json.dumps(model, sort_keys=True))
+    if isinstance(loaded, TreeTransformer):
+        return TreeTransformer(
+            loaded.model,
+            loaded.tokenizer,
+            limit_bytes=loaded.limit_bytes,
+            start=loaded.start,
+            device=loaded.device,
+        )
+    if isinstance(loaded, AdapterEngine):
+        return AdapterEngine(loaded.llm, start=loaded.start)
+    return loaded
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str) -> RowEngine:
+    given = json.loads(model)
+    engine = load_model(given.pop("name"), given.pop("backend", None), **given)
+    run_blocking(_warm_up(engine))
+    return engine
+
+
+async def _warm_up(engine: RowEngine) -> None:
+    """Have compiled what is compiled when first used, so that no job is timed for it."""
+    for prune in ("topk", "unbiased"):
+        params = BeamParams(K=2, prune_threshold=0.01, prune=prune)
+        await read_texts(byte_model(engine), params, [b"The name", b"A list"])
+
+
+def ending(model: ByteModel, params: BeamParams) -> BeamParams:
+    """The parameters with the model's own tokens that end a text."""
+    return with_eos(own_params(params), model, True)
+
+
+def beam(config: Config) -> BeamParams:
+    """Beam parameters from {"K", "threshold", "prune"} and perhaps "seed"."""
+    return BeamParams(
+        K=config["K"],
+        prune_threshold=config.get("threshold", 0.0),
+        prune=config.get("prune", "topk"),
+        seed=config.get("seed", 0),
+    )
+
+
+@lru_cache(maxsize=1)
+def held_out() -> dict[str, list[bytes]]:
+    """The bundled held-out texts by kind: UTF-8, none of which the bundled model was
+    trained on."""
+    source = resources.files("genlm_bytes_smc.lm.tiny").joinpath("heldout.jsonl")
+    found: dict[str, list[bytes]] = {}
+    for line in source.read_text(encoding="utf-8").splitlines():
+        entry: dict[str, Any] = json.loads(line)
+        found.setdefault(entry["kind"], []).append(entry["text"].encode())
+    return found
+
+
+def one_of_each(kinds: int, most: int, least: int = 40, skip: int = 0) -> list[bytes]:
+    """A held-out text of each of the first `kinds` kinds, cut to `most` bytes.
+
+    Args:
+        kinds: how many; all kinds if there are fewer.
+        most: bytes of a text; a character is not cut.
+        least: shorter texts are passed over.
+        skip: how many of each kind are passed over.
+
+    Raises:
+        ExperimentError: a kind has no such text.
+    """
+    out = []
+    for kind, texts in list(held_out().items())[:kinds]:
+        long = [t for t in texts if len(t) >= least][skip:]
+        if not long:
+            raise ExperimentError(f"no held-out text of kind {kind!r} has {least} bytes")
+        out.append(long[0][:most].decode("utf-8", "ignore").encode())
+    return out

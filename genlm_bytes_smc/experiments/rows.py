@@ -1,0 +1,78 @@
+"""The rows of an experiment in a file of JSON lines, whole ones only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from genlm_bytes_smc.experiments.job import OWN, Config, Row, key_of, versions
+from genlm_bytes_smc.smc.files import write
+
+
+class RowFile:
+    """Rows as they come in, one JSON object a line; what is there already is kept.
+
+    A line is written in one piece and flushed, so that an interrupt or a crash costs at most
+    the line in the making. Such a torn last line is cut off when the file is opened again.
+
+    Args:
+        path: the file; made with its folder if it is not there.
+
+    Raises:
+        ValueError: the file holds something else than rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            try:
+                row = json.loads(line)
+                row["config"], row["result"], row["versions"], row["run"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.path}, line {number}, is no row of an experiment ({error}); "
+                    "remove the line or choose another folder"
+                ) from None
+            self.rows.append(row)
+        if whole < len(data):
+            with self.path.open("rb+") as file:
+                file.truncate(whole)
+
+    def append(self, row: Row) -> None:
+        """Add a row, to the file at once."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
+        self.rows.append(row)
+
+    def done(self, experiment: str) -> dict[str, Row]:
+        """Rows of this version of the package, by the key of their configuration."""
+        mine = versions()[OWN]
+        return {
+            key_of(row["config"]): row
+            for row in self.rows
+            if row["experiment"] == experiment and row["versions"].get(OWN) == mine
+        }
+
+    def settle(self, experiment: str, configs: list[Config]) -> list[Row]:
+        """Put the rows of `configs` in their order, each once, with all others after them."""
+        done = self.done(experiment)
+        first = [done[key_of(config)] for config in configs]
+        chosen = {id(row) for row in first}
+        replaced = {key_of(config) for config in configs}
+        rest = [
+            row
+            for row in self.rows
+            if id(row) not in chosen
+            and not (row["experiment"] == experiment and key_of(row["config"]) in replaced)
+        ]
+        self.rows = [*first, *rest]
+        write(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        return first
