@@ -40,7 +40,7 @@ from typing import Any
 import genlm.backend.llm  # noqa: F401  (first: it sets variables that are to be set otherwise)
 import numpy as np
 import torch
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 _HELD = "GENLM_BYTES_SMC_VLLM"
 

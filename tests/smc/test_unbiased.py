@@ -226,7 +226,7 @@ async def test_the_error_of_one_run_sees_beams_of_their_own():
 
 
 async def test_own_beams_need_random_ones():
-    with pytest.raises(ValueError, match='share_beams=False needs .*prune="unbiased"'):
+    with pytest.raises(ValueError, match=r'share_beams=False needs .*prune="unbiased"'):
         await smc(finite(toy(params=EXACT)), 4, share_beams=False)
 
 
