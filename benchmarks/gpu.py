@@ -37,6 +37,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -307,6 +308,11 @@ def figure(records: Sequence[Record], device: str) -> Figure:
                     ax.plot(r.size, r.goal, "_", color=f"C{i}", ms=18, mew=2)
         ax.set_xscale("log")
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        ax.yaxis.set_minor_formatter("{x:,.0f}" if _narrow(records, kind) else NullFormatter())
+        sizes = sorted({r.size for r in records if r.kind == kind})
+        ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        ax.set_xticks([], minor=True)
         ax.set_xlabel(label)
         ax.set_title(
             "particle-bytes a second" if kind == "particles" else f"{kind}: bytes a second"
@@ -314,6 +320,12 @@ def figure(records: Sequence[Record], device: str) -> Figure:
     fig.axes[0].legend(frameon=False)
     fig.suptitle(f"{device} (bars: goals)", fontsize=9)
     return fig
+
+
+def _narrow(records: Sequence[Record], kind: str) -> bool:
+    """Whether the rates of a kind lie within a factor of ten, so that minor ticks need names."""
+    rates = [r.rate for r in records if r.kind == kind]
+    return bool(rates) and max(rates) < 10 * min(rates)
 
 
 def write(records: Sequence[Record], about: dict[str, str], out: Path, *, quick: bool) -> None:
