@@ -21,7 +21,7 @@ from tests.smc.worlds import (
     weights_of,
 )
 
-CHAINS = 1500
+CHAINS = 1000
 
 
 def critical(text):
@@ -78,7 +78,7 @@ async def test_with_beams_of_ones_own_the_exact_model_is_invariant(sampling):
     llm = toy(seed=9, params=RANDOM)
     exact = exact_weights(llm)
     rng = np.random.default_rng(2)
-    n = 3000
+    n = 2000
     drawn = rng.integers(len(TEXTS), size=n)
     starts = [
         Held(TEXTS[i], rng.integers(0, 2**64, size=LONGEST + 2, dtype=np.uint64)) for i in drawn

@@ -27,7 +27,8 @@ from tests.smc.worlds import (
     finite,
     same,
     toy,
-)from tests.toys import EOS_TOKEN, Enumeration, ToyLM
+)
+from tests.toys import EOS_TOKEN, Enumeration, ToyLM
 
 RUNS = 1000
 SCHEMES = ["systematic", "stratified", "residual", "multinomial"]
