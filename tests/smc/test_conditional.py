@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from genlm_bytes_smc.constraints import ByteRegex
-from genlm_bytes_smc.smc import Held, conditional_smc, particle_gibbs
+from genlm_bytes_smc.smc import Held, Rollout, conditional_smc, particle_gibbs
 from genlm_bytes_smc.smc import conditional as module
 from tests.smc.invariance import LEAST, exact_draws, p_value
 from tests.smc.worlds import (
@@ -206,5 +206,7 @@ async def test_refusals():
         await conditional_smc(target, b"abab", 4, 1.0, LONGEST, **stop)
     with pytest.raises(ValueError, match="one text for each of 3 chains, got 1"):
         await particle_gibbs(target, 2, 1, start=[b"ab"], chains=3)
+    with pytest.raises(ValueError, match="conditional SMC is made for plain particles"):
+        await conditional_smc(target, b"ab", 2, rollout=Rollout(2, 2))
     with pytest.raises(ValueError, match="iterations must be at least 0, got -1"):
         await particle_gibbs(target, 2, -1)
