@@ -106,6 +106,18 @@ def test_links_lead_somewhere(path):
             assert (path.parent / target).exists(), target
 
 
+def test_the_tests_that_the_theory_names_exist():
+    text = (DOCS / "theory.md").read_text(encoding="utf-8")
+    named_tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named_tests) > 30
+    for path, name in set(named_tests):
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        assert name in {n.name for n in tree.body if isinstance(n, functions)}, (path, name)
+    for section in re.split(r"^## ", text, flags=re.M)[1:]:
+        assert "Checked by" in section, section[:60]
+
+
 def test_the_index_names_every_public_name():
     text = (DOCS / "index.md").read_text(encoding="utf-8")
     table = text.split("## Public names")[1]

@@ -363,9 +363,15 @@ def _held(text: Any, plan: Plan, chain: int = 0) -> Held:
 def _plan(
     target: Any, n_particles: int, ess_threshold: float, max_bytes: int, **options: Any
 ) -> Plan:
-    return make_plan(
+    plan = make_plan(
         target, n_particles, ess_threshold, max_bytes, resampling_method="multinomial", **options
     )
+    if plan.rollout.candidates > 1 or plan.rejuvenate is not None:
+        raise ValueError(
+            "conditional SMC is made for plain particles, without rejuvenate and with a rollout "
+            f"that is a number of bytes; got {plan.rejuvenate} and {plan.rollout}"
+        )
+    return plan
 
 
 def _seed(seed: int, chain: int, iteration: int) -> int:

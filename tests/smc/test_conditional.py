@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from genlm_bytes_smc.constraints import ByteRegex
-from genlm_bytes_smc.smc import Held, conditional_smc, particle_gibbs
+from genlm_bytes_smc.smc import Held, Rollout, conditional_smc, particle_gibbs
 from genlm_bytes_smc.smc import conditional as module
 from tests.smc.invariance import LEAST, exact_draws, p_value
 from tests.smc.worlds import (
@@ -21,7 +21,7 @@ from tests.smc.worlds import (
     weights_of,
 )
 
-CHAINS = 1500
+CHAINS = 1000
 
 
 def critical(text):
@@ -78,7 +78,7 @@ async def test_with_beams_of_ones_own_the_exact_model_is_invariant(sampling):
     llm = toy(seed=9, params=RANDOM)
     exact = exact_weights(llm)
     rng = np.random.default_rng(2)
-    n = 3000
+    n = 2000
     drawn = rng.integers(len(TEXTS), size=n)
     starts = [
         Held(TEXTS[i], rng.integers(0, 2**64, size=LONGEST + 2, dtype=np.uint64)) for i in drawn
@@ -206,5 +206,7 @@ async def test_refusals():
         await conditional_smc(target, b"abab", 4, 1.0, LONGEST, **stop)
     with pytest.raises(ValueError, match="one text for each of 3 chains, got 1"):
         await particle_gibbs(target, 2, 1, start=[b"ab"], chains=3)
+    with pytest.raises(ValueError, match="conditional SMC is made for plain particles"):
+        await conditional_smc(target, b"ab", 2, rollout=Rollout(2, 2))
     with pytest.raises(ValueError, match="iterations must be at least 0, got -1"):
         await particle_gibbs(target, 2, -1)

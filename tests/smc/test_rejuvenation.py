@@ -93,6 +93,28 @@ async def test_moves_leave_the_target_of_a_step_as_it_is(suffix, kind, params):
     assert p_value(after, weights) > LEAST
 
 
+async def test_texts_that_a_condition_ends_are_moved_too():
+    """With `terminate_when` a text's end is no symbol of its own."""
+    llm = toy(seed=2, sharpness=0.5)
+
+    def stop(text):
+        return text.endswith(b"b")
+
+    stems = [bytes(t) for k in range(STEP) for t in itertools.product(b"ac", repeat=k)]
+    whole = await llm.batch_complete(stems)
+    stopped = await llm.batch_prefix([t + b"b" for t in stems])
+    longest = [bytes(t) for t in itertools.product(b"ac", repeat=STEP)]
+    going = await llm.batch_prefix(longest)
+    weights = {(t, True): math.exp(w) for t, w in zip(stems, whole, strict=True)}
+    weights |= {(t + b"b", True): math.exp(w) for t, w in zip(stems, stopped, strict=True)}
+    weights |= {(t, False): math.exp(w) for t, w in zip(longest, going, strict=True)}
+    before = exact_draws(weights, 4000, seed=3)
+    for suffix in (Suffix(2), Suffix(None, sweeps=2)):
+        after, n = await moved(llm, before, suffix, terminate_when=stop)
+        assert n > 400
+        assert p_value(after, weights) > LEAST
+
+
 @pytest.mark.parametrize("mistake", ["always", "no window", "upside down"])
 async def test_a_wrong_acceptance_is_noticed(monkeypatch, mistake):
     llm, other = toy(seed=2, sharpness=0.5), toy(seed=5, sharpness=0.5)

@@ -11,11 +11,11 @@ import math
 import numpy as np
 import pytest
 
-from genlm_bytes_smc import BeamParams
+from genlm_bytes_smc import BeamParams, ByteLanes
+from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc import RESAMPLING, Rollout, batch, frontier, loop, smc, smc_repeat
-from genlm_bytes_smc.smc import rollout as rollout_module
+from genlm_bytes_smc.smc import RESAMPLING, Rollout, frontier, loop, smc, smc_repeat
 from tests.smc.worlds import (
     EXACT,
     FREE,
@@ -27,8 +27,8 @@ from tests.smc.worlds import (
     finite,
     same,
     toy,
-    weights_of,
 )
+from tests.toys import EOS_TOKEN, Enumeration, ToyLM
 
 RUNS = 1000
 SCHEMES = ["systematic", "stratified", "residual", "multinomial"]
@@ -39,8 +39,7 @@ def settings():
     pairs = itertools.product((1, 2, 5), (0.0, 0.3, 0.7))
     for i, (k, threshold) in enumerate(pairs):
         for j, shared in enumerate((True, False)):
-            scheme = SCHEMES[(i + 2 * j + i // 3) % 4]
-            yield k, threshold, scheme, (i + j) % 2 == 1, shared
+            yield k, threshold, SCHEMES[(i + j) % 4], (j + i // 4) % 2 == 1, shared
 
 
 def mean_and_error(runs):
@@ -99,37 +98,35 @@ async def test_one_particle_is_enough(k):
     await check(finite(llm), sum(exact_weights(llm).values()), n=1)
 
 
-TINY_TEXTS = [b"the", b"then", b"a", b"an", b"and", b"of", b"to", b"def", b"{", b"return 0"]
+TINY_TEXTS = [b"the", b"and", b"def", b"for", b"not", b"The"]
 
 
-@pytest.fixture(scope="module")
-async def tiny_truth(tiny):
+async def tiny_truth(tiny, known={}):  # noqa: B006 - kept from test to test
     """The bundled model's weight of the texts, by beams that keep every candidate."""
+    if known:
+        return known["truth"]
     exact = ByteLLM(tiny, BeamParams(K=None, prune_threshold=0.0))
     weights = await exact.batch_complete([[bytes([b]) for b in t] for t in TINY_TEXTS])
-    wide = ByteLLM(tiny, BeamParams(K=None, prune_threshold=0.0, prune="unbiased"))
-    again = await wide.batch_complete([[bytes([b]) for b in t] for t in TINY_TEXTS])
-    assert np.allclose(weights, again, rtol=1e-6)
-    return float(np.exp(weights).sum())
+    known["truth"] = float(np.exp(weights).sum())
+    return known["truth"]
 
 
 @pytest.mark.parametrize(
     ("k", "threshold", "shared"), [(1, 0.2, True), (2, 0.5, False), (5, 0.5, True), (1, 0.0, False)]
 )
-async def test_the_bundled_model_with_a_finite_constraint(tiny, tiny_truth, k, threshold, shared):
+async def test_the_bundled_model_with_a_finite_constraint(tiny, k, threshold, shared):
     params = BeamParams(K=k, prune_threshold=threshold, prune="unbiased")
-    target = finite(ByteLLM(tiny, params), TINY_TEXTS_ESCAPED)
-    await check(target, tiny_truth, n=4, max_bytes=8, share_beams=shared)
-
-
-TINY_TEXTS_ESCAPED = [t.replace(b"{", rb"\{") for t in TINY_TEXTS]
+    target = finite(ByteLLM(tiny, params), TINY_TEXTS)
+    await check(target, await tiny_truth(tiny), n=6, max_bytes=3, share_beams=shared)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("mistake", ["weight", "beam", "resampling"])
 async def test_a_wrong_weight_is_noticed(monkeypatch, mistake, shared):
     """A tenth of a nat too much a step; a beam that forgets the weight c; the ancestors' law."""
-    llm = toy(seed=9, params=dataclasses.replace(RANDOM, K=2), sharpness=0.7)
+    threshold = 0.0 if mistake == "beam" else 0.3
+    params = dataclasses.replace(RANDOM, K=1, prune_threshold=threshold)
+    llm = toy(seed=9, params=params, sharpness=0.7)
     truth = sum(exact_weights(llm).values())
     if mistake == "weight":
 
@@ -146,12 +143,36 @@ async def test_a_wrong_weight_is_noticed(monkeypatch, mistake, shared):
     else:
 
         def careless(weights, rng):
-            return rng.integers(len(weights), size=len(weights))
+            return rng.choice(np.flatnonzero(weights), size=len(weights))
 
         monkeypatch.setitem(RESAMPLING, "systematic", careless)
     options = {"seeds": RUNS, "at_once": RUNS, "share_beams": shared}
     mean, error = mean_and_error(await smc_repeat(finite(llm), 4, 1.0, LONGEST, **options))
     assert abs(mean - truth) > 4 * error, (mean, error, truth)
+
+
+async def test_the_joint_with_the_prompt_is_unbiased_and_the_ratio_is_not():
+    lm = ToyLM(seed=0, sharpness=1.0)
+    params = dataclasses.replace(RANDOM, K=1, prune_threshold=0.0)
+    exact = Enumeration(lm, frozenset([EOS_TOKEN]))
+    prompt, text, n = b"abcab", b"ba", 20_000
+    lanes = await ByteLanes.start(byte_model(lm), params, n, lane_seeds=range(n))
+    lanes = await lanes.as_prompt()
+    for byte in prompt:
+        lanes = await lanes.step(np.full(n, byte))
+    lanes = await lanes.as_text()
+    given = np.exp(lanes.log_z)
+    for byte in text:
+        lanes = await lanes.step(np.full(n, byte))
+    joint = np.exp(lanes.log_z)
+
+    def error(values, truth):
+        return abs(values.mean() - truth) / (values.std(ddof=1) / math.sqrt(n))
+
+    assert error(given, exact.prefix(prompt)) < 4
+    assert error(joint, exact.prefix(prompt + text)) < 4
+    ratio = (joint / given)[given > 0]
+    assert error(ratio, exact.prefix(prompt + text) / exact.prefix(prompt)) > 4
 
 
 # -- runs side by side -----------------------------------------------------------------
@@ -190,8 +211,7 @@ async def test_runs_side_by_side_share_forwards_and_equal_texts():
     await llm.prefix([])
     runs = await smc_repeat(llm * ByteRegex(FREE), 8, 0.5, 6, seeds=50, at_once=50)
     steps = max(len(r.history) for r in runs.results)
-    assert llm.model.engine.counts.forwards <= 2 * steps
-    assert batch.can_batch  # and not one forward a run
+    assert llm.model.engine.counts.forwards <= 2 * steps  # and not as many a run
 
 
 # -- beams of one's own ----------------------------------------------------------------
@@ -204,8 +224,7 @@ async def test_with_beams_of_their_own_equal_texts_differ_and_copies_draw_afresh
     assert len(set(together.log_weights)) == 1
     assert len(set(apart.log_weights)) > 5
     again = await smc(target, 40, 1.0, 6, share_beams=False, seed=1)
-    copies = again.ancestry[0][1]
-    assert len(set(copies)) < 40
+    assert min(len(set(ancestors)) for _, ancestors in again.ancestry) < 40
     salt = again.state.particles.salt
     assert len(np.unique(salt[:, -1])) == 40
 
@@ -216,13 +235,13 @@ async def test_the_error_of_one_run_sees_beams_of_their_own():
     spread, seen = {}, {}
     for shared in (True, False):
         options = {"share_beams": shared, "resampling_method": "multinomial"}
-        runs = await smc_repeat(target, 50, 0.5, LONGEST, seeds=200, at_once=200, **options)
+        runs = await smc_repeat(target, 300, 0.5, LONGEST, seeds=100, at_once=25, **options)
         values = np.exp(runs.log_mls)
         spread[shared] = values.var(ddof=1) / values.mean() ** 2
         variances = [np.exp(2 * r.log_ml) * r.ml_relative_variance for r in runs.results]
         seen[shared] = np.mean(variances) / values.mean() ** 2
-    assert seen[True] < 0.5 * spread[True]
-    assert seen[False] == pytest.approx(spread[False], rel=0.4)
+    assert seen[True] < 0.6 * spread[True]
+    assert seen[False] == pytest.approx(spread[False], rel=0.45)
 
 
 async def test_own_beams_need_random_ones():
@@ -232,7 +251,7 @@ async def test_own_beams_need_random_ones():
 
 # -- roll-outs -------------------------------------------------------------------------
 
-ROLLOUTS = [2, Rollout(2, 3), Rollout(3, 2), Rollout(10, 2)]
+ROLLOUTS = [Rollout(2, 3), Rollout(10, 2)]
 
 
 @pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
@@ -244,15 +263,22 @@ async def test_roll_outs_are_unbiased(rollout, params):
     if critic:
         truth = sum(w * math.exp(0.7 * len(t)) for t, w in exact_weights(llm).items())
     values = []
-    for seed in range(200 if isinstance(rollout, Rollout) else 400):
+    for seed in range(120):
         options = {"rollout": rollout, "beam_seed": seed, **critic}
         values.append((await estimates(finite(llm), 1, n=3, ess=1.0, first=seed, **options)).mean)
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     assert abs(np.mean(values) - truth) < 4 * error, (np.mean(values), error, truth)
 
 
+@pytest.mark.parametrize("n_bytes", [2, 3])
+async def test_weighing_every_few_bytes_is_unbiased(n_bytes):
+    llm = toy(seed=4, params=RANDOM)
+    await check(finite(llm), sum(exact_weights(llm).values()), ess=1.0, rollout=n_bytes)
+
+
 def test_a_candidate_is_picked_by_weight_and_weighs_the_mean():
-    log_weights = np.log(np.array([0.5, 0.0, 1.5, 0.0, 0.0, 0.0] * 4000, dtype=float) + 0)
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(np.array([0.5, 0.0, 1.5, 0.0, 0.0, 0.0] * 4000))
     picked, mean = Rollout(1, 3).pick(log_weights, np.random.default_rng(0))
     assert np.allclose(np.exp(mean), [2 / 3, 0.0] * 4000)
     which = picked[::2] % 3
@@ -264,12 +290,14 @@ async def test_a_wrong_pick_is_noticed(monkeypatch):
     llm = toy(seed=4)
     truth = sum(exact_weights(llm).values())
 
-    def best(self, log_weights, rng):
-        rows = log_weights.reshape(-1, self.candidates)
-        return np.arange(len(rows)) * self.candidates + rows.argmax(1), rows.max(1)
+    right = Rollout.pick
 
-    monkeypatch.setattr(rollout_module.Rollout, "pick", best)
-    found = await estimates(finite(llm), 150, n=3, ess=1.0, rollout=Rollout(2, 3))
+    def total(self, log_weights, rng):  # of the candidates' weights, not their mean
+        picked, mean = right(self, log_weights, rng)
+        return picked, mean + math.log(self.candidates)
+
+    monkeypatch.setattr(Rollout, "pick", total)
+    found = await estimates(finite(llm), 60, n=3, ess=1.0, rollout=Rollout(2, 3))
     assert not found.agree(truth)
 
 
@@ -294,4 +322,3 @@ async def test_refusals():
         await smc(target, 2, rollout="x")
     with pytest.raises(ValueError, match="candidates of a roll-out must be at least 1, got 0"):
         Rollout(3, 0)
-    assert await weights_of(toy())  # the world is there
