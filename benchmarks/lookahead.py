@@ -2,8 +2,9 @@
 
 Every run starts with empty caches, so `rows` are the language-model rows that the run itself
 computes; rows that fitting took are counted beside it, once a method. A standard deviation of
-log_ml is over seeds. The reference value of a case is the log of the mean estimate of all runs
-of the methods marked as good ones, at the largest size.
+log_ml is over seeds. `log of mean` is the log of the mean
+estimate, which all methods share in expectation and reach only if their runs find the texts
+that matter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,6 @@ class Case:
     max_bytes: int = 100
     approximation: Any = None  # an automaton to look ahead along, for what is none itself
 
-    def target(self, llm: Any) -> Any:
-        """The product."""
-        return llm.with_prompt(self.prompt) * self.constraint.spawn()
-
     def ahead(self) -> dict[str, Any]:
         """Settings of a look-ahead along this case's automaton."""
         return {} if self.approximation is None else {"constraint": self.approximation}
@@ -70,14 +67,10 @@ class Case:
 
 CASES = {
     "the issue's regex": Case(ByteRegex(ISSUE)),
-    # "The" is likelier than "Zinc", which is all that the rare endings do not follow
+    # In each the likelier beginning commits to bytes that the model finds unlikely later.
     "rare ending": Case(ByteRegex(r"(The [a-z]{2,8} qzxv qjkw|In [a-z]{2,8} the same way)\.")),
-    "forced spelling": Case(
-        ByteRegex(r"(This is (an? )?xylem zyzzyva|It is (an? )?([a-z]{3,8}) function)\.")
-    ),
-    "far bracket": Case(
-        ByteRegex(r"def [a-z]{1,8}\((self, ~~~#~~~\)|[a-z]{1,6}\)): (pass|return [a-z]{1,6})")
-    ),
+    "late digits": Case(ByteRegex(r"(The [a-z]{3,8} of 7351902846|On [a-z]{3,8} the side)\.")),
+    "wrong symbol": Case(ByteRegex(r"(def [a-z]{2,8}\(\) %%%% #|class [a-z]{2,8}\(self\)):")),
     "schema": Case(
         ByteJsonSchema(POINT, "python"), b"A point: ", 80, approximation=ByteRegex(POINT_REGEX)
     ),
@@ -101,7 +94,6 @@ class Outcome:
     fit_rows: int
     log_mls: list[float]
     seconds: float
-    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def alive(self) -> np.ndarray:
@@ -129,6 +121,16 @@ class Bench:
 
     def __init__(self) -> None:
         self.llm = ByteLLM(load_model("tiny"), PARAMS)
+        self.targets: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self.made: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def target(self, case: Case, llm: Any) -> tuple[Any, Any]:
+        """The language model after the case's prompt, and the target; made once."""
+        key = id(case), id(llm)
+        if key not in self.targets:
+            prompted = llm.with_prompt(case.prompt)
+            self.targets[key] = prompted, prompted * case.constraint
+        return self.targets[key]
 
     def empty(self, llm: Any) -> None:
         """Forget every row and beam."""
@@ -154,11 +156,14 @@ class Bench:
         **options: Any,
     ) -> Outcome:
         """`repeats` runs of n particles."""
-        llm = llm or self.llm
-        target = case.target(llm)
+        llm, target = self.target(case, llm or self.llm)
         self.empty(llm)
         before = self.rows()
-        options = {**(await make(target, case)), **options}
+        made = self.made.get((name, method))
+        if made is None:  # fitted once, for every number of particles
+            made = await make(target, case)
+            self.made[name, method] = made
+        options = {**made, **options}
         fit = self.rows() - before
         log_mls, used, started = [], [], time.process_time()
         ess = options.pop("ess_threshold", 0.5)
@@ -218,7 +223,7 @@ METHODS: dict[str, Make] = {
     "bigram, proposal only": ngram(2, "proposal"),
     "bigram, both": ngram(2),
     "4-gram, both": ngram(4),
-    "pilot 2 x 32, both": pilot(2),
+    "pilot 1 x 32, both": pilot(1),
     "pilot 4 x 32, both": pilot(4),
     "pilot 4 x 32, proposal only": pilot(4, role="proposal"),
 }
@@ -230,7 +235,9 @@ async def table(bench: Bench, repeats: int) -> list[Outcome]:
     out = []
     for name, case in CASES.items():
         for method in METHODS if case is CASES["the issue's regex"] else BRIEF:
-            sizes = (8, 32, 128) if method == "plain" else (8, 32)
+            sizes = (8, 32, 128, 512) if method == "plain" else (8, 32)
+            if method == "plain" and case is not CASES["the issue's regex"]:
+                sizes = (8, 32, 128)
             for n in sizes:
                 out.append(await bench.runs(name, case, method, METHODS[method], n, repeats))
                 print(line(out[-1]), flush=True)
@@ -317,7 +324,7 @@ def markdown(outcomes: list[Outcome]) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lookahead", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=24, help="runs a row (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=10, help="runs a row (%(default)s)")
     parser.add_argument("--only", choices=("table", "anatomy"), help="one part")
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument("--docs", action="store_true", help="update docs/lookahead.md too")

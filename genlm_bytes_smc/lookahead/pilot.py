@@ -45,9 +45,8 @@ async def visits_of(target: Any, n_particles: int, max_bytes: int, **options: An
     count: Counter[bytes] = Counter()
     try:
         async for state in smc_steps(target, n_particles, max_bytes=max_bytes, **options):
-            if state.step < max_bytes:
-                texts = state.particles.texts()
-                count.update(texts[i] for i in np.flatnonzero(state.particles.active))
+            texts = state.particles.texts()
+            count.update(texts[i] for i in np.flatnonzero(state.particles.active))
     except AllParticlesDeadError:
         pass  # what was seen before is still worth knowing
     texts = sorted(count, key=len)

@@ -1,0 +1,50 @@
+"""At equal or fewer language-model rows the estimates of log_ml vary much less."""
+
+import numpy as np
+import pytest
+
+from genlm_bytes_smc import BeamParams
+from genlm_bytes_smc.constraints import ByteRegex
+from genlm_bytes_smc.lookahead import Lookahead
+from genlm_bytes_smc.smc import smc
+from tests.smc.worlds import toy
+from tests.toys import EOS_TOKEN
+
+PARAMS = BeamParams(K=5, prune_threshold=0.0, eos_byte_strings=[EOS_TOKEN])
+MAX_BYTES = 12
+
+# Each begins with a choice that decides what is forced later.
+FORKS = [
+    ("a(b|c)c{5}|b(a|c)b{4}|cab", 2),
+    ("(aa|b)(c[ab]){2}cc|cb*a", 2),
+    ("[ab]{3}c{4}|c[ab]a{4}b", 1),
+]
+
+
+def target_of(pattern, model):
+    """The toy language model of that seed under a pattern, with an engine of its own."""
+    return toy(seed=model, params=PARAMS, sharpness=2.0) * ByteRegex(pattern)
+
+
+async def repeated(pattern, model, n, runs, ahead=None):
+    """log_ml of each run and the rows of all of them; an engine, and so a cache, a run."""
+    log_mls, rows = [], 0
+    for seed in range(runs):
+        target = target_of(pattern, model)
+        options = {} if ahead is None else {"proposal": ahead, "twist": ahead}
+        result = await smc(target, n, 0.5, MAX_BYTES, seed=seed, progress=False, **options)
+        log_mls.append(result.log_ml)
+        rows += result.rows
+    return np.array(log_mls), rows
+
+
+@pytest.mark.parametrize(("pattern", "model"), FORKS)
+async def test_a_pilot_makes_the_variance_a_fraction(pattern, model):
+    target = target_of(pattern, model)
+    ahead = await Lookahead.from_pilot(target, 32, MAX_BYTES, rounds=2, seed=1000)
+    plain, plain_rows = await repeated(pattern, model, 16, 12)
+    better, better_rows = await repeated(pattern, model, 8, 12, ahead)
+    assert better_rows <= plain_rows
+    assert better.var() * 4 <= plain.var(), (better.std(), plain.std())
+    # and of the same quantity: it lies within what the plain runs spread over
+    assert abs(np.log(np.exp(plain).mean()) - np.log(np.exp(better).mean())) < 4 * plain.std()
