@@ -1,0 +1,157 @@
+"""The experiments on small jobs of their own, and the commands."""
+
+import json
+
+import pytest
+
+from genlm_bytes_smc.cli import main
+from genlm_bytes_smc.experiments import EXPERIMENTS, recommend
+from genlm_bytes_smc.experiments.job import Job, attempt, timeless
+
+TINY = {"name": "tiny", "device": "cpu"}
+
+
+def rows_of(name, changes, keep):
+    """Rows of the quick jobs that `keep` chooses, made smaller by `changes`."""
+    experiment = EXPERIMENTS[name]
+    configs = [{**c, **changes} for c in experiment.jobs(True, TINY) if keep(c)]
+    rows = [attempt(Job(name, experiment.run, c)) for c in configs]
+    assert all(isinstance(row, dict) for row in rows), rows
+    return rows
+
+
+def written(name, rows, tmp_path):
+    files = EXPERIMENTS[name].report(rows).write(tmp_path, "a command")
+    page = files[0].read_text()
+    assert "data:image/png;base64," in page or len(files) == 1
+    assert all(f.exists() and f.stat().st_size > 500 for f in files)
+    assert {f.suffix for f in files[1:]} == {".png", ".svg"}
+    return page
+
+
+def test_approximation(tmp_path):
+    texts = ["The name is A", "x = [1, 2]"]
+    rows = rows_of("approximation", {"texts": texts}, lambda c: c["K"] != 2)
+    by = {
+        (r["config"]["K"], r["config"].get("prune"), r["config"].get("threshold")): r for r in rows
+    }
+    wide, narrow = by[8, "topk", 0.0]["result"], by[1, "topk", 0.0]["result"]
+    assert wide["jsd"] < 1e-3 < narrow["jsd"]
+    assert wide["apart_bits"] < narrow["apart_bits"]
+    exact = by[128, None, None]["result"]
+    assert exact["lm_rows"] == exact["lm_rows_exact"] and exact["jsd"] < 1e-9
+    assert "bits a byte" in written("approximation", rows, tmp_path)
+
+
+def test_bias(tmp_path):
+    rows = rows_of("bias", {"runs": 8, "particles": 6}, lambda c: c["prune"] == "unbiased")
+    again = attempt(Job("bias", EXPERIMENTS["bias"].run, rows[0]["config"]))
+    assert timeless(again) == timeless(rows[0])  # a job does not depend on those before it
+    for row in rows:
+        r = row["result"]
+        assert r["log_unsure"] - r["log_truth"] < -10
+        assert len(r["log_ml"]) == 8 and min(r["lm_rows"]) > 0
+    plain = next(r for r in rows if r["config"]["method"] == "is")["result"]
+    for local, log_ml in zip(plain["local"], plain["log_ml"], strict=True):
+        assert float(local) <= float(log_ml) + 1e-9  # Jensen's inequality
+    assert "look-ahead" in written("bias", rows, tmp_path)
+
+
+def test_boundary(tmp_path):
+    rows = rows_of("boundary", {}, lambda c: c["text"].startswith("An apple"))
+    r = rows[0]["result"]
+    inside = [x for x, i in zip(r["tokens"]["excess"], r["inside"], strict=True) if i]
+    assert sum(map(float, inside)) / len(inside) > 1  # bits: cut tokens mislead
+    assert max(map(float, r["beam"]["jsd"])) < 0.01
+    assert "token healing" in written("boundary", rows, tmp_path)
+
+
+def test_constraints(tmp_path):
+    small = {"lm_rows": 10, "reference": 30, "particles": 3}
+    rows = rows_of("constraints", small, lambda c: c["case"] == "date")
+    assert {r["config"]["method"] for r in rows} == set(EXPERIMENTS_METHODS)
+    for row in rows:
+        r = row["result"]
+        assert r["lm_rows"] >= 10 and 0 <= r["distance"] <= 1
+        assert r["success"] == 1.0  # nothing but dates can be drawn
+    written("constraints", rows, tmp_path)
+
+
+EXPERIMENTS_METHODS = ("local", "smc", "lookahead", "bytellm", "awrs")
+
+
+def test_scaling(tmp_path):
+    rows = rows_of("scaling", {"steps": 3}, lambda c: c[c["axis"]] in (1, 512))
+    for row in rows:
+        assert row["run"]["times"]["step_ms"] > 0
+        assert row["result"]["rows_a_step"] > 0
+    more = [{**r, "config": {**r["config"], r["config"]["axis"]: 1024}} for r in rows]
+    assert "vocabulary" in written("scaling", [*rows, *more], tmp_path)
+
+
+def study_rows(sd):
+    """Rows of a study with an exact truth, whose runs scatter by known amounts."""
+    target = {"prompt": "p", "kind": "regex", "source": "a|b", "max_bytes": 9}
+    curve = [
+        {"K": 1, "threshold": 0.01, "prune": "topk", "excess": 0.1, "bound": 0.2, "rows": 0.5},
+        {"K": 3, "threshold": 0.001, "prune": "topk", "excess": 0.001, "bound": 0.002, "rows": 1.0},
+    ]
+    common = {"target": target, "tolerance": 0.01}
+    rows = [
+        ({"part": "beam", **common}, {"texts": ["a", "b", "c"], "curve": curve}),
+        (
+            {"part": "enumerate", **common},
+            {"log_truth": -5.0, "log_unsure": -50.0, "texts": 2},
+        ),
+    ]
+    for method, scatter in sd.items():
+        for prune in ("topk", "unbiased"):
+            how = {"part": "runs", "method": method, "prune": prune, "K": 5, "particles": 16}
+            wide = scatter * (1.5 if prune == "unbiased" else 1.0)
+            logs = [-5.0 + wide * s for s in (-1, 1, -0.5, 0.5)] * 3
+            found = {"log_ml": logs, "local": logs, "ess": [8.0] * 12, "lm_rows": [100] * 12}
+            rows.append(({**how, **common}, found))
+    return [{"config": c, "result": r} for c, r in rows]
+
+
+def test_the_recommendation_is_the_cheapest_that_meets_the_error():
+    advice = recommend(study_rows({"is": 0.8, "smc": 0.2}), error=0.3)
+    assert (advice.K, advice.threshold) == (3, 0.001)
+    assert (advice.prune, advice.proposal, advice.ess) == ("topk", "target", 0.5)
+    assert advice.particles < 16 and advice.error <= 0.31
+    advice = recommend(study_rows({"is": 0.1, "smc": 0.5}), error=0.3)
+    assert advice.ess == 0.0
+    advice = recommend(study_rows({"smc": 0.5, "lookahead": 0.2}), error=0.1)
+    assert advice.proposal == "lookahead" and advice.particles > 16
+    assert len(advice.reasons) >= 4
+
+
+def test_commands_say_what_is_wrong(tmp_path, capsys):
+    out = ["--out", str(tmp_path)]
+    cases = [
+        (["experiment", "bais", *out], "known: approximation, bias, boundary"),
+        (["study", *out], "one constraint is due"),
+        (["study", "--regex", "a", "--grammar", "b", *out], "got --regex and --grammar"),
+        (["study", "--regex", "(", *out], "--regex"),
+        (["study", "--regex", "a", "--error", "0", *out], "--error must be above 0"),
+        (["study", "--regex", "a", "--tolerance", "-1", *out], "--tolerance must be above 0"),
+        (["study", "--grammar", str(tmp_path / "none"), *out], "cannot read"),
+    ]
+    for arguments, message in cases:
+        assert main(arguments) in (1, 2)
+        told = capsys.readouterr().err
+        assert message in told and len(told.splitlines()) == 1
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_study_of_a_finite_constraint(tmp_path, capsys):
+    arguments = ["study", "--prompt", "The cat", "--regex", " (sat|ran)\\.", "--max-bytes", "8"]
+    arguments += ["--out", str(tmp_path), "--quick", "--workers", "0", "--json"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["exact"] and found["log_ml"] < 0
+    assert set(found["recommended"]) == {"K", "threshold", "prune", "particles", "ess", "proposal"}
+    assert (tmp_path / "report.html").exists() and len(found["reasons"]) >= 4
+    assert main(arguments) == 0  # nothing is done again
+    assert json.loads(capsys.readouterr().out)["ran"] == 0
