@@ -5,6 +5,9 @@ resampling and threshold, in one process, one right after the other. genlm-contr
 some seconds a case; after that its particles are stopped at the end of the byte they read, and
 this package is measured over as many bytes. Every run starts with empty caches; time counts
 from when the prompt has been read.
+
+Part e is what a program waits for that makes a potential, sets its prompt and samples once, to
+the end: time counts from the constructor, with no trie made yet on either side.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ TITLES = {
     "b": "a byte step of this package against the number of particles (date)",
     "c": "particle-bytes a second, constrained by a JSON schema",
     "d": "memory after a run of this package (date)",
+    "e": "particle-bytes a second of one whole run (date), from the constructor on",
 }
 
 
@@ -74,11 +78,12 @@ class Sizes:
     particles: tuple[int, ...] = (8, 32, 128)
     growing: tuple[int, ...] = (1, 8, 32, 128, 512, 1024)
     schema_particles: int = 8
+    whole: tuple[int, ...] = (8, 32, 128)  # particles of part e
     repeats: int = 3  # of this package; the median counts
 
 
 FULL = Sizes()
-QUICK = Sizes(0.5, (8, 32), (8, 128, 1024), 2, 1)
+QUICK = Sizes(0.5, (8, 32), (8, 128, 1024), 2, (8,), 1)
 
 
 @dataclass
@@ -150,16 +155,28 @@ class Bench:
         self.counts["rows"] += int(ids.shape[0])
 
     async def ours(
-        self, prompt: str, constraint: Any, n: int, steps: int | None, seed: int = 0
+        self,
+        prompt: str,
+        constraint: Any,
+        n: int,
+        steps: int | None,
+        seed: int = 0,
+        whole: bool = False,
     ) -> Run:
-        """This package, over at most `steps` bytes (None: to the end)."""
+        """This package, over at most `steps` bytes (None: to the end); `whole`: see part e."""
         llm = ByteLLM(self.llm, self.params, prompt=prompt.encode())
         engine = llm.model.engine
         llm.model.store.clear()
         engine.clear_cache()
-        await llm.lanes(1)  # reads the prompt
+        if whole:
+            engine.__dict__.pop("_byte_models")  # with its trie, rows and beams
+            llm = None  # type: ignore[assignment]
+        else:
+            await llm.lanes(1)  # reads the prompt
         read, made, active, state = 0, 0, 0, None
         with measure._Clock() as clock:
+            if whole:
+                llm = ByteLLM(self.llm, self.params, prompt=prompt.encode())
             run = smc_steps(
                 llm * constraint.spawn(), n, ESS, MAX_BYTES, resampling_method=METHOD, seed=seed
             )
@@ -177,17 +194,20 @@ class Bench:
         ml = state.history[-1].log_ml if not active else float("nan")
         return Run.of(clock, read, made, rows, forwards, lanes, ml)
 
-    async def peer(self, prompt: str, constraint: Any, n: int, seconds: float) -> Run:
-        """genlm-control for about `seconds`."""
+    async def peer(
+        self, prompt: str, constraint: Any, n: int, seconds: float, whole: bool = False
+    ) -> Run:
+        """genlm-control for about `seconds`; `whole`: see part e."""
         self.llm.clear_cache()
         llm = PeerLLM(self.llm, self.params)
         llm.set_prompt_from_str(prompt)
-        # Else each particle would make a trie of its own, all at once.
-        await llm._get_or_create_beam_for_context([])
+        if not whole:  # else each particle makes a trie of its own, all at once
+            await llm._get_or_create_beam_for_context([])
         before = dict(self.counts)
         sampler = _Timed(llm * constraint.coerce(llm, f=b"".join), seconds)
         smc = SMC(sampler)
         np.random.seed(0)  # what genlm-control draws with
+        torch.manual_seed(0)
         with measure._Clock() as clock:  # collecting garbage, before, takes its time
             sampler.deadline = time.perf_counter() + seconds
             got = await smc(n, ESS, MAX_BYTES + 1, resampling_method=METHOD)
@@ -197,20 +217,34 @@ class Bench:
         return Run.of(clock, sampler.read, sampler.steps, rows, forwards, float("nan"), ml)
 
     async def median(
-        self, prompt: str, constraint: Any, n: int, steps: int | None, repeats: int
+        self,
+        prompt: str,
+        constraint: Any,
+        n: int,
+        steps: int | None,
+        repeats: int,
+        whole: bool = False,
     ) -> Run:
         """Ours with median wall time, over seeds."""
-        runs = [await self.ours(prompt, constraint, n, steps, seed) for seed in range(repeats)]
+        seeds = range(repeats)
+        runs = [await self.ours(prompt, constraint, n, steps, s, whole) for s in seeds]
         return sorted(runs, key=lambda r: r.cost.wall)[len(runs) // 2]
 
     async def versus(
-        self, case: tuple[str, str], prompt: str, pair: tuple[Any, Any], n: int, sizes: Sizes
+        self,
+        case: tuple[str, str],
+        prompt: str,
+        pair: tuple[Any, Any],
+        n: int,
+        sizes: Sizes,
+        whole: bool = False,
     ) -> Record:
-        """Both sides over the same number of bytes."""
+        """Both sides over the same number of bytes; `whole`: to the end, see part e."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # genlm-bytes' sparse tensors are "in beta"
-            theirs = await self.peer(prompt, pair[1], n, sizes.peer_seconds)
-        mine = await self.median(prompt, pair[0], n, theirs.steps, sizes.repeats)
+            seconds = 600.0 if whole else sizes.peer_seconds
+            theirs = await self.peer(prompt, pair[1], n, seconds, whole)
+        mine = await self.median(prompt, pair[0], n, theirs.steps, sizes.repeats, whole)
         record = Record(*case, **measure._versus(mine.cost, theirs.cost), threads=_threads())
         record.unit = "particle-bytes/s"
         record.work |= {"particles": n, "ours_steps": mine.steps, "peer_steps": theirs.steps}
@@ -276,13 +310,27 @@ async def schema(bench: Bench, sizes: Sizes) -> list[Record]:
     return [await bench.versus(("c", f"name and age, N={n}"), "JSON: ", pair, n, sizes)]
 
 
+async def whole_runs(bench: Bench, sizes: Sizes) -> list[Record]:
+    """Part e."""
+    prompt, pattern = REGEXES["date"]
+    pair, out = (ByteRegex(pattern), BoolFSA.from_regex(pattern)), []
+    await bench.ours(prompt, pair[0], 2, 4)  # compile
+    for n in sizes.whole:
+        record = await bench.versus(
+            ("e", f"whole run, date, N={n}"), prompt, pair, n, sizes, whole=True
+        )
+        record.goal = GOALS.get(n)
+        out.append(record)
+    return out
+
+
 async def everything(sizes: Sizes, only: str) -> list[Record]:
     """All parts that are asked for."""
     bench, out = Bench(), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         await bench.peer("", BoolFSA.from_regex("[a-z]+"), 1, 0.0)  # first uses of libraries
-    for parts, measured in (("a", regexes), ("bd", growth), ("c", schema)):
+    for parts, measured in (("a", regexes), ("bd", growth), ("c", schema), ("e", whole_runs)):
         if set(parts) & set(only):
             out += await measured(bench, sizes)
     return sorted((r for r in out if r.part in only), key=lambda r: r.part)
@@ -404,7 +452,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.smc", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes: under a minute")
-    parser.add_argument("--only", default="abcd", help="parts, as in ac (default: all)")
+    parser.add_argument("--only", default="abcde", help="parts, as in ac (default: all)")
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (%(default)s)")
     parser.add_argument("--docs", action="store_true", help="update docs/performance_smc.md too")

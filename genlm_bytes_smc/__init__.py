@@ -25,16 +25,33 @@ from genlm_bytes_smc.trie import TokenTrie
 from genlm_bytes_smc.vocab import Vocabulary
 
 if TYPE_CHECKING:
+    from genlm_bytes_smc import smc
+    from genlm_bytes_smc.constraints import (
+        ByteGrammar,
+        ByteJsonSchema,
+        BytePredicate,
+        ByteRegex,
+        ByteWFSA,
+    )
     from genlm_bytes_smc.llamppl import ByteContext
     from genlm_bytes_smc.potential import ByteLLM
     from genlm_bytes_smc.proposal import ByteAWRS, ByteProposalSampler, byte_sampler
+    from genlm_bytes_smc.smc import SMCResult
+    from genlm_bytes_smc.token_proposal import ByteTokenSampler
 
 # What builds on genlm-control and llamppl, imported when first asked for.
 _LATER = {
     "ByteAWRS": "genlm_bytes_smc.proposal",
     "ByteContext": "genlm_bytes_smc.llamppl",
+    "ByteGrammar": "genlm_bytes_smc.constraints",
+    "ByteJsonSchema": "genlm_bytes_smc.constraints",
     "ByteLLM": "genlm_bytes_smc.potential",
+    "BytePredicate": "genlm_bytes_smc.constraints",
     "ByteProposalSampler": "genlm_bytes_smc.proposal",
+    "ByteRegex": "genlm_bytes_smc.constraints",
+    "ByteTokenSampler": "genlm_bytes_smc.token_proposal",
+    "ByteWFSA": "genlm_bytes_smc.constraints",
+    "SMCResult": "genlm_bytes_smc.smc",
     "byte_sampler": "genlm_bytes_smc.proposal",
 }
 
@@ -44,10 +61,16 @@ __all__ = [
     "ByteAWRS",
     "ByteBeamState",
     "ByteContext",
+    "ByteGrammar",
+    "ByteJsonSchema",
     "ByteLLM",
     "ByteLanes",
     "ByteModel",
+    "BytePredicate",
     "ByteProposalSampler",
+    "ByteRegex",
+    "ByteTokenSampler",
+    "ByteWFSA",
     "ContextTooLongError",
     "EngineError",
     "LMCounts",
@@ -56,6 +79,7 @@ __all__ = [
     "Prompt",
     "RowEngine",
     "RowTransform",
+    "SMCResult",
     "TokenTrie",
     "VLLMEngine",
     "Vocabulary",
@@ -63,14 +87,17 @@ __all__ = [
     "byte_model",
     "byte_sampler",
     "load_model",
+    "smc",
 ]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        from importlib import import_module
+    from importlib import import_module
 
+    if name == "smc":  # the package, which can be called like the function in it
+        return import_module("genlm_bytes_smc.smc")
+    if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

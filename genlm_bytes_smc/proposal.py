@@ -53,8 +53,8 @@ class ByteProposalSampler(DirectTokenSampler):  # type: ignore[misc]
         defensive: float = 0.05,
         autobatch: bool = True,
     ) -> None:
-        _check_bytes("target", target)
-        _check_bytes("proposal", proposal)
+        check_bytes("target", target)
+        check_bytes("proposal", proposal)
         if proposal.vocab_eos != target.vocab_eos:
             raise ValueError(
                 f"target and proposal must have the same tokens, got {len(target.vocab)} and "
@@ -119,7 +119,7 @@ def byte_sampler(
     """
     if proposal is not None:
         return ByteProposalSampler(target, proposal, defensive=defensive, autobatch=autobatch)
-    _check_bytes("target", target)
+    check_bytes("target", target)
     return DirectTokenSampler(target, autobatch=autobatch)
 
 
@@ -134,7 +134,12 @@ def _mixture(q: torch.Tensor, p: torch.Tensor, share: float) -> torch.Tensor | N
     return p - p_total if p_alive and share > 0 else None
 
 
-def _check_bytes(role: str, potential: Potential) -> None:
+def check_bytes(role: str, potential: Potential) -> None:
+    """Raise unless every token of a potential is one byte.
+
+    Raises:
+        TypeError: no potential. ValueError: other tokens.
+    """
     if not isinstance(potential, Potential):
         raise TypeError(f"the {role} must be a Potential, got {type(potential).__name__}")
     odd = next((x for x in potential.vocab if not isinstance(x, bytes) or len(x) != 1), None)

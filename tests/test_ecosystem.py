@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from genlm.control import SMC, BoolFSA, Ensemble, direct_token_sampler
+from genlm.control import SMC, WFSA, BoolFSA, Ensemble, direct_token_sampler
 from genlm.control.constant import EOS
 from genlm.control.potential.base import Potential
 from genlm.control.sampler.token import AWRS
 
 from genlm_bytes_smc import BeamParams, load_model
 from genlm_bytes_smc.alphabet import BYTES, TABLES
-from genlm_bytes_smc.constraints import ByteRegex
+from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, ByteWFSA
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.proposal import ByteAWRS, ByteProposalSampler, byte_sampler
 from tests.toys import EOS_TOKEN, Enumeration, ToyLM
@@ -118,6 +118,18 @@ async def test_a_product_with_an_integer_automaton_had_to_be_coerced_by_hand():
     assert row[EOS] == other[EOS] > -math.inf
     assert row[b"x"] == -math.inf
     await both.assert_contract([[], split(b"ab"), split(b"bb")], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("to_bytes", [True, False])
+async def test_an_automaton_of_genlm_control_becomes_tables_in_a_product(to_bytes):
+    llm = toy(3, 0.05)
+    both = llm * BoolFSA.from_regex("ab|é", to_bytes=to_bytes)
+    assert isinstance(both.p2, ByteDFA)
+    assert isinstance((await both.batch_logw_next([[], split(b"a")])).weights, torch.Tensor)
+    assert await both.complete(split(b"ab")) == await llm.complete(b"ab")
+    assert await both.p2.complete(split("é".encode())) == 0
+    weighted = llm * WFSA.from_regex("a(b|c)", to_bytes=to_bytes)
+    assert isinstance(weighted.p2, ByteWFSA)
 
 
 async def test_product_with_a_constraint_of_this_package():

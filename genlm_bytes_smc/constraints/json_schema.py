@@ -31,7 +31,8 @@ class ByteJsonSchema(ByteMatcher):
     order the schema lists them, others after.
 
     Args:
-        schema: the schema as a mapping, a bool, or JSON text.
+        schema: the schema as a mapping, a bool, or JSON text; or a class that knows its own
+            (pydantic's `model_json_schema`).
         whitespace: between tokens, "any" JSON whitespace, "none", "python" for the spaces
             `json.dumps` writes, or a regular expression.
         device: where weights are returned (None: the CPU).
@@ -44,7 +45,7 @@ class ByteJsonSchema(ByteMatcher):
 
     def __init__(
         self,
-        schema: Mapping[str, Any] | bool | str,
+        schema: Mapping[str, Any] | bool | str | type,
         whitespace: str = "any",
         *,
         device: torch.device | str | None = None,
@@ -79,10 +80,14 @@ class ByteJsonSchema(ByteMatcher):
         return {"schema": show(self.schema), "whitespace": self.whitespace, **super().summary()}
 
 
-def _checked(schema: Mapping[str, Any] | bool | str) -> dict[str, Any]:
+def _checked(schema: Any) -> dict[str, Any]:
     """The schema as plain JSON data, valid under its meta-schema."""
+    if isinstance(schema, type) and callable(getattr(schema, "model_json_schema", None)):
+        schema = schema.model_json_schema()  # type: ignore[attr-defined]
+    if isinstance(schema, bytes | bytearray):
+        schema = schema.decode("utf-8", "replace")
     try:
-        data = json.loads(schema if isinstance(schema, str) else json.dumps(schema))
+        data = json.loads(schema if isinstance(schema, str) else json.dumps(schema, default=_plain))
     except (TypeError, ValueError) as e:
         raise ConstraintError(f"a schema is JSON data or JSON text: {e}") from None
     if not isinstance(data, dict | bool):
@@ -96,3 +101,10 @@ def _checked(schema: Mapping[str, Any] | bool | str) -> dict[str, Any]:
     except SchemaError as e:
         raise ConstraintError(f"not a JSON Schema: at {e.json_path}, {e.message}") from None
     return data
+
+
+def _plain(part: Any) -> Any:
+    """A mapping that is no `dict`, as one."""
+    if isinstance(part, Mapping):
+        return dict(part)
+    raise TypeError(f"{type(part).__name__} is no JSON data: {part!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from genlm.control.potential.base import Potential
+from genlm.control.potential.built_in.wfsa import WFSA
 from genlm.control.typing import Atomic
 
 from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS, TABLES
@@ -216,8 +218,17 @@ class ByteLLM(Potential):  # type: ignore[misc]
         return torch.full((n, N_SYMBOLS), default, dtype=torch.float64, device=self.device)
 
     def __mul__(self, other: Potential) -> Any:
-        """The product; a potential over integer bytes (genlm-control's automata and
-        grammars) is taken over `bytes` tokens first."""
+        """The product.
+
+        An automaton of genlm-control (`BoolFSA`, `WFSA`) is compiled to tables on this model's
+        device first (`constraints.from_genlm`); another potential over integer bytes (its
+        grammars) is taken over `bytes` tokens.
+        """
+        if isinstance(other, WFSA):
+            from genlm_bytes_smc.constraints import ConstraintError, from_genlm
+
+            with suppress(ConstraintError):  # what has no tables is taken as it is
+                other = from_genlm(other, device=self.device)
         if isinstance(other, Potential) and other.token_type == Atomic(int):
             other = other.coerce(self, f=b"".join, prune=False, tables=TABLES)
         return super().__mul__(other)

@@ -4,7 +4,13 @@ from genlm_bytes_smc.smc import smc
 
 result = await smc(byte_llm * ByteRegex(r"[a-z]+@[a-z]+[.]com"), n_particles=32, max_bytes=40)
 print(result)
+
+The package can itself be called like the function, so `from genlm_bytes_smc import smc` will do.
 """
+
+import sys
+from types import ModuleType
+from typing import Any
 
 from genlm_bytes_smc.smc.conditional import (
     Chains,
@@ -51,3 +57,14 @@ __all__ = [
     "smc_steps",
     "smc_sync",
 ]
+
+
+class _Callable(ModuleType):
+    """This package as what `from genlm_bytes_smc import smc` is taken for."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See the function `smc`."""
+        return smc(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -3,6 +3,7 @@
 import json
 import random
 from itertools import product
+from types import MappingProxyType
 
 import jsonschema
 import pytest
@@ -228,6 +229,21 @@ def test_a_schema_that_cannot_be_is_refused_with_its_reason(schema, message):
 def test_a_schema_may_be_text_or_true():
     assert accepted(ByteJsonSchema('{"type": "null"}'), b"null")
     assert accepted(ByteJsonSchema(True), b'{"a": [1, "b", null]}')
+
+
+def test_a_schema_may_come_from_a_class_or_in_mappings_that_are_no_dict():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+    class Model:
+        """As pydantic's classes do."""
+
+        @classmethod
+        def model_json_schema(cls):
+            return schema
+
+    frozen = MappingProxyType({**schema, "properties": MappingProxyType(schema["properties"])})
+    for form in (schema, json.dumps(schema), json.dumps(schema).encode(), Model, frozen):
+        assert ByteJsonSchema(form).schema == schema
 
 
 def test_lanes_that_read_the_same_share_one_matcher_and_one_mask():
