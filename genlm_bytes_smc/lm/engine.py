@@ -100,6 +100,15 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self._spelled: dict[tuple[int, ...], int] = {}
         self.tree.on_free(self._forget_spelling)
 
+    @property
+    def input_size(self) -> int | None:
+        """Token ids that the model takes are below it; None where that is not known."""
+        return None
+
+    def __deepcopy__(self, memo: object) -> RowEngine:
+        """The engine itself: copies of what stands on a model share the model."""
+        return self
+
     # -- what a subclass provides ------------------------------------------------------
 
     @abstractmethod
