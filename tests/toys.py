@@ -50,8 +50,14 @@ class Enumeration:
         self.lm = lm
         self.eos = [i for i, t in enumerate(lm.tokens) if t in eos]
         self.start = (lm.tokenizer.bos_token_id,)
+        self._known = {}
 
     def _rows(self, context):
+        if context not in self._known:
+            self._known[context] = self._row(context)
+        return self._known[context]
+
+    def _row(self, context):
         p = np.exp(self.lm.row(context).double().numpy())[: len(self.lm.tokens)]
         spelled = np.array([len(t) > 0 for t in self.lm.tokens])
         return np.where(spelled, p, 0.0) / p[spelled].sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _PURPLE, _GREEN, _RED, _YELLOW, _GREY, _BOLD, _OFF = (
@@ -11,17 +12,18 @@ _PURPLE, _GREEN, _RED, _YELLOW, _GREY, _BOLD, _OFF = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Candidate:
-    """One candidate, ready to be shown.
+    """One candidate, ready to be shown; printed as in genlm-bytes.
 
     Attributes:
         logw: log weight, nats.
         share: its share of the beam's weight, in [0, 1].
-        tokens: the tokens of its context.
+        tokens: the tokens of its context, as bytes.
         partial: what has been read of the token in flight.
         kept: whether its share is above the pruning threshold.
         ended: whether it has read the end of the sequence.
+        context: the tokens of its context, as ids.
     """
 
     logw: float
@@ -30,6 +32,25 @@ class Candidate:
     partial: bytes
     kept: bool = True
     ended: bool = False
+    context: tuple[int, ...] = ()
+
+    @property
+    def weight(self) -> float:
+        """`logw`, by genlm-bytes' name."""
+        return self.logw
+
+    @property
+    def terminated(self) -> bool:
+        """`ended`, by genlm-bytes' name."""
+        return self.ended
+
+    @property
+    def lm_state(self) -> Candidate:
+        """The candidate itself: genlm-bytes has `context` there."""
+        return self
+
+    def __repr__(self) -> str:
+        return _line(self, paint=_plain)
 
 
 def escape(spelling: bytes) -> str:
@@ -40,17 +61,28 @@ def escape(spelling: bytes) -> str:
 def as_text(log_z: float, candidates: list[Candidate], *, colour: bool) -> str:
     """The printed form: Z, then probability, log weight, tokens and partial token."""
 
-    def paint(code: str, text: str) -> str:
-        return f"{code}{text}{_OFF}" if colour else text
-
+    paint = _coloured if colour else _plain
     lines = [paint(_BOLD, f"Z: {log_z}"), paint(_BOLD, "Candidates:")]
     for c in candidates:
         share = paint(_GREEN if c.kept else _RED, f"{c.share:.4f}")
-        context = paint(_PURPLE, "|".join(map(escape, c.tokens)))
-        partial = paint(_GREEN, "|" + escape(c.partial))
-        end = paint(_YELLOW, "<EOS>") if c.ended else ""
-        lines.append(f"({share}) {paint(_GREY, f'{c.logw:.2f}')}: {context}{partial}{end}")
+        lines.append(f"({share}) {_line(c, paint)}")
     return "\n".join(lines) + "\n"
+
+
+def _line(c: Candidate, paint: Callable[[str, str], str]) -> str:
+    """Log weight, tokens and partial token of one candidate."""
+    context = paint(_PURPLE, "|".join(map(escape, c.tokens)))
+    partial = paint(_GREEN, "|" + escape(c.partial))
+    end = paint(_YELLOW, "<EOS>") if c.ended else ""
+    return f"{paint(_GREY, f'{c.logw:.2f}')}: {context}{partial}{end}"
+
+
+def _coloured(code: str, text: str) -> str:
+    return f"{code}{text}{_OFF}"
+
+
+def _plain(code: str, text: str) -> str:
+    return text
 
 
 def as_html(log_z: float, candidates: list[Candidate]) -> str:

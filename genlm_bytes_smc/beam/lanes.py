@@ -120,6 +120,10 @@ class ByteLanes:
         """Number of lanes, N."""
         return len(self.log_z)
 
+    def __deepcopy__(self, memo: object) -> ByteLanes:
+        """The lanes themselves: they are a value, which nothing changes."""
+        return self
+
     @property
     def log_thin(self) -> float:
         """Log share of the weight below which `prune="unbiased"` thins extensions.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -43,6 +44,10 @@ class ByteModel:
         self._rescue_row = lru_cache(maxsize=4096)(self._rescue_row_of)
         self.rescuable = lru_cache(maxsize=1 << 16)(self._rescuable)
 
+    def __deepcopy__(self, memo: object) -> ByteModel:
+        """The model itself: copies of beams share it."""
+        return self
+
     @cached_property
     def special_ids(self) -> tuple[int, ...]:
         """Ids of the tokenizer's special (control) tokens that spell something, sorted."""
@@ -75,17 +80,58 @@ class ByteModel:
         """Trie positions of the end-of-sequence tokens, sorted int64."""
         return np.sort(self.trie.position[list(self.eos_ids(spellings))]).astype(np.int64)
 
+    def spellings(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
+        """What each token spells; an id that only the model knows stands as `<id>`."""
+        size = len(self.vocab)
+        return tuple(self.vocab[t] if t < size else b"<%d>" % t for t in tokens)
+
     def canonical(self, text: bytes) -> list[int]:
-        """The tokenizer's own tokens of `text`, if they spell just that; else none."""
-        tokenizer = self.engine.tokenizer
-        if not hasattr(tokenizer, "encode"):
+        """The tokenizer's own tokens of `text`, as far as they spell it.
+
+        They stop before bytes that are no UTF-8, before a character that `text` cuts, and
+        where the tokenizer has changed the text.
+        """
+        valid = _valid_utf8(text)
+        tokens, spelled = self._spelling(self._encode(valid), text)
+        if spelled < len(valid.encode()):
+            # SentencePiece tokenizers put a space before a text, but not after a newline.
+            behind = self._encode("\n" + valid)
+            first = self._after_newline(behind)
+            others, length = self._spelling(behind[first:], text)
+            if length > spelled:
+                return others
+        return tokens
+
+    def _after_newline(self, tokens: list[int]) -> int:
+        """Index of the token after the one that ends with a leading newline, or their number."""
+        for i, token in enumerate(tokens):
+            if self.vocab[token].endswith(b"\n"):
+                return i + 1
+            if self.vocab[token].strip():
+                break
+        return len(tokens)
+
+    def _encode(self, text: str) -> list[int]:
+        """The tokenizer's tokens of a text; none if it cannot say."""
+        if not text or not hasattr(self.engine.tokenizer, "encode"):
             return []
         try:
-            tokens = list(tokenizer.encode(text.decode("utf-8"), add_special_tokens=False))
-        except (UnicodeDecodeError, TypeError, ValueError):
+            tokens = list(self.engine.tokenizer.encode(text, add_special_tokens=False))
+        except (TypeError, ValueError):
             return []
         inside = all(isinstance(t, int) and 0 <= t < len(self.vocab) for t in tokens)
-        return tokens if inside and b"".join(self.vocab[t] for t in tokens) == text else []
+        return tokens if inside else []
+
+    def _spelling(self, tokens: list[int], text: bytes) -> tuple[list[int], int]:
+        """The first of `tokens` that spell what `text` begins with, and how many bytes."""
+        spelled = b"".join(self.vocab[t] for t in tokens)
+        if text.startswith(spelled):
+            return tokens, len(spelled)
+        count = at = 0
+        while text.startswith(self.vocab[tokens[count]], at):
+            at += len(self.vocab[tokens[count]])
+            count += 1
+        return tokens[:count], at
 
     def rescue_rows(
         self, nodes: IntArray, cut: IntArray, max_backoff: int | None, max_splits: int | None
@@ -159,6 +205,14 @@ class ByteModel:
         return trie.byte[below][hi - lo > inside]
 
 
+def _valid_utf8(text: bytes) -> str:
+    """The text up to the first byte that is no UTF-8."""
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return text[: error.start].decode("utf-8")
+
+
 def _kernels(store: RowStore) -> Kernels:
     if store.engine.device.type == "cpu":
         return NumbaKernels(store)
@@ -176,7 +230,12 @@ def byte_model(
         llm: a genlm-backend AsyncLM or a `RowEngine`.
         transform: temperature, top-k and top-p of the token-level rows.
         row_bytes: limit on cached rows, in bytes (of the first call for this transform).
+
+    Raises:
+        TypeError: `llm` is no model, or `transform` no RowTransform.
     """
+    if not isinstance(transform, RowTransform | None):
+        raise TypeError(f"transform must be a RowTransform, got {transform!r}")
     engine = as_engine(llm)
     transform = transform or RowTransform()
     # Kept on the engine itself, so that both go together.

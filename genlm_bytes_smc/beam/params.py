@@ -6,9 +6,12 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 Pruning = Literal["topk", "unbiased"]
+
+_SEEDS = 1 << 64
 
 
 @dataclass
@@ -31,7 +34,7 @@ class BeamParams:
         prune: "topk" keeps the K likeliest candidates. "unbiased" keeps K by optimal
             resampling (Fearnhead & Clifford 2003), so that the expectation of exp(logZ) is
             the exact prefix probability for every K and threshold.
-        seed: of the random choices of `prune="unbiased"`.
+        seed: of the random choices of `prune="unbiased"`, below 2**64.
 
     Raises:
         ValueError: K below 1, a threshold outside [0, 1), an unknown `prune`, a negative
@@ -62,10 +65,9 @@ class BeamParams:
             self.eos_byte_strings, self.eos_tokens = self.eos_tokens, None
         if self.K is not None:
             _check_count("K", self.K, least=1, none="None (keep every candidate)")
-        if isinstance(self.prune_threshold, bool) or not isinstance(
-            self.prune_threshold, int | float
-        ):
+        if isinstance(self.prune_threshold, bool) or not isinstance(self.prune_threshold, Real):
             raise TypeError(f"prune_threshold must be a number, got {self.prune_threshold!r}")
+        self.prune_threshold = float(self.prune_threshold)
         if not 0 <= self.prune_threshold < 1:
             raise ValueError(f"prune_threshold must be in [0, 1), got {self.prune_threshold!r}")
         if self.prune not in ("topk", "unbiased"):
@@ -74,6 +76,8 @@ class BeamParams:
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name), least=0, none="None (no limit)")
         _check_count("seed", self.seed, least=0)
+        if self.seed >= _SEEDS:
+            raise ValueError(f"seed must be below 2**64, got {self.seed}")
         self.eos_byte_strings = _byte_strings(self.eos_byte_strings)
         if self.prune == "unbiased":
             self.heal = False
@@ -105,7 +109,7 @@ def _check_count(name: str, value: object, least: int, none: str = "") -> None:
 def _byte_strings(given: Iterable[bytes] | None) -> set[bytes]:
     if given is None:
         return set()
-    if isinstance(given, bytes | str):
+    if isinstance(given, bytes | str) or not isinstance(given, Iterable):
         raise TypeError(f"eos_byte_strings must be a list of bytes, got {given!r}")
     strings = list(given)
     for s in strings:

@@ -12,14 +12,14 @@ from genlm.bytes.util import LazyByteProbs as _LazyByteProbs
 
 from genlm_bytes_smc.beam.kernels import N_BYTES
 
-EOT, EOS = 256, 257  # places in a 258-vector, as genlm-bytes numbers them
+EOS = 257  # its place in a 258-vector, as genlm-bytes numbers them
 
 
 class LazyByteProbs(_LazyByteProbs):  # type: ignore[misc]
     """Log probabilities of the next byte.
 
-    `row[b]` for a byte 0..255, `row[257]` for the end of the sequence, `row[None]` for
-    "end of token", which is no symbol here and always -inf; `.ps` is all 258 of them,
+    `row[b]` for a byte 0..255, `row[257]` for the end of the sequence, `row[None]` (or 256)
+    for "end of token", which is no symbol here and always -inf; `.ps` is all 258 of them,
     float64; `.materialize()` a dictionary; `.pretty().top(5)` one with readable keys.
     """
 
@@ -34,7 +34,7 @@ class LazyByteProbs(_LazyByteProbs):  # type: ignore[misc]
         return cls(ps)
 
     def __getitem__(self, b: int | None) -> float:
-        """Log probability of a byte, of the end (257) or of `None`.
+        """Log probability of a byte, of the end (257) or of "end of token" (None, 256).
 
         Raises:
             ValueError: another number. TypeError: not a number.
@@ -42,7 +42,7 @@ class LazyByteProbs(_LazyByteProbs):  # type: ignore[misc]
         if b is not None:
             if isinstance(b, bool) or not hasattr(b, "__index__"):
                 raise TypeError(f"a byte is an integer in 0..255, got {b!r}")
-            if not 0 <= b.__index__() <= EOS or b == EOT:
+            if not 0 <= b.__index__() <= EOS:
                 raise ValueError(f"a byte is in 0..255, 257 the end of the sequence; got {b}")
         return float(super().__getitem__(b))
 

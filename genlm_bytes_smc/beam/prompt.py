@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,10 +81,17 @@ class Prompt:
         """
         if isinstance(spelling, str):
             raise TypeError(f"bytes are due, got str {spelling[:40]!r}; use Prompt.text")
-        try:
-            spelled = bytes(bytearray(spelling))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"a prompt is bytes or integers 0..255, got {spelling!r}") from None
+        if isinstance(spelling, bytes | bytearray | memoryview):
+            spelled = bytes(spelling)
+        else:  # neither a number nor an array of wide integers, which bytes() reads otherwise
+            try:
+                numbers = [operator.index(b) for b in spelling]
+                if any(isinstance(b, bool) for b in spelling):
+                    raise TypeError
+                spelled = bytes(numbers)
+            except (TypeError, ValueError) as error:
+                told = f"a prompt is bytes or integers 0..255, got {spelling!r}"
+                raise type(error)(told) from None
         return cls((Spelled(spelled),) if spelled else ())
 
     @classmethod
@@ -141,6 +149,7 @@ class Prompt:
 
         Raises:
             ValueError: no messages, one without role or content, or no template.
+            TypeError: a content that is no text.
         """
         byte_model = _as_model(model)
         tokenizer = byte_model.engine.tokenizer
@@ -149,25 +158,41 @@ class Prompt:
         for message in messages:
             if not {"role", "content"} <= set(message):
                 raise ValueError(f'a message needs "role" and "content", got {dict(message)!r}')
+            if not isinstance(message["content"], str):
+                raise TypeError(f"a message's content is text, got {message['content']!r}")
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("this model's tokenizer has no chat template; use Prompt.text")
+        plain = _split_special(_render(tokenizer, messages), byte_model)
         # The template sees marks from the private-use area in place of the contents, so that
         # what is the template's and what is a user's can be told apart afterwards.
         marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
         marked = [dict(m, content=k) for m, k in zip(messages, marks, strict=True)]
-        rendered = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
-        bos = getattr(tokenizer, "bos_token", None)
-        if bos and rendered.startswith(bos):
-            rendered = rendered[len(bos) :]  # the engine's start tokens stand for it
         segments: list[Segment] = []
-        for piece in re.split("(\ue000\\d+\ue001)", rendered):
+        for piece in re.split("(\ue000\\d+\ue001)", _render(tokenizer, marked)):
             if piece in marks:
                 content = messages[marks.index(piece)]["content"]
                 part = cls.text(content, special_tokens=special_tokens, model=byte_model)
                 segments.extend(part.segments)
             elif piece:
                 segments.extend(_split_special(piece, byte_model))
-        return cls(tuple(segments))
+        # Templates may look into contents (to trim them, say). Where no content could pass for
+        # a special token, what the template makes of it counts.
+        contents = [_split_special(m["content"], byte_model) for m in messages]
+        harmless = special_tokens or not any(map(_special, contents))
+        same = _special(plain) == _special(segments)
+        return cls(tuple(plain if harmless and same else segments))
+
+
+def _special(segments: Sequence[Segment]) -> list[Tokens]:
+    return [s for s in segments if isinstance(s, Tokens)]
+
+
+def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+    """Messages through the template, without BOS: the engine's start tokens stand for it."""
+    text: str = tokenizer.apply_chat_template(
+        [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+    )
+    return text.removeprefix(getattr(tokenizer, "bos_token", None) or "")
 
 
 def _as_model(model: Any) -> ByteModel:

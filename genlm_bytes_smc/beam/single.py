@@ -22,6 +22,9 @@ from genlm_bytes_smc.beam.probs import EOS, LazyByteProbs
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
 from genlm_bytes_smc.lm.engine import LMCounts
 from genlm_bytes_smc.lm.rows import RowTransform
+from genlm_bytes_smc.lm.start import start_tokens
+
+_TRIE_OPTIONS = {"max_batch_size", "device", "eot_sentinel", "eos_byte_strings"}
 
 Draw = Callable[[Mapping[int | None, float]], int | None]
 
@@ -32,10 +35,11 @@ class ByteBeamState:
     A value: `prefill`, `prune` and `<<` return new beams. Make one with `initial`.
     """
 
-    def __init__(self, lanes: ByteLanes) -> None:
+    def __init__(self, lanes: ByteLanes, ends: Sequence[Candidate] = ()) -> None:
         if len(lanes) != 1:
             raise ValueError(f"a ByteBeamState shows one lane, got {len(lanes)}")
         self.lanes = lanes
+        self._ends = tuple(ends)  # what the text's end was read from, to be shown
 
     @classmethod
     async def initial(
@@ -52,23 +56,26 @@ class ByteBeamState:
         Args:
             llm: a genlm-backend AsyncLM, or an engine from `load_model`.
             params: beam width, pruning, end of sequence, healing.
-            trie_opts: options of genlm-bytes' trie. "max_batch_size" and "device" are taken
-                and have no effect (nothing is batched by the trie, which follows the model).
+            trie_opts: options of genlm-bytes' trie. "max_batch_size", "device" and
+                "eot_sentinel" are taken and have no effect (nothing is batched by the trie,
+                which follows the model).
             transform: temperature, top-k and top-p of the token-level rows.
             start: token ids the text begins after, instead of the model's own start.
 
         Raises:
-            TypeError: `params` is no BeamParams.
-            ValueError: an unknown trie option, or an end-of-sequence spelling that no token
-                has.
+            TypeError: `params` is no BeamParams, `transform` no RowTransform, or `start` no
+                token ids.
+            ValueError: an unknown trie option, an end-of-sequence spelling that no token
+                has, or a start that is empty or has an id that the model lacks.
         """
         if not isinstance(params, BeamParams):
             raise TypeError(f"params must be a BeamParams, got {type(params).__name__}")
-        unknown = set(trie_opts or ()) - {"max_batch_size", "device", "eos_byte_strings"}
+        unknown = set(trie_opts or ()) - _TRIE_OPTIONS
         if unknown:
             raise ValueError(f"unknown trie options: {sorted(unknown)}")
         model = byte_model(llm, transform)
-        return cls(await ByteLanes.start(model, params, context=start))
+        context = None if start is None else start_tokens(None, start, model.engine.input_size)
+        return cls(await ByteLanes.start(model, params, context=context))
 
     # -- genlm-bytes' verbs ------------------------------------------------------------
 
@@ -81,8 +88,10 @@ class ByteBeamState:
 
         Raises:
             TypeError: text, where bytes or a `Prompt` are due.
+            ValueError: the text has ended.
             ContextTooLongError: the prompt does not fit the model's window.
         """
+        self._check_not_ended()
         lanes = self.lanes
         for segment in Prompt.of(prompt).segments:
             if isinstance(segment, Spelled):
@@ -107,7 +116,7 @@ class ByteBeamState:
 
     def prune(self) -> ByteBeamState:
         """The beam with at most K candidates, as its parameters say."""
-        return ByteBeamState(self.lanes.prune())
+        return ByteBeamState(self.lanes.prune(), self._ends)
 
     async def __lshift__(self, byte: int) -> ByteBeamState:
         """The beam after one more byte, not pruned; 257 ends the text.
@@ -117,10 +126,9 @@ class ByteBeamState:
         Raises:
             TypeError, ValueError: not a byte; or the text has ended.
         """
-        if self.ended:
-            raise ValueError("the text has ended; nothing can be read after the end")
+        self._check_not_ended()
         if not isinstance(byte, bool) and byte == EOS:
-            return self._after(await self.lanes.step([EOS_COLUMN]))
+            return self._after(await self.lanes.step([EOS_COLUMN]), await self._endings())
         return self._after(await self.lanes.read(check_byte(byte)))
 
     async def greedy(self, context: Prompt | bytes | Sequence[int], steps: int) -> bytes:
@@ -187,18 +195,23 @@ class ByteBeamState:
 
     @cached_property
     def candidates(self) -> list[Candidate]:
-        """The candidates, best first."""
-        kernels, model = self.lanes.model.kernels, self.lanes.model
-        state, out = self.lanes.state, []
+        """The candidates, best first; of a text that has ended, those it ended after."""
+        if self.ended:
+            return list(self._ends)
+        kernels, state = self.lanes.model.kernels, self.lanes.state
         nodes, contexts = kernels.nodes(state)[0], kernels.contexts(state)[0]
-        threshold = self.params.prune_threshold
-        for node, context, logw in zip(nodes, contexts, state.logw[0].tolist(), strict=True):
-            if node >= 0:
-                tokens = tuple(model.vocab[t] for t in model.engine.tree.tokens(int(context)))
-                share = float(np.exp(logw - self.logZ))
-                partial = model.trie.spell(int(node))
-                out.append(Candidate(logw, share, tokens, partial, share > threshold))
+        weights = state.logw[0].tolist()
+        out = [
+            self._candidate(int(context), int(node), logw, self.logZ)
+            for node, context, logw in zip(nodes, contexts, weights, strict=True)
+            if node >= 0
+        ]
         return sorted(out, key=lambda c: -c.logw)
+
+    @property
+    def states(self) -> list[Candidate]:
+        """`candidates`, by genlm-bytes' name."""
+        return self.candidates
 
     def __iter__(self) -> Iterator[Candidate]:
         """The candidates, best first."""
@@ -206,6 +219,8 @@ class ByteBeamState:
 
     def __len__(self) -> int:
         """Number of candidates."""
+        if self.ended:
+            return len(self._ends)
         return int((self.lanes.model.kernels.nodes(self.lanes.state) >= 0).sum())
 
     def __repr__(self) -> str:
@@ -216,11 +231,40 @@ class ByteBeamState:
 
     # -- parts -------------------------------------------------------------------------
 
-    def _after(self, lanes: ByteLanes) -> ByteBeamState:
-        beam = ByteBeamState(lanes)
+    def _candidate(
+        self, context: int, node: int, logw: float, log_z: float, ended: bool = False
+    ) -> Candidate:
+        model = self.lanes.model
+        ids = tuple(model.engine.tree.tokens(context))
+        share = float(np.exp(logw - log_z))
+        kept = share > self.params.prune_threshold
+        partial = model.trie.spell(node)
+        return Candidate(logw, share, model.spellings(ids), partial, kept, ended, ids)
+
+    async def _endings(self) -> list[Candidate]:
+        """What the text may have ended after, best first."""
+        lanes, kernels = self.lanes, self.lanes.model.kernels
+        state = await lanes.extended()
+        nodes, contexts = kernels.nodes(state)[0], kernels.contexts(state)[0]
+        ids = lanes.model.eos_ids(self.params.eos)
+        found = []
+        for c in np.flatnonzero(nodes == 0).tolist():
+            p = sum(lanes.model.store.prob(int(contexts[c]), token) for token in ids)
+            if p > 0:
+                found.append((float(state.logu[0, c]) + float(np.log(p)), int(contexts[c])))
+        total = float(np.logaddexp.reduce([logw for logw, _ in found])) if found else -np.inf
+        ordered = sorted(found, reverse=True)
+        return [self._candidate(context, 0, logw, total, True) for logw, context in ordered]
+
+    def _after(self, lanes: ByteLanes, ends: Sequence[Candidate] = ()) -> ByteBeamState:
+        beam = ByteBeamState(lanes, ends)
         if self.params.verbose:
             sys.stdout.write(f"\n{beam!r}\n")  # `verbose` asks for just this
         return beam
+
+    def _check_not_ended(self) -> None:
+        if self.ended:
+            raise ValueError("the text has ended; nothing can be read after the end")
 
     def _check_alive(self) -> None:
         if self.ended:

@@ -11,8 +11,10 @@ genlm-bytes run on it unchanged.
 from __future__ import annotations
 
 import asyncio
+import threading
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,7 +104,17 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self.counts = LMCounts()
         self._requests: list[_Request] = []
         self._spelled: dict[tuple[int, ...], int] = {}
+        self._thread, self._askers = 0, 0  # who is asking for rows, and how many times over
         self.tree.on_free(self._forget_spelling)
+
+    @property
+    def input_size(self) -> int | None:
+        """Token ids that the model takes are below it; None where that is not known."""
+        return None
+
+    def __deepcopy__(self, memo: object) -> RowEngine:
+        """The engine itself: copies of what stands on a model share the model."""
+        return self
 
     # -- what a subclass provides ------------------------------------------------------
 
@@ -135,9 +147,10 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
 
         Raises:
             ContextTooLongError: a context exceeds the model's window.
+            RuntimeError: another thread is being answered.
         """
         self.check(nodes)
-        with self.tree.pinned(nodes):
+        with self._one_thread(), self.tree.pinned(nodes):
             rows = None
             while rows is None:  # None: whoever served us was cancelled
                 rows = await self._answer(nodes)
@@ -146,10 +159,26 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
     def rows_sync(self, nodes: IntArray) -> torch.Tensor:
         """As `rows`, without an event loop."""
         self.check(nodes)
-        with self.tree.pinned(nodes):
+        with self._one_thread(), self.tree.pinned(nodes):
             distinct, where = np.unique(nodes, return_inverse=True)
             rows = self.evaluate(distinct)
             return _pick(rows, where, True)
+
+    @contextmanager
+    def _one_thread(self) -> Iterator[None]:
+        """Refuse a second thread while one is answered: contexts and caches know no locks."""
+        me = threading.get_ident()
+        if self._askers and self._thread != me:
+            raise RuntimeError(
+                "a model answers one thread at a time, and another is being answered: run all "
+                "tasks in one event loop, or load the model once a thread"
+            )
+        self._thread = me
+        self._askers += 1
+        try:
+            yield
+        finally:
+            self._askers -= 1
 
     def check(self, nodes: IntArray) -> None:
         """Raise before any work if a context is empty or longer than the window."""

@@ -234,6 +234,8 @@ def _stored_dtype(source: str) -> torch.dtype | None:
 def _source(name: str | os.PathLike[str]) -> str:
     """The name or directory as transformers takes it; a directory must exist."""
     text = os.fspath(name)
+    if not text:
+        raise FileNotFoundError("no model has an empty name")
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

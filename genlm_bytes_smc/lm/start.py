@@ -10,7 +10,9 @@ from typing import Any
 _SEPARATORS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "</s>")
 
 
-def start_tokens(tokenizer: Any, start: int | Sequence[int] | None = None) -> tuple[int, ...]:
+def start_tokens(
+    tokenizer: Any, start: int | Sequence[int] | None = None, size: int | None = None
+) -> tuple[int, ...]:
     """Token ids to put before a text, so that its first token has a context.
 
     What the user gives comes first. Else the tokenizer's BOS token. A tokenizer without one
@@ -22,16 +24,21 @@ def start_tokens(tokenizer: Any, start: int | Sequence[int] | None = None) -> tu
     Args:
         tokenizer: a Hugging Face tokenizer, or anything with `bos_token_id`.
         start: an id or a sequence of ids; None to choose.
+        size: token ids that the model takes are below it; None if that is not known.
 
     Returns:
         At least one token id.
 
     Raises:
-        ValueError: `start` is empty or negative, or nothing is given and nothing can be chosen.
+        ValueError: `start` is empty, or has an id that is negative or too large; or nothing is
+            given and nothing can be chosen.
         TypeError: `start` is neither an integer nor a sequence of integers.
     """
     if start is not None:
-        return _given(start)
+        ids = _given(start)
+        if size is not None and max(ids) >= size:
+            raise ValueError(f"start must be token ids below {size}, got {start!r}")
+        return ids
     for choice in (
         getattr(tokenizer, "bos_token_id", None),
         _separator(tokenizer),

@@ -86,7 +86,7 @@ class TreeTransformer(RowEngine):
             device=sample.device,
             width=width,
             window=self._architecture.window,
-            start=start_tokens(tokenizer, start),
+            start=start_tokens(tokenizer, start, width),
         )
         if width < len(self.byte_vocab):
             raise ValueError(
@@ -107,6 +107,11 @@ class TreeTransformer(RowEngine):
         self.clear_cache()
         self.tree.collect()
         self.counts.reset()
+
+    @property
+    def input_size(self) -> int:
+        """Token ids that the model takes are below it."""
+        return self._width
 
     # -- rows --------------------------------------------------------------------------
 

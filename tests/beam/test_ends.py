@@ -97,6 +97,14 @@ async def test_nothing_follows_the_end():
     ended = await (await read(beam, b"ab") << 257)
     assert ended.ended
     assert ended.logZ > -np.inf
+    assert len(ended) == len(ended.prune()) == len(list(ended)) > 0
+    total = np.logaddexp.reduce([c.weight for c in ended])
+    assert total == pytest.approx(ended.logZ, abs=1e-9), "it ended after these"
+    assert all(c.terminated and b"".join(c.tokens[1:]) == b"ab" for c in ended)
+    assert "|<EOS>" in repr(ended) and "&lt;EOS&gt;" in ended._repr_html_()
+    for nothing in (b"", b"a"):
+        with pytest.raises(ValueError, match="has ended"):
+            await ended.prefill(nothing)
     with pytest.raises(ValueError, match="has ended"):
         await (ended << ord("a"))
     with pytest.raises(ValueError, match="has ended"):
@@ -107,4 +115,5 @@ async def test_without_end_strings_no_text_ends():
     beam = await ByteBeamState.initial(ToyLM(), BeamParams(5))
     beam = await (beam << ord("a"))
     assert (await beam.logp_next())[257] == -np.inf
-    assert (await (beam << 257)).logZ == -np.inf
+    never = await (beam << 257)
+    assert never.logZ == -np.inf and len(never) == 0 and not never.ended

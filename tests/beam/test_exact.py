@@ -20,16 +20,24 @@ EXACT = 1e-9
 async def test_all_strings_up_to_length_six(seed, eos):
     lm = ToyLM(seed=seed)
     truth = Enumeration(lm, eos)
+    prefix = {s: truth.prefix(s) for s in [b"", *STRINGS]}
     root = await ByteBeamState.initial(lm, BeamParams(None, eos_byte_strings=list(eos)))
     beams = {b"": root}
     for s in STRINGS:
         beam = beams[s] = await (beams[s[:-1]] << s[-1])
-        assert beam.logZ == pytest.approx(math.log(truth.prefix(s)), abs=EXACT)
-        if len(s) < 4:
-            row = (await beam.logp_next()).ps
+        assert beam.logZ == pytest.approx(math.log(prefix[s]), abs=EXACT)
+    for s, beam in beams.items():
+        row = (await beam.logp_next()).ps
+        ended = truth.ended(s) / prefix[s]
+        assert row[257] == pytest.approx(math.log(ended) if ended else -np.inf, abs=EXACT)
+        assert np.exp(row).sum() == pytest.approx(1, abs=EXACT)
+        assert row[256] == -np.inf
+        if len(s) < 6:
+            exact = [math.log(prefix[s + x] / prefix[s]) for x in LETTERS]
+            np.testing.assert_allclose([row[x[0]] for x in LETTERS], exact, atol=EXACT, rtol=0)
+        if len(s) < 2:  # the other bytes, too
             exact = truth.logp_next(s)
-            np.testing.assert_allclose(np.append(row[:256], row[257]), exact, atol=EXACT)
-            assert row[256] == -np.inf
+            np.testing.assert_allclose(np.append(row[:256], row[257]), exact, atol=EXACT, rtol=0)
     assert root.dropped == -np.inf
 
 

@@ -3,9 +3,11 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, load_model
+from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, byte_model, load_model
+from genlm_bytes_smc.beam.prompt import Tokens
 from genlm_bytes_smc.lm.engine import ContextTooLongError
 from tests.toys import ToyLM
 
@@ -106,6 +108,8 @@ async def test_a_prompt_longer_than_the_window_names_the_limit(tiny, root):
         (lambda: Prompt.from_bytes("text"), TypeError, "bytes are due"),
         (lambda: Prompt.from_bytes([300]), ValueError, "0..255"),
         (lambda: Prompt.from_bytes(3.5), TypeError, "0..255"),
+        (lambda: Prompt.from_bytes(5), TypeError, "0..255"),
+        (lambda: Prompt.from_bytes([True]), TypeError, "0..255"),
         (lambda: Prompt.text(b"bytes"), TypeError, "text is due"),
         (lambda: Prompt.text("\ud800"), ValueError, "lone surrogate"),
         (lambda: Prompt.text("a", special_tokens=True), ValueError, "give model="),
@@ -116,6 +120,29 @@ async def test_a_prompt_longer_than_the_window_names_the_limit(tiny, root):
 def test_bad_prompts(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+def test_bytes_in_many_containers():
+    """`bytes` would read an integer as so many zeros, and an int64 array by its memory."""
+    for same in ([100, 111], (100, 111), bytearray(b"do"), memoryview(b"do"), np.array([100, 111])):
+        assert Prompt.of(same) == Prompt.of(b"do")
+
+
+async def test_a_template_may_look_into_contents(chatty):
+    chatty.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] | trim }}<|endoftext|>{% endfor %}"
+    )
+    asked = [{"role": "user", "content": "  Hi \n"}]
+    vocab = byte_model(chatty).vocab
+    assert Prompt.chat(asked, chatty).spell(vocab) == f"user:Hi{END}".encode()
+    # What could pass for a control token stays text, at the price of the template's care.
+    asked[0]["content"] = f" {END} "
+    safe = Prompt.chat(asked, chatty)
+    assert [s for s in safe.segments if hasattr(s, "ids")] == [
+        Tokens((vocab.ids_of(b"<|endoftext|>")[0],))
+    ]
+    with pytest.raises(TypeError, match="content is text"):
+        Prompt.chat([{"role": "user", "content": [{"type": "text", "text": "x"}]}], chatty)
 
 
 async def test_bad_chats_and_ids(tiny, root):

@@ -1,14 +1,23 @@
 """`ByteBeamState` as a user meets it: looks, rows, healing, errors."""
 
+import copy
 import math
+import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
+from genlm.bytes import BeamParams as PeerParams
+from genlm.bytes import ByteBeamState as PeerBeam
 
-from genlm_bytes_smc import BadRowError, BeamParams, ByteBeamState, RowTransform
+from genlm_bytes_smc import BadRowError, BeamParams, ByteBeamState, RowTransform, load_model
 from genlm_bytes_smc.beam.display import as_text
 from tests.toys import EOS_TOKEN, ToyLM
+
+ANSI = re.compile("\x1b\\[[0-9;]*m")
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*[Ss]parse:UserWarning")
 
 
 class AbcdLM(ToyLM):
@@ -48,15 +57,48 @@ async def test_row_reads_as_in_genlm_bytes(tiny):
     beam = await ByteBeamState.initial(tiny, BeamParams(3))
     row = await (await beam.prefill(b"An apple a day keeps the ")).logp_next()
     assert row.ps.shape == (258,)
-    assert row[None] == -math.inf
+    assert row[None] == row[256] == -math.inf
     assert row[ord("d")] == row.ps[ord("d")]
     top = row.pretty().top(5)
     assert len(top) == 5 and all(isinstance(k, bytes) for k in top)
     assert row.materialize()[257] == row[257]
     assert "LazyByteProbs(" in repr(row) and "<table>" in row._repr_html_()
-    for bad, error in ((258, ValueError), (-1, ValueError), (256, ValueError), ("a", TypeError)):
+    for bad, error in ((258, ValueError), (-1, ValueError), ("a", TypeError)):
         with pytest.raises(error):
             row[bad]
+
+
+async def test_candidates_offer_what_those_of_genlm_bytes_do(tiny):
+    """`weight`, `partial`, `terminated`, `lm_state.context`, and the list as `states`."""
+    text = "Un café ".encode()
+    ours = await (await ByteBeamState.initial(tiny, BeamParams(3))).prefill(text)
+    peer = await (await PeerBeam.initial(tiny, PeerParams(3))).prefill(text)
+    assert len(ours.states) == len(peer.states) == len(ours)
+    for mine, theirs in zip(ours, peer, strict=True):
+        assert mine.weight == pytest.approx(float(theirs.weight), abs=1e-3)
+        assert list(mine.lm_state.context) == list(theirs.lm_state.context)
+        assert list(mine.partial) == list(theirs.partial)
+        assert mine.terminated == theirs.terminated
+        assert repr(mine) == ANSI.sub("", repr(theirs))
+    await peer.cleanup()
+
+
+async def test_what_the_model_alone_knows_has_a_form():
+    """A start token outside the vocabulary: the rows are the model's affair, the form is ours."""
+    lm = ToyLM()
+    lm.tokenizer.bos_token_id = 77
+    beam = await (await ByteBeamState.initial(lm, BeamParams(2)) << ord("a"))
+    assert "<77>|" in repr(beam)
+    assert next(iter(beam)).context == (77,)
+
+
+async def test_copies_share_the_model(tiny):
+    beam = await (await ByteBeamState.initial(tiny, BeamParams(2))).prefill(b"An ")
+    twin = copy.deepcopy(beam)
+    assert repr(twin) == repr(beam)
+    assert (await twin.logp_next())[97] == (await beam.logp_next())[97]
+    assert copy.deepcopy(tiny) is tiny
+    assert pickle.loads(pickle.dumps(beam.params)) == copy.deepcopy(beam.params) == beam.params
 
 
 async def test_verbose_writes_each_beam(capsys):
@@ -186,6 +228,8 @@ def test_bad_transforms(bad):
         ({"K": 1, "prune_threshold": "x"}, TypeError, "must be a number"),
         ({"K": 1, "prune": "best"}, ValueError, '"topk" or "unbiased"'),
         ({"K": 1, "seed": -1}, ValueError, "seed"),
+        ({"K": 1, "seed": 2**64}, ValueError, "seed must be below"),
+        ({"K": 1, "eos_byte_strings": 5}, TypeError, "list of bytes"),
         ({"K": 1, "heal_max_splits": -1}, ValueError, "heal_max_splits"),
         ({"K": 1, "eos_byte_strings": b"<e>"}, TypeError, "list of bytes"),
         ({"K": 1, "eos_byte_strings": ["<e>"]}, TypeError, "must hold bytes"),
@@ -196,6 +240,13 @@ def test_bad_transforms(bad):
 def test_bad_params(args, error, words):
     with pytest.raises(error, match=words):
         BeamParams(**args)
+
+
+def test_numbers_of_other_kinds():
+    """A threshold out of an array, say, is a number too."""
+    params = BeamParams(np.int64(2), np.float32(0.25), seed=2**64 - 1)
+    assert params == BeamParams(2, 0.25, seed=2**64 - 1)
+    assert type(params.prune_threshold) is float
 
 
 def test_the_old_name_of_eos_strings_still_works():
@@ -220,15 +271,34 @@ async def test_bad_calls():
         await ByteBeamState.initial(lm, 5)
     with pytest.raises(ValueError, match="unknown trie options"):
         await ByteBeamState.initial(lm, BeamParams(2), {"colour": 1})
-    options = {"max_batch_size": 4}
+    with pytest.raises(TypeError, match="must be a RowTransform"):
+        await ByteBeamState.initial(lm, BeamParams(2), transform=0.5)
+    options = {"max_batch_size": 4, "device": "cpu", "eot_sentinel": None}
+    given = dict(options)
     beam = await ByteBeamState.initial(lm, BeamParams(2, eos_byte_strings=[EOS_TOKEN]), options)
-    assert options == {"max_batch_size": 4}, "genlm-bytes 0.2 wrote into the caller's dict"
+    assert options == given, "genlm-bytes 0.2 wrote into the caller's dict"
     with pytest.raises(TypeError, match="got str"):
         await beam.prefill("text")
     with pytest.raises(ValueError, match="steps"):
         await beam.greedy(b"a", -1)
     with pytest.raises(ValueError, match="draw must return"):
         await beam.sample(b"a", 1, draw=lambda p: None)
+
+
+@pytest.mark.parametrize(
+    ("start", "error", "words"),
+    [
+        ([], ValueError, "one or more token ids"),
+        ([-1], ValueError, "at least 0"),
+        ([8192], ValueError, "below 8192"),
+        ("ab", TypeError, "token ids"),
+    ],
+)
+async def test_bad_starts(tiny, start, error, words):
+    with pytest.raises(error, match=words):
+        await ByteBeamState.initial(tiny, BeamParams(2), start=start)
+    with pytest.raises(error, match=words):
+        load_model("tiny", start=start)
 
 
 async def test_an_impossible_byte_leaves_an_empty_beam_and_clear_errors():

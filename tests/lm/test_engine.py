@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 from unittest.mock import patch
 
 import numpy as np
@@ -11,9 +12,11 @@ from genlm.backend.llm import AsyncTransformer
 from genlm.bytes import BeamParams, ByteBeamState
 from genlm.control import PromptedLLM
 
+from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.lm.engine import ContextTooLongError, RowEngine
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from tests.lm.families import WINDOW, distance, whole_rows
+from tests.toys import ToyLM
 
 CONTEXTS = [[1, 5], [1, 5, 6], [1, 7], [1, 5]]
 
@@ -225,3 +228,31 @@ def test_engines_are_freed_with_their_owner(gpt2, tokenizer):
     del engine
     gc.collect()
     assert gone() is None
+
+
+def test_a_second_thread_is_refused_while_one_is_answered():
+    """Caches know no locks: rows came out wrong, or shapes did not fit."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Slow(ToyLM):
+        def row(self, context):
+            asked.set()
+            assert go_on.wait(30)
+            return super().row(context)
+
+    engine = as_engine(Slow())
+    out = []
+    first = threading.Thread(target=lambda: out.append(engine.next_token_logprobs_sync([1])))
+    first.start()
+    try:
+        assert asked.wait(30)
+        for ask in (
+            lambda: engine.next_token_logprobs_sync([2]),
+            lambda: asyncio.run(engine.next_token_logprobs([2])),
+        ):
+            with pytest.raises(RuntimeError, match="one thread at a time"):
+                ask()
+    finally:
+        go_on.set()
+        first.join()
+    assert torch.equal(out[0], engine.next_token_logprobs_sync([1])), "and one after the other"
