@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import pytest
 import torch
@@ -61,6 +62,20 @@ def test_regex_and_page(tmp_path):
     assert ask("show", run, "--out", "-") == text
     ask("show", run)
     assert run.with_suffix(".html").exists()
+
+
+def test_showing_a_run_served_any_file_to_the_network(tmp_path, monkeypatch):
+    """genlm-control's viewer listens on all addresses; a page needs no server at all."""
+
+    def refuse(*_):
+        raise AssertionError("a socket was bound")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    monkeypatch.setattr(socket.socket, "listen", refuse)
+    run = tmp_path / "run.json"
+    ask("generate", PROMPT, "--regex", "[ab]", *FAST, "--save", run)
+    page = ask("show", run, "--out", "-")
+    assert not re.search(r"(?:src|href)\s*=|url\(|fetch\(|import\s|XMLHttp", page)
 
 
 def test_default_is_utf8_and_a_table():

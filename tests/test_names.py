@@ -1,8 +1,5 @@
 """What can be imported from the top, and how."""
 
-import subprocess
-import sys
-
 import genlm_bytes_smc
 from genlm_bytes_smc import BeamParams, ByteLLM, ByteRegex, smc
 from genlm_bytes_smc.smc import SMCResult
@@ -22,8 +19,3 @@ async def test_smc_from_the_top_is_the_function_and_the_package():
     assert isinstance(a, SMCResult)
     assert a.texts == b.texts
     assert smc.smc is function
-
-
-def test_smc_is_found_before_anything_else_was_imported():
-    code = "from genlm_bytes_smc import smc, ByteRegex; assert callable(smc); print(smc.RESAMPLING)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -562,6 +562,18 @@ async def test_healing_was_invisible_to_logw_next():
     assert await off.prefix(b"abcx") == -math.inf
 
 
+async def test_healing_kept_one_of_the_ways_to_go_on():
+    """Its weight bounds the sum over all ways from below; random beams have the sum as mean."""
+    lm = ToyLM([b"a", b"b", b"c", b"ab", b"bc", b"abcd", b"x", b"<e>"], seed=4, sharpness=0.5)
+    exact = Enumeration(lm, frozenset([b"<e>"])).prefix(b"abcx")
+    healed = await ByteLLM(lm, BeamParams(1, eos_byte_strings=ENDS)).beam(b"abcx")
+    assert healed.logZ < np.log(exact) - 0.1
+    drawn = ByteLLM(lm, BeamParams(2, prune="unbiased", eos_byte_strings=ENDS))
+    found = np.exp([await drawn.with_seed(i).prefix(b"abcx") for i in range(300)])
+    assert abs(found.mean() - exact) < 4 * found.std() / np.sqrt(len(found))
+    assert found.std() / np.sqrt(len(found)) < exact / 6
+
+
 async def test_an_impossible_byte_cost_a_model_call_for_every_way_to_heal():
     tokens = [*split(b"abcdefghijklmnop"), b"abcdefghijklmnop", b"<e>"]
     lm = ToyLM(tokens)
