@@ -140,7 +140,7 @@ async def test_the_estimate_stays_unbiased(share):
     llm = toy(seed=9, params=RANDOM)
     truth = sum(exact_weights(llm).values())
     values = []
-    for seed in range(150):
+    for seed in range(100):
         options = {"rejuvenate": Suffix(4), "share_beams": share, "beam_seed": seed}
         values.append((await estimates(finite(llm), 1, n=4, ess=1.0, first=seed, **options)).mean)
     error = np.std(values, ddof=1) / math.sqrt(len(values))

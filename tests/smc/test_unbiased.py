@@ -84,11 +84,10 @@ async def test_every_way_to_run_is_unbiased_for_the_exact_model(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("ess", [0.0, 1.0])
-async def test_exact_beams_with_every_scheme(scheme, ess):
+async def test_exact_beams_with_every_scheme(scheme):
     llm = toy()
     await check(
-        finite(llm), sum(exact_weights(llm).values()), n=3, ess=ess, resampling_method=scheme
+        finite(llm), sum(exact_weights(llm).values()), n=3, ess=1.0, resampling_method=scheme
     )
 
 
@@ -263,7 +262,7 @@ async def test_roll_outs_are_unbiased(rollout, params):
     if critic:
         truth = sum(w * math.exp(0.7 * len(t)) for t, w in exact_weights(llm).items())
     values = []
-    for seed in range(120):
+    for seed in range(80):
         options = {"rollout": rollout, "beam_seed": seed, **critic}
         values.append((await estimates(finite(llm), 1, n=3, ess=1.0, first=seed, **options)).mean)
     error = np.std(values, ddof=1) / math.sqrt(len(values))
