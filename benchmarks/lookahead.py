@@ -13,7 +13,7 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -230,21 +230,19 @@ METHODS: dict[str, Make] = {
 BRIEF = ("plain", "bigram, both", "4-gram, both", "pilot 4 x 32, both")
 
 
-async def table(bench: Bench, repeats: int) -> list[Outcome]:
+async def table(bench: Bench, repeats: int, cases: Sequence[str]) -> AsyncIterator[Outcome]:
     """Every method on the issue's regex, the main ones on the others."""
-    out = []
-    for name, case in CASES.items():
+    for name in cases:
+        case = CASES[name]
         for method in METHODS if case is CASES["the issue's regex"] else BRIEF:
             sizes = (8, 32, 128, 512) if method == "plain" else (8, 32)
             if method == "plain" and case is not CASES["the issue's regex"]:
                 sizes = (8, 32, 128)
             for n in sizes:
-                out.append(await bench.runs(name, case, method, METHODS[method], n, repeats))
-                print(line(out[-1]), flush=True)
-    return out
+                yield await bench.runs(name, case, method, METHODS[method], n, repeats)
 
 
-async def anatomy(bench: Bench, repeats: int) -> list[Outcome]:
+async def anatomy(bench: Bench, repeats: int) -> AsyncIterator[Outcome]:
     """Where the variance of plain SMC on the issue's regex comes from: one thing changed a row."""
     regex = CASES["the issue's regex"]
     accept = regex.constraint.spawn()
@@ -273,15 +271,11 @@ async def anatomy(bench: Bench, repeats: int) -> list[Outcome]:
             {"llm": ByteLLM(llm, BeamParams(K=5, prune_threshold=0.05, prune="unbiased"))},
         ),
     ]
-    out = []
     for what, case, options in changes:
-        out.append(await bench.runs("anatomy", case, what, plain, 16, repeats, **options))
-        print(line(out[-1]), flush=True)
+        yield await bench.runs("anatomy", case, what, plain, 16, repeats, **options)
     for what, make in (("pilot, as it is", pilot(4)), ("pilot, ess 0", pilot(4))):
         ess = {"ess_threshold": 0.0} if "0" in what.split()[-1] else {}
-        out.append(await bench.runs("anatomy", regex, what, make, 16, repeats, **ess))
-        print(line(out[-1]), flush=True)
-    return out
+        yield await bench.runs("anatomy", regex, what, make, 16, repeats, **ess)
 
 
 def done_tail(text: bytes) -> bool:
@@ -325,26 +319,39 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lookahead", description=__doc__)
     parser.add_argument("--repeats", type=int, default=10, help="runs a row (%(default)s)")
-    parser.add_argument("--only", choices=("table", "anatomy"), help="one part")
+    parser.add_argument(
+        "--only", default=",".join(["anatomy", *CASES]), help="parts, by commas (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument("--docs", action="store_true", help="update docs/lookahead.md too")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
 
-    async def everything() -> list[Outcome]:
-        bench, out = Bench(), []
-        if args.only != "table":
-            out += await anatomy(bench, args.repeats)
-        if args.only != "anatomy":
-            out += await table(bench, args.repeats)
-        return out
+    parts = args.only.split(",")
+    if unknown := set(parts) - {"anatomy", *CASES}:
+        parser.error(f"--only names no such part: {', '.join(sorted(unknown))}")
 
-    outcomes = asyncio.run(everything())
-    args.out.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({"about": report.machine(), "repeats": args.repeats})
+    async def everything() -> None:
+        bench, out = Bench(), []
+        cases = [p for p in parts if p != "anatomy"]
+        for part in ([anatomy(bench, args.repeats)] if "anatomy" in parts else []) + [
+            table(bench, args.repeats, cases)
+        ]:
+            async for outcome in part:
+                print(line(outcome), flush=True)
+                out.append(outcome)
+                save(out, args.out, args.repeats, args.docs)
+
+    asyncio.run(everything())
+
+
+def save(outcomes: list[Outcome], out: Path, repeats: int, docs: bool) -> None:
+    """What has been measured so far, as JSON lines and in the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({"about": report.machine(), "repeats": repeats})
     rows = [json.dumps(asdict(o) | {"log_mls": list(map(str, o.log_mls))}) for o in outcomes]
-    (args.out / "lookahead.jsonl").write_text("\n".join([head, *rows]) + "\n")
-    if args.docs:
+    (out / "lookahead.jsonl").write_text("\n".join([head, *rows]) + "\n")
+    if docs:
         before, rest = PAGE.read_text().split(report.BEGIN)
         after = rest.split(report.END)[1]
         text = "\n".join(markdown(outcomes))

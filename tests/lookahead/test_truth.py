@@ -60,7 +60,8 @@ async def lent(target):
 
 
 @pytest.mark.parametrize(
-    ("method", "options_for"), zip(sorted(RESAMPLING), (fitted, learned, graded, lent), strict=True)
+    ("method", "options_for"),
+    list(zip(sorted(RESAMPLING), (fitted, learned, graded, lent), strict=True)),
 )
 async def test_every_scheme_and_every_option(method, options_for):
     llm = toy(seed=12)
