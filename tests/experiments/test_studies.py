@@ -36,7 +36,7 @@ def test_approximation(tmp_path):
         (r["config"]["K"], r["config"].get("prune"), r["config"].get("threshold")): r for r in rows
     }
     wide, narrow = by[8, "topk", 0.0]["result"], by[1, "topk", 0.0]["result"]
-    assert wide["jsd"] < 1e-3 < narrow["jsd"]
+    assert wide["jsd"] < 0.1 * narrow["jsd"]
     assert wide["apart_bits"] < narrow["apart_bits"]
     exact = by[128, None, None]["result"]
     assert exact["lm_rows"] == exact["lm_rows_exact"] and exact["jsd"] < 1e-9
@@ -84,7 +84,7 @@ def test_scaling(tmp_path):
     rows = rows_of("scaling", {"steps": 3}, lambda c: c[c["axis"]] in (1, 512))
     for row in rows:
         assert row["run"]["times"]["step_ms"] > 0
-        assert row["result"]["rows_a_step"] > 0
+        assert row["result"]["texts_a_step"] >= 1
     more = [{**r, "config": {**r["config"], r["config"]["axis"]: 1024}} for r in rows]
     assert "vocabulary" in written("scaling", [*rows, *more], tmp_path)
 
