@@ -68,20 +68,28 @@ def truth_of(rows: list[Row]) -> Truth:
             how = f"by summing over all {r['texts']} texts that the constraint admits"
             off = math.log1p(math.exp(r["log_unsure"] - r["log_truth"]))
             return Truth(r["log_truth"], off, True, how)
-    pooled = [r for r in rows if r["config"]["part"] == "pool"]
-    logs = np.array([float(x) for row in pooled for x in row["result"]["log_ml"]])
-    if not np.isfinite(logs).any():
+    pooled: dict[str, list[float]] = {}
+    for row in (r for r in rows if r["config"]["part"] == "pool"):
+        found = pooled.setdefault(row["config"]["method"], [])
+        found += [float(x) for x in row["result"]["log_ml"]]
+    # All are unbiased. One that never drew some likely kind of text is low and does not
+    # know it; one that is high by a factor c has a chance of at most 1 / c (Markov).
+    means = {method: log_mean(logs) for method, logs in pooled.items()}
+    best = max(means, key=lambda method: means[method])
+    log_ml, logs = means[best], np.array(pooled[best])
+    if log_ml == -math.inf:
         raise ExperimentError(
             "every particle of every pooled run died: the model all but excludes this constraint; "
             "a larger --max-bytes or another prompt may help"
         )
-    log_ml = log_mean(logs)
     ratios = np.exp(logs - log_ml)
     error = float(ratios.std(ddof=1) / math.sqrt(len(ratios)))
-    n = pooled[0]["config"]["particles"]
+    n = next(r["config"]["particles"] for r in rows if r["config"]["part"] == "pool")
+    told = ", ".join(f"{bias.METHODS[m]} {mean:.2f}" for m, mean in means.items())
     how = (
-        f"by pooling {len(logs)} runs of {n} particles, since its texts are too many to enumerate: "
-        "an estimate itself, and too low if some likely kind of text was never drawn"
+        f"by pooling {len(logs)} runs of {n} particles, since its texts are too many to enumerate "
+        f"(the highest of {told}): an estimate itself, and too low if some likely kind of text was "
+        "never drawn"
     )
     return Truth(log_ml, error, False, how)
 

@@ -21,6 +21,9 @@ from genlm_bytes_smc.smc.many import run_blocking
 REFERENCE = BeamParams(K=128)
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 LEAST_TEXTS = 3
+MARGIN = 2.0
+"""Prediction for m new texts from n takes sqrt(1 + n / m) errors. Twice the error is that for a
+third as many; for as many it leaves room for how skewed such differences are."""
 THRESHOLDS = (0.05, 0.01, 0.001, 0.0)
 
 
@@ -48,7 +51,7 @@ class Point:
             expected to stay under.
         signed: the same without the absolute value: above 0, the setting holds the texts to be
             less likely than they are.
-        rows: LM rows a byte.
+        rows: LM rows a byte, all texts side by side (a shared beginning counts once).
         seconds: wall time a byte, all texts side by side.
     """
 
@@ -129,10 +132,10 @@ async def calibrate(
     sign must not make up for each other.
 
     The margin is that of a prediction: with n texts of which the excess per byte is a
-    weighted mean with standard error e, the mean over as many new texts of the same sort
-    stays below `excess + t e sqrt(2)` with the given confidence, t being the quantile of
-    Student's distribution with n - 1 degrees of freedom. Texts of another sort are not
-    covered: calibrate on what you will use the model for.
+    weighted mean with standard error e (jackknife), the mean over as many new texts of the
+    same sort stays below `excess + 2 t e` with at least about the given confidence, t being
+    the quantile of Student's distribution with n - 1 degrees of freedom (see `MARGIN`).
+    Texts of another sort are not covered: calibrate on what you will use the model for.
 
     Args:
         llm: a genlm-backend AsyncLM, or an engine from `load_model`.
@@ -197,9 +200,10 @@ def margin(differences: FloatArray, lengths: FloatArray, confidence: float) -> t
     if not math.isfinite(mean):
         return math.inf, math.inf
     n = len(lengths)
-    residuals = differences - mean * lengths  # of a ratio of means, to first order
-    error = math.sqrt(float(np.square(residuals).sum()) * n / (n - 1)) / float(lengths.sum())
-    return mean, mean + student_quantile(confidence, n - 1) * error * math.sqrt(2.0)
+    # Residuals of a ratio of means, each as if its text had not been there (jackknife).
+    residuals = (differences - mean * lengths) / (1 - lengths / lengths.sum())
+    error = math.sqrt(float(np.square(residuals).sum())) / float(lengths.sum())
+    return mean, mean + MARGIN * student_quantile(confidence, n - 1) * error
 
 
 def student_quantile(p: float, degrees: int) -> float:

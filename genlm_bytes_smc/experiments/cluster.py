@@ -53,7 +53,8 @@ def _import() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        options = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
     except (ConnectionError, ValueError, OSError) as error:
         told = " ".join(str(error).split())
         raise ExperimentError(f"no Ray cluster at {address!r}: {told}") from None

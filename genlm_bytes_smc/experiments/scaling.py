@@ -16,6 +16,7 @@ from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
 from genlm_bytes_smc.experiments.models import fresh_engine, held_out
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCState, smc
 from genlm_bytes_smc.smc.many import run_blocking
@@ -27,7 +28,8 @@ AXES = {
     "context": "bytes of context",
     "vocabulary": "tokens of the vocabulary",
 }
-_PROMPT_KINDS = ("story", "sentences", "proverbs", "docstring-stdlib")
+TEMPERATURE = 1.5  # so that particles soon write texts of their own
+_PROMPT_KINDS = ("docstring-stdlib", "pydoc", "sentences")
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
@@ -38,7 +40,7 @@ def jobs(quick: bool, model: Config) -> list[Config]:
         "context": (32, 512) if quick else (32, 128, 512, 1024, 2048, 4096),
         "vocabulary": (512, 50_257) if quick else (512, 1024, 4096, 8192, 16_384, 32_768, 50_257),
     }
-    steps, seeds = (8, 1) if quick else (32, 3)
+    steps, seeds = (12, 1) if quick else (32, 3)
     usual = {"particles": PARTICLES, "K": K, "context": CONTEXT, "steps": steps}
     return [
         {"axis": axis, **usual, axis: value, "seed": seed}
@@ -56,9 +58,9 @@ def run(config: Config) -> Outcome:
         engine = BigramEngine(config["vocabulary"])
     else:
         engine = fresh_engine(config["model"])
-    llm = ByteLLM(
-        engine, BeamParams(K=config["K"], prune_threshold=THRESHOLD), prompt=_prompt(config)
-    )
+    params = BeamParams(K=config["K"], prune_threshold=THRESHOLD)
+    transform = RowTransform(temperature=TEMPERATURE)
+    llm = ByteLLM(engine, params, prompt=_prompt(config), transform=transform)
     # Printable text that does not end: every step has all particles, and every particle a text.
     target = llm * ByteRegex(rf"[\n -~]{{{config['steps']}}}")
     wall = time.perf_counter()
@@ -140,7 +142,8 @@ def report(rows: list[Row]) -> Report:
         [_figure(entries), _table(entries)],
         [
             f"Particles write printable text after a prompt: {PARTICLES} of them, K={K}, threshold "
-            f"{THRESHOLD:g}, {CONTEXT} bytes of prompt, but for what the axis changes. The "
+            f"{THRESHOLD:g}, {CONTEXT} bytes of prompt, but for what the axis "
+            f"changes. Rows are at temperature {TEMPERATURE:g}, so that texts differ. The "
             "vocabulary is that of GPT-2, cut after so many merges, with a bigram model whose rows "
             "cost next to nothing: what is left is the beam's own work.",
             "Each number is the median over the byte steps of a run and over seeds, one job at a "

@@ -102,13 +102,14 @@ def _jobs(spec: Config, quick: bool, model: Config) -> list[Config]:
     out: list[Config] = [
         {**common, "part": "beam", "tolerance": spec["tolerance"], "particles": 24, "seed": seed}
     ]
+    methods = ["is", "smc"] + ["lookahead"] * (target["kind"] == "regex")
     if _few(target) is not None:
         out.append({**common, "part": "enumerate"})
     else:
-        chunks, runs, n = (2, 2, 96) if quick else (6, 4, 256)
+        chunks, runs, n = (1, 4, 64) if quick else (3, 4, 192)
         many = {"part": "pool", "particles": n, "runs": runs, **_WIDE}
-        out += [{**common, **many, "seed": seed + 10_000 + runs * i} for i in range(chunks)]
-    methods = ["is", "smc"] + ["lookahead"] * (target["kind"] == "regex")
+        seeds = [seed + 10_000 + runs * i for i in range(chunks)]
+        out += [{**common, **many, "method": m, "seed": s} for m in methods for s in seeds]
     for prune in ("topk", "unbiased"):
         for method in methods:
             for n in (8, 32) if quick else (8, 32, 96):

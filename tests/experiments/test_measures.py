@@ -7,6 +7,7 @@ import pytest
 
 from genlm_bytes_smc import BeamParams, as_engine, byte_model
 from genlm_bytes_smc.constraints import ByteRegex
+from genlm_bytes_smc.experiments import bias
 from genlm_bytes_smc.experiments.bias import TARGETS, enumerate_texts
 from genlm_bytes_smc.experiments.boundary import token_rows
 from genlm_bytes_smc.experiments.measures import estimate_quality, jensen_shannon, total_variation
@@ -58,22 +59,15 @@ async def test_readings_are_the_enumerated_conditionals():
     assert found.lm_rows == len({c for c in lm.calls if len(c) > 0})
 
 
-async def test_enumerated_texts_sum_to_the_exact_value():
+async def test_enumerated_texts_sum_to_the_exact_value(monkeypatch):
     lm = ToyLM(seed=5)
     truth = Enumeration(lm, frozenset([EOS_TOKEN]))
     model = byte_model(as_engine(lm))
     total = sum(truth.ended(t) for t in TEXTS)
-    import genlm_bytes_smc.experiments.bias as bias
-
-    original = bias.ending
-    bias.ending = lambda model, params: BeamParams(
-        K=params.K, heal=False, eos_byte_strings=[EOS_TOKEN]
-    )
-    try:
-        exact, nothing = await enumerate_texts(model, TEXTS, 4096)
-        narrow, unsure = await enumerate_texts(model, TEXTS, 2)
-    finally:
-        bias.ending = original
+    params = {"heal": False, "eos_byte_strings": [EOS_TOKEN]}  # a toy's tokenizer names no end
+    monkeypatch.setattr(bias, "ending", lambda model, given: BeamParams(K=given.K, **params))
+    exact, nothing = await enumerate_texts(model, TEXTS, 4096)
+    narrow, unsure = await enumerate_texts(model, TEXTS, 2)
     assert math.exp(exact) == pytest.approx(total, rel=1e-6) and nothing == -math.inf
     assert math.exp(narrow) <= total <= math.exp(narrow) + math.exp(unsure)
     assert math.exp(narrow) < 0.999 * total

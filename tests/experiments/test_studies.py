@@ -1,11 +1,13 @@
 """The experiments on small jobs of their own, and the commands."""
 
 import json
+import math
 
 import pytest
 
 from genlm_bytes_smc.cli import main
-from genlm_bytes_smc.experiments import EXPERIMENTS, recommend
+from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, recommend
+from genlm_bytes_smc.experiments.advice import truth_of
 from genlm_bytes_smc.experiments.job import Job, attempt, timeless
 
 TINY = {"name": "tiny", "device": "cpu"}
@@ -36,7 +38,7 @@ def test_approximation(tmp_path):
         (r["config"]["K"], r["config"].get("prune"), r["config"].get("threshold")): r for r in rows
     }
     wide, narrow = by[8, "topk", 0.0]["result"], by[1, "topk", 0.0]["result"]
-    assert wide["jsd"] < 1e-3 < narrow["jsd"]
+    assert wide["jsd"] < 0.1 * narrow["jsd"]
     assert wide["apart_bits"] < narrow["apart_bits"]
     exact = by[128, None, None]["result"]
     assert exact["lm_rows"] == exact["lm_rows_exact"] and exact["jsd"] < 1e-9
@@ -84,7 +86,7 @@ def test_scaling(tmp_path):
     rows = rows_of("scaling", {"steps": 3}, lambda c: c[c["axis"]] in (1, 512))
     for row in rows:
         assert row["run"]["times"]["step_ms"] > 0
-        assert row["result"]["rows_a_step"] > 0
+        assert row["result"]["texts_a_step"] >= 1
     more = [{**r, "config": {**r["config"], r["config"]["axis"]: 1024}} for r in rows]
     assert "vocabulary" in written("scaling", [*rows, *more], tmp_path)
 
@@ -124,6 +126,25 @@ def test_the_recommendation_is_the_cheapest_that_meets_the_error():
     advice = recommend(study_rows({"smc": 0.5, "lookahead": 0.2}), error=0.1)
     assert advice.proposal == "lookahead" and advice.particles > 16
     assert len(advice.reasons) >= 4
+
+
+def test_a_pooled_truth_is_that_of_the_method_that_found_most():
+    pool = {
+        method: {"config": {"part": "pool", "method": method, "particles": 64}, "result": r}
+        for method, r in {
+            "is": {"log_ml": [-5.0, -5.2, -4.8, "-inf"]},
+            "smc": {"log_ml": [-8.0, -8.0, -8.0, -8.0]},
+        }.items()
+    }
+    truth = truth_of(list(pool.values()))
+    values = [math.exp(x) for x in (-5.0, -5.2, -4.8)] + [0.0]
+    mean = sum(values) / 4
+    assert truth.log_ml == pytest.approx(math.log(mean)) and not truth.exact
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / 3 / 4)
+    assert truth.error == pytest.approx(spread / mean)
+    dead = [{**pool["is"], "result": {"log_ml": ["-inf"] * 4}}]
+    with pytest.raises(ExperimentError, match="every particle of every pooled run died"):
+        truth_of(dead)
 
 
 def test_commands_say_what_is_wrong(tmp_path, capsys):
