@@ -49,6 +49,8 @@ class ConditionalOptions(TypedDict, total=False):
     beam_seed: int | None
     share_beams: bool
     rollout: int | None
+    twist: Any
+    tempering: Any
 
 
 @dataclass(frozen=True)
