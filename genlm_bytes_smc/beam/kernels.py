@@ -16,6 +16,7 @@ import torch
 from genlm_bytes_smc.beam import kernels_numba as nk
 from genlm_bytes_smc.beam.rng import PRUNE, THIN, uniforms
 from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
+from genlm_bytes_smc.beam.steps import WholeSteps
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 
@@ -28,7 +29,12 @@ class Kernels(Protocol):
     """What a beam needs done to its arrays. `cut` is a sorted int64 array of trie positions
     that are no text (end-of-sequence tokens); every context of a state has its row in the
     store when a kernel is called.
+
+    Attributes:
+        steps: whole steps of top-K beams in one call each, where rows are on the host.
     """
+
+    steps: WholeSteps | None
 
     def initial(self, context: int, keys: npt.NDArray[np.uint64]) -> BeamState:
         """One candidate a lane: `context`, at the root, weight 0."""
@@ -185,19 +191,8 @@ class NumbaKernels:
     def __init__(self, store: RowStore) -> None:
         self.store = store
         trie = store.trie
-        self._order, self._lo, self._hi, self._ends = trie.order, trie.lo, trie.hi, trie.ends
-        self._first, self._edge = trie.first_child, trie.byte
-        self._probs = store.probs, store.probs.numpy()
-
-    @property
-    def _rows(self) -> tuple[FloatArray, IntArray]:
-        if self.store.probs is not self._probs[0]:
-            self._probs = self.store.probs, self.store.probs.numpy()
-        return self._probs[1], self.store.slot_of
-
-    @property
-    def _rows_and_roots(self) -> tuple[FloatArray, IntArray, FloatArray]:
-        return (*self._rows, self.store.roots)
+        self._trie = nk.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
+        self.steps: WholeSteps | None = WholeSteps(store, self._trie)
 
     def initial(self, context: int, keys: npt.NDArray[np.uint64]) -> BeamState:
         """See `Kernels`."""
@@ -238,9 +233,7 @@ class NumbaKernels:
     def extensions(self, state: BeamState, cut: IntArray) -> Extensions:
         """See `Kernels`."""
         ctx, node, logu, logw, key = state
-        found = nk.extensions(
-            self._order, self._lo, self._ends, *self._rows, ctx, node, logu, logw, cut
-        )
+        found = nk.extensions(self._trie, self.store.host, ctx, node, logu, logw, cut)
         return Extensions._make((*found, np.full(len(key), -np.inf)))
 
     def extend(self, state: BeamState, ext: Extensions, contexts: IntArray) -> BeamState:
@@ -254,19 +247,13 @@ class NumbaKernels:
     def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
         """See `Kernels`."""
         ctx, node, logu, logw, key = state
-        moved, weight = nk.advance(
-            self._lo, self._hi, self._first, self._edge, *self._rows_and_roots,
-            ctx, node, logu, logw, byte, cut,
-        )  # fmt: skip
+        moved, weight = nk.advance(self._trie, self.store.host, ctx, node, logu, logw, byte, cut)
         return BeamState(ctx, moved, logu, weight, key)
 
     def next_block(self, state: BeamState, cut: IntArray) -> torch.Tensor:
         """See `Kernels`."""
         ctx, node, logu, logw, _ = state
-        block = nk.next_block(
-            self._lo, self._hi, self._first, self._edge, *self._rows_and_roots,
-            ctx, node, logu, logw, cut, N_BYTES,
-        )  # fmt: skip
+        block = nk.next_block(self._trie, self.store.host, ctx, node, logu, logw, cut, N_BYTES)
         return torch.from_numpy(block)
 
     def normalise(self, block: torch.Tensor, log_z: FloatArray | None) -> torch.Tensor:
@@ -278,7 +265,7 @@ class NumbaKernels:
     def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
         """See `Kernels`."""
         ctx, node, logu, logw, key = state
-        weight = nk.node_logw(self._lo, self._hi, *self._rows, ctx, node, logu, logw, cut)
+        weight = nk.node_logw(self._trie, self.store.host, ctx, node, logu, logw, cut)
         return BeamState(ctx, node, logu, weight, key)
 
     def select(
@@ -310,8 +297,7 @@ class NumbaKernels:
         ctx, node, logu, logw, key = state
         k, log_prune = prune or (None, -np.inf)
         out = nk.open_read(
-            self._order, self._lo, self._hi, self._ends, self._first, self._edge,
-            *self._rows_and_roots, ctx, node, logu, logw, byte, cut,
+            self._trie, self.store.host, ctx, node, logu, logw, byte, cut,
             -1 if k is None else k, log_prune, log_threshold,
         )  # fmt: skip
         return BeamState(out[0], out[1], out[2], out[3], key), out[4], Extensions(*out[5:])
@@ -322,8 +308,8 @@ class NumbaKernels:
         """See `Kernels`; one compiled call."""
         ctx, node, logu, logw, key = state
         out = nk.close_read(
-            self._lo, self._hi, self._first, self._edge, *self._rows_and_roots,
-            ctx, node, logu, logw, ext.lane, contexts, ext.logw, byte, cut,
+            self._trie, self.store.host, ctx, node, logu, logw, ext.lane, contexts, ext.logw,
+            byte, cut,
         )  # fmt: skip
         return BeamState(out[0], out[1], out[2], out[3], key), out[4]
 

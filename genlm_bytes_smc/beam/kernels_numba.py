@@ -6,46 +6,146 @@ serial, so results do not depend on the number of threads. Everything is float64
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba as nb
 import numpy as np
+import numpy.typing as npt
 
 # No nnan/ninf: -inf is a legitimate weight here.
 _SUM = {"reassoc", "nsz", "contract", "arcp"}
 
 
+class TrieArrays(NamedTuple):
+    """Arrays of a `TokenTrie` that the kernels walk."""
+
+    lo: npt.NDArray[np.int32]
+    hi: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int32]
+    first_child: npt.NDArray[np.int32]
+    edge: npt.NDArray[np.uint8]
+
+
 @nb.njit(cache=True, nogil=True, fastmath=_SUM)
-def _sum(row, lo, hi):
+def _sum(row, order):
     s = 0.0
-    for i in range(lo, hi):
-        s += row[i]
+    for i in range(len(order)):
+        s += np.float64(row[order[i]])
+    return s
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_SUM)
+def _sum_labelled(row, labels, label):
+    """Sum of the tokens with one label: for many, faster than fetching each."""
+    s = 0.0
+    for i in range(len(labels)):
+        s += np.float64(row[i]) if labels[i] == label else 0.0
     return s
 
 
 @nb.njit(cache=True, nogil=True)
-def _mass(row, lo, hi, cut):
+def _mass(rows, slot, lo, hi, cut):
     """Mass of positions lo..hi without those in the sorted array `cut`."""
+    row = rows.probs[slot]
     s = 0.0
     for c in cut:
         if lo <= c < hi:
-            s += _sum(row, lo, c)
+            s += _sum(row, rows.order[lo:c])
             lo = c + 1
-    return s + _sum(row, lo, hi)
+    return (s + _sum(row, rows.order[lo:hi])) * rows.scale[slot]
 
 
 @nb.njit(cache=True, nogil=True)
-def _child_mass(row, root, lo, hi, byte, at_root, cut):
-    """Mass below an edge; those of the root are summed once a row."""
-    if at_root:
+def _touches(lo, hi, cut):
+    found = False
+    for c in cut:
+        found |= lo <= c < hi
+    return found
+
+
+@nb.njit(cache=True, nogil=True)
+def _child_mass(trie, rows, slot, node, child, cut):
+    """Mass below an edge of `node`; those of the root may have been summed already."""
+    lo, hi = trie.lo[child], trie.hi[child]
+    if _touches(lo, hi, cut):
+        return _mass(rows, slot, lo, hi, cut)
+    if node == 0 and rows.summed[slot]:
+        return rows.roots[slot, trie.edge[child]]
+    if 4 * (hi - lo) > rows.labels.shape[1]:
+        for h in range(len(rows.heavy)):
+            if rows.heavy[h] == node:
+                sum_ = _sum_labelled(rows.probs[slot], rows.labels[h], trie.edge[child])
+                return sum_ * rows.scale[slot]
+    return _mass(rows, slot, lo, hi, cut)
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_SUM)
+def _add_scaled(out, row, scale):
+    for i in range(len(out)):
+        out[i] += scale * np.float64(row[i])
+
+
+@nb.njit(cache=True, nogil=True)
+def _sum_by_label(labels, values, bins):
+    """bins[label, any] += value; eight columns, as sums into one place wait for each other."""
+    whole = len(labels) - len(labels) % 8
+    for a in range(0, whole, 8):
+        x, v = labels[a : a + 8], values[a : a + 8]
+        bins[x[0], 0] += v[0]
+        bins[x[1], 1] += v[1]
+        bins[x[2], 2] += v[2]
+        bins[x[3], 3] += v[3]
+        bins[x[4], 4] += v[4]
+        bins[x[5], 5] += v[5]
+        bins[x[6], 6] += v[6]
+        bins[x[7], 7] += v[7]
+    for i in range(whole, len(labels)):
+        bins[labels[i], 0] += values[i]
+
+
+_BLOCK = 1024  # tokens summed at a time, so that everything stays in the first cache
+
+
+@nb.njit(cache=True, nogil=True)
+def _heavy_block(rows, h, slots, scales, cut):
+    """Mass of each label of heavy node `h`, summed over rows `slots` times `scales`.
+
+    float64[257]; tokens at positions `cut` do not count.
+    """
+    labels = rows.labels[h]
+    bins = np.zeros((257, 8))
+    block = np.empty(_BLOCK)
+    for a in range(0, len(labels), _BLOCK):
+        b = min(len(labels), a + _BLOCK)
+        values = block[: b - a]
+        values[:] = 0.0
+        for i in range(len(slots)):
+            _add_scaled(values, rows.probs[slots[i], a:b], scales[i] * rows.scale[slots[i]])
         for c in cut:
-            if lo <= c < hi:
-                return _mass(row, lo, hi, cut)
-        return root[byte]
-    return _mass(row, lo, hi, cut)
+            if a <= rows.order[c] < b:
+                values[rows.order[c] - a] = 0.0
+        _sum_by_label(labels[a:b], values, bins)
+    out = np.zeros(257)
+    for label in range(257):
+        for i in range(8):
+            out[label] += bins[label, i]
+    return out
 
 
 @nb.njit(cache=True, nogil=True)
-def _child(first_child, edge, node, byte):
-    a, b = first_child[node], first_child[node + 1]
+def _sum_root(rows, slot):
+    """Have `roots` of a slot."""
+    if not rows.summed[slot]:
+        one = np.ones(1)
+        mass = _heavy_block(rows, 0, np.full(1, slot), one, np.empty(0, np.int64))
+        rows.roots[slot] = mass[:256]
+        rows.summed[slot] = True
+
+
+@nb.njit(cache=True, nogil=True)
+def _child(trie, node, byte):
+    edge = trie.edge
+    a, b = trie.first_child[node], trie.first_child[node + 1]
     end = b
     while a < b:
         mid = (a + b) >> 1
@@ -77,14 +177,14 @@ def logsumexp_rows(logw):
 
 
 @nb.njit(cache=True, nogil=True)
-def extensions(order, lo, ends, probs, slot_of, ctx, node, logu, logw, cut):
+def extensions(trie, rows, ctx, node, logu, logw, cut):
     """Every token that ends at a candidate's node: (lane, cand, token, logw)."""
     count = 0
     n_lanes, n_cands = logw.shape
     for n in range(n_lanes):
         for c in range(n_cands):
             if logw[n, c] > -np.inf:
-                count += ends[node[n, c]]
+                count += trie.ends[node[n, c]]
     lane = np.empty(count, np.int64)
     cand = np.empty(count, np.int64)
     token = np.empty(count, np.int64)
@@ -94,16 +194,21 @@ def extensions(order, lo, ends, probs, slot_of, ctx, node, logu, logw, cut):
         for c in range(n_cands):
             if logw[n, c] == -np.inf:
                 continue
-            first = lo[node[n, c]]
-            row = probs[slot_of[ctx[n, c]]]
-            for pos in range(first, first + ends[node[n, c]]):
-                kept = row[pos] > 0.0
+            first = trie.lo[node[n, c]]
+            last = first + trie.ends[node[n, c]]
+            if first == last:
+                continue
+            slot = rows.slot_of[ctx[n, c]]
+            row, scale = rows.probs[slot], rows.scale[slot]
+            for pos in range(first, last):
+                p = row[rows.order[pos]] * scale
+                kept = p > 0.0
                 for x in cut:
                     if x == pos:
                         kept = False
                 if kept:
-                    lane[e], cand[e], token[e] = n, c, order[pos]
-                    out[e] = logu[n, c] + np.log(row[pos])
+                    lane[e], cand[e], token[e] = n, c, rows.order[pos]
+                    out[e] = logu[n, c] + np.log(p)
                     e += 1
     return lane[:e], cand[:e], token[:e], out[:e]
 
@@ -189,29 +294,59 @@ def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
 
 
 @nb.njit(cache=True, nogil=True)
-def next_block(
-    lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, cut, n_bytes
-):
+def _add_heavy(trie, rows, h, ctx, node, scale, cut, out):
+    """Add to out[257] what candidates at heavy node `h` give, and mark them (scale 0).
+
+    Two rows or more of one lane are added up first and sorted into bytes once. A row alone,
+    at the root, is kept sorted, as other lanes may want it too.
+    """
+    count = 0
+    x = rows.heavy[h]
+    slots = np.empty(len(ctx), np.int64)
+    scales = np.empty(len(ctx))
+    for c in range(len(ctx)):
+        if node[c] == x and scale[c] > 0.0 and not (x == 0 and rows.summed[rows.slot_of[ctx[c]]]):
+            slots[count], scales[count] = rows.slot_of[ctx[c]], scale[c]
+            count += 1
+    if count < 2:
+        if x == 0 and count == 1:
+            _sum_root(rows, slots[0])
+        return
+    mass = _heavy_block(rows, h, slots[:count], scales[:count], cut)
+    out[:256] += mass[:256]
+    for c in range(len(ctx)):
+        if node[c] == x and not (x == 0 and rows.summed[rows.slot_of[ctx[c]]]):
+            scale[c] = 0.0
+
+
+@nb.njit(cache=True, nogil=True)
+def next_block(trie, rows, ctx, node, logu, logw, cut, n_bytes):
     """Log mass of each next byte and of ending: float64[N, n_bytes + 1], not normalised."""
     n_lanes, n_cands = logw.shape
     out = np.zeros((n_lanes, n_bytes + 1))
+    scale = np.empty(n_cands)
     for n in range(n_lanes):
         top = logw[n].max() if n_cands else -np.inf
         if top > -np.inf:
             for c in range(n_cands):
-                if logw[n, c] == -np.inf:
-                    continue
-                scale = np.exp(logu[n, c] - top)
-                slot = slot_of[ctx[n, c]]
-                row, root = probs[slot], roots[slot]
-                x = node[n, c]
-                for child in range(first_child[x], first_child[x + 1]):
-                    out[n, edge[child]] += scale * _child_mass(
-                        row, root, lo[child], hi[child], edge[child], x == 0, cut
-                    )
-                if x == 0:
+                scale[c] = np.exp(logu[n, c] - top) if logw[n, c] > -np.inf else 0.0
+                if node[n, c] == 0 and scale[c] > 0.0:
+                    slot = rows.slot_of[ctx[n, c]]
                     for pos in cut:
-                        out[n, n_bytes] += scale * row[pos]
+                        p = rows.probs[slot, rows.order[pos]] * rows.scale[slot]
+                        out[n, n_bytes] += scale[c] * p
+                    if n_lanes > 1:
+                        _sum_root(rows, slot)
+            for h in range(len(rows.heavy)):
+                _add_heavy(trie, rows, h, ctx[n], node[n], scale, cut, out[n])
+            for c in range(n_cands):
+                if scale[c] == 0.0:
+                    continue
+                slot = rows.slot_of[ctx[n, c]]
+                x = node[n, c]
+                for child in range(trie.first_child[x], trie.first_child[x + 1]):
+                    mass = _child_mass(trie, rows, slot, x, child, cut)
+                    out[n, trie.edge[child]] += scale[c] * mass
         for b in range(n_bytes + 1):
             out[n, b] = top + np.log(out[n, b]) if out[n, b] > 0.0 else -np.inf
     return out
@@ -228,7 +363,7 @@ def normalise(block, total):
 
 
 @nb.njit(cache=True, nogil=True)
-def advance(lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, byte, cut):
+def advance(trie, rows, ctx, node, logu, logw, byte, cut):
     """Read one byte a lane: (node int64[N, C], logw float64[N, C]); lost ones at -inf.
 
     `byte` int64[N]; a byte of -1 leaves its lane empty.
@@ -241,12 +376,10 @@ def advance(lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, l
         for c in range(logw.shape[1]):
             if logw[n, c] == -np.inf:
                 continue
-            child = _child(first_child, edge, node[n, c], byte[n])
+            child = _child(trie, node[n, c], byte[n])
             if child >= 0:
-                slot = slot_of[ctx[n, c]]
-                mass = _child_mass(
-                    probs[slot], roots[slot], lo[child], hi[child], byte[n], node[n, c] == 0, cut
-                )
+                slot = rows.slot_of[ctx[n, c]]
+                mass = _child_mass(trie, rows, slot, node[n, c], child, cut)
                 if mass > 0.0:
                     out_node[n, c] = child
                     out_logw[n, c] = logu[n, c] + np.log(mass)
@@ -254,7 +387,7 @@ def advance(lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, l
 
 
 @nb.njit(cache=True, nogil=True)
-def node_logw(lo, hi, probs, slot_of, ctx, node, logu, logw, cut):
+def node_logw(trie, rows, ctx, node, logu, logw, cut):
     """Weights of the same candidates when the positions in `cut` are left out: [N, C]."""
     out = np.full(logw.shape, -np.inf)
     for n in range(logw.shape[0]):
@@ -265,7 +398,7 @@ def node_logw(lo, hi, probs, slot_of, ctx, node, logu, logw, cut):
             if x == 0:
                 out[n, c] = logu[n, c]
                 continue
-            mass = _mass(probs[slot_of[ctx[n, c]]], lo[x], hi[x], cut)
+            mass = _mass(rows, rows.slot_of[ctx[n, c]], trie.lo[x], trie.hi[x], cut)
             if mass > 0.0:
                 out[n, c] = logu[n, c] + np.log(mass)
     return out
@@ -415,7 +548,7 @@ def reserve(row, proxy, rescue, share):
 
 
 @nb.njit(cache=True, nogil=True)
-def open_read(order, lo, hi, ends, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):  # fmt: skip
+def open_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):
     """`select_topk`, then the extensions that `keep_extensions` admits for `byte`, fused.
 
     Returns (ctx, node, logu, logw, pruned float64[N], lane, cand, token, ext_logw,
@@ -423,12 +556,10 @@ def open_read(order, lo, hi, ends, first_child, edge, probs, slot_of, roots, ctx
     """
     pick, weight, pruned = select_topk(logw, k, log_prune)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
-    lane, cand, token, ext = extensions(order, lo, ends, probs, slot_of, ctx, node, logu, logw, cut)
+    lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
     if len(lane) == 0:
         return ctx, node, logu, logw, pruned, lane, cand, token, ext, np.full(len(byte), -np.inf)
-    _, able = advance(
-        lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, byte, cut
-    )
+    _, able = advance(trie, rows, ctx, node, logu, logw, byte, cut)
     keep, dropped = keep_extensions(lane, ext, logsumexp_rows(able), log_threshold)
     return (
         ctx, node, logu, logw, pruned, lane[keep], cand[keep], token[keep], ext[keep], dropped,
@@ -436,16 +567,14 @@ def open_read(order, lo, hi, ends, first_child, edge, probs, slot_of, roots, ctx
 
 
 @nb.njit(cache=True, nogil=True)
-def close_read(lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, lane, new_ctx, ext_logw, byte, cut):  # fmt: skip
+def close_read(trie, rows, ctx, node, logu, logw, lane, new_ctx, ext_logw, byte, cut):
     """`append_extensions`, `advance` and a sort, best first, fused.
 
     Returns (ctx, node, logu, logw, log_z float64[N]).
     """
     if len(lane):
         ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw)
-    node, logw = advance(
-        lo, hi, first_child, edge, probs, slot_of, roots, ctx, node, logu, logw, byte, cut
-    )
+    node, logw = advance(trie, rows, ctx, node, logu, logw, byte, cut)
     pick, weight, _ = select_topk(logw, -1, -np.inf)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
     return ctx, node, logu, logw, logsumexp_rows(logw)

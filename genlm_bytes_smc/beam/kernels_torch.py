@@ -54,6 +54,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from genlm_bytes_smc.beam.kernels import N_BYTES, ComposedReads, FloatArray, keep_above
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
 from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
+from genlm_bytes_smc.beam.steps import WholeSteps
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 from genlm_bytes_smc.lm.transfer import send
@@ -125,6 +126,7 @@ class TorchKernels(ComposedReads):
     def __init__(self, store: RowStore, flat_limit: int = FLAT_LIMIT) -> None:
         self.store = store
         self.device = store.engine.device
+        self.steps: WholeSteps | None = None  # the context tree is on the host, and rows are not
         self.flat_limit = flat_limit
         self.syncs = 0
         self._known = _HostSide()

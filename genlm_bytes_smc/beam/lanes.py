@@ -25,6 +25,7 @@ from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rng import KeyArray, read_keys, start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions
+from genlm_bytes_smc.beam.steps import Rescues, unpack
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.transfer import send
 
@@ -83,6 +84,8 @@ class ByteLanes:
         self._ext_dropped: FloatArray | None = None
         self._row: torch.Tensor | None = None
         self._proxy: tuple[IntArray, torch.Tensor] | None = None
+        self._steps = None if params.unbiased else model.kernels.steps
+        self._log_threshold = params.log_prune_threshold
         model.engine.tree.track(self)
 
     @classmethod
@@ -157,23 +160,29 @@ class ByteLanes:
 
     def replace(self, state: BeamState, **changes: object) -> ByteLanes:
         """The same lanes with another state; what is not named is kept, log_z recomputed."""
-        kept = {
-            "ended": self.ended,
-            "log_dropped": self.log_dropped,
-            "heals": self.heals,
-            "in_prompt": self.in_prompt,
-            "literal": self.literal,
-            "cut": self.cut,
-        }
-        lanes = ByteLanes(self.model, self.params, state, **(kept | changes))  # type: ignore[arg-type]
-        lanes._proxy = self._proxy
+        lanes = object.__new__(ByteLanes)
+        lanes.__dict__.update(self.__dict__)
+        lanes._extended = lanes._ext_dropped = lanes._row = None
+        lanes.state = state
+        lanes.__dict__.update(changes)
+        if "log_z" not in changes:
+            lanes.log_z = self.model.kernels.log_z(state)
+        self.model.engine.tree.track(lanes)
         return lanes
 
     # -- one byte step -----------------------------------------------------------------
 
     async def extended(self) -> BeamState:
         """The candidates and their admitted token-ending extensions, computed once."""
-        if self._extended is None:
+        steps = self._steps
+        if self._extended is None and steps is not None:
+            found = steps.extend(self.state, self.log_z, self.cut, self._log_threshold)
+            while len(found.missing):
+                await self._have_rows(found.missing)
+                found = steps.extend(self.state, self.log_z, self.cut, self._log_threshold)
+            self._extended = unpack(found.packed, self.state.key)
+            self._ext_dropped = found.dropped
+        elif self._extended is None:
             await self._have_rows()
             kernels, params = self.model.kernels, self.params
             ext = kernels.extensions(self.state, self.cut)
@@ -197,7 +206,13 @@ class ByteLanes:
         masses over the lane's weight, which sum to one in expectation. Rows of lanes that
         are dead or have ended are -inf.
         """
-        if self._row is None:
+        if self._row is None and self._steps is not None:
+            extended = await self.extended()
+            rows = self._steps.next_rows(
+                self.state, extended, self.cut, self._lossy(), self._rescues, HEAL_RESERVE
+            )
+            self._row = torch.from_numpy(rows)
+        elif self._row is None:
             kernels = self.model.kernels
             block = kernels.next_block(await self.extended(), self.cut)
             row = kernels.normalise(block, self.log_z if self.params.unbiased else None)
@@ -270,9 +285,40 @@ class ByteLanes:
         kernels, params = self.model.kernels, self.params
         if params.unbiased:
             return self.replace(kernels.resample(self.state, params.K), log_z=self.log_z)
+        if self._steps is not None:
+            state, log_z, dropped = self._steps.prune(self.state, params.K, self._log_threshold)
+            if self.ended.any():
+                log_z = np.where(self.ended, self.log_z, log_z)
+            dropped = np.logaddexp(self.log_dropped, dropped)
+            return self.replace(state, log_z=log_z, log_dropped=dropped)
         state, dropped = kernels.select(self.state, params.K, params.log_prune_threshold)
         log_z = np.where(self.ended, self.log_z, kernels.log_z(state))
         return self.replace(state, log_z=log_z, log_dropped=np.logaddexp(self.log_dropped, dropped))
+
+    async def follow_likeliest(self, steps: int) -> tuple[ByteLanes, list[int], bool] | None:
+        """Prune, take the likeliest symbol and read it, `steps` times: one lane.
+
+        Returns:
+            The lane after the last byte, not pruned; the bytes; whether the likeliest symbol
+            is then the end of the text. The bytes are fewer than `steps` where that is so, and
+            before a byte that only healing can read. None if these lanes must be stepped by
+            the other verbs.
+        """
+        compiled = self._steps
+        if compiled is None or len(self) != 1:
+            return None
+        lanes, out, params = self, list[int](), self.params
+        while True:
+            found = compiled.follow_likeliest(
+                lanes.state, float(lanes.log_dropped[0]), self.cut, params.K,
+                self._log_threshold, steps - len(out),
+            )  # fmt: skip
+            if found.symbols:
+                lanes = lanes.replace(found.state, log_dropped=found.dropped)
+                out += found.symbols
+            if len(found.missing) == 0:
+                return lanes, out, found.ends
+            await lanes._have_rows(found.missing)
 
     # -- forking, joining, and the change from prompt to text --------------------------
 
@@ -369,10 +415,9 @@ class ByteLanes:
         """Rows all along a known continuation of a lone candidate, in one forward."""
         contexts = self.model.kernels.contexts(self.state)
         if contexts.size == 1 and len(tokens) > 1:
-            ahead = [int(contexts.ravel()[0])]
-            for token in tokens:
-                ahead.append(self.model.engine.tree.child(ahead[-1], token))
-            await self.model.store.ensure(np.array(ahead, dtype=np.int64))
+            at = int(contexts.ravel()[0])
+            ahead = self.model.engine.tree.along(at, tokens)
+            await self.model.store.ensure(np.concatenate([[at], ahead]))
 
     async def _feed(self, token: int) -> ByteLanes:
         kernels, store, tree = self.model.kernels, self.model.store, self.model.engine.tree
@@ -400,9 +445,13 @@ class ByteLanes:
             return self.model.special_cut if self.literal else NO_CUT
         return self.model.cut(self.params.eos) if self.params.eos else NO_CUT
 
-    async def _have_rows(self) -> None:
-        """Rows of the candidates themselves; all there, unless some were evicted."""
-        await self.model.store.ensure(self.model.kernels.contexts(self.state))
+    async def _have_rows(self, more: IntArray = NO_CUT) -> None:
+        """Rows of the candidates themselves (all there, unless some were evicted), and of
+        further contexts."""
+        contexts = self.model.kernels.contexts(self.state)
+        await self.model.store.ensure(
+            np.concatenate([contexts.ravel(), more]) if len(more) else contexts
+        )
 
     async def _commit(self, state: BeamState, ext: Extensions) -> BeamState:
         """`state` with the extensions as candidates, their rows fetched."""
@@ -428,6 +477,16 @@ class ByteLanes:
             state = kernels.advance(await self.extended(), bytes_, cut)
             state, _ = kernels.select(state, None, -np.inf)
             log_z = kernels.log_z(state)
+        elif self._steps is not None:
+            state, log_z, lost, missing = self._steps.read(
+                self.state, bytes_, cut, self._log_threshold
+            )
+            while len(missing):
+                await self._have_rows(missing)
+                state, log_z, lost, missing = self._steps.read(
+                    self.state, bytes_, cut, self._log_threshold
+                )
+            dropped = np.logaddexp(dropped, lost)
         else:
             await self._have_rows()
             state, _, ext = kernels.open_read(
@@ -437,7 +496,7 @@ class ByteLanes:
             state, log_z = kernels.close_read(state, ext, contexts, bytes_, cut)
             dropped = np.logaddexp(dropped, ext.dropped)
         state = state._replace(key=self._keys_after(bytes_))
-        if params.heal:
+        if params.heal and (log_z == -np.inf).any():
             dead = self.alive & (bytes_ >= 0) & (log_z == -np.inf)
             if dead.any():
                 heals = heals.copy()
@@ -459,15 +518,28 @@ class ByteLanes:
     def _reserve(self, row: torch.Tensor) -> torch.Tensor:
         """Give bytes that only healing can read their share of each row."""
         kernels, params = self.model.kernels, self.params
-        assert self._ext_dropped is not None
-        # Where nothing was ever dropped, what reads as impossible is impossible.
-        lossy = np.maximum(self.log_dropped, self._ext_dropped) > -np.inf
+        lossy = self._lossy()
         if not lossy.any():
             return row
         rescue = self.model.rescue_rows(
             kernels.nodes(self.state), self.cut, params.heal_max_backoff, params.heal_max_splits
         )
         return kernels.reserve(row, self._root_block(), rescue & lossy[:, None], HEAL_RESERVE)
+
+    def _lossy(self) -> npt.NDArray[np.bool_]:
+        """Lanes that set a share aside for healing: where nothing was ever dropped, what
+        reads as impossible is impossible."""
+        assert self._ext_dropped is not None
+        if not self.params.heal:
+            return np.zeros(len(self), dtype=bool)
+        return np.maximum(self.log_dropped, self._ext_dropped) > -np.inf
+
+    @property
+    def _rescues(self) -> Rescues:
+        params = self.params
+        return self.model.rescues(
+            tuple(self.cut.tolist()), params.heal_max_backoff, params.heal_max_splits
+        )
 
     def _root_block(self) -> torch.Tensor:
         """Log mass of each byte as the first of the best candidate's next token: [N, 257].

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, NumbaKernels
+from genlm_bytes_smc.beam.steps import Rescues
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.load import as_engine
@@ -42,6 +43,7 @@ class ByteModel:
         self.cut = lru_cache(maxsize=64)(self._cut)
         self._edges = lru_cache(maxsize=1024)(self._edges_of)
         self._rescue_row = lru_cache(maxsize=4096)(self._rescue_row_of)
+        self.rescues = lru_cache(maxsize=16)(self._rescues_of)
         self.rescuable = lru_cache(maxsize=1 << 16)(self._rescuable)
 
     def __deepcopy__(self, memo: object) -> ByteModel:
@@ -153,6 +155,9 @@ class ByteModel:
         for node in np.unique(nodes[nodes > 0]).tolist():  # at the root nothing is in flight
             out[(nodes == node).any(axis=1)] |= self.rescuable(node, *limits)
         return out
+
+    def _rescues_of(self, cut: tuple[int, ...], *limits: int | None) -> Rescues:
+        return Rescues(len(self.trie), lambda node: self.rescuable(node, cut, *limits))
 
     def _rescue_row_of(
         self, nodes: tuple[int, ...], cut: tuple[int, ...], *limits: int | None

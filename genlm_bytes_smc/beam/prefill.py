@@ -25,6 +25,7 @@ from genlm_bytes_smc.beam.kernels import thin
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.rng import read_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions
+from genlm_bytes_smc.beam.steps import WholeSteps
 from genlm_bytes_smc.lm.contexts import IntArray
 
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
@@ -81,6 +82,8 @@ def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
         and the distinct contexts whose rows were missed on the way to the end of the text.
     """
     kernels, params = lanes.model.kernels, lanes.params
+    if kernels.steps is not None and not params.unbiased:
+        return _run_compiled(kernels.steps, lanes, text, reach)
     state, log_z, log_dropped = lanes.state, lanes.log_z, lanes.log_dropped
     kept, read = (state, log_dropped), 0
     missed: list[IntArray] = []
@@ -120,6 +123,30 @@ def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
     if read:
         lanes = lanes.replace(kept[0], log_dropped=kept[1])
     return _Pass(lanes, read, _first(missed, lanes.model.store.table.limit // 2))
+
+
+def _run_compiled(steps: WholeSteps, lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
+    """`_run` in one compiled call."""
+    params = lanes.params
+    run = steps.run_text(
+        lanes.state,
+        float(lanes.log_dropped[0]),
+        text,
+        lanes.cut,
+        params.K,
+        params.log_prune_threshold,
+        _HORIZON[params.prune_threshold >= _NARROW],
+        _HEAVY,
+    )
+    if run.read:
+        lanes = lanes.replace(run.state, log_dropped=run.dropped)
+    missed = np.split(run.missed, 1 + np.flatnonzero(np.diff(run.at))) if len(run.missed) else []
+    if len(run.heavy):
+        at = int(run.at[-1])
+        further = text[at : at + max(reach, 2 * run.read)]
+        along = [_along(lanes, c, further) for c in run.heavy.tolist()]
+        missed[-1] = np.concatenate([missed[-1], *along])
+    return _Pass(lanes, run.read, _first(missed, lanes.model.store.table.limit // 2))
 
 
 def _first(missed: list[IntArray], most: int) -> IntArray:
@@ -164,7 +191,4 @@ def _along(lanes: ByteLanes, context: int, text: bytes) -> IntArray:
     """`context` and those along the tokenizer's own tokens of `text` after it."""
     tree, window = lanes.model.engine.tree, lanes.model.engine.window
     room = None if window is None else max(0, window - int(tree.depth[context]))
-    path = [context]
-    for token in lanes.model.canonical(text)[:room]:
-        path.append(tree.child(path[-1], token))
-    return np.array(path, dtype=np.int64)
+    return np.concatenate([[context], tree.along(context, lanes.model.canonical(text)[:room])])

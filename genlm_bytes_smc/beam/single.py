@@ -283,7 +283,15 @@ class ByteBeamState:
         prompt = Prompt.of(context)
         beam = await self.prefill(prompt)
         out = bytearray(prompt.spell(self.lanes.model.vocab))
-        for _ in range(steps):
+        given = len(out)
+        while len(out) - given < steps:
+            if choose is _likeliest and not self.params.verbose:
+                run = await beam.lanes.follow_likeliest(steps - (len(out) - given))
+                if run is not None:
+                    beam = ByteBeamState(run[0])
+                    out += bytes(run[1])
+                    if run[2] or len(out) - given == steps:
+                        break
             beam._check_alive()
             beam = beam.prune()  # first, so that no row is computed for what it drops
             symbol = choose((await beam.lanes.logp_next())[0])

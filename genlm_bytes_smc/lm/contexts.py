@@ -18,13 +18,22 @@ are used again; whoever keeps something per node hears of it through `on_free`.
 from __future__ import annotations
 
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from genlm_bytes_smc.lm.context_index import (
+    FREE,
+    SIZE,
+    TreeArrays,
+    child_of,
+    fill_table,
+    find_children,
+    find_path,
+    mark,
+)
 
 IntArray = npt.NDArray[np.int64]
 
@@ -43,7 +52,7 @@ class HoldsContexts(Protocol):
 class ContextTree:
     """All token contexts in use with one model.
 
-    `child`, `children` and `insert` find or make nodes; `tokens` spells one out;
+    `child`, `children`, `along` and `insert` find or make nodes; `tokens` spells one out;
     `collect` frees what no tracked object refers to.
     """
 
@@ -53,18 +62,18 @@ class ContextTree:
         self.depth = np.zeros(capacity, dtype=np.int64)
         self._alive = np.zeros(capacity, dtype=bool)
         self._alive[0] = True
-        self._size = 1
-        self._free: list[int] = []
-        self._index: dict[int, int] = {}
+        self._free = np.empty(capacity, dtype=np.int64)
+        self._meta = np.array([1, 0], dtype=np.int64)
         self._holders: weakref.WeakSet[HoldsContexts] = weakref.WeakSet()
-        self._pins: Counter[int] = Counter()
+        self._pins: dict[Pin, IntArray] = {}
         self._on_free: list[weakref.WeakMethod[Callable[[IntArray], None]]] = []
         self._after_last_collect = 0
         self._spelled: dict[int, list[int]] = {}  # recent answers of `tokens`
+        self._index()
 
     def __len__(self) -> int:
         """Number of contexts alive, the empty one included."""
-        return self._size - len(self._free)
+        return int(self._meta[SIZE] - self._meta[FREE])
 
     @property
     def capacity(self) -> int:
@@ -75,22 +84,36 @@ class ContextTree:
 
     def child(self, node: int, token: int) -> int:
         """The context `node` followed by `token`, made if it is new."""
-        key = (node << _TOKEN_BITS) | token
-        found = self._index.get(key)
-        return self._add(node, token, key) if found is None else found
+        _check_tokens(token, token)
+        found = int(child_of(self.arrays, node, token))
+        while found < 0:
+            self.grow()
+            found = int(child_of(self.arrays, node, token))
+        return found
 
     def children(self, nodes: IntArray, tokens: IntArray) -> IntArray:
         """`child` for each pair of two int64 arrays of equal shape [m]."""
-        child = self.child
-        pairs = zip(nodes.tolist(), tokens.tolist(), strict=True)
-        return np.fromiter((child(n, t) for n, t in pairs), dtype=np.int64, count=len(nodes))
+        out = np.empty(len(nodes), dtype=np.int64)
+        if len(nodes):
+            _check_tokens(int(tokens.min()), int(tokens.max()))
+        while find_children(self.arrays, nodes, tokens, out) < len(nodes):
+            self.grow()
+        return out
+
+    def along(self, node: int, tokens: Iterable[int]) -> IntArray:
+        """The contexts `node` followed by 1, 2, ... of the tokens, made if new: int64[m]."""
+        given = np.array(list(tokens), dtype=np.int64)
+        if len(given):
+            _check_tokens(int(given.min()), int(given.max()))
+        out = np.empty(len(given), dtype=np.int64)
+        while find_path(self.arrays, node, given, out) < len(given):
+            self.grow()
+        return out
 
     def insert(self, tokens: Iterable[int]) -> int:
         """The node of a whole token string, made with its ancestors if new."""
-        node = 0
-        for token in tokens:
-            node = self.child(node, token)
-        return node
+        path = self.along(0, tokens)
+        return int(path[-1]) if len(path) else 0
 
     def path(self, node: int) -> list[int]:
         """Ids from the first token's node to `node` itself (empty for the root)."""
@@ -119,29 +142,29 @@ class ContextTree:
         """Whether each id is in use, bool[m]."""
         return self._alive[np.asarray(nodes, dtype=np.int64)]
 
-    def _add(self, node: int, token: int, key: int) -> int:
-        if not 0 <= token < 1 << _TOKEN_BITS:
-            raise ValueError(f"token ids must be integers in [0, 2**{_TOKEN_BITS}), got {token!r}")
-        if self._free:
-            new = self._free.pop()
-        else:
-            new = self._size
-            if new == self.capacity:
-                self._grow()
-            self._size += 1
-        self.parent[new] = node
-        self.token[new] = token
-        self.depth[new] = self.depth[node] + 1
-        self._alive[new] = True
-        self._index[key] = new
-        return new
-
-    def _grow(self) -> None:
+    def grow(self) -> None:
+        """Room for as many nodes again."""
         n = self.capacity
         self.parent = np.concatenate([self.parent, np.full(n, -1, dtype=np.int64)])
         self.token = np.concatenate([self.token, np.full(n, -1, dtype=np.int64)])
         self.depth = np.concatenate([self.depth, np.zeros(n, dtype=np.int64)])
         self._alive = np.concatenate([self._alive, np.zeros(n, dtype=bool)])
+        self._free = np.concatenate([self._free, np.empty(n, dtype=np.int64)])
+        self._index()
+
+    def _index(self) -> None:
+        """Hash every node anew."""
+        places = 1 << (2 * self.capacity - 1).bit_length()
+        self.arrays = TreeArrays(
+            self.parent,
+            self.token,
+            self.depth,
+            self._alive,
+            np.full(places, -1, dtype=np.int64),
+            self._free,
+            self._meta,
+        )
+        fill_table(self.arrays)
 
     # -- who needs what ----------------------------------------------------------------
 
@@ -153,32 +176,17 @@ class ContextTree:
         """Call the bound method `listener(ids)` whenever `collect` frees ids."""
         self._on_free.append(weakref.WeakMethod(listener))
 
-    @contextmanager
-    def pinned(self, nodes: IntArray) -> Iterator[None]:
-        """Keep `nodes` alive inside the block (around an await, say)."""
-        ids = nodes.ravel().tolist()
-        self._pins.update(ids)
-        try:
-            yield
-        finally:
-            self._pins.subtract(ids)
-            for i in ids:
-                if self._pins[i] <= 0:
-                    del self._pins[i]
+    def pinned(self, nodes: IntArray) -> Pin:
+        """A context manager that keeps `nodes` (any shape) alive inside its block."""
+        return Pin(self._pins, nodes)
 
     def live(self) -> npt.NDArray[np.bool_]:
         """Mask over ids, bool[capacity]: reachable from tracked objects and pins."""
         mask = np.zeros(self.capacity, dtype=bool)
-        mask[0] = True
         roots = [np.asarray(h.context_ids(), dtype=np.int64).ravel() for h in self._holders]
-        roots.append(np.fromiter(self._pins, dtype=np.int64, count=len(self._pins)))
-        frontier = np.unique(np.concatenate(roots))
-        frontier = frontier[frontier >= 0]
-        while len(frontier):
-            frontier = frontier[~mask[frontier]]
-            mask[frontier] = True
-            frontier = np.unique(self.parent[frontier])
-            frontier = frontier[frontier >= 0]
+        roots += [np.asarray(nodes, dtype=np.int64).ravel() for nodes in self._pins.values()]
+        roots.append(np.zeros(1, dtype=np.int64))
+        mark(self.parent, np.concatenate(roots), mask)
         return mask
 
     def due(self, slack: int = 8192) -> bool:
@@ -189,11 +197,12 @@ class ContextTree:
         """Free every node that is not `live` and return the freed ids, int64[m]."""
         mask = self.live()
         freed = np.flatnonzero(self._alive & ~mask)
-        for node in freed.tolist():
-            del self._index[(int(self.parent[node]) << _TOKEN_BITS) | int(self.token[node])]
         self._alive[freed] = False
         self._spelled.clear()  # ids are used again
-        self._free.extend(freed.tolist())
+        first = int(self._meta[FREE])
+        self._free[first : first + len(freed)] = freed
+        self._meta[FREE] += len(freed)
+        self._index()
         self._after_last_collect = len(self)
         if len(freed):
             listeners = [ref() for ref in self._on_free]
@@ -202,3 +211,24 @@ class ContextTree:
                 if listener is not None:
                     listener(freed)
         return freed
+
+
+class Pin:
+    """Contexts that stay alive inside a with block (around an await, say)."""
+
+    __slots__ = ("_all", "_nodes")
+
+    def __init__(self, pins: dict[Pin, IntArray], nodes: IntArray) -> None:
+        self._all, self._nodes = pins, nodes
+
+    def __enter__(self) -> None:
+        self._all[self] = self._nodes
+
+    def __exit__(self, *_: object) -> None:
+        del self._all[self]
+
+
+def _check_tokens(least: int, most: int) -> None:
+    if not 0 <= least <= most < 1 << _TOKEN_BITS:
+        wrong = least if least < 0 else most
+        raise ValueError(f"token ids must be integers in [0, 2**{_TOKEN_BITS}), got {wrong!r}")

@@ -151,6 +151,9 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         """
         self.check(nodes)
         with self._one_thread(), self.tree.pinned(nodes):
+            if not self._requests and len(asyncio.all_tasks()) == 1:  # nobody could join us
+                distinct, where = _distinct(nodes)
+                return _pick(await self.evaluate_async(distinct), where)
             rows = None
             while rows is None:  # None: whoever served us was cancelled
                 rows = await self._answer(nodes)
@@ -160,9 +163,8 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         """As `rows`, without an event loop."""
         self.check(nodes)
         with self._one_thread(), self.tree.pinned(nodes):
-            distinct, where = np.unique(nodes, return_inverse=True)
-            rows = self.evaluate(distinct)
-            return _pick(rows, where, True)
+            distinct, where = _distinct(nodes)
+            return _pick(self.evaluate(distinct), where)
 
     @contextmanager
     def _one_thread(self) -> Iterator[None]:
@@ -224,7 +226,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
     async def _serve(self) -> None:
         batch, self._requests = self._requests, []
         nodes = np.concatenate([r.nodes for r in batch])
-        distinct, where = np.unique(nodes, return_inverse=True)
+        distinct, where = _distinct(nodes)
         try:
             rows = await self.evaluate_async(distinct)
         except Exception as error:
@@ -237,10 +239,14 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
             raise
         at = 0
         for request in batch:
-            mine = where[at : at + len(request.nodes)]
+            mine = slice(at, at + len(request.nodes))
             at += len(request.nodes)
-            if not request.done.done():
-                request.done.set_result(_pick(rows, mine, len(batch) == 1))
+            if request.done.done():
+                continue
+            if where is not None:
+                request.done.set_result(_pick(rows, where[mine]))
+            else:  # a copy, unless the rows are all its own
+                request.done.set_result(rows if len(batch) == 1 else rows[mine].clone())
 
     # -- genlm-backend's AsyncLM -------------------------------------------------------
 
@@ -308,8 +314,13 @@ def _strings(byte_vocab: Sequence[Any]) -> list[str]:
     return [bytes(getattr(t, "byte_string", t)).decode("utf-8", "replace") for t in byte_vocab]
 
 
-def _pick(rows: torch.Tensor, where: IntArray, alone: bool) -> torch.Tensor:
-    """`rows[where]`, without a copy if that is all of them and nobody else's."""
-    if alone and len(where) == len(rows) and bool((where == np.arange(len(where))).all()):
-        return rows
-    return rows[torch.as_tensor(where, device=rows.device)]
+def _distinct(nodes: IntArray) -> tuple[IntArray, IntArray | None]:
+    """Distinct ids, and where each of `nodes` is among them (None: they are the same)."""
+    if len(nodes) < 2 or bool((nodes[1:] > nodes[:-1]).all()):
+        return nodes, None
+    return np.unique(nodes, return_inverse=True)
+
+
+def _pick(rows: torch.Tensor, where: IntArray | None) -> torch.Tensor:
+    """`rows[where]`, a copy; or the rows themselves."""
+    return rows if where is None else rows[torch.as_tensor(where, device=rows.device)]

@@ -1,10 +1,12 @@
-"""Next-token rows in trie order, kept on the device under a limit in bytes.
+"""Next-token rows as probabilities, kept on the device under a limit in bytes.
 
 The beam sums probabilities over ranges of sorted tokens, so a row is stored as linear
-float64 probabilities in sorted order: sums are direct, keep full relative precision down to
-1e-308 (a token at -120 nats stays alive), and need no exponential. Tokens that spell
-nothing and padding columns of the LM head are left out and the row is normalised over the
-rest: it is conditioned on a token that spells something.
+probabilities: sums are direct, keep full relative precision (a token at -120 nats stays
+alive), and need no exponential. On a CPU a row is stored in the order it comes (`HostRows`):
+sorting 50,000 numbers costs more than the few sums that are made of most rows. On another
+device it is float64 in sorted order. Tokens that spell nothing and padding columns of the LM
+head are left out and the row is normalised over the rest: it is conditioned on a token that
+spells something.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.intake import permute_into
+from genlm_bytes_smc.lm.host_rows import ROUNDING, HostRows, RowArrays, starts_exact
 from genlm_bytes_smc.lm.slots import SlotTable
 from genlm_bytes_smc.lm.transfer import send
 from genlm_bytes_smc.trie import TokenTrie
@@ -26,7 +28,6 @@ from genlm_bytes_smc.trie import TokenTrie
 FloatArray = npt.NDArray[np.float64]
 
 DEFAULT_ROW_BYTES = 1 << 30
-_ROUNDING = 1e-4  # how far from one a float32 row over a large vocabulary may sum
 _FIRST_BYTES = 1 << 25  # of rows, before unreachable ones are given up
 _FORWARD_BYTES = 1 << 28  # logits of one request to the engine
 
@@ -95,8 +96,6 @@ class RowStore:
             again when asked for. What one call needs at once is always held.
 
     Attributes:
-        probs: float64[slots, T] on `engine.device`.
-        roots: float64[slots, 256] on a CPU, mass of the tokens that begin with each byte.
         table: which context is in which slot.
     """
 
@@ -112,14 +111,15 @@ class RowStore:
         self.transform = transform or RowTransform()
         self.limit_bytes = limit_bytes
         self._order = torch.as_tensor(trie.order.astype(np.int64), device=engine.device)
-        self._order_host = trie.order.astype(np.int64)
-        row_bytes = 8 * (trie.n_tokens + 256)
+        exact = engine.device.type != "cpu" or not self.transform.plain or starts_exact(trie)
+        row_bytes = (8 if exact else 4) * len(trie.vocab) + 2048
         self.table = SlotTable(max(8, _FIRST_BYTES // row_bytes), limit_bytes // row_bytes)
-        # On a CPU memory costs nothing until it is written to: reserve the whole limit.
-        cpu = engine.device.type == "cpu"
-        self.probs = self._allocate(self.table.limit if cpu else self.table.open)
-        self.roots: FloatArray = np.empty((len(self.probs) if cpu else 0, 256))
-        self._root_children = int(trie.first_child[1]) - 1
+        self._host: HostRows | None = None
+        if engine.device.type == "cpu":
+            # Memory costs nothing until it is written to: reserve the whole limit.
+            self._host = HostRows(trie, self.table.limit, exact)
+        else:
+            self._probs = self._allocate(self.table.open)
         self._asked: dict[int, asyncio.Future[None]] = {}  # contexts on their way
         self._waiting: dict[object, IntArray] = {}  # what each task in `ensure` needs
         engine.tree.on_free(self.table.forget)
@@ -136,7 +136,22 @@ class RowStore:
     @property
     def nbytes(self) -> int:
         """Memory of the slots opened so far, in bytes."""
-        return 8 * (self.trie.n_tokens + 256) * self.table.open
+        row = 8 * self.trie.n_tokens if self._host is None else self._host.row_bytes()
+        return row * self.table.open
+
+    @property
+    def probs(self) -> torch.Tensor:
+        """Probabilities float64[slots, T] in trie order on `engine.device`, by slot.
+
+        On a CPU they are made when asked for: a copy, of the slots written to so far.
+        """
+        return self._probs if self._host is None else self._host.linear(self._host.used)
+
+    @property
+    def host(self) -> RowArrays:
+        """Rows on the host, for kernels there (the engine's device is a CPU)."""
+        assert self._host is not None
+        return self._host.arrays(self.table.slot_of)
 
     # -- asking ------------------------------------------------------------------------
 
@@ -202,7 +217,10 @@ class RowStore:
         """
         if self.trie.position[token] < 0:
             return 1.0
-        return float(self.probs[int(self.slot_of[context]), int(self.trie.position[token])])
+        slot = int(self.slot_of[context])
+        if self._host is not None:
+            return self._host.prob(slot, token)
+        return float(self._probs[slot, int(self.trie.position[token])])
 
     def _first_chunk(self, missing: IntArray) -> IntArray:
         """Shallow contexts first, as many as one forward's logits may hold."""
@@ -231,8 +249,7 @@ class RowStore:
                 f"{widest} tokens; rows may be wider (padding), not narrower"
             )
         slots = self.table.room(len(contexts), needed, self.engine.tree.live)
-        if self.table.open > len(self.probs):
-            self._enlarge()
+        self._enlarge()
         total = self._write(slots, rows)
         bad = ~(np.isfinite(total) & (total > 0))
         if bad.any():
@@ -244,59 +261,34 @@ class RowStore:
         self.table.place(contexts, slots)
 
     def _write(self, slots: IntArray, rows: torch.Tensor) -> FloatArray:
-        """Store rows and return what each summed to before it was normalised, float64[B].
-
-        A row over just the tokens that spell something is a distribution as it comes, and
-        is left as it is unless its sum is off by more than rounding.
-        """
-        whole = rows.shape[1] == self.trie.n_tokens
-        if self.probs.device.type == "cpu" and self.transform.plain:
-            total = np.empty(len(rows))
-            probs, logp = self.probs.numpy(), rows.detach().numpy()
-            scratch = np.empty(logp.shape[1])  # one row at a time, while it is in the cache
-            with np.errstate(over="ignore", invalid="ignore"):
-                for i, slot in enumerate(slots.tolist()):
-                    np.exp(logp[i], out=scratch, dtype=np.float64)
-                    total[i] = permute_into(
-                        probs[slot], self.roots[slot], scratch, self._order_host,
-                        self.trie.lo, self.trie.hi, self.trie.byte, self._root_children,
-                    )  # fmt: skip
-            off = np.ones(len(rows), dtype=bool) if not whole else np.abs(total - 1) > _ROUNDING
-            if off.any():
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    probs[slots[off]] /= total[off, None]
-                    self.roots[slots[off]] /= total[off, None]
-            return total
+        """Store rows and return what each summed to before it was normalised, float64[B]."""
+        host = self._host
+        if host is not None and self.transform.plain:
+            return host.take(slots, rows)
         fresh = self.transform(rows.index_select(1, self._order))
+        if host is not None:
+            return host.put(slots, fresh)
         sums = fresh.sum(dim=1)
-        far = (sums - 1).abs() > (_ROUNDING if whole else 0.0)
+        # A row over just the tokens that spell something is a distribution as it comes.
+        whole = rows.shape[1] == self.trie.n_tokens
+        far = (sums - 1).abs() > (ROUNDING if whole else 0.0)
         scale = torch.where(far, sums, torch.ones_like(sums))
-        self.probs[send(slots, self.probs.device)] = fresh / scale[:, None]
-        if self.probs.device.type == "cpu":
-            self._sum_roots(slots)
+        self._probs[send(slots, self._probs.device)] = fresh / scale[:, None]
         out: FloatArray = sums.cpu().numpy()
         return out
 
-    def _sum_roots(self, slots: IntArray) -> None:
-        """Mass below each child of the root of freshly written rows."""
-        children = slice(1, 1 + self._root_children)
-        sums = np.add.reduceat(self.probs.numpy()[slots], self.trie.lo[children], axis=1)
-        self.roots[slots] = 0.0
-        self.roots[np.ix_(slots, self.trie.byte[children])] = sums
-
     def _allocate(self, slots: int) -> torch.Tensor:
         shape = (slots, self.trie.n_tokens)
-        if self.engine.device.type == "cpu":
-            return torch.from_numpy(np.empty(shape))  # numpy asks for huge pages
         return torch.empty(shape, dtype=torch.float64, device=self.engine.device)
 
     def _enlarge(self) -> None:
         """Storage for every open slot, the rows where they were."""
-        old, self.probs = self.probs, self._allocate(self.table.open)
-        self.probs[: len(old)] = old
-        if len(self.roots):
-            roots, self.roots = self.roots, np.empty((self.table.open, 256))
-            self.roots[: len(roots)] = roots
+        if self._host is not None:
+            if self.table.open > len(self._host):
+                self._host.enlarge(self.table.open)
+        elif self.table.open > len(self._probs):
+            old, self._probs = self._probs, self._allocate(self.table.open)
+            self._probs[: len(old)] = old
 
     def clear(self) -> None:
         """Drop every row."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from genlm_bytes_smc.lm.context_index import lacking
 from genlm_bytes_smc.lm.contexts import IntArray
 
 Live = Callable[[], npt.NDArray[np.bool_]]
@@ -58,10 +59,8 @@ class SlotTable:
 
     def missing(self, contexts: IntArray) -> IntArray:
         """Distinct ids >= 0 among `contexts` (any shape) without a slot, int64[m]."""
-        absent = self.slot_of[contexts] < 0
-        if not absent.any():
-            return contexts[:0] if contexts.ndim == 1 else contexts.ravel()[:0]
-        return np.unique(contexts[absent])
+        out: IntArray = lacking(self.slot_of, contexts.ravel())
+        return out
 
     def touch(self, contexts: IntArray) -> None:
         """Count `contexts` (any shape, all held) as just used."""

@@ -1,0 +1,252 @@
+"""Whole steps of top-K beams on the host: `steps_numba` with the store, the tree, the trie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from genlm_bytes_smc.beam import steps_numba as sn
+from genlm_bytes_smc.beam.kernels_numba import TrieArrays
+from genlm_bytes_smc.beam.state import BeamState
+from genlm_bytes_smc.lm.context_index import NO_ROOM
+from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.rows import RowStore
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Rescues:
+    """Which bytes healing could read from each trie node, looked up as nodes occur.
+
+    Args:
+        nodes: number of trie nodes, M.
+        find: the bytes of one node, bool[256].
+
+    Attributes:
+        line_of: int32[M], line of `lines` for a node, or -1.
+        lines: bool[R, 256].
+    """
+
+    def __init__(self, nodes: int, find: Callable[[int], npt.NDArray[np.bool_]]) -> None:
+        self._find = find
+        self._known = 0
+        self.line_of = np.full(nodes, -1, dtype=np.int32)
+        self.lines = np.zeros((64, 256), dtype=bool)
+
+    def learn(self, nodes: IntArray) -> None:
+        """Have the lines of these nodes (0 and negative ones are ignored)."""
+        for node in np.unique(nodes[nodes > 0]).tolist():
+            if self.line_of[node] < 0:
+                if self._known == len(self.lines):
+                    self.lines = np.concatenate([self.lines, np.zeros_like(self.lines)])
+                self.lines[self._known] = self._find(node)
+                self.line_of[node] = self._known
+                self._known += 1
+
+
+class Extended(NamedTuple):
+    """Candidates with their extensions: int64[4, N, C] (see `steps_numba`), and what it cost.
+
+    Attributes:
+        packed: the candidates.
+        dropped: float64[N], log mass of the extensions left out, nats.
+        missing: contexts without rows, int64[m]; unless it is empty the rest says nothing.
+    """
+
+    packed: IntArray
+    dropped: FloatArray
+    missing: IntArray
+
+
+class Followed(NamedTuple):
+    """What `follow_likeliest` read.
+
+    Attributes:
+        state: after the last byte read, not pruned.
+        dropped: float64[1], log of all mass dropped so far, nats.
+        symbols: the bytes.
+        missing: contexts without rows that stopped it, int64[m].
+        ends: whether the likeliest symbol is now the end of the text.
+    """
+
+    state: BeamState
+    dropped: FloatArray
+    symbols: list[int]
+    missing: IntArray
+    ends: bool
+
+
+class Run(NamedTuple):
+    """What `run_text` read.
+
+    Attributes:
+        state: after the last byte for which nothing was missing.
+        dropped: float64[1], log of all mass dropped so far, nats.
+        read: how many bytes that is.
+        missed: contexts whose rows were missed, int64[m].
+        at: at which byte each was missed, int64[m], ascending.
+        heavy: those that held much of the weight, all at the last byte, int64[h].
+    """
+
+    state: BeamState
+    dropped: FloatArray
+    read: int
+    missed: IntArray
+    at: IntArray
+    heavy: IntArray
+
+
+class WholeSteps:
+    """Steps of top-K beams in one compiled call each, for rows on the host.
+
+    Each method that may lack rows returns the contexts they belong to as its last item; the
+    caller fetches those, and those of the state, and calls again.
+
+    Args:
+        store: the rows and, through its engine, the context tree.
+        trie: arrays of its trie.
+    """
+
+    def __init__(self, store: RowStore, trie: TrieArrays) -> None:
+        self.store = store
+        self._trie = trie
+
+    def prune(
+        self, state: BeamState, k: int | None, log_threshold: float
+    ) -> tuple[BeamState, FloatArray, FloatArray]:
+        """`Kernels.select`, with the log_z of what is kept before the log mass dropped."""
+        ctx, node, logu, logw, key = state
+        packed, numbers = sn.prune(ctx, node, logu, logw, -1 if k is None else k, log_threshold)
+        return unpack(packed, key), numbers[0], numbers[1]
+
+    def read(
+        self, state: BeamState, byte: IntArray, cut: IntArray, log_threshold: float
+    ) -> tuple[BeamState, FloatArray, FloatArray, IntArray]:
+        """`Kernels.open_read` without pruning, and `close_read`.
+
+        Returns:
+            The state after `byte` int64[N], best first; its log_z float64[N]; the log mass
+            of extensions dropped, float64[N]; contexts without rows.
+        """
+        ctx, node, logu, logw, key = state
+        store, tree = self.store, self.store.engine.tree
+        while True:
+            packed, numbers, missing = sn.read(
+                self._trie, store.host, tree.arrays, ctx, node, logu, logw, byte, cut,
+                log_threshold,
+            )  # fmt: skip
+            if len(missing) == 0 or missing[0] != NO_ROOM:
+                return unpack(packed, key), numbers[0], numbers[1], missing
+            tree.grow()
+
+    def extend(
+        self, state: BeamState, log_z: FloatArray, cut: IntArray, log_threshold: float
+    ) -> Extended:
+        """`Kernels.extensions`, those that `keep_above` admits, and `extend`."""
+        ctx, node, logu, logw, _ = state
+        store, tree = self.store, self.store.engine.tree
+        while True:
+            out = Extended._make(
+                sn.extend(
+                    self._trie, store.host, tree.arrays, ctx, node, logu, logw, log_z, cut,
+                    log_threshold,
+                )
+            )  # fmt: skip
+            if len(out.missing) == 0 or out.missing[0] != NO_ROOM:
+                return out
+            tree.grow()
+
+    def next_rows(
+        self,
+        state: BeamState,
+        extended: BeamState,
+        cut: IntArray,
+        lossy: npt.NDArray[np.bool_],
+        rescues: Rescues,
+        share: float,
+    ) -> FloatArray:
+        """`Kernels.next_block` of `extended`, `normalise` and `reserve`: float64[N, 257].
+
+        Args:
+            state: the candidates before they were extended, whose rows are there too.
+            extended: what they extend to.
+            cut: positions that are no text.
+            lossy: bool[N], lanes that set `share` aside for bytes that healing would read.
+            rescues: which those are.
+            share: of a row.
+        """
+        while True:
+            rows: FloatArray
+            rows, known = sn.next_rows(
+                self._trie, self.store.host, *state[:4], *extended[:4], cut, lossy,
+                rescues.line_of, rescues.lines, share,
+            )  # fmt: skip
+            if known:
+                return rows
+            rescues.learn(state.node[lossy])
+
+    def follow_likeliest(
+        self,
+        state: BeamState,
+        log_dropped: float,
+        cut: IntArray,
+        k: int | None,
+        log_threshold: float,
+        steps: int,
+    ) -> Followed:
+        """Prune, take the likeliest byte and read it, up to `steps` times: one lane."""
+        ctx, node, logu, logw, key = state
+        store, tree = self.store, self.store.engine.tree
+        while True:
+            packed, numbers, symbols, missing, ends = sn.follow_likeliest(
+                self._trie, store.host, tree.arrays, ctx, node, logu, logw, log_dropped, cut,
+                -1 if k is None else k, log_threshold, steps,
+            )  # fmt: skip
+            if len(missing) == 0 or missing[0] != NO_ROOM:
+                return Followed(unpack(packed, key), numbers[0], symbols.tolist(), missing, ends)
+            tree.grow()
+
+    def run_text(
+        self,
+        state: BeamState,
+        log_dropped: float,
+        text: bytes,
+        cut: IntArray,
+        k: int | None,
+        log_threshold: float,
+        horizon: int,
+        heavy_share: float,
+    ) -> Run:
+        """Read a text as far as the rows at hand go, noting what is missing: one lane.
+
+        Args:
+            state: the candidates, whose rows are there.
+            log_dropped: log mass dropped before, nats.
+            text: what to read.
+            cut: positions that are no text.
+            k: most candidates kept before each byte.
+            log_threshold: log share below which candidates and extensions are dropped.
+            horizon: bytes to look beyond the first missing row.
+            heavy_share: of the weight; a missing candidate with more ends the run.
+        """
+        ctx, node, logu, logw, key = state
+        store, tree = self.store, self.store.engine.tree
+        known = np.frombuffer(text, dtype=np.uint8)
+        while True:
+            packed, numbers, missed, heavy = sn.run_text(
+                self._trie, store.host, tree.arrays, ctx, node, logu, logw, log_dropped, known,
+                cut, -1 if k is None else k, log_threshold, horizon, heavy_share,
+            )  # fmt: skip
+            if missed.shape[1] == 0 or missed[0, 0] != NO_ROOM:
+                read = int(numbers[1])
+                return Run(unpack(packed, key), numbers[:1], read, missed[0], missed[1], heavy)
+            tree.grow()
+
+
+def unpack(packed: IntArray, key: npt.NDArray[np.uint64]) -> BeamState:
+    """The state in int64[4, N, C] (see `steps_numba`): views."""
+    weights = packed[2:].view(np.float64)
+    return BeamState(packed[0], packed[1], weights[0], weights[1], key)

@@ -1,0 +1,342 @@
+"""Whole steps of top-K beams, compiled: no return to Python until a row is missing.
+
+What `ByteLanes` and `prefill` do with the verbs of `kernels_numba`, including the context
+tree (`context_index`). A step whose rows are not all there returns the contexts that lack
+one and has no effect but that those contexts exist; it is called again with the rows there.
+
+States go out packed, int64[4, N, C]: ctx, node, and the bits of the float64 logu and logw
+(each array that compiled code returns costs Python a microsecond).
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from genlm_bytes_smc.beam.kernels_numba import (
+    _child_mass,
+    _sum_root,
+    append_extensions,
+    close_read,
+    extensions,
+    keep_extensions,
+    logsumexp_rows,
+    next_block,
+    open_read,
+    select_topk,
+    take,
+)
+from genlm_bytes_smc.lm.context_index import NO_ROOM, child_of
+
+_NONE = np.empty(0, np.int64)
+
+
+@nb.njit(cache=True, nogil=True)
+def _pack(ctx, node, logu, logw):
+    out = np.empty((4, *ctx.shape), np.int64)
+    out[0] = ctx
+    out[1] = node
+    weights = out[2:].view(np.float64)
+    weights[0] = logu
+    weights[1] = logw
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
+def _nothing():
+    return np.empty((4, 0, 0), np.int64)
+
+
+@nb.njit(cache=True, nogil=True)
+def _lacks(rows, context):
+    return context >= len(rows.slot_of) - 1 or rows.slot_of[context] < 0
+
+
+@nb.njit(cache=True, nogil=True)
+def _lacking(rows, ctx, logw):
+    """Contexts of candidates whose rows are missing (evicted since), int64[m]."""
+    count = 0
+    for n in range(logw.shape[0]):
+        for c in range(logw.shape[1]):
+            count += logw[n, c] > -np.inf and _lacks(rows, ctx[n, c])
+    out = np.empty(count, np.int64)
+    count = 0
+    for n in range(logw.shape[0]):
+        for c in range(logw.shape[1]):
+            if logw[n, c] > -np.inf and _lacks(rows, ctx[n, c]):
+                out[count] = ctx[n, c]
+                count += 1
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
+def _children(tree, rows, ctx, lane, cand, token):
+    """Contexts of extensions, and those that lack a row; or [NO_ROOM] if the tree is full."""
+    contexts = np.empty(len(lane), np.int64)
+    count = 0
+    for e in range(len(lane)):
+        contexts[e] = child_of(tree, ctx[lane[e], cand[e]], token[e])
+        if contexts[e] == NO_ROOM:
+            return contexts, np.full(1, NO_ROOM)
+        count += _lacks(rows, contexts[e])
+    missing = np.empty(count, np.int64)
+    count = 0
+    for context in contexts:
+        if _lacks(rows, context):
+            missing[count] = context
+            count += 1
+    return contexts, missing
+
+
+@nb.njit(cache=True, nogil=True)
+def prune(ctx, node, logu, logw, k, log_threshold):
+    """`select_topk`: (packed state, float64[2, N]: log_z and log mass dropped)."""
+    pick, weight, dropped = select_topk(logw, k, log_threshold)
+    ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
+    numbers = np.empty((2, len(dropped)))
+    numbers[0] = logsumexp_rows(logw)
+    numbers[1] = dropped
+    return _pack(ctx, node, logu, logw), numbers
+
+
+@nb.njit(cache=True, nogil=True)
+def read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
+    """Read a known byte a lane: (packed state, float64[2, N]: log_z, dropped; missing)."""
+    numbers = np.full((2, len(byte)), -np.inf)
+    missing = _lacking(rows, ctx, logw)
+    if len(missing):
+        return _nothing(), numbers, missing
+    ctx, node, logu, logw, _, lane, cand, token, ext, dropped = open_read(
+        trie, rows, ctx, node, logu, logw, byte, cut, -1, -np.inf, log_threshold
+    )
+    new, missing = _children(tree, rows, ctx, lane, cand, token)
+    if len(missing):
+        return _nothing(), numbers, missing
+    ctx, node, logu, logw, log_z = close_read(
+        trie, rows, ctx, node, logu, logw, lane, new, ext, byte, cut
+    )
+    numbers[0] = log_z
+    numbers[1] = dropped
+    return _pack(ctx, node, logu, logw), numbers, missing
+
+
+@nb.njit(cache=True, nogil=True)
+def extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
+    """The candidates and their admitted extensions: (packed state, dropped [1, N], missing)."""
+    missing = _lacking(rows, ctx, logw)
+    dropped = np.full(len(log_z), -np.inf)
+    if len(missing):
+        return _nothing(), dropped, missing
+    lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
+    keep, dropped = keep_extensions(lane, ext, log_z, log_threshold)
+    lane, cand, token, ext = lane[keep], cand[keep], token[keep], ext[keep]
+    new, missing = _children(tree, rows, ctx, lane, cand, token)
+    if len(missing):
+        return _nothing(), dropped, missing
+    if len(lane):
+        ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new, ext)
+    return _pack(ctx, node, logu, logw), dropped, missing
+
+
+@nb.njit(cache=True, nogil=True)
+def _normalised(block):
+    total = logsumexp_rows(block)
+    for n in range(len(block)):
+        if total[n] > -np.inf:
+            for b in range(block.shape[1]):
+                block[n, b] -= total[n]
+
+
+@nb.njit(cache=True, nogil=True)
+def _set_aside(trie, rows, ctx, out, rescue, share, cut):
+    """One lane's `reserve`, its shares by the root of the best candidate's row.
+
+    ctx int64[C], out float64[257] (changed), rescue bool[256].
+    """
+    slot = rows.slot_of[ctx[0]]
+    _sum_root(rows, slot)
+    mass = np.zeros(256)
+    total = 0.0
+    for child in range(trie.first_child[0], trie.first_child[1]):
+        b = trie.edge[child]
+        if rescue[b] and out[b] == -np.inf:
+            mass[b] = _child_mass(trie, rows, slot, 0, child, cut)
+    for b in range(256):
+        if rescue[b] and out[b] == -np.inf:
+            mass[b] += 1e-9  # none of them reads as impossible
+            total += mass[b]
+    if total > 0.0:
+        rest = np.log1p(-share)
+        for b in range(257):
+            if b < 256 and mass[b] > 0.0:
+                out[b] = np.log(share * mass[b] / total)
+            else:
+                out[b] += rest
+
+
+@nb.njit(cache=True, nogil=True)
+def _rescued(node, logw, rescue_of, rescues, out):
+    """Union of what healing could read from a lane's nodes; False if some is not known."""
+    out[:] = False
+    for c in range(len(node)):
+        if logw[c] > -np.inf and node[c] > 0:
+            at = rescue_of[node[c]]
+            if at < 0:
+                return False
+            out |= rescues[at]
+    return True
+
+
+@nb.njit(cache=True, nogil=True)
+def next_rows(
+    trie, rows, ctx, node, logu, logw, ectx, enode, elogu, elogw, cut, lossy, rescue_of, rescues,
+    share,
+):  # fmt: skip
+    """Next-byte rows of lanes with candidates ctx, ... which extend to ectx, ...
+
+    `lossy` bool[N] marks lanes of which `share` is set aside for healing; `rescue_of`
+    int64[M] gives the line of `rescues` bool[R, 256] for a trie node, or -1. Returns
+    float64[N, 257], and whether every node needed had its line (rows of lanes where not
+    lack their share).
+    """
+    out = next_block(trie, rows, ectx, enode, elogu, elogw, cut, 256)
+    _normalised(out)
+    known = True
+    rescue = np.empty(256, np.bool_)
+    for n in range(len(lossy)):
+        if lossy[n] and logw.shape[1] and logw[n, 0] > -np.inf:
+            if _rescued(node[n], logw[n], rescue_of, rescues, rescue):
+                _set_aside(trie, rows, ctx[n], out[n], rescue, share, cut)
+            else:
+                known = False
+    return out, known
+
+
+@nb.njit(cache=True, nogil=True)
+def _add_logs(a, b):
+    top = max(a, b)
+    if top == -np.inf:
+        return top
+    return top + np.log(np.exp(a - top) + np.exp(b - top))
+
+
+@nb.njit(cache=True, nogil=True)
+def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
+    """The likeliest symbol after one lane's candidates; contexts without rows."""
+    log_z = logsumexp_rows(logw)
+    ext, _, missing = extend(
+        trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold
+    )  # fmt: skip
+    if len(missing):
+        return -1, missing
+    weights = ext[2:].view(np.float64)
+    block = next_block(trie, rows, ext[0], ext[1], weights[0], weights[1], cut, 256)
+    return np.argmax(block[0]), missing
+
+
+@nb.njit(cache=True, nogil=True)
+def follow_likeliest(
+    trie, rows, tree, ctx, node, logu, logw, log_dropped, cut, k, log_threshold, steps
+):
+    """Prune, find the likeliest byte, read it: up to `steps` times, for one lane.
+
+    Stops before a byte for which a row is missing, before the end of the text, and before a
+    byte that only healing can read. What healing adds to a row is never the likeliest.
+
+    Returns:
+        The packed state after the last byte read, not pruned; float64[1, 1] its log mass
+        dropped; the bytes int64[n]; contexts without rows; whether the text ends next.
+    """
+    read_ = np.empty(steps, np.int64)
+    numbers = np.full((1, 1), log_dropped)
+    ends = False
+    missing = _NONE
+    done = 0
+    while done < steps:
+        missing = _lacking(rows, ctx, logw)
+        if len(missing):
+            break
+        pick, weight, lost = select_topk(logw, k, log_threshold)
+        c, x, u, w = take(ctx, node, logu, logw, pick, weight)
+        symbol, missing = _likeliest(trie, rows, tree, c, x, u, w, cut, log_threshold)
+        if len(missing):
+            break
+        ends = symbol == 256
+        if ends:
+            break
+        state, out, missing = read(
+            trie, rows, tree, c, x, u, w, np.full(1, symbol), cut, log_threshold
+        )
+        if len(missing) or out[0, 0] == -np.inf:
+            break
+        numbers[0, 0] = _add_logs(_add_logs(numbers[0, 0], lost[0]), out[1, 0])
+        ctx, node = state[0], state[1]
+        weights = state[2:].view(np.float64)
+        logu, logw = weights[0], weights[1]
+        read_[done] = symbol
+        done += 1
+    return _pack(ctx, node, logu, logw), numbers, read_[:done], missing, ends
+
+
+@nb.njit(cache=True, nogil=True)
+def run_text(
+    trie, rows, tree, ctx, node, logu, logw, log_dropped, text, cut, k, log_threshold, horizon,
+    heavy_share,
+):  # fmt: skip
+    """Read a known text with the rows at hand, and note those that are missing further on.
+
+    One lane. A candidate whose row is missing is left out, until `horizon` bytes after the
+    first such byte, or until one holds more than `heavy_share` of the weight.
+
+    Returns:
+        The packed state before the first byte for which a row was missing (or that nothing
+        could read), and float64[2]: its log mass dropped, and how many bytes were read;
+        the contexts missed, and the byte at which, int64[2, m]; those of them that were heavy,
+        int64[h].
+    """
+    kept = _pack(ctx, node, logu, logw)
+    numbers = np.array([log_dropped, 0.0])
+    missed = np.empty((2, 64), np.int64)
+    count, done = 0, 0
+    heavy = _NONE
+    byte = np.empty(1, np.int64)
+    for at in range(len(text)):
+        if count and at > done + horizon:
+            break
+        byte[0] = text[at]
+        ctx, node, logu, logw, lost, lane, cand, token, ext, dropped = open_read(
+            trie, rows, ctx, node, logu, logw, byte, cut, k, log_threshold, log_threshold
+        )
+        log_dropped = _add_logs(_add_logs(log_dropped, lost[0]), dropped[0])
+        new, missing = _children(tree, rows, ctx, lane, cand, token)
+        if len(missing):
+            if missing[0] == NO_ROOM:
+                return kept, numbers, np.full((2, 1), NO_ROOM), heavy
+            here = np.empty(len(new), np.bool_)
+            total = logsumexp_rows(logw)[0]
+            for e in range(len(new)):
+                here[e] = not _lacks(rows, new[e])
+                if not here[e]:
+                    if count == missed.shape[1]:
+                        more = np.empty((2, 2 * count), np.int64)
+                        more[:, :count] = missed
+                        missed = more
+                    missed[0, count], missed[1, count] = new[e], at
+                    count += 1
+            heavy = new[~here & (np.exp(ext - total) > heavy_share)]
+            if len(heavy):
+                break
+            lane, new, ext = lane[here], new[here], ext[here]
+        ctx, node, logu, logw, log_z = close_read(
+            trie, rows, ctx, node, logu, logw, lane, new, ext, byte, cut
+        )
+        if log_z[0] == -np.inf:
+            break
+        if count == 0:
+            done = at + 1
+            kept = _pack(ctx, node, logu, logw)
+            numbers[0] = log_dropped
+    numbers[1] = done
+    return kept, numbers, missed[:, :count], heavy

@@ -1,0 +1,138 @@
+"""Finding and making nodes of a context tree, compiled.
+
+The children of a node are found through one hash table for the whole tree: open addressing
+with linear probing (Knuth, The Art of Computer Programming, volume 3, section 6.4, algorithm
+L), whose places hold node ids and whose keys are the pairs (parent, token) of those nodes.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+SIZE, FREE = 0, 1
+NO_ROOM = -2
+
+
+class TreeArrays(NamedTuple):
+    """Arrays of a `ContextTree` that compiled code reads and changes.
+
+    Attributes:
+        parent, token, depth: int64[n], see `ContextTree`.
+        alive: bool[n], ids in use.
+        table: int64[2**k], a node id in each place that is taken, else -1; k so large that
+            at least half of the places are free.
+        free: int64[n], ids to use again: the first `meta[FREE]` of them.
+        meta: int64[2], ids given out so far (SIZE) and ids to use again (FREE).
+    """
+
+    parent: npt.NDArray[np.int64]
+    token: npt.NDArray[np.int64]
+    depth: npt.NDArray[np.int64]
+    alive: npt.NDArray[np.bool_]
+    table: npt.NDArray[np.int64]
+    free: npt.NDArray[np.int64]
+    meta: npt.NDArray[np.int64]
+
+
+@nb.njit(cache=True, nogil=True)
+def _place(node, token, mask):
+    x = np.uint64(node) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(token)
+    x = (x ^ (x >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
+    return np.int64((x ^ (x >> np.uint64(29))) & np.uint64(mask))
+
+
+@nb.njit(cache=True, nogil=True)
+def child_of(tree, node, token):
+    """The child of `node` along `token`, made if new; NO_ROOM if the arrays are full."""
+    mask = len(tree.table) - 1
+    at = _place(node, token, mask)
+    while tree.table[at] >= 0:
+        found = tree.table[at]
+        if tree.parent[found] == node and tree.token[found] == token:
+            return found
+        at = (at + 1) & mask
+    if tree.meta[FREE] > 0:
+        tree.meta[FREE] -= 1
+        new = tree.free[tree.meta[FREE]]
+    elif tree.meta[SIZE] == len(tree.parent):
+        return np.int64(NO_ROOM)
+    else:
+        new = tree.meta[SIZE]
+        tree.meta[SIZE] += 1
+    tree.parent[new] = node
+    tree.token[new] = token
+    tree.depth[new] = tree.depth[node] + 1
+    tree.alive[new] = True
+    tree.table[at] = new
+    return new
+
+
+@nb.njit(cache=True, nogil=True)
+def find_children(tree, nodes, tokens, out):
+    """out[i] = child of nodes[i] along tokens[i]; how many were done before the room ended."""
+    for i in range(len(nodes)):
+        out[i] = child_of(tree, nodes[i], tokens[i])
+        if out[i] < 0:
+            return i
+    return len(nodes)
+
+
+@nb.njit(cache=True, nogil=True)
+def find_path(tree, node, tokens, out):
+    """out[i] = the context `node` followed by tokens[:i + 1]; how many were done."""
+    for i in range(len(tokens)):
+        node = child_of(tree, node, tokens[i])
+        if node < 0:
+            return i
+        out[i] = node
+    return len(tokens)
+
+
+@nb.njit(cache=True, nogil=True)
+def fill_table(tree):
+    """Enter every node in use into the table, which must be empty."""
+    mask = len(tree.table) - 1
+    for node in range(1, tree.meta[SIZE]):
+        if tree.alive[node]:
+            at = _place(tree.parent[node], tree.token[node], mask)
+            while tree.table[at] >= 0:
+                at = (at + 1) & mask
+            tree.table[at] = node
+
+
+@nb.njit(cache=True, nogil=True)
+def mark(parent, roots, mask):
+    """Mark `roots` (negative ids ignored) and all their ancestors."""
+    for node in roots:
+        while node >= 0 and not mask[node]:
+            mask[node] = True
+            node = parent[node]
+
+
+@nb.njit(cache=True, nogil=True)
+def lacking(slot_of, contexts):
+    """Distinct ids of `contexts` without a slot, ascending."""
+    count = 0
+    for c in contexts:
+        count += slot_of[c] < 0
+    out = np.empty(count, np.int64)
+    count = 0
+    for c in contexts:
+        if slot_of[c] < 0:
+            out[count] = c
+            count += 1
+    if count < 2:
+        return out
+    out.sort()
+    kept = 1
+    for i in range(1, count):
+        if out[i] != out[i - 1]:
+            out[kept] = out[i]
+            kept += 1
+    return out[:kept]

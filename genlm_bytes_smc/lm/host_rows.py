@@ -1,0 +1,195 @@
+"""Linear rows on the host, in the order of token ids, and what was summed of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from genlm_bytes_smc.lm import intake
+from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.trie import TokenTrie
+
+FloatArray = npt.NDArray[np.float64]
+
+ROUNDING = 1e-4  # how far from one a float32 row over a large vocabulary may sum
+EXACT_WIDTH = 1 << 14  # tokens; rows up to this wide are always kept in float64
+NO_CHILD = 256  # label of a token that is not below a heavy node
+_HEAVY = 8  # a node is heavy if one in this many tokens is below it
+
+
+class RowArrays(NamedTuple):
+    """Arrays that the compiled kernels read (and `roots`, `summed`, which they fill).
+
+    Attributes:
+        probs: float32 or float64 [S, V], probabilities times a constant, by token id.
+        scale: float64[S], what brings a slot's numbers to probabilities.
+        roots: float64[S, 256], mass of the tokens that begin with each byte.
+        summed: bool[S], whether `roots` holds a slot's masses.
+        order: uint32[T], token id at each position of the trie.
+        heavy: int64[H], nodes with much of the vocabulary below them, the root first.
+        labels: uint16[H, V], byte on the edge from a heavy node towards each token, or 256.
+        slot_of: int64[contexts + 1], slot of each context.
+    """
+
+    probs: npt.NDArray[Any]
+    scale: FloatArray
+    roots: FloatArray
+    summed: npt.NDArray[np.bool_]
+    order: npt.NDArray[np.uint32]
+    heavy: IntArray
+    labels: npt.NDArray[np.uint16]
+    slot_of: IntArray
+
+
+class HostRows:
+    """Storage of a `RowStore` whose rows live on the host.
+
+    A row is kept as it came, exponentiated: sums over the trie gather what they need. Rows of
+    up to EXACT_WIDTH tokens are kept in float64. Wider ones that come in float32 are kept in
+    float32 (each probability to 1e-7 of itself, less than the rounding of the row it came
+    from; sums are taken in float64), with a bias in the exponent that keeps tokens alive down
+    to `intake.LOWEST` nats. The first row that goes lower, or comes in float64, turns the
+    store to float64.
+
+    Args:
+        trie: which tokens spell something, and where its nodes are.
+        slots: number of rows to reserve; memory is taken as they are written.
+        exact: begin in float64; None: if there are few tokens.
+    """
+
+    def __init__(self, trie: TokenTrie, slots: int, exact: bool | None = None) -> None:
+        self.trie = trie
+        self.width = len(trie.vocab)
+        exact = starts_exact(trie) if exact is None else exact
+        self._probs = np.empty((slots, self.width), dtype=np.float64 if exact else np.float32)
+        self._scale: FloatArray = np.ones(slots)
+        self._roots: FloatArray = np.empty((slots, 256))
+        self._summed = np.zeros(slots, dtype=bool)
+        self._order = trie.order.astype(np.uint32)
+        self._spelled = trie.position >= 0
+        self._all_spelled = bool(self._spelled.all())
+        self._heavy, self._labels = _heavy_nodes(trie)
+        self._arrays: RowArrays | None = None
+        self.used = 0  # slots from here on were never written to
+
+    def __len__(self) -> int:
+        """Number of slots reserved."""
+        return len(self._probs)
+
+    @property
+    def exact(self) -> bool:
+        """Whether rows are kept in float64."""
+        return self._probs.dtype == np.float64
+
+    def arrays(self, slot_of: IntArray) -> RowArrays:
+        """What the kernels take."""
+        if self._arrays is None or self._arrays.slot_of is not slot_of:
+            self._arrays = RowArrays(
+                self._probs, self._scale, self._roots, self._summed, self._order,
+                self._heavy, self._labels, slot_of,
+            )  # fmt: skip
+        return self._arrays
+
+    def take(self, slots: IntArray, rows: torch.Tensor) -> FloatArray:
+        """Keep rows of log-probabilities float[B, >= V]; what each summed to, float64[B].
+
+        A row over just the tokens that spell something is a distribution as it comes, and
+        is left as it is unless its sum is off by more than rounding. A sum that is NaN,
+        infinite or zero says that the row is no distribution.
+        """
+        logp = rows.detach().numpy()
+        self.used = max(self.used, int(slots.max()) + 1)
+        if not self.exact and logp.dtype != np.float32:
+            self._make_exact()
+        self._summed[slots] = False
+        total: FloatArray
+        if self.exact:
+            total = intake.take_64(logp, slots, self._probs)
+            self._scale[slots] = 1.0
+        else:
+            total, low = intake.take_32(logp, slots, self._probs)
+            self._scale[slots] = np.exp(-intake.BIAS)
+            # Not normalised (their sum in float32 ends early), or a token out of range.
+            if low.any() or not np.isfinite(total).all():
+                if low.any() or not np.isnan(total).all():
+                    self._make_exact()
+                    return self.take(slots, rows)
+                return total
+        if not self._all_spelled or logp.shape[1] > self.width:
+            constant = self._scale[slots]
+            total = constant * [intake.masked_total(self._probs[s], self._spelled) for s in slots]
+            self._scale[slots] = _quotient(constant, total)
+        else:
+            off = np.abs(total - 1.0) > ROUNDING
+            if off.any():
+                self._scale[slots[off]] = _quotient(self._scale[slots[off]], total[off])
+        return total
+
+    def put(self, slots: IntArray, linear: torch.Tensor) -> FloatArray:
+        """Keep rows of probabilities float64[B, T] in trie order; their sums, float64[B]."""
+        self._make_exact()
+        self.used = max(self.used, int(slots.max()) + 1)
+        p = linear.numpy()
+        self._probs[slots] = 0.0
+        self._probs[np.ix_(slots, self.trie.order)] = p
+        total: FloatArray = p.sum(axis=1)
+        self._scale[slots] = _quotient(np.ones(len(slots)), total)
+        self._summed[slots] = False
+        return total
+
+    def prob(self, slot: int, token: int) -> float:
+        """Probability of one token."""
+        return float(self._probs[slot, token] * self._scale[slot])
+
+    def linear(self, slots: int) -> torch.Tensor:
+        """The first `slots` slots as probabilities float64[slots, T] in trie order: a copy."""
+        rows = np.take(self._probs[:slots], self.trie.order, axis=1).astype(np.float64)
+        return torch.from_numpy(rows * self._scale[:slots, None])
+
+    def enlarge(self, slots: int) -> None:
+        """Have `slots` slots, the rows where they were."""
+        for name in ("_probs", "_scale", "_roots", "_summed"):
+            old = getattr(self, name)
+            new = np.zeros if name == "_summed" else np.empty
+            grown = new((slots, *old.shape[1:]), dtype=old.dtype)
+            grown[: len(old)] = old
+            setattr(self, name, grown)
+        self._arrays = None
+
+    def row_bytes(self) -> int:
+        """Memory of one slot, in bytes."""
+        return self.width * self._probs.itemsize + 8 * 257 + 1
+
+    def _make_exact(self) -> None:
+        if self.exact:
+            return
+        exact = np.empty(self._probs.shape)
+        exact[: self.used] = self._probs[: self.used]
+        self._probs = exact
+        self._arrays = None
+
+
+def starts_exact(trie: TokenTrie) -> bool:
+    """Whether rows over this trie are kept in float64 from the start."""
+    return len(trie.vocab) <= EXACT_WIDTH
+
+
+def _quotient(a: FloatArray, b: FloatArray) -> FloatArray:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return a / b
+
+
+def _heavy_nodes(trie: TokenTrie) -> tuple[IntArray, npt.NDArray[np.uint16]]:
+    """The root and the nodes with an eighth of all tokens below them; their labels."""
+    big = (trie.hi - trie.lo) * _HEAVY >= trie.n_tokens
+    big &= trie.hi - trie.lo >= 512
+    big[0] = True
+    heavy = np.flatnonzero(big).astype(np.int64)
+    labels = np.full((len(heavy), len(trie.vocab)), NO_CHILD, dtype=np.uint16)
+    for line, node in zip(labels, heavy.tolist(), strict=True):
+        for child in range(int(trie.first_child[node]), int(trie.first_child[node + 1])):
+            line[trie.order[trie.lo[child] : trie.hi[child]]] = trie.byte[child]
+    return heavy, labels
