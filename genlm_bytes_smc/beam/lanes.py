@@ -177,8 +177,10 @@ class ByteLanes:
         steps = self._steps
         if self._extended is None and steps is not None:
             found = steps.extend(self.state, self.log_z, self.cut, self._log_threshold)
+            wanted = NO_CUT
             while len(found.missing):
-                await self._have_rows(found.missing)
+                wanted = np.union1d(wanted, found.missing)  # see `_have_rows`
+                await self._have_rows(wanted)
                 found = steps.extend(self.state, self.log_z, self.cut, self._log_threshold)
             self._extended = unpack(found.packed, self.state.key)
             self._ext_dropped = found.dropped
@@ -308,6 +310,7 @@ class ByteLanes:
         if compiled is None or len(self) != 1:
             return None
         lanes, out, params = self, list[int](), self.params
+        wanted = NO_CUT
         while True:
             found = compiled.follow_likeliest(
                 lanes.state, float(lanes.log_dropped[0]), self.cut, params.K,
@@ -316,9 +319,11 @@ class ByteLanes:
             if found.symbols:
                 lanes = lanes.replace(found.state, log_dropped=found.dropped)
                 out += found.symbols
+                wanted = NO_CUT
             if len(found.missing) == 0:
                 return lanes, out, found.ends
-            await lanes._have_rows(found.missing)
+            wanted = np.union1d(wanted, found.missing)  # see `_have_rows`
+            await lanes._have_rows(wanted)
 
     # -- forking, joining, and the change from prompt to text --------------------------
 
@@ -447,7 +452,12 @@ class ByteLanes:
 
     async def _have_rows(self, more: IntArray = NO_CUT) -> None:
         """Rows of the candidates themselves (all there, unless some were evicted), and of
-        further contexts."""
+        further contexts.
+
+        Under a tight limit what is fetched may evict what a step found before. So a step that
+        stops at missing rows asks the next time for all that it ever missed, together; else
+        two sets of rows that do not fit side by side would evict each other for ever.
+        """
         contexts = self.model.kernels.contexts(self.state)
         await self.model.store.ensure(
             np.concatenate([contexts.ravel(), more]) if len(more) else contexts
@@ -481,8 +491,10 @@ class ByteLanes:
             state, log_z, lost, missing = self._steps.read(
                 self.state, bytes_, cut, self._log_threshold
             )
+            wanted = NO_CUT
             while len(missing):
-                await self._have_rows(missing)
+                wanted = np.union1d(wanted, missing)  # see `_have_rows`
+                await self._have_rows(wanted)
                 state, log_z, lost, missing = self._steps.read(
                     self.state, bytes_, cut, self._log_threshold
                 )
