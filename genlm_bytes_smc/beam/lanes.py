@@ -128,15 +128,6 @@ class ByteLanes:
         return self
 
     @property
-    def log_thin(self) -> float:
-        """Log share of the weight below which `prune="unbiased"` thins extensions.
-
-        Inside a prompt none are thinned: each text of a run hangs on its prompt's beam, and
-        a threshold that is harmless on average can kill it at one unlikely token boundary.
-        """
-        return -np.inf if self.in_prompt else self.params.log_prune_threshold
-
-    @property
     def alive(self) -> npt.NDArray[np.bool_]:
         """Lanes that can read on, bool[N]."""
         return (self.log_z > -np.inf) & ~self.ended
@@ -170,6 +161,15 @@ class ByteLanes:
         self.model.engine.tree.track(lanes)
         return lanes
 
+    def with_params(self, params: BeamParams) -> ByteLanes:
+        """The same lanes, pruned by other parameters from here on (of the same kind and ends)."""
+        return self.replace(
+            self.state,
+            log_z=self.log_z,
+            params=params,
+            _log_threshold=params.log_prune_threshold,
+        )
+
     # -- one byte step -----------------------------------------------------------------
 
     async def extended(self) -> BeamState:
@@ -189,7 +189,7 @@ class ByteLanes:
             kernels, params = self.model.kernels, self.params
             ext = kernels.extensions(self.state, self.cut)
             if params.unbiased:
-                ext = thin(ext, self.log_z, self.log_thin, self.state.key)
+                ext = thin(ext, self.log_z, self._log_threshold, self.state.key)
             else:
                 ext = keep_above(ext, self.log_z, params.log_prune_threshold)
             self._extended = await self._commit(self.state, ext)

@@ -22,7 +22,8 @@ class BeamParams:
         K: most candidates kept, or None to keep every one (exact, exponential cost).
         prune_threshold: share of the beam's weight, in [0, 1). With `prune="topk"`
             candidates and token-ending extensions at or below it are dropped; with
-            `prune="unbiased"` extensions below it are thinned at random (not in a prompt).
+            `prune="unbiased"` extensions below it are thinned at random (`ByteLLM`
+            spares its prompt that).
         verbose: write the beam to standard output after each byte.
         eos_byte_strings: spellings of the tokens that end a text. They merge into one
             end-of-sequence symbol; inside a prompt they are ordinary tokens.

@@ -95,7 +95,7 @@ def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
         if params.unbiased:
             state = kernels.resample(state, params.K)
             ext = kernels.extensions(state, lanes.cut)
-            ext = thin(ext, log_z, lanes.log_thin, state.key)
+            ext = thin(ext, log_z, params.log_prune_threshold, state.key)
         else:
             state, lost, ext = kernels.open_read(
                 state,

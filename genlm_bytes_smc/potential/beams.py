@@ -15,6 +15,7 @@ holds to the last digit however the beam prunes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,8 +157,7 @@ class Beams(Coalesced[bytes, Entry | None]):
         return {w.text: w.entry for w in walks}
 
     async def _read_prompt(self) -> Entry:
-        start = await ByteLanes.start(self.model, self.params)
-        lanes = (await ByteBeamState(start).prefill(self.prompt)).lanes
+        lanes = await read_prompt(self.model, self.params, self.prompt)
         if lanes.log_z[0] == -np.inf:
             raise ValueError(
                 "the model gives the prompt probability zero with these beam parameters; a "
@@ -247,3 +247,23 @@ class Beams(Coalesced[bytes, Entry | None]):
             entry.block.entries -= 1
             if entry.block.entries == 0:
                 self.nbytes -= entry.block.nbytes
+
+
+async def read_prompt(
+    model: ByteModel, params: BeamParams, prompt: Prompt, lane_seed: int | None = None
+) -> ByteLanes:
+    """The lane after a prompt, in which no extension is thinned.
+
+    Each text of a run hangs on its prompt's beam, and a threshold that is harmless on average
+    can kill it at one unlikely token boundary. With `prune="unbiased"` the threshold therefore
+    begins to act after the prompt; the beam is K wide in it as elsewhere.
+
+    Args:
+        model, params: of the lane.
+        prompt: what it reads.
+        lane_seed: a further seed, for a random beam of its own.
+    """
+    wide = dataclasses.replace(params, prune_threshold=0.0) if params.unbiased else params
+    seeds = None if lane_seed is None else [lane_seed]
+    start = await ByteLanes.start(model, wide, lane_seeds=seeds)
+    return (await ByteBeamState(start).prefill(prompt)).lanes.with_params(params)

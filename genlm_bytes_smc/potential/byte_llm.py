@@ -23,7 +23,7 @@ from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
-from genlm_bytes_smc.potential.beams import Beams
+from genlm_bytes_smc.potential.beams import Beams, read_prompt
 from genlm_bytes_smc.potential.ending import own_params, with_eos
 
 FloatArray = npt.NDArray[np.float64]
@@ -260,9 +260,9 @@ class ByteLLM(Potential):  # type: ignore[misc]
             return (await self._beams.root()).gather(np.zeros(n, dtype=np.int64))
         if not self.params.unbiased:
             raise ValueError('only with prune="unbiased" do the beams of equal texts differ')
-        start = await ByteLanes.start(self.model, self.params, n, lane_seeds=range(n))
-        beams = [await ByteBeamState(start.gather([i])).prefill(self.prompt) for i in range(n)]
-        return ByteLanes.cat([beam.lanes for beam in beams])
+        return ByteLanes.cat(
+            [await read_prompt(self.model, self.params, self.prompt, seed) for seed in range(n)]
+        )
 
     async def beam(self, context: Context) -> ByteBeamState:
         """The beam that has read `context`: its candidates, and what pruning dropped.

@@ -129,3 +129,20 @@ async def test_weights_hundreds_of_nats_apart_do_not_underflow():
     pick, weight = select_unbiased(np.array([[0.0, -800.0, -801.0]]), 2, np.array([0.3]))
     assert pick[0, 0] == 0
     assert weight[0].tolist() == [0.0, pytest.approx(np.logaddexp(-800.0, -801.0))]
+
+
+@pytest.mark.parametrize(("K", "threshold"), [(1, 0.3), (5, 0.3), (None, 0.5)])
+async def test_prefill_draws_what_reading_byte_by_byte_draws(K, threshold):
+    """Prefill spared texts the threshold, so that its rows had no bound and its draws differed."""
+    lm = ToyLM(seed=3, sharpness=1.0)
+    died = 0
+    for seed in range(30):
+        params = BeamParams(K, threshold, prune="unbiased", seed=seed)
+        start = await ByteBeamState.initial(lm, params)
+        stepped = start
+        for byte in TEXT:
+            stepped = await (stepped.prune() << byte) if stepped.logZ > -math.inf else stepped
+        whole = await start.prefill(TEXT)
+        assert whole.logZ == pytest.approx(stepped.logZ, abs=1e-12)
+        died += whole.logZ == -math.inf
+    assert died < 30
