@@ -9,12 +9,16 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 TORCH_INDEX ?=
 ARGS ?=
 
+# What the API reference covers: the package and the parts that users import from.
+MODULES := genlm_bytes_smc $(addprefix genlm_bytes_smc,.potential .proposal .constraints .smc .lookahead \
+  .llamppl .experiments)
+
 BIN := .venv/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm lint format docs refresh bench clean
+.PHONY: help setup demo test test-vllm lint format docs refresh bench experiments clean
 
 help:
 	@echo "make demo     set everything up and complete a text with the bundled model"
@@ -25,6 +29,7 @@ help:
 	@echo "make docs     the API reference and the notebook as web pages, in site/"
 	@echo "make refresh  run again what the documents show: notebook, drawings, console output"
 	@echo "make bench    the benchmarks (ARGS='...' is passed on)"
+	@echo "make experiments  the five studies on the bundled model, into docs/experiments/"
 	@echo "make clean    remove .venv, site and caches"
 
 setup: .venv/ready
@@ -90,7 +95,7 @@ format: .venv/ready
 	$(PY) -m ruff format
 
 docs: .venv/ready
-	$(PY) -m pdoc --docformat google --output-directory site genlm_bytes_smc
+	$(PY) -m pdoc --docformat google --output-directory site $(MODULES)
 	$(PY) -m nbconvert --log-level WARN --to html --output-dir site docs/basic_usage.ipynb
 	@echo '*' > site/.gitignore
 	@echo "open site/index.html and site/basic_usage.html"
@@ -102,6 +107,11 @@ refresh: .venv/ready
 
 bench: .venv/ready
 	$(PY) -m benchmarks $(ARGS)
+
+experiments: .venv/ready
+	@for name in approximation bias boundary constraints scaling; do \
+	  $(BIN)/genlm-bytes-smc experiment $$name --out docs/experiments/$$name $(ARGS) || exit 1; \
+	done
 
 clean:
 	rm -rf .venv .venv-vllm site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
