@@ -240,7 +240,11 @@ async def test_runs_side_by_side_in_little_memory_are_the_same():
     a = await smc_many(wide, 8, 0.7, 7, seed=5, critic=roomy**0.2)
     async with asyncio.timeout(60):
         b = await smc_many(narrow, 8, 0.7, 7, seed=5, critic=tight**0.2)
-    assert all(same(x, y) for x, y in zip(a, b, strict=True))
+    for x, y in zip(a, b, strict=True):
+        # Which sums are at hand depends on the memory, so the last digits may differ.
+        assert x.texts == y.texts and np.array_equal(x.eve, y.eve)
+        np.testing.assert_allclose(x.log_weights, y.log_weights, atol=1e-12)
+        np.testing.assert_allclose(x.ess_path, y.ess_path, rtol=1e-12)
 
 
 @pytest.mark.parametrize("params", [TOPK, RANDOM], ids=["topk", "unbiased"])
