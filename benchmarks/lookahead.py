@@ -31,7 +31,7 @@ from genlm_bytes_smc.smc import AllParticlesDeadError, smc
 OUT = Path(__file__).parent / "out"
 PAGE = report.DOCS / "lookahead.md"
 PARAMS = BeamParams(K=5, prune_threshold=0.05)
-ISSUE = (
+SENTENCE = (
     r"(The|A) (function|method|class) (returns|raises|takes) (a|an|the) "
     r"[a-z]{3,9}( [a-z]{2,9}){0,3}\."
 )
@@ -66,7 +66,7 @@ class Case:
 
 
 CASES = {
-    "the issue's regex": Case(ByteRegex(ISSUE)),
+    "a sentence by regex": Case(ByteRegex(SENTENCE)),
     # In each the likelier beginning commits to bytes that the model finds unlikely later.
     "rare ending": Case(ByteRegex(r"(The [a-z]{2,8} qzxv qjkw|In [a-z]{2,8} the same way)\.")),
     "late digits": Case(ByteRegex(r"(The [a-z]{3,8} of 7351902846|On [a-z]{3,8} the side)\.")),
@@ -231,26 +231,26 @@ BRIEF = ("plain", "bigram, both", "4-gram, both", "pilot 4 x 32, both")
 
 
 async def table(bench: Bench, repeats: int, cases: Sequence[str]) -> AsyncIterator[Outcome]:
-    """Every method on the issue's regex, the main ones on the others."""
+    """Every method on a sentence by regex, the main ones on the others."""
     for name in cases:
         case = CASES[name]
-        for method in METHODS if case is CASES["the issue's regex"] else BRIEF:
+        for method in METHODS if case is CASES["a sentence by regex"] else BRIEF:
             sizes = (8, 32, 128, 512) if method == "plain" else (8, 32)
-            if method == "plain" and case is not CASES["the issue's regex"]:
+            if method == "plain" and case is not CASES["a sentence by regex"]:
                 sizes = (8, 32, 128)
             for n in sizes:
                 yield await bench.runs(name, case, method, METHODS[method], n, repeats)
 
 
 async def anatomy(bench: Bench, repeats: int) -> AsyncIterator[Outcome]:
-    """Where the variance of plain SMC on the issue's regex comes from: one thing changed a row."""
-    regex = CASES["the issue's regex"]
+    """Where the variance of plain SMC on a sentence by regex comes from: one thing changed a row."""
+    regex = CASES["a sentence by regex"]
     accept = regex.constraint.spawn()
 
     def done(text: bytes) -> bool:
         return bool(accept.log_complete(accept.states([text]))[0] == 0.0)
 
-    fixed = Case(ByteRegex(ISSUE[len("(The|A) (function|method|class) ") :]), b"The function ")
+    fixed = Case(ByteRegex(SENTENCE[len("(The|A) (function|method|class) ") :]), b"The function ")
     tail = Case(ByteRegex(r"[a-z]{3,9}( [a-z]{2,9}){0,3}\."), b"The function returns a ")
     head = Case(ByteRegex(r"(The|A) (function|method|class) (returns|raises|takes) (a|an|the) "))
     llm = bench.llm.llm
@@ -302,7 +302,7 @@ def markdown(outcomes: list[Outcome]) -> Iterator[str]:
     """The tables of the page."""
     for case in dict.fromkeys(o.case for o in outcomes):
         mine = [o for o in outcomes if o.case == case]
-        title = "anatomy of plain SMC on the issue's regex" if case == "anatomy" else case
+        title = "anatomy of plain SMC on a sentence by regex" if case == "anatomy" else case
         yield f"### {title}\n"
         yield "| method | particles | rows a run | rows to fit | log of mean | mean | std | dead |"
         yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
