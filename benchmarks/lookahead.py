@@ -243,7 +243,7 @@ async def table(bench: Bench, repeats: int, cases: Sequence[str]) -> AsyncIterat
 
 
 async def anatomy(bench: Bench, repeats: int) -> AsyncIterator[Outcome]:
-    """Where the variance of plain SMC on a sentence by regex comes from: one thing changed a row."""
+    """Where the variance of plain SMC on a sentence comes from: one thing changed a row."""
     regex = CASES["a sentence by regex"]
     accept = regex.constraint.spawn()
 
