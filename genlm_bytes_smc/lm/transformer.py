@@ -101,6 +101,9 @@ class TreeTransformer(RowEngine):
         self._row_bytes = width * (sample.element_size() + 4)
         self._forward = TreeForward(self.model, self._architecture, self.tree, self.limit_bytes)
         refusal = self._architecture.refusal or self._probe(sample.dtype)
+        if refusal is not None and self._forward.decoder is not None:
+            self._forward.direct = False
+            refusal = self._probe(sample.dtype)
         self.cached = refusal is None
         if refusal is not None:
             logger.info("%s runs without a cache: %s", type(self.model).__name__, refusal)

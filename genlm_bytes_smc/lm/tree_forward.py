@@ -10,6 +10,7 @@ import torch
 from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
+from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 from genlm_bytes_smc.lm.transfer import send
 from genlm_bytes_smc.lm.tree_cache import TreeCache
@@ -28,6 +29,8 @@ class TreeForward:
         cache: which contexts have entries.
         limit_slots: the most entries; unknown, and unlimited, before the first forward.
         layout: force one way of laying out keys (see `attend`); None takes the cheapest.
+        direct: whether the model's forward may be written out (see `decoder_of`). It is left
+            to the model's own modules as long as something watches or replaces its `forward`.
     """
 
     def __init__(
@@ -39,10 +42,22 @@ class TreeForward:
         self.limit_bytes = limit_bytes
         self.limit_slots: int | None = None
         self.layout: Layout | None = None
+        self.direct = True
         self.cache = TreeCache(tree)
         self._buffer = KVBuffer(architecture.layers)
         weight = model.get_input_embeddings().weight
         self._device, self._dtype = weight.device, weight.dtype
+        self._decoder: Decoder | None = None
+        self._decoder_made = False
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """The model's forward written out; None where it runs by its own modules."""
+        if not self.direct or is_hooked(self.model):
+            return None
+        if not self._decoder_made:
+            self._decoder, self._decoder_made = decoder_of(self.model), True
+        return self._decoder
 
     @property
     def nbytes(self) -> int:
@@ -91,36 +106,50 @@ class TreeForward:
             layout=self.layout,
             most_copied=self.limit_slots,
         )
-        batched = attention.layout == "rows"
-        inputs = self._inputs(self.tree.token[ids], depth - 1, batched)
-        in_order = len(asked) == len(nodes) and bool((asked == np.arange(len(asked))).all())
-        if not in_order and not batched and self.architecture.row_index:
-            inputs["logits_to_keep"] = send(asked, self._device)
-            in_order = True
         self._buffer.prepare(self.cache.used, len(nodes), attention)
-        logits: torch.Tensor = self.model(
-            attention_mask=self._masks(attention),
-            past_key_values=self._buffer,
-            use_cache=True,
-            **inputs,
-        ).logits
+        both = send(np.stack([self.tree.token[ids], depth - 1]), self._device)
+        everything = len(asked) == len(nodes) and bool((asked == np.arange(len(asked))).all())
+        chosen = None if everything else send(asked, self._device)
+        compute = self._by_modules if (decoder := self.decoder) is None else decoder
+        batched = attention.layout == "rows"
+        logits = compute(both[0], both[1], self._masks(attention), self._buffer, chosen, batched)
         self.cache.append(ids[:fresh])
         if self.limit_slots is None:
             self.limit_slots = self.limit_bytes // max(1, self._buffer.slot_cost)
+        return logits
+
+    def _by_modules(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        masks: Masks,
+        buffer: KVBuffer,
+        asked: torch.Tensor | None,
+        batched: bool,
+    ) -> torch.Tensor:
+        """What a `Decoder` does, by the model's own modules."""
+        shape = (-1, 1) if batched else (1, -1)
+        inputs: dict[str, Any] = {}
+        if asked is not None and not batched and self.architecture.row_index:
+            inputs["logits_to_keep"], asked = asked, None
+        logits: torch.Tensor = self.model(
+            input_ids=tokens.view(shape),
+            position_ids=positions.view(shape),
+            attention_mask=masks,
+            past_key_values=buffer,
+            use_cache=True,
+            **inputs,
+        ).logits
         logits = logits[:, 0] if batched else logits[0]
-        return logits if in_order else logits[send(asked, logits.device)]
+        return logits if asked is None else logits[asked.to(logits.device)]
 
     def clear(self) -> None:
-        """Drop all entries and free their memory."""
+        """Drop all entries and what was made of the model's weights, and free their memory."""
         self.cache.clear()
         self._buffer.clear()
+        self._decoder, self._decoder_made = None, False
 
-    def _inputs(self, tokens: IntArray, positions: IntArray, batched: bool) -> dict[str, Any]:
-        both = send(np.stack([tokens, positions]), self._device)
-        shape = (-1, 1) if batched else (1, -1)
-        return {"input_ids": both[0].view(shape), "position_ids": both[1].view(shape)}
-
-    def _masks(self, attention: Attention) -> Any:
+    def _masks(self, attention: Attention) -> Masks:
         """What the model takes as its mask: None, one 4-D tensor, or one for each kind of layer."""
         if attention.full is None:
             return None

@@ -1,0 +1,337 @@
+"""The forward of common decoders written out, without their modules' cost.
+
+A transformers model spends half a millisecond to some tens of milliseconds of a forward in
+Python: hooks, configuration look-ups, cache and mask objects, for every layer. With a few new
+tokens a step that is most of the time. Here the same arithmetic runs on the model's own
+parameters as a plain sequence of tensor operations. Which models it knows is decided by their
+exact classes, and a model with hooks, adapters or quantised layers is left to its own modules;
+`TreeTransformer` compares the rows with those of whole forwards before it trusts them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers as tf
+from torch.nn.functional import scaled_dot_product_attention
+
+from genlm_bytes_smc.lm.kv_buffer import KVBuffer
+from genlm_bytes_smc.lm.linear import Linear, can_pack, is_linear
+
+PACKED_BYTES = 1 << 30  # of weights, at most; a larger model has no second copy of them
+
+Masks = dict[str, torch.Tensor] | torch.Tensor | None
+
+
+_Norm = Callable[[torch.Tensor], torch.Tensor]
+_AttendLayer = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+
+class Decoder(ABC):
+    """A decoder's layers over the keys and values of a `KVBuffer`.
+
+    Args:
+        model: a transformers causal language model that `decoder_of` knows.
+    """
+
+    def __init__(self, model: Any) -> None:
+        config = model.config
+        kinds = getattr(config, "layer_types", None)
+        self.kinds: list[str] = list(kinds or ["full_attention"] * config.num_hidden_layers)
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.packed = weights <= PACKED_BYTES and can_pack(model.get_input_embeddings().weight)
+        self.embedding: torch.Tensor = model.get_input_embeddings().weight.detach()
+        self.head = Linear([model.lm_head], self.packed)
+
+    def __call__(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        masks: Masks,
+        buffer: KVBuffer,
+        asked: torch.Tensor | None,
+        batched: bool,
+    ) -> torch.Tensor:
+        """Logits of T positions.
+
+        Args:
+            tokens, positions: int64[T]; a position is a context's depth less one.
+            masks: float[1, 1, T, C], or [T, 1, 1, C] if `batched`, added to attention's
+                scores; by kind of layer if they differ; None for the causal rule.
+            buffer: prepared for this forward.
+            asked: positions whose logits are wanted, int64[R], or None for all.
+            batched: whether each position reads keys of its own.
+
+        Returns:
+            float[R or T, width].
+        """
+        x = self.embed(tokens, positions)
+        turn = self.turn(x, positions)
+        attend = _Attend(masks, buffer, batched)
+        for i, kind in enumerate(self.kinds):
+            x = self.layer(i, x, turn, attend.of(kind))
+        x = self.last(x if asked is None else x[asked])
+        return self.head(x)
+
+    @abstractmethod
+    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What enters the first layer: float[T, d]."""
+
+    def turn(self, x: torch.Tensor, positions: torch.Tensor) -> Any:
+        """What all layers need to know of the positions, computed once; None unless overridden."""
+        return None
+
+    @abstractmethod
+    def layer(self, i: int, x: torch.Tensor, turn: Any, attend: _AttendLayer) -> torch.Tensor:
+        """Layer `i`: float[T, d] to float[T, d]; may write on `x`."""
+
+    @abstractmethod
+    def last(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm before the head: float[R, d]."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The parts of one layer; `norm_q` and `norm_k` where heads are normalised one by one."""
+
+    norm: _Norm
+    into: Linear
+    scale: float
+    out: Linear
+    norm_mlp: _Norm
+    up: Linear
+    act: Callable[[torch.Tensor], torch.Tensor]
+    down: Linear
+    norm_q: _Norm | None = None
+    norm_k: _Norm | None = None
+
+
+class GPT2Decoder(Decoder):
+    """GPT-2: learned positions, one product for queries, keys and values."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        body = model.transformer
+        self._positions: torch.Tensor = body.wpe.weight.detach()
+        self._heads = model.config.num_attention_heads
+        self._norm = _layer_norm(body.ln_f)
+        self._layers = [
+            _Layer(
+                norm=_layer_norm(block.ln_1),
+                into=Linear([block.attn.c_attn], self.packed),
+                scale=block.attn.scaling,
+                out=Linear([block.attn.c_proj], self.packed),
+                norm_mlp=_layer_norm(block.ln_2),
+                up=Linear([block.mlp.c_fc], self.packed),
+                act=block.mlp.act,
+                down=Linear([block.mlp.c_proj], self.packed),
+            )
+            for block in body.h
+        ]
+
+    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Token and position embeddings."""
+        return self.embedding[tokens] + self._positions[positions]
+
+    def layer(self, i: int, x: torch.Tensor, turn: None, attend: _AttendLayer) -> torch.Tensor:
+        """Attention, then the MLP."""
+        at = self._layers[i]
+        q, k, v = at.into(at.norm(x)).view(x.shape[0], 3, self._heads, -1).unbind(1)
+        x = x + at.out(attend(i, q, k, v, at.scale))
+        return x + at.down(at.act(at.up(at.norm_mlp(x))))
+
+    def last(self, x: torch.Tensor) -> torch.Tensor:
+        """The last norm."""
+        return self._norm(x)
+
+
+class LlamaDecoder(Decoder):
+    """Llama and its relatives: rotary positions, grouped heads, a gated MLP."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        body = model.model
+        self._width = body.layers[0].self_attn.head_dim
+        self._heads = model.config.num_attention_heads
+        self._turned = self._heads + model.config.num_key_value_heads
+        self._rotary = body.rotary_emb
+        self._norm = _rms_norm(body.norm)
+        self._layers = [self._layer_of(x) for x in body.layers[: len(self.kinds)]]
+
+    def _layer_of(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        own = hasattr(attention, "q_norm")  # Qwen 3
+        return _Layer(
+            norm=_rms_norm(layer.input_layernorm),
+            into=Linear([attention.q_proj, attention.k_proj, attention.v_proj], self.packed),
+            norm_q=_rms_norm(attention.q_norm) if own else None,
+            norm_k=_rms_norm(attention.k_norm) if own else None,
+            scale=attention.scaling,
+            out=Linear([attention.o_proj], self.packed),
+            norm_mlp=_rms_norm(layer.post_attention_layernorm),
+            up=Linear([mlp.gate_proj, mlp.up_proj], self.packed),
+            act=mlp.act_fn,
+            down=Linear([mlp.down_proj], self.packed),
+        )
+
+    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Token embeddings; positions come in at `layer`."""
+        return self.embedding[tokens]
+
+    def turn(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines float[T, 1, head_dim], and sines of their first half."""
+        cos, sin = self._rotary(x[None], position_ids=positions[None])
+        return cos[0, :, None], sin[0, :, None, : self._width // 2]
+
+    def layer(
+        self,
+        i: int,
+        x: torch.Tensor,
+        turn: tuple[torch.Tensor, torch.Tensor],
+        attend: _AttendLayer,
+    ) -> torch.Tensor:
+        """Attention over turned queries and keys, then the gated MLP."""
+        at = self._layers[i]
+        qkv = at.into(at.norm(x)).view(x.shape[0], -1, self._width)
+        qk, v = qkv[:, : self._turned], qkv[:, self._turned :]
+        if at.norm_q is not None and at.norm_k is not None:
+            parts = at.norm_q(qk[:, : self._heads]), at.norm_k(qk[:, self._heads :])
+            qk = torch.cat(parts, dim=1)
+        qk = _rotate(qk, *turn)
+        x = x + at.out(attend(i, qk[:, : self._heads], qk[:, self._heads :], v, at.scale))
+        gate, value = at.up(at.norm_mlp(x)).chunk(2, dim=-1)
+        return x + at.down(at.act(gate) * value)
+
+    def last(self, x: torch.Tensor) -> torch.Tensor:
+        """The last norm."""
+        return self._norm(x)
+
+
+class _Attend:
+    """Attention of one forward: writes new keys and values and reads what positions see."""
+
+    def __init__(self, masks: Masks, buffer: KVBuffer, batched: bool) -> None:
+        self.masks, self.buffer, self.batched = masks, buffer, batched
+        self._spread: dict[tuple[int, int], torch.Tensor] = {}
+
+    def of(self, kind: str) -> _AttendLayer:
+        """Attention of layers of one kind, `attend(i, q, k, v, scale)`.
+
+        q is float[T, heads, head_dim], k and v float[T, kv_heads, head_dim]; the result is
+        float[T, heads * head_dim].
+        """
+        mask = self.masks[kind] if isinstance(self.masks, dict) else self.masks
+
+        def attend(
+            i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+        ) -> torch.Tensor:
+            keys, values = self.buffer.update(self._lay(k), self._lay(v), i)
+            out = self._scored(self._lay(q), keys, values, mask, scale)
+            return out.transpose(1, 2).reshape(q.shape[0], -1)
+
+        return attend
+
+    def _lay(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, heads, width] as [1, heads, T, width], or [T, heads, 1, width] if batched."""
+        return x[:, :, None] if self.batched else x.transpose(0, 1)[None]
+
+    def _scored(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float,
+    ) -> torch.Tensor:
+        batch, heads, count, width = q.shape
+        groups = heads // keys.shape[1]
+        causal = mask is None and count > 1
+        if groups > 1 and not causal and count <= keys.shape[1] * width:
+            # Queries that share a key/value head stand below each other: keys are not copied.
+            q = q.reshape(batch, -1, groups * count, width)
+            out = _sdpa(q, keys, values, self._spread_mask(mask, groups), False, scale)
+            return out.reshape(batch, heads, count, width)
+        if groups > 1:
+            keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
+        return _sdpa(q, keys, values, mask, causal, scale)
+
+    def _spread_mask(self, mask: torch.Tensor | None, groups: int) -> torch.Tensor | None:
+        """The mask once for each query of a group, made once for all layers."""
+        if mask is None or mask.shape[2] == 1:
+            return mask
+        key = (id(mask), groups)
+        if key not in self._spread:
+            self._spread[key] = mask.repeat(1, 1, groups, 1)
+        return self._spread[key]
+
+
+def _sdpa(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+
+
+def _layer_norm(module: Any) -> _Norm:
+    shape, eps = list(module.normalized_shape), module.eps
+    weight, bias = module.weight.detach(), module.bias.detach()
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
+def _rms_norm(module: Any) -> _Norm:
+    weight, eps = module.weight.detach(), module.variance_epsilon
+    shape = list(weight.shape)
+    return lambda x: torch.rms_norm(x, shape, weight, eps)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary positions, half against half (Su et al. 2021, equation 34, as Llama pairs it)."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = x * cos
+    out[..., :half].addcmul_(second, sin, value=-1)
+    out[..., half:].addcmul_(first, sin)
+    return out
+
+
+_KNOWN: dict[type, type[Decoder]] = {
+    tf.GPT2LMHeadModel: GPT2Decoder,
+    tf.LlamaForCausalLM: LlamaDecoder,
+    tf.MistralForCausalLM: LlamaDecoder,
+    tf.Qwen2ForCausalLM: LlamaDecoder,
+    tf.Qwen3ForCausalLM: LlamaDecoder,
+}
+
+
+def decoder_of(model: Any) -> Decoder | None:
+    """The model's forward written out, or None if it must run by its own modules."""
+    known = _KNOWN.get(type(model))
+    if known is None or model.config._attn_implementation != "sdpa" or not _bare(model):
+        return None
+    return known(model)
+
+
+def is_hooked(module: Any) -> bool:
+    """Whether something watches or replaces the forward of this module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _bare(model: Any) -> bool:
+    """Whether every module is transformers' or torch's own, unwatched, on one device."""
+    own = ("transformers.", "torch.")
+    modules = list(model.modules())
+    if any(is_hooked(m) or not type(m).__module__.startswith(own) for m in modules):
+        return False
+    linear = [m for m in modules if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
+    if not all(is_linear(m) or type(m) is torch.nn.Embedding for m in linear):
+        return False
+    parameters = list(model.parameters())
+    return len({(p.device, p.dtype) for p in parameters}) == 1
