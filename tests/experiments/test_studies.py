@@ -41,7 +41,8 @@ def test_approximation(tmp_path):
     assert wide["jsd"] < 0.1 * narrow["jsd"]
     assert wide["apart_bits"] < narrow["apart_bits"]
     exact = by[128, None, None]["result"]
-    assert 0 < exact["lm_rows"] <= exact["lm_rows_exact"] and exact["jsd"] < 1e-9
+    # "The name is A" has up to 384 candidates, so that 128 are fewer, and lose nearly nothing.
+    assert 0 < exact["lm_rows"] < exact["lm_rows_exact"] and exact["jsd"] < 1e-9
     assert "bits a byte" in written("approximation", rows, tmp_path)
 
 
