@@ -3,7 +3,7 @@
 A matrix product of a handful of positions with a large weight spends most of its time laying
 the weight out anew for the processor's vector units. On a CPU oneDNN can keep that layout:
 for 2 to 32 positions of a 256-wide model a product then takes half the time, and the
-language-modelling head a third.
+language-modelling head a third; a 768-wide model's products take a third throughout.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+_PACKABLE = (torch.float32, torch.bfloat16)
 _SMALL_WEIGHT = 1 << 19  # elements; below it, the call itself costs one position more than it saves
 
 
@@ -37,7 +38,7 @@ class Linear:
             whole = weights[0] if len(weights) == 1 else torch.cat(weights)
             self._bias = _beside(biases, weights)
             self._packed = _reorder(whole.contiguous())
-            self._lone = whole.numel() < _SMALL_WEIGHT
+            self._lone = whole.numel() < _SMALL_WEIGHT and whole.dtype == torch.float32
             if len(weights) > 1 and self._lone:
                 self._plain = [(whole, self._bias)]
 
@@ -56,8 +57,7 @@ def is_linear(module: Any) -> bool:
 
 def can_pack(weight: torch.Tensor) -> bool:
     """Whether weights like this one can be laid out by oneDNN, and it is known to pay."""
-    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return on_cpu and _works()
+    return weight.device.type == "cpu" and weight.dtype in _PACKABLE and _works(weight.dtype)
 
 
 # The operators that `torch.compile` uses for frozen weights on a CPU.
@@ -73,10 +73,12 @@ def _apply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 @cache
-def _works() -> bool:
-    """Whether this build of torch has them, tried on a small product."""
-    x, weight = torch.eye(3, 4), torch.arange(8.0).view(2, 4)
+def _works(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has them for the processor, tried on a small product."""
+    x, weight = torch.eye(3, 4, dtype=dtype), torch.arange(8, dtype=dtype).view(2, 4)
     try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
         return bool(torch.allclose(_apply(x, _reorder(weight), None), linear(x, weight)))
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
