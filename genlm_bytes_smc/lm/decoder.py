@@ -22,8 +22,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 from genlm_bytes_smc.lm.linear import Linear, can_pack, is_linear
 
-PACKED_BYTES = 1 << 30  # of weights, at most; a larger model has no second copy of them
-
 Masks = dict[str, torch.Tensor] | torch.Tensor | None
 
 
@@ -36,14 +34,18 @@ class Decoder(ABC):
 
     Args:
         model: a transformers causal language model that `decoder_of` knows.
+        pack_bytes: most memory for a second copy of the weights, laid out for few positions.
+
+    Attributes:
+        packed: whether there is that copy.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, pack_bytes: int) -> None:
         config = model.config
         kinds = getattr(config, "layer_types", None)
         self.kinds: list[str] = list(kinds or ["full_attention"] * config.num_hidden_layers)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        self.packed = weights <= PACKED_BYTES and can_pack(model.get_input_embeddings().weight)
+        self.packed = weights <= pack_bytes and can_pack(model.get_input_embeddings().weight)
         self.embedding: torch.Tensor = model.get_input_embeddings().weight.detach()
         self.head = Linear([model.lm_head], self.packed)
 
@@ -113,8 +115,8 @@ class _Layer:
 class GPT2Decoder(Decoder):
     """GPT-2: learned positions, one product for queries, keys and values."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, pack_bytes: int) -> None:
+        super().__init__(model, pack_bytes)
         body = model.transformer
         self._positions: torch.Tensor = body.wpe.weight.detach()
         self._heads = model.config.num_attention_heads
@@ -152,8 +154,8 @@ class GPT2Decoder(Decoder):
 class LlamaDecoder(Decoder):
     """Llama and its relatives: rotary positions, grouped heads, a gated MLP."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, pack_bytes: int) -> None:
+        super().__init__(model, pack_bytes)
         body = model.model
         self._width = body.layers[0].self_attn.head_dim
         self._heads = model.config.num_attention_heads
@@ -311,12 +313,12 @@ _KNOWN: dict[type, type[Decoder]] = {
 }
 
 
-def decoder_of(model: Any) -> Decoder | None:
+def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | None:
     """The model's forward written out, or None if it must run by its own modules."""
     known = _KNOWN.get(type(model))
     if known is None or model.config._attn_implementation != "sdpa" or not _bare(model):
         return None
-    return known(model)
+    return known(model, pack_bytes)
 
 
 def is_hooked(module: Any) -> bool:

@@ -31,6 +31,8 @@ class TreeForward:
         layout: force one way of laying out keys (see `attend`); None takes the cheapest.
         direct: whether the model's forward may be written out (see `decoder_of`). It is left
             to the model's own modules as long as something watches or replaces its `forward`.
+        pack_bytes: most memory for a second copy of the weights on a CPU (see `Linear`); heeded
+            when the forward is next written out, after `clear`.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TreeForward:
         self.limit_slots: int | None = None
         self.layout: Layout | None = None
         self.direct = True
+        self.pack_bytes = 1 << 30
         self.cache = TreeCache(tree)
         self._buffer = KVBuffer(architecture.layers)
         weight = model.get_input_embeddings().weight
@@ -56,7 +59,7 @@ class TreeForward:
         if not self.direct or is_hooked(self.model):
             return None
         if not self._decoder_made:
-            self._decoder, self._decoder_made = decoder_of(self.model), True
+            self._decoder, self._decoder_made = decoder_of(self.model, self.pack_bytes), True
         return self._decoder
 
     @property

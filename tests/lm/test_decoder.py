@@ -158,9 +158,14 @@ def test_only_what_a_cpu_lays_out_is_packed():
     assert not can_pack(torch.zeros(2, 2, device="meta"))
 
 
-def test_a_large_model_is_not_copied(monkeypatch):
-    monkeypatch.setattr(decoders, "PACKED_BYTES", 1000)
-    assert not decoder_of(make_model("llama")).packed
+def test_the_copy_of_the_weights_has_a_limit(tokenizer):
+    engine = TreeTransformer(make_model("llama"), tokenizer)
+    before = rows_of(engine, [[1, 2], [1, 3]])
+    assert engine._forward.decoder.packed
+    engine.pack_bytes = 1000
+    engine.clear_cache()
+    assert distance(rows_of(engine, [[1, 2], [1, 3]]), before) < 1e-5
+    assert not engine._forward.decoder.packed
 
 
 def test_vocabulary_is_whole(tokenizer):
