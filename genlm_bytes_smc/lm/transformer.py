@@ -58,7 +58,7 @@ class TreeTransformer(RowEngine):
             forwards.
         mask_bytes: the same for the attention mask.
         pack_bytes: on a CPU, most memory for a second copy of the weights that makes forwards
-            over few tokens two to three times as fast (1 GiB; larger models have none). A new
+            over few tokens about twice as fast (1 GiB; larger models have none). A new
             value is heeded from the next `clear_cache` on.
 
     Raises:
