@@ -5,7 +5,9 @@ ends inside it (`abc`, `ab`, `a`, longest first), the rest is spelled anew from 
 further tokens where the trie allows no other way, until `x` is read. The first candidate,
 best first, and the longest token that succeed give the healed lane its one candidate. Its
 weight is the probability of that one path, a lower bound of the sum over all of them
-(genlm-bytes 0.2's rule, kept so that beams agree).
+(genlm-bytes 0.2's rule, kept so that beams agree). That rule reads as far as it can before it
+ends a further token, and may end up where neither is possible. Then, where genlm-bytes gives
+up, the spelling with the fewest tokens that does read `x` is taken (`respell.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +46,39 @@ async def heal(lanes: ByteLanes, n: int, byte: int) -> BeamState | None:
                 )
                 if found is not None:
                     return found
+    for c in range(len(nodes)):
+        if nodes[c] > 0:
+            found = await _shortest(lanes, lane, int(contexts[c]), weights[c], int(nodes[c]), byte)
+            if found is not None:
+                return found
     return None
+
+
+async def _shortest(
+    lanes: ByteLanes, lane: BeamState, context: int, logu: float, node: int, byte: int
+) -> BeamState | None:
+    """Spell what is in flight at `node` with as few tokens as can be, then read `byte`."""
+    model, cut, params = lanes.model, lanes.cut, lanes.params
+    limits = (tuple(cut.tolist()), params.heal_max_backoff, params.heal_max_splits)
+    tokens = model.respelled(node, byte, *limits)
+    if tokens is None:
+        return None
+    state = None
+    for spelled in tokens:
+        found = model.trie.tokens_at(model.trie.find(spelled))
+        allowed = [t for t in found if not np.isin(model.trie.position[t], cut)]
+        p, token = max((model.store.prob(context, t), t) for t in allowed)
+        if p == 0.0:
+            return None
+        logu += float(np.log(p))
+        state = await _end_token(lanes, lane, context, token, logu)
+        context = int(model.kernels.contexts(state)[0, 0])
+    rest = model.trie.spell(node)[sum(map(len, tokens)) :]
+    for b in (*rest, byte):
+        assert state is not None
+        state = model.kernels.advance(state, np.array([b], dtype=np.int64), cut)
+    assert state is not None
+    return state if model.kernels.log_z(state)[0] > -np.inf else None
 
 
 async def _respell(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, NumbaKernels
+from genlm_bytes_smc.beam.respell import Respellings
 from genlm_bytes_smc.beam.steps import Rescues
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
@@ -140,8 +141,8 @@ class ByteModel:
     ) -> npt.NDArray[np.bool_]:
         """Which bytes healing could read in each lane, bool[N, 256].
 
-        Healing ends a token at an earlier byte of the partial one, then spells the rest
-        greedily; whether that can be done depends on the trie alone.
+        Healing ends a token at an earlier byte of the partial one and spells the rest with
+        others; whether that can be done depends on the trie alone.
 
         Args:
             nodes: int64[N, C], -1 for empty places.
@@ -171,29 +172,30 @@ class ByteModel:
     def _rescuable(
         self, node: int, cut: tuple[int, ...], max_backoff: int | None, max_splits: int | None
     ) -> npt.NDArray[np.bool_]:
-        trie, partial = self.trie, self.trie.spell(node)
         out = np.zeros(N_BYTES, dtype=bool)
-        least = 0 if max_backoff is None else max(0, len(partial) - max_backoff)
-        for k in range(len(partial), max(least, 1) - 1, -1):
-            if not self._ends(trie.find(partial[:k]), cut):
-                continue
-            at, splits = 0, 0
-            for byte in partial[k:]:
-                below = trie.child(at, byte)
-                if below < 0 and self._ends(at, cut):
-                    splits += 1
-                    below = trie.child(0, byte)
-                at = below
-                if at < 0:
-                    break
-            if at < 0 or (max_splits is not None and splits > max_splits):
-                continue
-            out[self._edges(at, cut)] = True
-            if self._ends(at, cut) and (max_splits is None or splits < max_splits):
-                out[self._edges(0, cut)] = True
-            if out[self._edges(0, cut)].all():
-                break  # no byte is left to find
+        for tail in self.respellings(node, cut, max_backoff, max_splits).tails():
+            out[self._edges(tail, cut)] = True
         return out
+
+    def respellings(
+        self, node: int, cut: tuple[int, ...], max_backoff: int | None, max_splits: int | None
+    ) -> Respellings:
+        """The ways to spell a partial token with tokens that end earlier."""
+        return Respellings.of(
+            self.trie, self.trie.spell(node), partial(self._ends, cut=cut), max_backoff, max_splits
+        )
+
+    def respelled(
+        self,
+        node: int,
+        byte: int,
+        cut: tuple[int, ...],
+        max_backoff: int | None,
+        max_splits: int | None,
+    ) -> list[bytes] | None:
+        """The fewest tokens after which `byte` can be read; see `Respellings.shortest`."""
+        found = self.respellings(node, cut, max_backoff, max_splits)
+        return found.shortest(lambda tail: byte in self._edges(tail, cut))
 
     def _ends(self, node: int, cut: tuple[int, ...]) -> bool:
         """Whether a token that is text ends at `node`."""

@@ -1,6 +1,7 @@
 """`ByteBeamState` as a user meets it: looks, rows, healing, errors."""
 
 import copy
+import itertools
 import math
 import pickle
 import re
@@ -13,6 +14,7 @@ from genlm.bytes import ByteBeamState as PeerBeam
 
 from genlm_bytes_smc import BadRowError, BeamParams, ByteBeamState, RowTransform, load_model
 from genlm_bytes_smc.beam.display import as_text
+from genlm_bytes_smc.beam.model import byte_model
 from tests.toys import EOS_TOKEN, ToyLM
 
 ANSI = re.compile("\x1b\\[[0-9;]*m")
@@ -161,6 +163,48 @@ async def test_rows_and_steps_agree_on_what_can_be_read(tiny):
     row = await beam.logp_next()
     for byte in (*b"lxZ \n", 0x00, 0xE6, 0xFF):
         assert (row[byte] > -math.inf) == ((await (beam << byte)).logZ > -math.inf)
+
+
+async def test_healing_finds_a_spelling_that_greed_misses():
+    """`bcdz` leads the greedy rule into "a" "bcd", where no token ends and no x follows."""
+    tokens = [b"a", b"b", b"c", b"d", b"x", b"abcde", b"bcdz"]
+    lm = next(lm for seed in range(50) if (lm := ToyLM(tokens, seed=seed)).row([7]).argmax() == 5)
+    beam = await read(await ByteBeamState.initial(lm, BeamParams(1)), b"abcd")
+    assert [c.partial for c in beam] == [b"abcd"]
+    assert (await beam.logp_next())[ord("x")] > -math.inf
+    healed = await (beam << ord("x"))
+    path = [0, 1, 2, 3, 4]
+    exact = sum(float(lm.row([6, *path[:i]])[t]) for i, t in enumerate(path))
+    assert healed.heals == 1
+    assert healed.logZ == pytest.approx(exact, abs=1e-9)
+
+
+@pytest.mark.parametrize("limits", [(None, None), (2, None), (None, 1), (3, 2), (None, 0)])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_healing_can_read_equals_all_spellings(seed, limits):
+    rng = np.random.default_rng(seed)
+    words = {bytes(rng.choice(list(b"abc"), size=rng.integers(1, 6)).tolist()) for _ in range(14)}
+    words -= {b"a"} if seed % 2 else set()
+    model = byte_model(ToyLM(sorted(words), seed=seed))
+    backoff, most = limits
+    for node in range(1, len(model.trie)):
+        partial = model.trie.spell(node)
+        least = 1 if backoff is None else max(1, len(partial) - backoff)
+        expected = set()
+        for byte in b"abc":
+            for ends in cuts(len(partial)):
+                parts = [partial[i:j] for i, j in zip((0, *ends), ends, strict=False)]
+                tail = partial[ends[-1] :] + bytes([byte])
+                fits = ends[0] >= least and (most is None or len(ends) - 1 <= most)
+                if fits and words.issuperset(parts) and any(w.startswith(tail) for w in words):
+                    expected.add(byte)
+        assert set(np.flatnonzero(model.rescuable(node, (), backoff, most))) == expected
+
+
+def cuts(length):
+    """Every ascending choice of at least one position from 1 to `length`."""
+    places = range(1, length + 1)
+    return [c for n in places for c in itertools.combinations(places, n)]
 
 
 # -- what pruning loses ----------------------------------------------------------------
