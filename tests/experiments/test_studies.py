@@ -80,7 +80,7 @@ def test_constraints(tmp_path):
     written("constraints", rows, tmp_path)
 
 
-EXPERIMENTS_METHODS = ("local", "smc", "lookahead", "bytellm", "awrs")
+EXPERIMENTS_METHODS = ("local", "smc", "lookahead", "pilot", "bytellm", "awrs")
 
 
 def test_scaling(tmp_path):
