@@ -195,7 +195,7 @@ def _reference(model: str, name: str, particles: int) -> tuple[dict[bytes, float
     ahead, _ = _ahead(model, name, "pilot")
     halves = []
     for seed in (11, 12):
-        looks = {"proposal": ahead, "twist": ahead}
+        looks: dict[str, Any] = {"proposal": ahead, "twist": ahead}
         run = smc(target, particles, ESS, CASES[name].max_bytes, seed=seed, progress=False, **looks)
         done = run_blocking(run)
         weights = defaultdict[bytes, float](float)
