@@ -318,7 +318,8 @@ def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | None:
     known = _KNOWN.get(type(model))
     if known is None or model.config._attn_implementation != "sdpa" or not _bare(model):
         return None
-    return known(model, pack_bytes)
+    with torch.inference_mode(False), torch.no_grad():
+        return known(model, pack_bytes)
 
 
 def is_hooked(module: Any) -> bool:

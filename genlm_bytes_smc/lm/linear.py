@@ -24,6 +24,8 @@ _SMALL_WEIGHT = 1 << 19  # elements; below it, the call itself costs one positio
 class Linear:
     """One or several linear layers that read the same input, side by side.
 
+    Made outside inference mode, as oneDNN refuses weights made inside.
+
     Args:
         layers: `nn.Linear` or transformers' `Conv1D`, of equal input width.
         packed: whether to keep a copy of the weights in oneDNN's layout; see `can_pack`.
@@ -64,8 +66,7 @@ def can_pack(weight: torch.Tensor) -> bool:
 
 
 def _reorder(weight: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.ops.mkldnn._reorder_linear_weight(weight.clone())  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._reorder_linear_weight(weight)  # type: ignore[no-any-return]
 
 
 def _apply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -269,7 +269,7 @@ class TreeTransformer(RowEngine):
         return "a small tree of contexts gave other rows than whole forwards"
 
     def clear_cache(self) -> None:
-        """Drop all keys and values and free their memory; rows come out the same."""
+        """Drop all keys and values, free their memory, and read the model's weights anew."""
         self._forward.clear()
 
     def memory(self) -> dict[str, int]:
