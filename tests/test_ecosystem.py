@@ -9,6 +9,7 @@ import torch
 from genlm.control import SMC, WFSA, BoolFSA, Ensemble, direct_token_sampler
 from genlm.control.constant import EOS
 from genlm.control.potential.base import Potential
+from genlm.control.potential.product import Product
 from genlm.control.sampler.token import AWRS
 
 from genlm_bytes_smc import BeamParams, load_model
@@ -16,6 +17,7 @@ from genlm_bytes_smc.alphabet import BYTES, TABLES
 from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, ByteWFSA
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.proposal import ByteAWRS, ByteProposalSampler, byte_sampler
+from genlm_bytes_smc.smc import smc
 from tests.toys import EOS_TOKEN, Enumeration, ToyLM
 
 WORDS = [b"ab", b"abc", b"ba", b"cab", b"bb", b"bbab"]
@@ -118,6 +120,24 @@ async def test_a_product_with_an_integer_automaton_had_to_be_coerced_by_hand():
     assert row[EOS] == other[EOS] > -math.inf
     assert row[b"x"] == -math.inf
     await both.assert_contract([[], split(b"ab"), split(b"bb")], rtol=1e-9, atol=1e-9)
+
+
+async def test_genlm_automata_fit_to_the_right_of_any_byte_potential():
+    """`lm * regex * fsa` reads from the left, so a product and a constraint must do it too."""
+    llm, automaton, pattern = toy(3, 0.05), BoolFSA.from_regex(PATTERN), ByteRegex("[abc]+")
+    want = await (llm * automaton).complete(b"ab")
+    for both in (
+        llm * pattern * automaton,
+        pattern * automaton * llm,
+        pattern * llm * automaton,
+        llm * (pattern * automaton),
+        llm * pattern * (automaton * automaton),
+    ):
+        assert isinstance(both, Product)
+        assert await both.complete([b"a", b"b"]) == pytest.approx(want, abs=1e-12)
+        await smc(both, 3, max_bytes=5)
+    with pytest.raises(ValueError, match="coerce"):  # genlm-control's own, which is asked first
+        automaton * llm
 
 
 @pytest.mark.parametrize("to_bytes", [True, False])

@@ -5,9 +5,11 @@ ends inside it (`abc`, `ab`, `a`, longest first), the rest is spelled anew from 
 further tokens where the trie allows no other way, until `x` is read. The first candidate,
 best first, and the longest token that succeed give the healed lane its one candidate. Its
 weight is the probability of that one path, a lower bound of the sum over all of them
-(genlm-bytes 0.2's rule, kept so that beams agree). That rule reads as far as it can before it
-ends a further token, and may end up where neither is possible. Then, where genlm-bytes gives
-up, the spelling with the fewest tokens that does read `x` is taken (`respell.py`).
+(genlm-bytes 0.2's rule, kept so that beams agree).
+
+To end tokens only where one must can lead into a dead end: `tt` that begins `tter` cannot be
+ended before a space, though `t` and `t` can. Where every attempt of that kind fails, all ways
+to spell the rest are searched, those of fewest tokens first.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genlm_bytes_smc.beam.respell import NEVER, first_ends, splits_after
 from genlm_bytes_smc.beam.state import BeamState
 
 if TYPE_CHECKING:
     from genlm_bytes_smc.beam.lanes import ByteLanes
+
+MOST_TOKENS = 64
+"""Tokens that the search of one candidate may try to end, each of which costs a row."""
 
 
 async def heal(lanes: ByteLanes, n: int, byte: int) -> BeamState | None:
@@ -46,39 +52,79 @@ async def heal(lanes: ByteLanes, n: int, byte: int) -> BeamState | None:
                 )
                 if found is not None:
                     return found
-    for c in range(len(nodes)):
-        if nodes[c] > 0:
-            found = await _shortest(lanes, lane, int(contexts[c]), weights[c], int(nodes[c]), byte)
-            if found is not None:
-                return found
+    for c in np.flatnonzero(nodes >= 0).tolist():
+        search = _Search(lanes, lane, trie.spell(int(nodes[c])), byte)
+        found = await search.from_start(int(contexts[c]), float(weights[c]))
+        if found is not None:
+            return found
     return None
 
 
-async def _shortest(
-    lanes: ByteLanes, lane: BeamState, context: int, logu: float, node: int, byte: int
-) -> BeamState | None:
-    """Spell what is in flight at `node` with as few tokens as can be, then read `byte`."""
-    model, cut, params = lanes.model, lanes.cut, lanes.params
-    limits = (tuple(cut.tolist()), params.heal_max_backoff, params.heal_max_splits)
-    tokens = model.respelled(node, byte, *limits)
-    if tokens is None:
+class _Search:
+    """All ways to spell one candidate's partial token anew and then read a byte.
+
+    The trie says beforehand which ways lead to the end and with how many tokens, so a row of
+    the model is spent on a token only where the model's zeros are what may still stand against
+    it; `MOST_TOKENS` of them at most.
+    """
+
+    def __init__(self, lanes: ByteLanes, lane: BeamState, partial: bytes, byte: int) -> None:
+        model, params = lanes.model, lanes.params
+        cut = tuple(lanes.cut.tolist())
+        self.lanes, self.lane = lanes, lane
+        self.text = (*partial, byte)
+        self.spans = model.spans(partial, cut)
+        self.firsts = first_ends(self.spans, len(partial), params.heal_max_backoff)
+        self.splits = splits_after(self.spans, lambda node: model.reads(node, byte, cut))
+        self.most = NEVER - 1 if params.heal_max_splits is None else params.heal_max_splits
+        self.tokens_left = MOST_TOKENS
+
+    async def from_start(self, context: int, logu: float) -> BeamState | None:
+        """One candidate that has read all, or None; it begins after `context`."""
+        return await self._end_one(context, logu, 0, self.firsts, self.most)
+
+    async def _end_one(
+        self, context: int, logu: float, start: int, ends: list[int], splits: int
+    ) -> BeamState | None:
+        """End a token that begins at `start` at one of `ends`, with `splits` more to follow."""
+        for end, token, p in self._choices(context, start, ends, splits):
+            if self.tokens_left == 0:
+                return None
+            self.tokens_left -= 1
+            logw = logu + float(np.log(p))
+            state = await _end_token(self.lanes, self.lane, context, token, logw)
+            child = int(self.lanes.model.kernels.contexts(state)[0, 0])
+            with self.lanes.model.engine.tree.pinned(np.array([context, child])):
+                found = self._read(state, end) if self.splits[end] == 0 else None
+                if found is None and splits > 0:
+                    later = self.spans[end].ends
+                    found = await self._end_one(child, logw, end, later, splits - 1)
+            if found is not None:
+                return found
         return None
-    state = None
-    for spelled in tokens:
-        found = model.trie.tokens_at(model.trie.find(spelled))
-        allowed = [t for t in found if not np.isin(model.trie.position[t], cut)]
-        p, token = max((model.store.prob(context, t), t) for t in allowed)
-        if p == 0.0:
-            return None
-        logu += float(np.log(p))
-        state = await _end_token(lanes, lane, context, token, logu)
-        context = int(model.kernels.contexts(state)[0, 0])
-    rest = model.trie.spell(node)[sum(map(len, tokens)) :]
-    for b in (*rest, byte):
-        assert state is not None
-        state = model.kernels.advance(state, np.array([b], dtype=np.int64), cut)
-    assert state is not None
-    return state if model.kernels.log_z(state)[0] > -np.inf else None
+
+    def _choices(
+        self, context: int, start: int, ends: list[int], splits: int
+    ) -> list[tuple[int, int, float]]:
+        """(end, token, probability) of what may end next: fewest splits, then longest, first."""
+        model = self.lanes.model
+        out = []
+        for end in sorted(ends, key=lambda q: (self.splits[q], -q)):
+            if self.splits[end] > splits:
+                break
+            for token in model.trie.tokens_at(model.trie.find(bytes(self.text[start:end]))):
+                if not np.isin(model.trie.position[token], self.lanes.cut):
+                    p = model.store.prob(context, token)  # now: the row may be evicted later
+                    if p > 0.0:
+                        out.append((end, token, p))
+        return out
+
+    def _read(self, state: BeamState, start: int) -> BeamState | None:
+        """`state`, at the root, after the rest of the text in one token; None if it weighs 0."""
+        kernels = self.lanes.model.kernels
+        for byte in self.text[start:]:
+            state = kernels.advance(state, np.array([byte], dtype=np.int64), self.lanes.cut)
+        return state if kernels.log_z(state)[0] > -np.inf else None
 
 
 async def _respell(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, NumbaKernels
-from genlm_bytes_smc.beam.respell import Respellings
+from genlm_bytes_smc.beam.respell import NEVER, Span, first_ends, spans, splits_before
 from genlm_bytes_smc.beam.steps import Rescues
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
@@ -45,6 +45,7 @@ class ByteModel:
         self._edges = lru_cache(maxsize=1024)(self._edges_of)
         self._rescue_row = lru_cache(maxsize=4096)(self._rescue_row_of)
         self.rescues = lru_cache(maxsize=16)(self._rescues_of)
+        self._single_bytes = lru_cache(maxsize=16)(self._has_single_bytes)
         self.rescuable = lru_cache(maxsize=1 << 16)(self._rescuable)
 
     def __deepcopy__(self, memo: object) -> ByteModel:
@@ -141,8 +142,8 @@ class ByteModel:
     ) -> npt.NDArray[np.bool_]:
         """Which bytes healing could read in each lane, bool[N, 256].
 
-        Healing ends a token at an earlier byte of the partial one and spells the rest with
-        others; whether that can be done depends on the trie alone.
+        Healing ends a token at an earlier byte of the partial one, then spells the rest anew;
+        whether that can be done depends on the trie alone.
 
         Args:
             nodes: int64[N, C], -1 for empty places.
@@ -172,30 +173,32 @@ class ByteModel:
     def _rescuable(
         self, node: int, cut: tuple[int, ...], max_backoff: int | None, max_splits: int | None
     ) -> npt.NDArray[np.bool_]:
+        partial = self.trie.spell(node)
         out = np.zeros(N_BYTES, dtype=bool)
-        for tail in self.respellings(node, cut, max_backoff, max_splits).tails():
-            out[self._edges(tail, cut)] = True
+        if max_splits is None and self._single_bytes(cut):  # any rest can be spelled then
+            out[:] = bool(first_ends(self.spans(partial, cut, 1), len(partial), max_backoff))
+            return out
+        found = self.spans(partial, cut)
+        fewest = splits_before(found, first_ends(found, len(partial), max_backoff))
+        most = NEVER - 1 if max_splits is None else max_splits
+        for span, splits in zip(found, fewest, strict=True):
+            if splits <= most and span.node >= 0:
+                out[self._edges(span.node, cut)] = True
         return out
 
-    def respellings(
-        self, node: int, cut: tuple[int, ...], max_backoff: int | None, max_splits: int | None
-    ) -> Respellings:
-        """The ways to spell a partial token with tokens that end earlier."""
-        return Respellings.of(
-            self.trie, self.trie.spell(node), partial(self._ends, cut=cut), max_backoff, max_splits
-        )
+    def spans(self, partial: bytes, cut: tuple[int, ...], count: int | None = None) -> list[Span]:
+        """How the trie goes on from each position (or the first `count`) of a partial token; see
+        `respell`."""
+        return spans(self.trie, partial, lambda node: self._ends(node, cut), count)
 
-    def respelled(
-        self,
-        node: int,
-        byte: int,
-        cut: tuple[int, ...],
-        max_backoff: int | None,
-        max_splits: int | None,
-    ) -> list[bytes] | None:
-        """The fewest tokens after which `byte` can be read; see `Respellings.shortest`."""
-        found = self.respellings(node, cut, max_backoff, max_splits)
-        return found.shortest(lambda tail: byte in self._edges(tail, cut))
+    def _has_single_bytes(self, cut: tuple[int, ...]) -> bool:
+        """Whether each byte is a token that is text, as in most vocabularies."""
+        nodes = [self.trie.child(0, byte) for byte in range(N_BYTES)]
+        return all(node >= 0 and self._ends(node, cut) for node in nodes)
+
+    def reads(self, node: int, byte: int, cut: tuple[int, ...]) -> bool:
+        """Whether a token that is text goes on from `node` with `byte`."""
+        return byte in self._edges(node, cut)
 
     def _ends(self, node: int, cut: tuple[int, ...]) -> bool:
         """Whether a token that is text ends at `node`."""

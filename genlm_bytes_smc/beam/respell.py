@@ -1,98 +1,72 @@
-"""How a partial token can be spelled with other tokens: what the trie alone says of healing.
+"""The ways to spell the token in flight anew, as far as the trie alone decides them.
 
-A partial token `partial`, of L bytes, is cut into whole tokens and a rest that some token
-begins with. Dynamic programming over the positions of the cuts, from left to right, finds
-the fewest tokens that end at each (and, among those, the longest last token).
+Healing ends a token after the first k bytes of the partial one, and has to spell the rest from
+tokens, the last of which stays in flight and reads the next byte. Position p below means that
+a token ends after p bytes of the partial one; a *split* is a token that ends after the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple
 
 from genlm_bytes_smc.trie import TokenTrie
 
-IntArray = npt.NDArray[np.int64]
-_FAR = 1 << 40
+NEVER = 1 << 60  # more splits than there can be
 
 
-@dataclass(frozen=True)
-class Respellings:
-    """The ways to spell one partial token anew.
+class Span(NamedTuple):
+    """What the trie knows from one position of the partial token on.
 
     Attributes:
-        trie: of the tokens.
-        partial: the L bytes.
-        splits: int64[L + 1], how many tokens after the first end before or at each position in
-            the spelling with fewest; a large number where no spelling has an end there.
-        begin: int64[L + 1], where the token that ends at a position begins.
-        rest: int64[L + 1], trie node of the bytes from a position to the end, -1 if no token
-            begins with them.
-        most: the most tokens that may end after the first.
+        ends: positions at which a token that begins here may end, ascending.
+        node: where the rest of the partial token leads, -1 if no token begins like it.
     """
 
-    trie: TokenTrie
-    partial: bytes
-    splits: IntArray
-    begin: IntArray
-    rest: IntArray
-    most: int
+    ends: list[int]
+    node: int
 
-    @classmethod
-    def of(
-        cls,
-        trie: TokenTrie,
-        partial: bytes,
-        ends: Callable[[int], bool],
-        max_backoff: int | None,
-        max_splits: int | None,
-    ) -> Respellings:
-        """Args as in `BeamParams`; `ends` says whether a token that is text ends at a node."""
-        length = len(partial)
-        splits = np.full(length + 1, _FAR, dtype=np.int64)
-        begin, rest = np.zeros_like(splits), np.full_like(splits, -1)
-        rest[length] = 0
-        earliest = max(1, 0 if max_backoff is None else length - max_backoff)
-        for i in range(length):
-            if i > 0 and splits[i] == _FAR:
-                continue
-            node, cost = 0, int(splits[i]) + 1 if i else 0
-            for j in range(i + 1, length + 1):
-                node = trie.child(node, partial[j - 1])
-                if node < 0:
-                    break
-                if cost < splits[j] and (i > 0 or j >= earliest) and ends(node):
-                    splits[j], begin[j] = cost, i
-            rest[i] = node
-        most = _FAR - 1 if max_splits is None else max_splits
-        return cls(trie, partial, splits, begin, rest, most)
 
-    def tails(self) -> list[int]:
-        """Trie nodes of the rests that can be read after at least one token."""
-        return [int(self.rest[i]) for i in self._reached()]
+def spans(
+    trie: TokenTrie, partial: bytes, ends: Callable[[int], bool], count: int | None = None
+) -> list[Span]:
+    """The span of each position 0..len(partial), or of the first `count` of them; `ends` says
+    whether a token ends at a node."""
+    out = []
+    for start in range(len(partial) + 1 if count is None else count):
+        node, found = 0, []
+        for at in range(start, len(partial)):
+            node = trie.child(node, partial[at])
+            if node < 0:
+                break
+            if ends(node):
+                found.append(at + 1)
+        out.append(Span(found, node))
+    return out
 
-    def shortest(self, reads: Callable[[int], bool]) -> list[bytes] | None:
-        """Tokens, as their bytes, after which the rest and then one more byte can be read.
 
-        Args:
-            reads: whether that byte can be read at a trie node.
+def first_ends(found: list[Span], length: int, max_backoff: int | None) -> list[int]:
+    """Where the first token of a partial one of `length` bytes may end, the longest first."""
+    least = 1 if max_backoff is None else max(1, length - max_backoff)
+    return [k for k in reversed(found[0].ends) if k >= least]
 
-        Returns:
-            As few tokens as can be; None if there is no such spelling.
-        """
-        ways = [i for i in self._reached() if reads(int(self.rest[i]))]
-        if not ways:
-            return None
-        best = min(ways, key=lambda i: int(self.splits[i]))
-        tokens, at = list[bytes](), best
-        while at > 0:
-            tokens.append(self.partial[self.begin[at] : at])
-            at = int(self.begin[at])
-        return tokens[::-1]
 
-    def _reached(self) -> list[int]:
-        reached = (self.splits <= self.most) & (self.rest >= 0)
-        return list(np.flatnonzero(reached)[::-1].tolist())
+def splits_before(found: list[Span], firsts: list[int]) -> list[int]:
+    """The fewest splits with which a token ends at each position; `NEVER` where none can."""
+    fewest = [0 if p in set(firsts) else NEVER for p in range(len(found))]
+    for p, span in enumerate(found):
+        for q in span.ends if fewest[p] < NEVER else ():
+            fewest[q] = min(fewest[q], fewest[p] + 1)
+    return fewest
+
+
+def splits_after(found: list[Span], reads: Callable[[int], bool]) -> list[int]:
+    """The fewest splits with which the rest from each position, and the next byte, can be read;
+    `reads` says whether the next byte can at a node."""
+    fewest = [NEVER] * len(found)
+    for p in range(len(found) - 1, -1, -1):
+        if found[p].node >= 0 and reads(found[p].node):
+            fewest[p] = 0
+        else:
+            fewest[p] = min([NEVER, *(fewest[q] + 1 for q in found[p].ends)])
+    return fewest

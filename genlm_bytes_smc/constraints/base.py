@@ -30,6 +30,7 @@ import torch
 from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, TABLES
+from genlm_bytes_smc.product import ByteProduct, times
 
 DEAD = -1
 _CONTEXTS_KEPT = 16_384
@@ -97,6 +98,11 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         """Forget every state but that of the empty text."""
         self._known.clear()
         self.keep([])
+
+    def __mul__(self, other: Potential) -> ByteProduct:
+        """The product; automata and grammars of genlm-control over integer bytes, on the right,
+        are made to fit (see `product.times`)."""
+        return times(self, other)
 
     # -- contexts: the Potential side --------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from genlm.control.potential.base import Potential
-from genlm.control.potential.built_in.wfsa import WFSA
-from genlm.control.typing import Atomic
 
 from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS, TABLES
 from genlm_bytes_smc.beam.lanes import ByteLanes
@@ -25,6 +22,7 @@ from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential.beams import Beams, read_prompt
 from genlm_bytes_smc.potential.ending import own_params, with_eos
+from genlm_bytes_smc.product import ByteProduct, times
 
 FloatArray = npt.NDArray[np.float64]
 Context = Sequence[bytes] | bytes
@@ -217,21 +215,10 @@ class ByteLLM(Potential):  # type: ignore[misc]
         """A block of `n` rows filled with `default`, float64[n, 257] on `device`."""
         return torch.full((n, N_SYMBOLS), default, dtype=torch.float64, device=self.device)
 
-    def __mul__(self, other: Potential) -> Any:
-        """The product.
-
-        An automaton of genlm-control (`BoolFSA`, `WFSA`) is compiled to tables on this model's
-        device first (`constraints.from_genlm`); another potential over integer bytes (its
-        grammars) is taken over `bytes` tokens.
-        """
-        if isinstance(other, WFSA):
-            from genlm_bytes_smc.constraints import ConstraintError, from_genlm
-
-            with suppress(ConstraintError):  # what has no tables is taken as it is
-                other = from_genlm(other, device=self.device)
-        if isinstance(other, Potential) and other.token_type == Atomic(int):
-            other = other.coerce(self, f=b"".join, prune=False, tables=TABLES)
-        return super().__mul__(other)
+    def __mul__(self, other: Potential) -> ByteProduct:
+        """The product; automata and grammars of genlm-control over integer bytes, on the right,
+        are made to fit (see `product.times`)."""
+        return times(self, other)
 
     # -- beams -------------------------------------------------------------------------
 

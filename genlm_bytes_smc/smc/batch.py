@@ -89,7 +89,9 @@ class _Run:
 
     def state(self, particles: Particles, step: int, start: float) -> SMCState:
         plan = self.plan
-        return SMCState(particles, step, plan.seed, plan.beam_seed, start, tuple(self.history))
+        return SMCState(
+            particles, step, plan.seed, plan.beam_seed, start, tuple(self.history), plan.max_bytes
+        )
 
 
 class Batch:

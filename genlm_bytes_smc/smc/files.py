@@ -44,6 +44,7 @@ def pack(state: SMCState, resumable: SMCState) -> dict[str, Any]:
         "beam_seed": state.beam_seed,
         "start": state.start,
         "step": state.step,
+        "max_bytes": state.max_bytes,
         "particles": _pack_particles(state.particles),
         "history": [_pack_info(info) for info in state.history],
         "resumable": None
@@ -72,6 +73,7 @@ def unpack(data: Any) -> tuple[SMCState, SMCState]:
         data["beam_seed"],
         float(data["start"]),
         history,
+        data.get("max_bytes"),
     )
     before = data["resumable"]
     if before is None:

@@ -87,7 +87,12 @@ class Frontier(NamedTuple):
         return frontier._replace(lane_of=lanes)
 
     async def rows(self) -> Rows:
-        """Rows of all factors; language models that share a model share a forward."""
+        """Rows of all factors; language models that share a model share a forward.
+
+        Where nobody reads on (of a rejuvenation's texts, all may be over), there are none.
+        """
+        if self.size == 0:
+            return Rows((), torch.empty((0, N_SYMBOLS), dtype=torch.float64), None)
         slow = iter(await together([f.block() for f in self.factors if f.waits]))
         blocks = [next(slow) if f.waits else await f.block() for f in self.factors]
         return Rows(blocks, self.target(blocks), self.proposal and self.proposal(blocks))

@@ -120,7 +120,10 @@ async def smc(
         on_step: called with the `SMCState` before the first step and after each.
         record: note every symbol and weight, for `SMCResult.to_json`.
         resume: a result or state to go on with. With a larger `max_bytes` the run is the one
-            that would have been without the stop; target and options must be the same.
+            that would have been without the stop; target and options must be the same. (Not
+            so with a `Lookahead` that looks to the run's own `max_bytes`, as it does unless
+            told otherwise: as a twist it has given up what cannot end in time, so a larger
+            limit is refused then; as a proposal it draws other texts. Give it a `max_bytes`.)
 
     Returns:
         Texts, weights, and what the run tells about itself.
@@ -211,6 +214,7 @@ def warn_uncovered(share: float) -> None:
 async def _states(plan: Plan) -> AsyncGenerator[SMCState, None]:
     with kept(plan.resume):
         state = plan.resume or await start_state(plan)
+    state = state._replace(max_bytes=plan.max_bytes)
     yield state
     if not state.particles.active.any():
         return
@@ -249,7 +253,7 @@ async def start_state(plan: Plan) -> SMCState:
         weights = {name: float(await leaf.prefix([])) for name, leaf in leaves}
         raise start_error(plan, start, {k: w for k, w in weights.items() if not np.isfinite(w)})
     particles = Particles.first(plan.n_particles, start)
-    state = SMCState(particles, 0, plan.seed, plan.beam_seed, start)
+    state = SMCState(particles, 0, plan.seed, plan.beam_seed, start, max_bytes=plan.max_bytes)
     if plan.share_beams:
         return state
     return state._replace(particles=particles.salted(state.generator(SALT_STREAM)))
@@ -452,8 +456,11 @@ def causes(
     """
     count: dict[str, int] = {}
     by_rows = died & (read.log_weights == -np.inf)
-    if plan.critic is not None and (died & ~by_rows).any():
-        count[plan.critic.name] = int((died & ~by_rows).sum())
+    if (died & ~by_rows).any():
+        judges = [] if plan.critic is None else [plan.critic.name]
+        if plan.loan.ahead is not None:  # it sees no way from there to a whole text
+            judges.append(f"the twist {plan.names[plan.loan.ahead]}")
+        count[" and ".join(judges or ["tempering"])] = int((died & ~by_rows).sum())
     mine_of = lethal[:, lane_of[by_rows]]
     alone = mine_of.any(axis=0)
     for name, mine in zip(plan.names, mine_of, strict=True):

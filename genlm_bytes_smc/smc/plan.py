@@ -141,6 +141,7 @@ def make_plan(
             "equal texts do not differ"
         )
     state = _resumed(resume, (n_particles, rolls.candidates), max_bytes, seed, beam_seed)
+    _check_horizon(state, max_bytes, twist)
     if state is None:
         for name, value in (("seed", seed), ("beam_seed", beam_seed)):
             if value is not None:
@@ -167,6 +168,17 @@ def make_plan(
         record=record,
         resume=state,
     )
+
+
+def _check_horizon(state: SMCState | None, max_bytes: int, twist: Any) -> None:
+    """Raise if the twist of what is resumed has given up texts that are possible now."""
+    had = None if state is None else state.max_bytes
+    if had is not None and had < max_bytes and getattr(twist, "max_bytes", None) == "run":
+        raise ValueError(
+            f"max_bytes must be at most {had}, as in what is resumed, got {max_bytes}: the twist "
+            "looks to the run's limit and has given up texts that are longer. Make it with "
+            "Lookahead(max_bytes=...) of the largest limit, or None, before a run that shall go on"
+        )
 
 
 class _Aheads:

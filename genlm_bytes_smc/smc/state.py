@@ -70,6 +70,7 @@ class SMCState(NamedTuple):
         beam_seed: of the beams' draws with `prune="unbiased"`; None: the beams' own.
         start: log weight of the empty text, nats.
         history: one entry a step so far.
+        max_bytes: the length limit it was run with; None if that is not known.
     """
 
     particles: Particles
@@ -78,6 +79,7 @@ class SMCState(NamedTuple):
     beam_seed: int | None
     start: float
     history: tuple[StepInfo, ...] = ()
+    max_bytes: int | None = None
 
     def generator(self, *stream: int) -> np.random.Generator:
         """The random numbers of the next step: a function of the seed and the step.

@@ -9,7 +9,7 @@ import torch
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, ByteWFSA, FiniteSet
 from genlm_bytes_smc.lookahead import ByteNgram, Lookahead
-from genlm_bytes_smc.smc import RESAMPLING, loop, smc, smc_repeat
+from genlm_bytes_smc.smc import RESAMPLING, SMCResult, loop, smc, smc_repeat
 from tests.smc.worlds import (
     LONGEST,
     PATTERN,
@@ -143,6 +143,18 @@ async def test_a_resumed_run_is_the_run_without_the_stop():
     again = await smc(finite(llm), 20, 0.5, LONGEST, resume=half, **options)
     assert again.texts == whole.texts
     assert again.log_weights == pytest.approx(whole.log_weights, abs=1e-12)
+
+
+async def test_a_twist_that_gave_texts_up_refuses_a_larger_limit(tmp_path):
+    """It would miss them: only "c" can end within 2 bytes, and the others are dead."""
+    llm, ahead = toy(), Lookahead()
+    half = await smc(finite(llm), 20, 0.5, 2, twist=ahead, seed=3, progress=False)
+    half.save(tmp_path / "half.json")
+    for part in (half, SMCResult.load(tmp_path / "half.json")):
+        with pytest.raises(ValueError, match="max_bytes must be at most 2, as in what is resumed"):
+            await smc(finite(llm), 20, 0.5, LONGEST, twist=ahead, resume=part)
+        same = await smc(finite(llm), 20, 0.5, 2, twist=ahead, resume=part, progress=False)
+        assert same.texts == half.texts
 
 
 @pytest.mark.parametrize("tempering", [[0.2, 0.9], lambda t: 0.5 if t < 3 else 1.0])

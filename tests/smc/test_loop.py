@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from genlm_bytes_smc import BeamParams
 from genlm_bytes_smc.alphabet import BYTES, TABLES
 from genlm_bytes_smc.constraints import ByteRegex
+from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import (
     AllParticlesDeadError,
@@ -319,6 +320,12 @@ async def test_all_dead_by_the_critic():
     critic = Weighted(lambda text, complete: -math.inf if len(text) == 3 else 0.0)
     with pytest.raises(AllParticlesDeadError, match=r"at byte 2 by critic Weighted \(5 of them"):
         await smc(toy() * ByteRegex("[abc]{4}"), 5, 0.5, 5, critic=critic)
+
+
+async def test_all_dead_by_the_twist():
+    ahead = Lookahead()
+    with pytest.raises(AllParticlesDeadError, match=r"at byte 0 by the twist Lookahead.* \(5 of"):
+        await smc(toy() * ByteRegex("[abc]{4}"), 5, 0.5, 3, twist=ahead)
 
 
 async def test_all_dead_at_the_length_limit():

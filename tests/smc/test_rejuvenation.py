@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from genlm_bytes_smc.constraints import ByteRegex
+from genlm_bytes_smc.constraints import ByteRegex, FiniteSet
 from genlm_bytes_smc.smc import Suffix, smc
 from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.loop import advance
@@ -178,3 +178,14 @@ async def test_refusals():
         Suffix(3, sweeps=1.5)
     with pytest.raises(ValueError, match="record=True notes"):
         await smc(target, 2, rejuvenate=Suffix(), record=True)
+
+
+async def test_moves_where_every_text_is_over_before_the_step():
+    """Resampled particles may all have ended, and their proposals end early too."""
+    target = toy() * FiniteSet([b"a", b"bcccccc"])
+    options = {"rejuvenate": Suffix(1), "resampling_method": "multinomial", "progress": False}
+    for seed in range(20):
+        result = await smc(target, 4, 1.0, 8, seed=seed, **options)
+        if set(result.texts) == {b"a"} and len(result.history) > 3:
+            return
+    raise AssertionError("no run came to that")
