@@ -23,6 +23,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -159,55 +160,99 @@ class TokenTrie:
         Raises:
             ValueError: every token of the vocabulary is empty.
         """
-        tokens = [vocab[i] for i in range(len(vocab))]
-        ids = [i for i, spelled in enumerate(tokens) if spelled]
-        if not ids:
+        order = _sorted_ids(vocab)
+        if len(order) == 0:
             raise ValueError(f"all {len(vocab)} tokens of the vocabulary spell nothing")
-        ids.sort(key=tokens.__getitem__)
-        order = np.array(ids, dtype=np.int32)
-        start = vocab.offsets[order]
-        length = vocab.lengths[order]
-
-        columns: dict[str, list[npt.NDArray[np.int64]]] = {
-            name: [] for name in ("lo", "hi", "ends", "parent", "byte", "depth")
-        }
-        node_of = np.zeros(len(order), dtype=np.int64)  # deepest node so far of each position
-        active = np.arange(len(order))
-        base, d = 1, 0
-        while len(active):
-            byte = vocab.buffer[start[active] + d].astype(np.int64)
-            above = node_of[active]
-            new = np.ones(len(active), dtype=bool)
-            new[1:] = (above[1:] != above[:-1]) | (byte[1:] != byte[:-1])
-            heads = np.flatnonzero(new)
-            tails = np.append(heads[1:], len(active)) - 1
-            node_of[active] = base + np.cumsum(new) - 1
-            level = {
-                "lo": active[heads],
-                "hi": active[tails] + 1,
-                "ends": np.add.reduceat((length[active] == d + 1).astype(np.int64), heads),
-                "parent": above[heads],
-                "byte": byte[heads],
-                "depth": np.full(len(heads), d + 1),
-            }
-            for name, values in level.items():
-                columns[name].append(values)
-            base, d = base + len(heads), d + 1
-            active = active[length[active] > d]
-
-        root = {"lo": 0, "hi": len(order), "ends": 0, "parent": -1, "byte": 0, "depth": 0}
-        flat = {n: np.concatenate([[root[n]], *parts]) for n, parts in columns.items()}
-        counts = np.bincount(flat["parent"][1:], minlength=base)
-        first_child = np.concatenate([[1], 1 + np.cumsum(counts)])
-        trie = cls(
-            vocab=vocab,
-            order=order,
-            first_child=first_child.astype(np.int32),
-            byte=flat.pop("byte").astype(np.uint8),
-            **{n: v.astype(np.int32) for n, v in flat.items()},
-        )
+        trie = cls(vocab=vocab, order=order, **_nodes(vocab, order))
         trie.validate()
         return trie
+
+
+_CHUNK = 7  # bytes of a token that are compared at a time, as one integer
+
+
+def _sorted_ids(vocab: Vocabulary) -> Int32Array:
+    """Ids of the tokens that spell something, sorted by their bytes; equal ones by id.
+
+    A Python object a token would outlive the build as holes in the heap; here each round
+    sorts what still ties by the next bytes as one integer.
+    """
+    order = np.flatnonzero(np.diff(vocab.offsets)).astype(np.int32)
+    tied = np.arange(len(order), dtype=np.int32)  # positions whose order is open
+    group = np.zeros(len(order), dtype=np.int32)  # those that are equal so far, ascending
+    at = 0
+    while len(tied):
+        ids = order[tied]
+        key = _keys(vocab, ids, at)
+        by_key = np.lexsort((key, group))
+        order[tied], key, group = ids[by_key], key[by_key], group[by_key]
+        same = np.zeros(len(tied), dtype=bool)
+        same[1:] = (key[1:] == key[:-1]) & (group[1:] == group[:-1])
+        group = np.cumsum(~same, dtype=np.int32)
+        again = same | np.append(same[1:], False)
+        again &= (key & np.uint64(255)) > _CHUNK
+        tied, group = tied[again], group[again]
+        at += _CHUNK
+    return order
+
+
+def _keys(vocab: Vocabulary, ids: Int32Array, at: int) -> npt.NDArray[np.uint64]:
+    """The bytes of each token from `at` on, then how many these are (8: more than 7)."""
+    start = vocab.offsets[ids] + at
+    left = np.minimum(vocab.offsets[ids + 1] - start, _CHUNK + 1)
+    key = np.zeros(len(ids), dtype=np.uint64)
+    last = len(vocab.buffer) - 1
+    for i in range(_CHUNK):
+        byte = vocab.buffer[np.minimum(start + i, last)]
+        byte[left <= i] = 0
+        key |= byte.astype(np.uint64) << np.uint64(8 * (_CHUNK - i))
+    key |= left.astype(np.uint64)
+    return key
+
+
+def _nodes(vocab: Vocabulary, order: Int32Array) -> dict[str, Any]:
+    """The arrays of a `TokenTrie`, one pass a level over the tokens that reach it."""
+    start = vocab.offsets[order]
+    length = (vocab.offsets[order + 1] - start).astype(np.int32)
+    levels: list[dict[str, npt.NDArray[Any]]] = [
+        {
+            "lo": np.zeros(1, np.int32),
+            "hi": np.full(1, len(order), np.int32),
+            "ends": np.zeros(1, np.int32),
+            "parent": np.full(1, -1, np.int32),
+            "byte": np.zeros(1, np.uint8),
+            "depth": np.zeros(1, np.int32),
+        }
+    ]
+    node_of = np.zeros(len(order), dtype=np.int32)  # deepest node so far of each position
+    active = np.arange(len(order), dtype=np.int32)
+    base = 1
+    while len(active):
+        d = len(levels)
+        byte = vocab.buffer[start[active] + (d - 1)]
+        above = node_of[active]
+        new = np.ones(len(active), dtype=bool)
+        new[1:] = (above[1:] != above[:-1]) | (byte[1:] != byte[:-1])
+        heads = np.flatnonzero(new).astype(np.int32)
+        node_of[active] = np.cumsum(new, dtype=np.int32) + np.int32(base - 1)
+        levels.append(
+            {
+                "lo": active[heads],
+                "hi": active[np.append(heads[1:], len(active)) - 1] + np.int32(1),
+                "ends": np.add.reduceat(length[active] == d, heads, dtype=np.int32),
+                "parent": above[heads],
+                "byte": byte[heads],
+                "depth": np.full(len(heads), d, np.int32),
+            }
+        )
+        base += len(heads)
+        active = active[length[active] > d]
+    flat: dict[str, Any] = {}
+    for name in list(levels[0]):  # one at a time, so that the parts are given back
+        flat[name] = np.concatenate([level.pop(name) for level in levels])
+    first_child = np.ones(base + 1, dtype=np.int32)
+    first_child[1:] += np.cumsum(np.bincount(flat["parent"][1:], minlength=base), dtype=np.int32)
+    return {**flat, "first_child": first_child}
 
 
 _tries: weakref.WeakValueDictionary[str, TokenTrie] = weakref.WeakValueDictionary()

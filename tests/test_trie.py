@@ -54,6 +54,15 @@ def test_real_vocabulary():
     assert built.nbytes < 4_000_000
 
 
+def test_tokens_stand_in_the_order_of_their_bytes():
+    long = b"z" * 20
+    zeros = [b"a\x00", b"a", b"a\x00\x00", b"\x00", b"", long, long + b"\x00", b"a", long[:7]]
+    for tokens in (zeros, random_tokens(9)):
+        built = TokenTrie.build(Vocabulary.from_tokens(tokens))
+        spelled = [i for i, t in enumerate(tokens) if t]
+        assert built.order.tolist() == sorted(spelled, key=tokens.__getitem__)
+
+
 def test_validate_names_the_broken_law():
     built = TokenTrie.build(Vocabulary.from_tokens([b"a", b"ab", b"b"]))
     broken = TokenTrie(
