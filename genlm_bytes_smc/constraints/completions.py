@@ -86,7 +86,8 @@ class Completions:
 
         The last symbol is 256 if the walk came to an end.
         """
-        here, path = matcher.deep_copy(), []
+        here = matcher.deep_copy()
+        path: list[tuple[int, int]] = []
         bits = self.probe.mask(here)
         while bits and len(path) < _LONGEST and not self.probe.spent:
             symbol = self._choose(here, bits)
@@ -108,10 +109,10 @@ class Completions:
 
     def _grouped(self, matcher: Any, bits: int) -> list[tuple[int, ...]]:
         allowed = bytes_in(bits)
-        few = len(allowed) <= _EACH
-        groups = [(b,) for b in allowed] if few else self.probe.grouped(matcher, allowed)
-        ends = [(EOS_COLUMN,)] if bits & END_BIT else []
-        return ends + groups
+        ends: list[tuple[int, ...]] = [(EOS_COLUMN,)] if bits & END_BIT else []
+        if len(allowed) <= _EACH:
+            return ends + [(b,) for b in allowed]
+        return ends + self.probe.grouped(matcher, allowed)
 
     def _closed(self, here: Any, bits: int) -> list[tuple[int, int]]:
         """On to the end by endings of other texts, the shortest that fits each time."""
@@ -133,7 +134,8 @@ class Completions:
 
     def _spelled(self, text: bytes) -> list[tuple[int, int]]:
         """A known text as a path, as far as it is admitted."""
-        here, path = self.probe.root.deep_copy(), []
+        here = self.probe.root.deep_copy()
+        path: list[tuple[int, int]] = []
         for byte in text:
             bits = self.probe.mask(here)
             if not bits >> byte & 1:
@@ -159,6 +161,6 @@ class Completions:
 
 def _spread(items: list[Ending], most: int) -> list[Ending]:
     """At most so many of them, evenly spread."""
-    if len(items) <= most:
-        return items
-    return [items[i * (len(items) - 1) // (most - 1)] for i in range(most)] if most > 1 else items[:1]
+    if len(items) <= most or most == 1:
+        return items[:most]
+    return [items[i * (len(items) - 1) // (most - 1)] for i in range(most)]

@@ -7,8 +7,8 @@ of the text, from that state on, is an ending that tells them apart (Rivest & Sc
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
@@ -39,16 +39,11 @@ def refine(explorer: Explorer, rng: random.Random) -> bool:
     completions = explorer.answers.completions
     drawn = (_drawn(explorer, rng) for _ in range(_WALKS))
     known = (_spelled(explorer, text) for text in list(completions.whole))
-    for path in _chained(drawn, known):
+    for path in itertools.chain(drawn, known):
         if explorer.answers.probe.spent:
             break
         changed |= _learned(explorer, path)
     return changed
-
-
-def _chained(*parts: Iterable[Path]) -> Iterator[Path]:
-    for part in parts:
-        yield from part
 
 
 def _drawn(explorer: Explorer, rng: random.Random) -> Path:
