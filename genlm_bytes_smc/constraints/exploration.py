@@ -4,8 +4,8 @@ States are explored from the empty text, the likeliest under a walk that takes e
 a state alike first (and before all others those that known texts pass). Bytes that nothing
 stands beside are passed without a question. Where a limit is met, a state not yet explored is
 folded into its nearest ancestor with the same mask, so nesting that is too deep looks like
-nesting as deep as could be explored; without one, into another state of that mask; and without
-that it is left out.
+nesting as deep as could be explored; without one, into a state whose mask has most in common
+with its own.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ class Explorer:
         self.passed = passed
         self.nodes: list[Node] = []
         self._place: dict[Key, int] = {}
-        self._queue: list[tuple[float, int]] = []
+        self._queue: list[tuple[float, bool, int]] = []
         self.forced, self.first = self._settle(b"", -1, 0.0)
         self.complete = self._explore(max_states)
         self._others = {n.bits: i for i, n in enumerate(self.nodes) if n.arcs is not None}
 
     def _explore(self, max_states: int) -> bool:
-        n_states = 1 + len(self.forced)
+        n_states = len(self.forced)
         while self._queue:
-            _, at = heapq.heappop(self._queue)
+            *_, at = heapq.heappop(self._queue)
             node = self.nodes[at]
             if node.arcs is not None:
                 continue
@@ -103,7 +103,7 @@ class Explorer:
         elif self.nodes[at].arcs is not None or cost >= self.nodes[at].cost:
             return forced, at
         self.nodes[at].cost = cost
-        heapq.heappush(self._queue, (cost, at))
+        heapq.heappush(self._queue, (cost, not key[0] & END_BIT, at))
         return forced, at
 
     def _arcs(self, at: int) -> dict[int, tuple[bytes, int]]:
@@ -134,7 +134,16 @@ class Explorer:
         up = node.parent
         while up >= 0 and (self.nodes[up].bits != node.bits or self.nodes[up].arcs is None):
             up = self.nodes[up].parent
-        return up if up >= 0 else self._others.get(node.bits, DEAD)
+        return up if up >= 0 else self._likest(node.bits)
+
+    def _likest(self, bits: int) -> int:
+        """The explored node whose mask has most in common with this one, -1 for nothing."""
+        found = self._others.get(bits)
+        if found is None:
+            shared = [((bits & b).bit_count() / (bits | b).bit_count(), b) for b in self._others]
+            share, mask = max(shared, default=(0.0, 0))
+            found = self._others[bits] = self._others[mask] if share else DEAD
+        return found
 
     def table(self) -> Table:
         """The automaton; it may have states that lead nowhere."""
