@@ -30,8 +30,8 @@ from genlm_bytes_smc.constraints.refinement import refine
 MAX_STATES = 1000
 MAX_CALLS = 200_000
 TESTS = 8
-_FIRST = 64
-_ROUNDS = 32
+_FIRST = 64  # states that are explored at first, doubled as long as they do not suffice
+_ROUNDS = 32  # of exploring and mending with so many states
 
 
 def approximate_automaton(
@@ -93,15 +93,16 @@ def _explored(
     """Explored a little and mended, then further, until nothing is left or a limit is met."""
     passed = {t[:k] for t in known for k in range(len(t) + 1)}
     most = min(_FIRST, max_states)
-    for _ in range(_ROUNDS):
-        explorer = Explorer(answers, passed, most)
-        if answers.probe.spent:
-            break
-        if not refine(explorer, rng):
-            if explorer.complete or most == max_states:
+    while True:
+        for _ in range(_ROUNDS):
+            explorer = Explorer(answers, passed, most)
+            if answers.probe.spent:
+                return explorer
+            if not refine(explorer, rng):
                 break
-            most = min(2 * most, max_states)
-    return explorer
+        if explorer.complete or most == max_states:
+            return Explorer(answers, passed, most)
+        most = min(2 * most, max_states)
 
 
 def _of_texts(whole: list[bytes], most: int, device: torch.device | str) -> ByteDFA:

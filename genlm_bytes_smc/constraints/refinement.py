@@ -34,16 +34,21 @@ class Path(NamedTuple):
 
 
 def refine(explorer: Explorer, rng: random.Random) -> bool:
-    """Add the endings that disagreements show; says whether there were any."""
-    changed = False
-    completions = explorer.answers.completions
+    """Add the endings that disagreements show; says whether there were any.
+
+    Each mask is given one at most: others may say the same.
+    """
+    answers = explorer.answers
     drawn = (_drawn(explorer, rng) for _ in range(_WALKS))
-    known = (_spelled(explorer, text) for text in list(completions.whole))
+    known = (_spelled(explorer, text) for text in list(answers.completions.whole))
+    mended: set[int] = set()
     for path in itertools.chain(drawn, known):
-        if explorer.answers.probe.spent:
+        if answers.probe.spent:
             break
-        changed |= _learned(explorer, path)
-    return changed
+        found = _disagreement(explorer, path)
+        if found is not None and found[0] not in mended and answers.completions.add(*found):
+            mended.add(found[0])
+    return bool(mended)
 
 
 def _drawn(explorer: Explorer, rng: random.Random) -> Path:
@@ -90,30 +95,19 @@ def _spelled(explorer: Explorer, text: bytes) -> Path:
     return Path(symbols[: n + 1], stops)
 
 
-def _learned(explorer: Explorer, path: Path) -> bool:
-    """Whether the path showed two unlike texts at one node; their ending is then known."""
+def _disagreement(explorer: Explorer, path: Path) -> tuple[int, Ending] | None:
+    """A mask and an ending that tells two texts apart which led to one node, if any."""
     probe = explorer.answers.probe
-    symbols = path.symbols
-    stops = [s for s in path.stops if s[0] < len(symbols)]
-    if not stops:
-        return False
-    admitted = probe.admits(probe.root, symbols)
-    symbols = symbols[: admitted + 1]
-    stops = [s for s in stops if s[0] < len(symbols)]
-    first = admitted == len(symbols)
-    after = None
-    for n, at, folded in reversed(stops):
-        matcher = probe.read(probe.root, explorer.nodes[at].text)
+    admitted = probe.admits(probe.root, path.symbols)
+    symbols = path.symbols[: admitted + 1]
+    whole = admitted == len(symbols)  # whether the constraint admits all of it
+    after: tuple[int, Ending] | None = None
+    for n, at, folded in reversed([s for s in path.stops if s[0] < len(symbols)]):
+        node = explorer.nodes[at]
+        matcher = probe.read(probe.root, node.text)
         rest = symbols[n:]
-        fits = matcher is not None and probe.admits(matcher, rest) == len(rest)
-        if after is None and fits == first:
-            return False  # they agree, or the arc was taken for another byte's
-        if after is not None and fits != after[2]:
-            break
-        after = rest, at, fits, folded
-    else:
-        if after is None or after[2] == first:
-            return False
-    assert after is not None
-    rest, at, _, folded = after
-    return not folded and explorer.answers.completions.add(explorer.nodes[at].bits, rest)
+        if whole == (matcher is not None and probe.admits(matcher, rest) == len(rest)):
+            return after  # from here on the node was right, at the next one it no longer was
+        # A node that stands for one that was not explored is wrong for want of room.
+        after = None if folded else (node.bits, rest)
+    return None
