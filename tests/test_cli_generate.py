@@ -94,6 +94,32 @@ def test_grammar_and_schema(tmp_path):
     assert {json.loads(e["text"]) for e in found["posterior"]} <= {1, 22}
 
 
+@pytest.mark.parametrize("kind", ["ngram", "pilot"])
+@pytest.mark.parametrize("option", ["--regex", "--grammar", "--json-schema"])
+def test_look_ahead(tmp_path, kind, option):
+    source = {"--regex": "(yes|no)", "--grammar": 'start: "yes" | "no"\n',
+              "--json-schema": '{"enum": ["yes", "no"]}'}[option]  # fmt: skip
+    if option != "--regex":
+        file = tmp_path / "source"
+        file.write_text(source)
+        source = file
+    found = json.loads(ask("generate", PROMPT, option, source, *FAST, "--json",
+                           "--lookahead", kind))  # fmt: skip
+    assert {e["text"].strip('"') for e in found["posterior"]} <= {"yes", "no"}
+    assert found["lookahead"] == kind
+    assert found["lookahead_rows"] >= 0  # none where the tests before have left rows
+    plain = json.loads(ask("generate", PROMPT, option, source, *FAST, "--json"))
+    assert plain["lookahead"] == "none"
+    assert plain["lookahead_rows"] == 0
+    assert found["log_ml"] == pytest.approx(plain["log_ml"], abs=5)
+
+
+def test_look_ahead_is_told(tmp_path):
+    out = ask("generate", PROMPT, "--regex", "(yes|no)", *FAST, "--lookahead", "ngram")
+    assert re.search(r"look-ahead +ngram, [\d,]+ LM rows to fit", out)
+    assert "look-ahead" not in ask("generate", PROMPT, "--regex", "(yes|no)", *FAST)
+
+
 def test_markup_in_a_text_stays_text(tmp_path):
     run = tmp_path / "run.json"
     ask("generate", "</script><b>", "--regex", "<b>&", *FAST, "--save", run)
@@ -109,6 +135,7 @@ def test_markup_in_a_text_stays_text(tmp_path):
         (["--regex", "(a"], 2, "--regex"),
         (["--particles", 0], 2, "particles"),
         (["--ess", 1.5], 2, "ess"),
+        (["--lookahead", "far"], 2, "lookahead"),
         (["--no-eos"], 2, "--no-eos"),
         (["--json-schema", "missing.json"], 1, "cannot read missing.json"),
         (["--regex", "a{20}", "--max-bytes", 5, "-N", 3], 1, "length limit"),

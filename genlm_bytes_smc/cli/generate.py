@@ -24,6 +24,7 @@ from genlm_bytes_smc.cli.output import (
     CliError,
     UsageError,
     as_text,
+    busy,
     console,
     say,
     table,
@@ -38,10 +39,12 @@ from genlm_bytes_smc.constraints import (
     ConstraintError,
     Utf8,
 )
+from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, files, smc
 
 SHOWN = 10  # texts that are printed
+_PILOT_SEED = 1_000_003
 
 
 async def show_generated(
@@ -55,6 +58,7 @@ async def show_generated(
     ess: float,
     max_bytes: int,
     resampling: str,
+    lookahead: str,
     save: str | None,
 ) -> None:
     """The command `generate`."""
@@ -73,19 +77,25 @@ async def show_generated(
         "constraint": kind,
         "ess_threshold": ess,
         "resampling": resampling,
+        "lookahead": lookahead,
         "max_bytes": max_bytes,
     }
+    target = llm * constraint
+    before = engine.counts.rows
+    ahead = await _lookahead(lookahead, target, max_bytes, seed)
     rows, forwards = engine.counts.rows, engine.counts.forwards
     start = time.perf_counter()
     try:
         result = await smc(
-            llm * constraint,
+            target,
             particles,
             ess,
             max_bytes,
             resampling_method=resampling,
             seed=seed,
             record=save is not None,
+            proposal=ahead,
+            twist=ahead,
         )
     except AllParticlesDeadError as error:
         if save is not None:
@@ -96,6 +106,7 @@ async def show_generated(
         _save(result, save, about)
     facts = about | _facts(result, seconds) | {"saved": save}
     facts |= {
+        "lookahead_rows": rows - before,
         "lm_rows": engine.counts.rows - rows,
         "lm_forwards": engine.counts.forwards - forwards,
     }
@@ -122,6 +133,23 @@ def _constraint(given: dict[str, str]) -> tuple[str, ByteConstraint]:
         return f"{option[2:]} {source}", kind(read_file(source).decode("utf-8"))
     except (ConstraintError, UnicodeDecodeError) as error:
         raise CliError(f"{option} {source}: {error}") from None
+
+
+async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Lookahead | None:
+    """The look-ahead asked for, fitted before the run so that its rows are counted apart."""
+    if kind == "none":
+        return None
+    try:
+        with busy("learning to look ahead"):
+            if kind == "pilot":
+                other = seed + _PILOT_SEED  # the run's own draws are no part of what is learned
+                ahead = await Lookahead.from_pilot(target, max_bytes=max_bytes, seed=other)
+            else:
+                ahead = Lookahead(seed=seed + _PILOT_SEED)
+            await ahead.fit(target, max_bytes)
+    except ConstraintError as error:
+        raise CliError(f"--lookahead {kind}: {error}") from None
+    return ahead
 
 
 def _save(result: SMCResult, path: str, about: dict[str, Any]) -> None:
@@ -170,6 +198,13 @@ def posterior(result: SMCResult) -> list[tuple[bytes, float, int]]:
     return [(text, p, n) for text, (p, n) in ordered]
 
 
+def _told_ahead(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line about the look-ahead, if there was one."""
+    if facts["lookahead"] == "none":
+        return []
+    return [("look-ahead", f"{facts['lookahead']}, {facts['lookahead_rows']:,} LM rows to fit")]
+
+
 def _print(facts: dict[str, Any]) -> None:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("probability", justify="right", no_wrap=True)
@@ -194,6 +229,7 @@ def _print(facts: dict[str, Any]) -> None:
         ("resamplings", f"{facts['resamplings']} in {facts['steps']} steps"),
         ("time", f"{facts['seconds']:.2f} s, {facts['bytes_per_second']:,.0f} bytes/s"),
         ("LM rows", f"{facts['lm_rows']:,} in {facts['lm_forwards']:,} forwards"),
+        *_told_ahead(facts),
         ("seed", str(facts["seed"])),
     ]
     table([*rows, *([("saved", facts["saved"])] if facts["saved"] else [])])

@@ -1,5 +1,6 @@
 """Constraints on texts, as potentials over bytes."""
 
+from genlm_bytes_smc.constraints.approximation import approximate_automaton
 from genlm_bytes_smc.constraints.base import ByteConstraint, ConstraintError
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.genlm_fsa import from_genlm
@@ -38,5 +39,6 @@ __all__ = [
     "MaxBytes",
     "StopStrings",
     "Utf8",
+    "approximate_automaton",
     "from_genlm",
 ]

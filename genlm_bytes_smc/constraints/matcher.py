@@ -79,6 +79,10 @@ class ByteMatcher(TreeConstraint[Any]):
         if not self._matcher.is_accepting() and not any(self._matcher.compute_bitmask()):
             raise ConstraintError("the grammar admits no text at all")
 
+    def matcher(self) -> Any:
+        """A matcher of llguidance that has read nothing, for its caller alone."""
+        return self._matcher.deep_copy()
+
     def _at(self, nodes: IntArray) -> list[Any]:
         held, wanted = self._snapshots, nodes.tolist()
         held.setdefault(0, self._matcher)

@@ -1,37 +1,85 @@
-"""The automata and the language models among the factors of a target."""
+"""What to look ahead along, and the language models among the factors of a target."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from genlm.control.potential.tempered import Tempered
 
-from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
+from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError, approximate_automaton
+from genlm_bytes_smc.constraints.approximation import MAX_STATES
+from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.smc.factors import factors_of, has_language_model, name_of
 
 Automaton = ByteDFA | ByteWFSA
 
 
-def automata_of(target: Any) -> list[Automaton]:
-    """The automata that a text of the target must pass.
+class Course(NamedTuple):
+    """What to look ahead along: two automata side by side, either of which may be missing.
 
-    A power of a deterministic automaton admits the same texts, so it counts as that.
+    Attributes:
+        dfa, wfsa: the deterministic and the weighted one.
+        approximate: whether texts of the target may leave them.
+    """
+
+    dfa: ByteDFA | None
+    wfsa: ByteWFSA | None
+    approximate: bool
+
+
+def course_of(
+    target: Any,
+    constraint: Automaton | ByteMatcher | None = None,
+    max_states: int = MAX_STATES,
+    texts: Sequence[bytes] = (),
+) -> Course:
+    """The constraint given, or else the automata, grammars and schemas among the factors.
+
+    Args:
+        target: the target.
+        constraint: look along this instead.
+        max_states: most states of an automaton that approximates a grammar or a schema.
+        texts: texts of the target that such an automaton learns from.
+
+    Raises:
+        ValueError: nothing to look along, or several weighted automata.
+    """
+    found = constraints_of(target) if constraint is None else [constraint]
+    exact = [f for f in found if not isinstance(f, ByteMatcher)]
+    matchers = [f for f in found if isinstance(f, ByteMatcher)]
+    near = [approximate_automaton(m, max_states=max_states, texts=texts) for m in matchers]
+    approximate = constraint is not None or bool(near)
+    try:
+        return Course(*meet([*exact, *near]), approximate)
+    except ConstraintError:
+        if not exact or not near:
+            raise
+        # What the factors share is beyond what the approximation reached.
+        return Course(*meet(exact), False)
+
+
+def constraints_of(target: Any) -> list[Automaton | ByteMatcher]:
+    """The automata, grammars and schemas that a text of the target must pass.
+
+    A power of one that is not weighted admits the same texts, so it counts as that.
 
     Raises:
         ValueError: there is none.
     """
-    found: list[Automaton] = []
+    found: list[Automaton | ByteMatcher] = []
     for factor in factors_of(target):
         inner = factor
         while isinstance(inner, Tempered) and inner.beta > 0:
             inner = inner.p
-        if isinstance(inner, ByteDFA) or (isinstance(factor, ByteWFSA)):
+        if isinstance(inner, ByteDFA | ByteMatcher) or isinstance(factor, ByteWFSA):
             found.append(inner)
     if not found:
         raise ValueError(
-            f"no byte automaton is a factor of {name_of(target)}, so there is nothing to look "
-            "ahead along; name one that approximates the constraint: Lookahead(constraint=...)"
+            f"no byte automaton, grammar or schema is a factor of {name_of(target)}, so there is "
+            "nothing to look ahead along; name an automaton that approximates the constraint: "
+            "Lookahead(constraint=...)"
         )
     return found
 

@@ -57,3 +57,10 @@ async def visits_of(target: Any, n_particles: int, max_bytes: int, **options: An
         weights = torch.as_tensor((await llm.batch_logw_next(contexts)).weights).double()
         rows.append(weights.exp().cpu().numpy())
     return Visits(texts, np.array([float(count[t]) for t in texts]), np.concatenate(rows))
+
+
+def longest(seen: Visits, most: int) -> list[bytes]:
+    """At most so many of the texts visited that no other one goes on from, of all lengths."""
+    begun = {text[:-1] for text in seen.texts}
+    found = sorted({t for t in seen.texts if t not in begun}, key=lambda t: (len(t), t))
+    return found[:: -(-len(found) // most)]

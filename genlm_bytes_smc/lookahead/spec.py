@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
+from genlm_bytes_smc.constraints.approximation import MAX_STATES
+from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
-from genlm_bytes_smc.lookahead.find import automata_of, language_models_of, meet
+from genlm_bytes_smc.lookahead.find import Course, course_of, language_models_of
 from genlm_bytes_smc.lookahead.local import LocalRows
 from genlm_bytes_smc.lookahead.ngram import ByteNgram, soft_counts_of
-from genlm_bytes_smc.lookahead.pilot import Visits, visits_of
+from genlm_bytes_smc.lookahead.pilot import Visits, longest, visits_of
 from genlm_bytes_smc.lookahead.table import Arcs, FutureTable
 from genlm_bytes_smc.smc.ahead import Ahead, AheadFactor
 from genlm_bytes_smc.smc.factors import compile_rows
@@ -28,6 +30,7 @@ from genlm_bytes_smc.smc.plan import check_count
 Horizon = int | Literal["run"] | None
 ORDER = 2
 FIT_BYTES = 64
+_TAUGHT = 64  # texts of a pilot that an approximating automaton learns from
 
 
 class Lookahead(Ahead):
@@ -38,9 +41,10 @@ class Lookahead(Ahead):
     target of the run does not change, and an estimate stays unbiased, however bad psi is.
 
     Without arguments it finds the automata in the target by itself (every `ByteDFA` that is a
-    factor, intersected, and one `ByteWFSA`), fits a bigram to 64 texts that the target's
-    language models write without the constraint, and respects the run's `max_bytes`. What was
-    fitted is kept in the object and used again by later runs of the same target.
+    factor, intersected, and one `ByteWFSA`), approximates grammars and schemas by automata
+    (`approximate_automaton`), fits a bigram to 64 texts that the target's language models
+    write without the constraint, and respects the run's `max_bytes`. What was fitted is kept
+    in the object and used again by later runs of the same target.
 
     Args:
         model: a `ByteNgram`, or the order of one that is fitted to the target's language
@@ -48,10 +52,12 @@ class Lookahead(Ahead):
         strength: power of psi. Between 0 (no look-ahead) and 1 it trusts psi less.
         defensive: share of the target's own row in the proposal, in (0, 1): keeps the
             proposal above zero wherever the target is, so that no text is left out.
-        constraint: look ahead along this automaton instead of those found in the target. It
-            may be an approximation, such as a regular expression for a grammar: a text that
-            leaves it is given psi = exp(outside) of what the empty text has.
+        constraint: look ahead along this automaton, grammar or schema instead of those found
+            in the target. It may be an approximation, such as a regular expression for a
+            grammar: a text that leaves it is given psi = exp(outside) of what the empty text
+            has. So is one that leaves the automaton found for a grammar or a schema.
         outside: see `constraint`, nats.
+        max_states: most states of the automaton that approximates a grammar or a schema.
         max_bytes: length limit that psi respects: "run" is the run's own, None is no limit
             (psi then does not change when a run is resumed with a larger limit).
         ends: what ends a text: "eos", the end-of-sequence symbol with its probability under
@@ -71,8 +77,9 @@ class Lookahead(Ahead):
         *,
         strength: float = 1.0,
         defensive: float = 1e-3,
-        constraint: ByteDFA | ByteWFSA | None = None,
+        constraint: ByteDFA | ByteWFSA | ByteMatcher | None = None,
         outside: float = -10.0,
+        max_states: int = MAX_STATES,
         max_bytes: Horizon = "run",
         ends: Literal["eos", "accept"] = "eos",
         n_texts: int = 64,
@@ -86,10 +93,13 @@ class Lookahead(Ahead):
             raise ValueError(f"strength must be a number of at least 0, got {strength!r}")
         if not 0 < defensive < 1:
             raise ValueError(f"defensive must be in (0, 1), got {defensive!r}")
-        if constraint is not None and not isinstance(constraint, ByteDFA | ByteWFSA):
+        kinds = ByteDFA | ByteWFSA | ByteMatcher
+        if constraint is not None and not isinstance(constraint, kinds):
             raise TypeError(
-                f"constraint must be a ByteDFA or a ByteWFSA, got {type(constraint).__name__}"
+                "constraint must be a ByteDFA, a ByteWFSA, a ByteGrammar or a ByteJsonSchema, "
+                f"got {type(constraint).__name__}"
             )
+        check_count("max_states", max_states, 1)
         if max_bytes not in ("run", None):
             check_count("max_bytes", max_bytes, 1)
         if ends not in ("eos", "accept"):
@@ -102,6 +112,7 @@ class Lookahead(Ahead):
         self.defensive = float(defensive)
         self.constraint = constraint
         self.outside = float(outside)
+        self.max_states = max_states
         self.max_bytes = max_bytes
         self.ends = ends
         self.n_texts = n_texts
@@ -110,6 +121,7 @@ class Lookahead(Ahead):
         self.device = None if device is None else torch.device(device)
         self.local: LocalRows | None = None
         self._made: list[tuple[tuple[Any, ...], int | None, Tracker, FutureTable]] = []
+        self._courses: list[tuple[tuple[Any, ...], Course]] = []
         self._fitted: list[tuple[list[Any], ByteNgram]] = []
         self._locks: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
 
@@ -140,7 +152,8 @@ class Lookahead(Ahead):
 
         Args:
             target, max_bytes, terminate_when: as for the runs to come. Its automata must be
-                deterministic.
+                deterministic. One that approximates a grammar or a schema is explored first
+                where the pilot's texts pass.
             n_particles: of the pilot runs. They do not resample, as a branch that dies out
                 early in a pilot is never learned about.
             explore: share of the target's own rows in the proposals of pilot runs.
@@ -182,10 +195,13 @@ class Lookahead(Ahead):
         cls, target: Any, seen: Visits, order: int, smoothing: float, settings: dict[str, Any]
     ) -> Lookahead:
         new = cls(ByteNgram.from_rows(soft_counts_of(*seen), order, smoothing), **settings)
-        automata = automata_of(target) if new.constraint is None else [new.constraint]
-        dfa, wfsa = meet(automata)
+        dfa, wfsa, approximate = course_of(
+            target, new.constraint, new.max_states, longest(seen, _TAUGHT)
+        )
         if wfsa is not None or dfa is None:
             raise ValueError("a pilot run learns about deterministic automata only")
+        if approximate:  # the rows below are those of this automaton's states
+            new.constraint = dfa
         state = dfa.states(seen.texts).cpu().numpy()
         model = new.model
         assert isinstance(model, ByteNgram)
@@ -220,8 +236,7 @@ class Lookahead(Ahead):
             same = len(key) == len(leaves) and all(map(operator.is_, key, leaves))
             if same and had == limit:
                 return tracker, table
-        automata = automata_of(target) if self.constraint is None else [self.constraint]
-        dfa, wfsa = meet(automata)
+        dfa, wfsa, approximate = self._course(target, leaves)
         model = await self.ngram(target, fit_bytes)
         arcs = Arcs.of(wfsa) if wfsa is not None else None
         if dfa is not None:
@@ -231,10 +246,19 @@ class Lookahead(Ahead):
             arcs = arcs.stopping()
         device = self.device or (dfa or wfsa).device  # type: ignore[union-attr]
         table = FutureTable(arcs, model, limit, device, self.local)
-        outside = None if self.constraint is None else self.outside
+        outside = self.outside if approximate else None
         tracker = Tracker(dfa, wfsa, arcs, model, outside, device)
         self._made = [*self._made[-7:], (leaves, limit, tracker, table)]
         return tracker, table
+
+    def _course(self, target: Any, leaves: tuple[Any, ...]) -> Course:
+        """What to look ahead along, found once for each target."""
+        for key, found in self._courses:
+            if len(key) == len(leaves) and all(map(operator.is_, key, leaves)):
+                return found
+        course = course_of(target, self.constraint, self.max_states)
+        self._courses = [*self._courses[-7:], (leaves, course)]
+        return course
 
     async def ngram(self, target: Any, fit_bytes: int = FIT_BYTES) -> ByteNgram:
         """The byte model: the one given, or fitted to the target's language models."""

@@ -198,7 +198,8 @@ def _product(arcs: Arcs, model: ByteNgram) -> tuple[IntArray, IntArray, IntArray
         if total > MOST_ARCS:
             raise ConstraintError(
                 f"the look-ahead needs more than {MOST_ARCS} arcs between automaton states and "
-                f"contexts of an n-gram of order {model.order}; take a lower order"
+                f"contexts of an n-gram of order {model.order}; take a lower order, or fewer "
+                "max_states for an automaton that approximates"
             )
         arc = ragged(first, stop)
         source = np.repeat(frontier, stop - first)

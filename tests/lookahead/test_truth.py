@@ -243,7 +243,7 @@ async def test_bad_options_are_refused(options, error):
 async def test_a_bad_schedule_and_no_automaton_are_said():
     with pytest.raises(ValueError, match=r"\(0, 1\], got 2"):
         await smc(finite(toy()) * soft(), 4, tempering=lambda t: 2.0)
-    with pytest.raises(ValueError, match="no byte automaton is a factor"):
+    with pytest.raises(ValueError, match="no byte automaton, grammar or schema"):
         await smc(toy(), 4, proposal=Lookahead())
 
 
