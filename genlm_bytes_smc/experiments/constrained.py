@@ -25,7 +25,14 @@ from genlm.control import ByteLLM as PeerLLM
 from genlm.control.sampler.token import AWRS, DirectTokenSampler
 
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.constraints import ByteConstraint, ByteGrammar, ByteJsonSchema, ByteRegex
+from genlm_bytes_smc.constraints import (
+    ByteConstraint,
+    ByteGrammar,
+    ByteJsonSchema,
+    ByteRegex,
+    approximate_automaton,
+)
+from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.experiments import figures
 from genlm_bytes_smc.experiments.bias import bigram
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
@@ -210,7 +217,9 @@ def _reference(model: str, name: str, particles: int) -> tuple[dict[bytes, float
 def _ahead(model: str, name: str, method: str) -> tuple[Lookahead | None, int]:
     """The look-ahead of a method, made once a process, and the LM rows that its pilot took."""
     if method == "lookahead":
-        return Lookahead(bigram(model)), 0
+        constraint = CASES[name].constraint()
+        near = approximate_automaton(constraint) if isinstance(constraint, ByteMatcher) else None
+        return Lookahead(bigram(model), constraint=near), 0
     if method != "pilot":
         return None, 0
     target = _target(model, name, BeamParams(K=K, prune_threshold=THRESHOLD))
