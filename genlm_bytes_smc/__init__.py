@@ -10,22 +10,14 @@ beam = await beam.prefill(b"An apple a day keeps the ")
 
 from typing import TYPE_CHECKING, Any
 
-from genlm_bytes_smc.beam.lanes import ByteLanes
-from genlm_bytes_smc.beam.model import ByteModel, byte_model
-from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.probs import LazyByteProbs
-from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.beam.single import ByteBeamState
-from genlm_bytes_smc.lm.engine import ContextTooLongError, EngineError, LMCounts, RowEngine
-from genlm_bytes_smc.lm.load import as_engine, load_model
-from genlm_bytes_smc.lm.rows import BadRowError, RowTransform
-from genlm_bytes_smc.lm.size import ModelTooLargeError
-from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
-from genlm_bytes_smc.trie import TokenTrie
-from genlm_bytes_smc.vocab import Vocabulary
-
 if TYPE_CHECKING:
     from genlm_bytes_smc import smc
+    from genlm_bytes_smc.beam.lanes import ByteLanes
+    from genlm_bytes_smc.beam.model import ByteModel, byte_model
+    from genlm_bytes_smc.beam.params import BeamParams
+    from genlm_bytes_smc.beam.probs import LazyByteProbs
+    from genlm_bytes_smc.beam.prompt import Prompt
+    from genlm_bytes_smc.beam.single import ByteBeamState
     from genlm_bytes_smc.constraints import (
         ByteGrammar,
         ByteJsonSchema,
@@ -34,25 +26,49 @@ if TYPE_CHECKING:
         ByteWFSA,
     )
     from genlm_bytes_smc.llamppl import ByteContext
+    from genlm_bytes_smc.lm.engine import ContextTooLongError, EngineError, LMCounts, RowEngine
+    from genlm_bytes_smc.lm.load import as_engine, load_model
+    from genlm_bytes_smc.lm.rows import BadRowError, RowTransform
+    from genlm_bytes_smc.lm.size import ModelTooLargeError
+    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
     from genlm_bytes_smc.potential import ByteLLM
     from genlm_bytes_smc.proposal import ByteAWRS, ByteProposalSampler, byte_sampler
     from genlm_bytes_smc.smc import SMCResult
     from genlm_bytes_smc.token_proposal import ByteTokenSampler
+    from genlm_bytes_smc.trie import TokenTrie
+    from genlm_bytes_smc.vocab import Vocabulary
 
-# What builds on genlm-control and llamppl, imported when first asked for.
-_LATER = {
-    "ByteAWRS": "genlm_bytes_smc.proposal",
-    "ByteContext": "genlm_bytes_smc.llamppl",
-    "ByteGrammar": "genlm_bytes_smc.constraints",
-    "ByteJsonSchema": "genlm_bytes_smc.constraints",
-    "ByteLLM": "genlm_bytes_smc.potential",
-    "BytePredicate": "genlm_bytes_smc.constraints",
-    "ByteProposalSampler": "genlm_bytes_smc.proposal",
-    "ByteRegex": "genlm_bytes_smc.constraints",
-    "ByteTokenSampler": "genlm_bytes_smc.token_proposal",
-    "ByteWFSA": "genlm_bytes_smc.constraints",
-    "SMCResult": "genlm_bytes_smc.smc",
-    "byte_sampler": "genlm_bytes_smc.proposal",
+# Where each name is defined, imported when it is first asked for: torch and transformers take
+# seconds, which a help page need not wait for, and in which Ctrl-C shall end the command line
+# without a traceback.
+_HOMES = {
+    "beam.lanes": ("ByteLanes",),
+    "beam.model": ("ByteModel", "byte_model"),
+    "beam.params": ("BeamParams",),
+    "beam.probs": ("LazyByteProbs",),
+    "beam.prompt": ("Prompt",),
+    "beam.single": ("ByteBeamState",),
+    "constraints": ("ByteGrammar", "ByteJsonSchema", "BytePredicate", "ByteRegex", "ByteWFSA"),
+    "llamppl": ("ByteContext",),
+    "lm.engine": ("ContextTooLongError", "EngineError", "LMCounts", "RowEngine"),
+    "lm.load": ("as_engine", "load_model"),
+    "lm.rows": ("BadRowError", "RowTransform"),
+    "lm.size": ("ModelTooLargeError",),
+    "lm.vllm_engine": ("VLLMEngine",),
+    "potential": ("ByteLLM",),
+    "proposal": ("ByteAWRS", "ByteProposalSampler", "byte_sampler"),
+    "smc": ("SMCResult",),
+    "token_proposal": ("ByteTokenSampler",),
+    "trie": ("TokenTrie",),
+    "vocab": ("Vocabulary",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_PARTS = {home.partition(".")[0] for home in _HOMES} | {
+    "alphabet",
+    "cli",
+    "experiments",
+    "lookahead",
+    "viz",
 }
 
 __all__ = [
@@ -96,8 +112,17 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name == "smc":  # the package, which can be called like the function in it
-        return import_module("genlm_bytes_smc.smc")
-    if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
+    if name in _HOME_OF:
+        found = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        globals()[name] = found
+        return found
+    if name in _PARTS:  # `smc` is one, which can be called like the function in it
+        for home in _HOMES:
+            if home.startswith(f"{name}."):
+                import_module(f"{__name__}.{home}")
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PARTS})

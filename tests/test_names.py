@@ -1,5 +1,8 @@
 """What can be imported from the top, and how."""
 
+import subprocess
+import sys
+
 import genlm_bytes_smc
 from genlm_bytes_smc import BeamParams, ByteLLM, ByteRegex, smc
 from genlm_bytes_smc.smc import SMCResult
@@ -19,3 +22,17 @@ async def test_smc_from_the_top_is_the_function_and_the_package():
     assert isinstance(a, SMCResult)
     assert a.texts == b.texts
     assert smc.smc is function
+
+
+def test_the_command_line_starts_without_the_heavy_packages():
+    """Ctrl-C while they load is then the command line's to handle; --help is quick."""
+    code = "import genlm_bytes_smc.cli, sys; print({'torch', 'transformers'} & set(sys.modules))"
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert got.stdout == "set()\n"
+
+
+def test_parts_are_there_without_being_imported():
+    code = "import genlm_bytes_smc as g; g.beam.params.BeamParams(1); print(g.lookahead.__name__)"
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert got.stdout == "genlm_bytes_smc.lookahead\n"
+    assert set(genlm_bytes_smc.__all__) <= set(dir(genlm_bytes_smc))

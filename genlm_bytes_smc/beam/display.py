@@ -6,10 +6,16 @@ import html
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
 
 _PURPLE, _GREEN, _RED, _YELLOW, _GREY, _BOLD, _OFF = (
     "\x1b[35m", "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[90m", "\x1b[1m", "\x1b[0m",
 )  # fmt: skip
+
+_NOT_HERE = {  # of genlm-bytes' LazyTrieState
+    "actions", "children", "extend_all", "get_all_EOT", "logp_next", "mass", "materialize", "mode",
+    "node", "root", "trie", "with_mode",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,6 +54,19 @@ class Candidate:
     def lm_state(self) -> Candidate:
         """The candidate itself: genlm-bytes has `context` there."""
         return self
+
+    if not TYPE_CHECKING:  # a type checker shall still know which attributes there are
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say where the rest of genlm-bytes' `LazyTrieState` is to be had."""
+            told = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _NOT_HERE:
+                told = (
+                    f"a candidate has no {name!r}: it is what is shown of one, and holds no trie "
+                    "and no row of the model. The beam's next byte is beam.logp_next(), what "
+                    "follows a byte beam << byte; the trie is beam.lanes.model.trie"
+                )
+            raise AttributeError(told)
 
     def __repr__(self) -> str:
         return _line(self, paint=_plain)

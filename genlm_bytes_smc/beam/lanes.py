@@ -14,6 +14,7 @@ resampled) by indexing arrays that hold no model state.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from genlm_bytes_smc.beam.rng import KeyArray, read_keys, start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions
 from genlm_bytes_smc.beam.steps import Rescues, unpack
 from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.transfer import send
 
 EOS_COLUMN = N_BYTES  # of a [N, 257] block; as a symbol to `step`, the end of the text
@@ -126,6 +128,12 @@ class ByteLanes:
     def __deepcopy__(self, memo: object) -> ByteLanes:
         """The lanes themselves: they are a value, which nothing changes."""
         return self
+
+    def __copy__(self) -> ByteLanes:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise not_pickled()
 
     @property
     def alive(self) -> npt.NDArray[np.bool_]:

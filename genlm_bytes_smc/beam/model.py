@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, NumbaKernels
 from genlm_bytes_smc.beam.respell import NEVER, Span, first_ends, spans, splits_before
 from genlm_bytes_smc.beam.steps import Rescues
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.engine import RowEngine, not_pickled
 from genlm_bytes_smc.lm.load import as_engine
 from genlm_bytes_smc.lm.rows import DEFAULT_ROW_BYTES, RowStore, RowTransform
 from genlm_bytes_smc.trie import shared_trie
@@ -51,6 +51,12 @@ class ByteModel:
     def __deepcopy__(self, memo: object) -> ByteModel:
         """The model itself: copies of beams share it."""
         return self
+
+    def __copy__(self) -> ByteModel:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise not_pickled()
 
     @cached_property
     def special_ids(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -58,6 +58,14 @@ class LMCounts:
 class _Request:
     nodes: IntArray
     done: asyncio.Future[torch.Tensor | None] = field(repr=False)
+
+
+def not_pickled() -> TypeError:
+    """The error for pickling a model, or what refers to one."""
+    return TypeError(
+        "a language model is not pickled, nor what is made from one (beams, lanes, a ByteLLM): "
+        "pickle its name, BeamParams, prompts and results, and load the model where they arrive"
+    )
 
 
 class RowEngine(AsyncLM):  # type: ignore[misc]
@@ -115,6 +123,12 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
     def __deepcopy__(self, memo: object) -> RowEngine:
         """The engine itself: copies of what stands on a model share the model."""
         return self
+
+    def __copy__(self) -> RowEngine:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise not_pickled()
 
     # -- what a subclass provides ------------------------------------------------------
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -148,7 +149,9 @@ def as_engine(
     if isinstance(llm, (str, os.PathLike)):
         raise TypeError(f"expected a model, got {llm!r}; load_model loads models by name")
     key = (None if start is None else start_tokens(None, start), limit_bytes)
-    engines: dict[Any, RowEngine] = getattr(llm, "__dict__", {}).get(_ENGINES, {})
+    engines = getattr(llm, "__dict__", {}).get(_ENGINES)
+    if engines is None or engines.owner() is not llm:  # none yet, or those of what it is a copy of
+        engines = _Engines(llm)
     if key not in engines:
         engines[key] = _new_engine(llm, start, limit_bytes)
         try:
@@ -156,6 +159,28 @@ def as_engine(
         except AttributeError:  # no place for attributes: an engine a call, then
             return engines[key]
     return engines[key]
+
+
+class _Engines(dict[Any, RowEngine]):
+    """The engines of one model object, kept in it; they stay behind when it is copied or
+    pickled, as they hold its weights and caches."""
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__()
+        self.owner = _reference(owner)
+
+    def __deepcopy__(self, memo: object) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
+def _reference(llm: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(llm)
+    except TypeError:  # a class with __slots__, where nothing is kept anyway
+        return lambda: llm
 
 
 def _new_engine(llm: Any, start: int | Sequence[int] | None, limit_bytes: int | None) -> RowEngine:

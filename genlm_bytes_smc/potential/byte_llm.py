@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
+from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential.beams import Beams, read_prompt
@@ -306,6 +307,14 @@ class ByteLLM(Potential):  # type: ignore[misc]
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself: particles of llamppl programs share the model."""
         return self
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise not_pickled()
 
     def __repr__(self) -> str:
         p, spelled = self.params, self.prompt_bytes

@@ -13,7 +13,16 @@ import torch
 from genlm.bytes import BeamParams as PeerParams
 from genlm.bytes import ByteBeamState as PeerBeam
 
-from genlm_bytes_smc import BadRowError, BeamParams, ByteBeamState, RowTransform, load_model
+from genlm_bytes_smc import (
+    BadRowError,
+    BeamParams,
+    ByteBeamState,
+    ByteLLM,
+    ByteRegex,
+    RowTransform,
+    as_engine,
+    load_model,
+)
 from genlm_bytes_smc.beam.display import as_text
 from genlm_bytes_smc.beam.model import byte_model
 from tests.toys import EOS_TOKEN, ToyLM
@@ -86,6 +95,17 @@ async def test_candidates_offer_what_those_of_genlm_bytes_do(tiny):
     await peer.cleanup()
 
 
+async def test_a_candidate_names_what_it_does_not_have(tiny):
+    """genlm-bytes' states carry their trie; these are what is shown of one."""
+    beam = await ByteBeamState.initial(tiny, BeamParams(2))
+    candidate = next(iter(beam))
+    for name in ("node", "mass", "mode", "logp_next", "trie", "materialize"):
+        with pytest.raises(AttributeError, match=rf"has no {name!r}.*beam.logp_next\(\)"):
+            getattr(candidate, name)
+        assert not hasattr(candidate, name)
+    assert pickle.loads(pickle.dumps(candidate)) == copy.deepcopy(candidate) == candidate
+
+
 async def test_what_the_model_alone_knows_has_a_form():
     """A start token outside the vocabulary: the rows are the model's affair, the form is ours."""
     lm = ToyLM()
@@ -100,8 +120,35 @@ async def test_copies_share_the_model(tiny):
     twin = copy.deepcopy(beam)
     assert repr(twin) == repr(beam)
     assert (await twin.logp_next())[97] == (await beam.logp_next())[97]
-    assert copy.deepcopy(tiny) is tiny
+    assert copy.deepcopy(tiny) is copy.copy(tiny) is tiny
+    assert repr(copy.copy(beam)) == repr(beam)
+    llm = ByteLLM(tiny, BeamParams(2))
+    assert await copy.copy(llm).prefix(b"An") == await llm.prefix(b"An")
     assert pickle.loads(pickle.dumps(beam.params)) == copy.deepcopy(beam.params) == beam.params
+
+
+async def test_what_holds_a_model_says_why_it_is_not_pickled(tiny):
+    beam = await (await ByteBeamState.initial(tiny, BeamParams(2))).prefill(b"An ")
+    llm = ByteLLM(tiny, BeamParams(2))
+    for thing in (tiny, beam, beam.lanes, beam.lanes.model, llm, llm * ByteRegex("a+")):
+        with pytest.raises(TypeError, match="a language model is not pickled, nor what is made"):
+            pickle.dumps(thing)
+    assert pickle.loads(pickle.dumps(beam.candidates)) == beam.candidates
+
+
+async def test_a_model_of_the_user_is_copied_and_pickled_without_its_engine():
+    """A copy that shared the engine would answer with the weights of the original."""
+    lm = ToyLM(seed=1)
+    before = (await (await ByteBeamState.initial(lm, BeamParams(None))).prefill(b"ab")).logZ
+    for twin in (copy.copy(lm), copy.deepcopy(lm), pickle.loads(pickle.dumps(lm))):
+        assert (
+            await (await ByteBeamState.initial(twin, BeamParams(None))).prefill(b"ab")
+        ).logZ == (before)
+        twin.seed = 2
+        fresh = copy.copy(twin)
+        after = await (await ByteBeamState.initial(fresh, BeamParams(None))).prefill(b"ab")
+        assert after.logZ != before
+    assert as_engine(lm) is as_engine(lm)
 
 
 async def test_verbose_writes_each_beam(capsys):
