@@ -162,3 +162,10 @@ def test_a_dead_run_can_be_shown(capsys, tmp_path):
     limits = ["--max-bytes", 5, "-N", 3, "--save", run]
     assert fails(capsys, "generate", PROMPT, "--regex", "a{20}", *limits)[0] == 1
     assert "All particles are dead" in ask("show", run, "--out", "-")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("genlm_bytes_smc.cli.generate.open_model", None)  # not even asked for
+    for bad, why in ((tmp_path, "it is a folder"), (tmp_path / "no" / "run.json", "no folder")):
+        code, err = fails(capsys, "generate", "A", "--regex", "a", "--save", bad)
+        assert code == 1 and "cannot write" in err and why in err

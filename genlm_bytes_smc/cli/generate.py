@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -66,6 +68,8 @@ async def show_generated(
         raise UsageError("--no-eos leaves no text that ends: every particle would weigh zero")
     sources = {"--regex": regex, "--grammar": grammar, "--json-schema": json_schema}
     kind, constraint = _constraint({k: v for k, v in sources.items() if v is not None})
+    if save is not None:
+        _check_place(save)
     text, seed = read_argument(prompt), seed_of(options)
     engine = open_model(options)
     params, transform = parameters(options, engine, seed)
@@ -150,6 +154,17 @@ async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Looka
     except ConstraintError as error:
         raise CliError(f"--lookahead {kind}: {error}") from None
     return ahead
+
+
+def _check_place(path: str) -> None:
+    """Refuse a place that cannot be written, before the run and not after it."""
+    folder = Path(path).parent
+    if Path(path).is_dir():
+        raise CliError(f"cannot write {path}: it is a folder")
+    if not folder.is_dir():
+        raise CliError(f"cannot write {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise CliError(f"cannot write {path}: no permission to write in {folder}")
 
 
 def _save(result: SMCResult, path: str, about: dict[str, Any]) -> None:
