@@ -8,6 +8,8 @@ end of the text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from genlm.control.potential.base import Potential, VocabTables
 
 N_BYTES = 256
@@ -16,3 +18,28 @@ N_SYMBOLS = N_BYTES + 1
 
 BYTES: list[bytes] = [bytes([i]) for i in range(N_BYTES)]
 TABLES: VocabTables = Potential.build_tables(BYTES)
+
+Context = Sequence[bytes] | bytes
+
+
+def as_bytes(context: Context) -> bytes:
+    """The bytes of a context, checked.
+
+    Raises:
+        TypeError: a token is not `bytes`.
+        ValueError: a token is not exactly one byte.
+    """
+    if isinstance(context, bytes):
+        return context
+    try:
+        text = b"".join(context)
+    except TypeError:
+        odd = next(t for t in context if not isinstance(t, bytes))
+        raise TypeError(
+            f"a context is bytes or a sequence of one-byte `bytes` tokens, got the token {odd!r} "
+            f"of type {type(odd).__name__}"
+        ) from None
+    if len(text) != len(context):
+        odd = next(t for t in context if len(t) != 1)
+        raise ValueError(f"a token of a context is exactly one byte, got {odd!r}")
+    return text

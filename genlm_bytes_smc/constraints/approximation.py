@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from genlm_bytes_smc.alphabet import as_bytes
 from genlm_bytes_smc.constraints.answers import Answers
-from genlm_bytes_smc.constraints.base import ConstraintError, as_bytes
+from genlm_bytes_smc.constraints.base import ConstraintError
 from genlm_bytes_smc.constraints.completions import Completions
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.exploration import Explorer

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from genlm.control.potential.base import Potential
 
-from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, TABLES
+from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, TABLES, Context, as_bytes
 from genlm_bytes_smc.product import ByteProduct, times
 
 DEAD = -1
@@ -38,7 +38,6 @@ _CONTEXTS_KEPT = 16_384
 # What is the same in every potential over bytes, and so is not pickled.
 _SHARED = {"vocab", "vocab_eos", "lookup", "eos", "token_type"}
 
-Context = Sequence[bytes] | bytes
 Float = npt.NDArray[np.float64]
 
 
@@ -222,29 +221,6 @@ class ByteConstraint(Potential):  # type: ignore[misc]
             for k, v in self.summary().items()
         )
         return f"<table><caption><b>{type(self).__name__}</b></caption>{rows}</table>"
-
-
-def as_bytes(context: Context) -> bytes:
-    """The bytes of a context, checked.
-
-    Raises:
-        TypeError: a token is not `bytes`.
-        ValueError: a token is not exactly one byte.
-    """
-    if isinstance(context, bytes):
-        return context
-    try:
-        text = b"".join(context)
-    except TypeError:
-        odd = next(t for t in context if not isinstance(t, bytes))
-        raise TypeError(
-            f"a context is bytes or a sequence of one-byte `bytes` tokens, got the token {odd!r} "
-            f"of type {type(odd).__name__}"
-        ) from None
-    if len(text) != len(context):
-        odd = next(t for t in context if len(t) != 1)
-        raise ValueError(f"a token of a context is exactly one byte, got {odd!r}")
-    return text
 
 
 def _some(contexts: Sequence[Context]) -> Sequence[Context]:

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.alphabet import N_BYTES
-from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint, Context
+from genlm_bytes_smc.alphabet import N_BYTES, Context
+from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint
 from genlm_bytes_smc.lm.contexts import ContextTree
 
 S = TypeVar("S")

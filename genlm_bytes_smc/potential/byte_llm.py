@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from genlm.control.potential.base import Potential
 
-from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS, TABLES
+from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS, TABLES, Context, as_bytes
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
@@ -26,7 +26,6 @@ from genlm_bytes_smc.potential.ending import own_params, with_eos
 from genlm_bytes_smc.product import ByteProduct, times
 
 FloatArray = npt.NDArray[np.float64]
-Context = Sequence[bytes] | bytes
 
 DEFAULT_CACHE_BYTES = 1 << 28
 
@@ -178,11 +177,11 @@ class ByteLLM(Potential):  # type: ignore[misc]
 
     async def prefix(self, context: Context) -> float:
         """Log weight of `context` as a prefix, nats; -inf if it is impossible."""
-        return float((await self._beams.weights([as_text(context)]))[0])
+        return float((await self._beams.weights([as_bytes(context)]))[0])
 
     async def complete(self, context: Context) -> float:
         """Log weight of `context` as a whole text, nats; -inf if it is impossible."""
-        return float((await self._beams.weights([as_text(context)], complete=True))[0])
+        return float((await self._beams.weights([as_bytes(context)], complete=True))[0])
 
     async def logw_next(self, context: Context) -> Any:
         """Log weights of the next byte and of EOS: `LazyWeights` over float64[257], nats.
@@ -190,7 +189,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
         Raises:
             ValueError: the context is impossible (as every potential of genlm-control does).
         """
-        rows, possible = await self._beams.rows([as_text(context)])
+        rows, possible = await self._beams.rows([as_bytes(context)])
         if not possible[0]:
             raise ValueError(f"Context {context!r} has weight zero under `prefix`.")
         return self.make_lazy_weights(rows[0])
@@ -258,7 +257,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
         Raises:
             ValueError: the context is impossible.
         """
-        (entry,) = await self._beams.entries([as_text(context)])
+        (entry,) = await self._beams.entries([as_bytes(context)])
         if entry is None:
             raise ValueError(f"Context {context!r} has weight zero under `prefix`.")
         return ByteBeamState(entry.block.lanes.gather([entry.lane]))
@@ -325,27 +324,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
         )
 
 
-def as_text(context: Context) -> bytes:
-    """The bytes of a context, checked.
-
-    Raises:
-        TypeError: a token is not `bytes`.
-        ValueError: a token is not exactly one byte.
-    """
-    if isinstance(context, bytes):
-        return context
-    try:
-        text = b"".join(context)
-    except TypeError:
-        odd = next(t for t in context if not isinstance(t, bytes))
-        raise TypeError(f"tokens of a context are one-byte `bytes`, got {odd!r}") from None
-    if len(text) != len(context):
-        odd = next(t for t in context if len(t) != 1)
-        raise ValueError(f"a token of a context is exactly one byte, got {odd!r}")
-    return text
-
-
 def _texts(contexts: Sequence[Context]) -> list[bytes]:
     if not contexts:
         raise ValueError("Contexts must be non-empty.")
-    return [as_text(context) for context in contexts]
+    return [as_bytes(context) for context in contexts]
