@@ -72,6 +72,16 @@ SETTING = {
     },
     "additionalProperties": False,
 }  # fmt: skip
+LONG = {
+    "type": "object",
+    "required": ["first", "last", "born"],
+    "properties": {
+        "first": {"type": "string", "minLength": 2, "maxLength": 40},
+        "last": {"type": "string", "minLength": 2, "maxLength": 40},
+        "born": {"type": "string", "format": "date"},
+    },
+    "additionalProperties": False,
+}
 CALLS = r"""
 start: "return " call
 call: NAME "(" (value (", " value)*)? ")"
@@ -120,6 +130,7 @@ CASES = {
     "schema by itself": Case(ByteJsonSchema(POINT, "python"), b"A point: ", 80),
     "person": Case(ByteJsonSchema(PERSON, "python"), b"A person: ", 100),
     "setting": Case(ByteJsonSchema(SETTING, "python"), b"The file: ", 100),
+    "long strings": Case(ByteJsonSchema(LONG, "python"), b"A person: ", 100),
     "calls": Case(ByteGrammar(CALLS), b"    ", 60),
     "remark": Case(ByteGrammar(REMARK), b"", 120),
 }

@@ -18,7 +18,12 @@ class Answers:
     Args:
         probe: who is asked.
         completions: the endings, more of which may come between one question and another.
+
+    Attributes:
+        most: how many endings of a mask count; None: all. Fewer make fewer states.
     """
+
+    most: int | None = None
 
     def __init__(self, probe: Probe, completions: Completions) -> None:
         self.probe = probe
@@ -44,7 +49,7 @@ class Answers:
             matcher = self.probe.read(self.probe.root, text + forced)
         for ending in self.completions.of(bits, matcher)[len(counts) :]:
             counts.append(self.probe.admits(matcher, ending))
-        return forced, (bits, *counts)
+        return forced, (bits, *counts[: self.most])
 
     def ways(self, text: bytes, bits: int) -> list[tuple[int, ...]]:
         """The bytes that may follow a text, by what is taken to come of them.

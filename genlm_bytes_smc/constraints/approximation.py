@@ -31,8 +31,8 @@ from genlm_bytes_smc.constraints.refinement import refine
 MAX_STATES = 1000
 MAX_CALLS = 200_000
 TESTS = 8
-_FIRST = 64  # states that are explored at first, doubled as long as they do not suffice
-_ROUNDS = 32  # of exploring and mending with so many states
+_ROUNDS = 32  # of exploring and mending
+_FEWER = (4, 2, 1)  # endings a mask, where those asked for make too many states
 
 
 def approximate_automaton(
@@ -91,19 +91,28 @@ def approximate_automaton(
 def _explored(
     answers: Answers, known: Sequence[bytes], max_states: int, rng: random.Random
 ) -> Explorer:
-    """Explored a little and mended, then further, until nothing is left or a limit is met."""
+    """Explored and mended, until nothing is left to mend or a limit is met.
+
+    An automaton that is too coarse is better than one that was cut off: it leaves nothing out.
+    So the last one is taken that was explored to its end; if not even the first was, one with
+    fewer endings.
+    """
     passed = {t[:k] for t in known for k in range(len(t) + 1)}
-    most = min(_FIRST, max_states)
-    while True:
-        for _ in range(_ROUNDS):
-            explorer = Explorer(answers, passed, most)
-            if answers.probe.spent:
-                return explorer
-            if not refine(explorer, rng):
-                break
-        if explorer.complete or most == max_states:
-            return Explorer(answers, passed, most)
-        most = min(2 * most, max_states)
+    first = last = Explorer(answers, passed, max_states)
+    for _ in range(_ROUNDS):
+        if not last.complete or not refine(last, rng):
+            break
+        found = Explorer(answers, passed, max_states)
+        if not found.complete:
+            break
+        last = found
+    if first.complete or answers.probe.spent:
+        return last
+    for answers.most in _FEWER:
+        found = Explorer(answers, passed, max_states)
+        if found.complete and found.ends:
+            return found
+    return first
 
 
 def _of_texts(whole: list[bytes], most: int, device: torch.device | str) -> ByteDFA:

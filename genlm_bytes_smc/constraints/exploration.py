@@ -136,6 +136,21 @@ class Explorer:
             up = self.nodes[up].parent
         return up if up >= 0 else self._likest(node.bits)
 
+    @property
+    def ends(self) -> bool:
+        """Whether a whole text can be read through the nodes explored."""
+        alive = {at for at, node in enumerate(self.nodes) if node.bits & END_BIT}
+        grown = True
+        while grown:
+            more = {
+                at
+                for at, node in enumerate(self.nodes)
+                if at not in alive and alive & {to for _, to in (node.arcs or {}).values()}
+            }
+            alive |= more
+            grown = bool(more)
+        return self.first in alive
+
     def _likest(self, bits: int) -> int:
         """The explored node whose mask has most in common with this one, -1 for nothing."""
         found = self._others.get(bits)

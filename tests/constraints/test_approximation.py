@@ -165,12 +165,31 @@ def test_equal_arguments_give_equal_automata(texts):
     assert np.array_equal(made[0].accept, made[1].accept)
 
 
-def test_known_texts_are_explored_first():
+def test_the_way_of_known_texts_is_explored_first():
+    """Up to the limit, a text that is given is followed where others are not."""
     deep = b"(" * 12 + b"x" + b")" * 12
-    constraint = ByteGrammar(SUMS)
-    there = approximate_automaton(constraint, max_states=60, tests=24, texts=[deep])
-    assert accepted(there, deep)
-    assert not accepted(there, deep + b")")
+    probe = Probe(ByteGrammar(SUMS).matcher(), 100_000)
+    answers = Answers(probe, Completions(probe, [deep], 24, 0))
+    passed = {deep[:k] for k in range(len(deep) + 1)}
+    explored = [n.text for n in Explorer(answers, passed, 12).nodes if n.arcs is not None]
+    assert sum(text in passed for text in explored) >= 10
+    plain = [n.text for n in Explorer(answers, (), 12).nodes if n.arcs is not None]
+    assert sum(text in passed for text in plain) < 10
+
+
+def test_a_coarse_automaton_is_better_than_one_that_is_cut_off():
+    """Lengths up to 40 in three strings are more than the limit holds: they become loops."""
+    string = {"type": "string", "minLength": 2, "maxLength": 40}
+    schema = {
+        "type": "object",
+        "properties": dict.fromkeys("abc", string),
+        "required": ["a", "b", "c"],
+        "additionalProperties": False,
+    }
+    automaton = approximate_automaton(ByteJsonSchema(schema, "python"), max_states=150)
+    assert automaton.n_states <= 150
+    for n in (2, 7, 30):
+        assert accepted(automaton, json.dumps(dict.fromkeys("abc", "x" * n)).encode())
 
 
 def test_the_constraint_is_left_as_it_was():

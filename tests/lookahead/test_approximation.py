@@ -101,8 +101,9 @@ async def test_psi_is_above_zero_for_all_that_is_admitted():
 
 
 async def test_nothing_is_uncovered():
-    llm, constraint = toy(seed=4), ByteGrammar(NESTED)
-    result = await smc(llm * constraint, 50, 0.5, 40, proposal=Lookahead(max_states=2), seed=1)
+    llm, constraint = toy(seed=4), ByteGrammar(LIST)
+    ahead = Lookahead(constraint=ByteGrammar('start: "c"\n'))
+    result = await smc(llm * constraint, 50, 0.5, LONGEST, proposal=ahead, seed=1)
     assert result.uncovered == 0.0
 
 
