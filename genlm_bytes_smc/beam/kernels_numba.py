@@ -82,7 +82,7 @@ def _child_mass(trie, rows, slot, node, child, cut):
 @nb.njit(cache=True, nogil=True, fastmath=_SUM)
 def _add_scaled(out, row, scale):
     for i in range(len(out)):
-        out[i] += scale * np.float64(row[i])
+        out[i] += scale * row[i]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -114,13 +114,17 @@ def _heavy_block(rows, h, slots, scales, cut):
     """
     labels = rows.labels[h]
     bins = np.zeros((257, 8))
-    block = np.empty(_BLOCK)
+    block = np.empty(_BLOCK, rows.probs.dtype)  # as exact as what is added up
+    shared = rows.scale[slots[0]]  # a row's own is too small for single precision
+    factors = np.empty(len(slots), rows.probs.dtype)
+    for i in range(len(slots)):
+        factors[i] = scales[i] * (rows.scale[slots[i]] / shared)
     for a in range(0, len(labels), _BLOCK):
         b = min(len(labels), a + _BLOCK)
         values = block[: b - a]
         values[:] = 0.0
         for i in range(len(slots)):
-            _add_scaled(values, rows.probs[slots[i], a:b], scales[i] * rows.scale[slots[i]])
+            _add_scaled(values, rows.probs[slots[i], a:b], factors[i])
         for c in cut:
             if a <= rows.order[c] < b:
                 values[rows.order[c] - a] = 0.0
@@ -129,6 +133,7 @@ def _heavy_block(rows, h, slots, scales, cut):
     for label in range(257):
         for i in range(8):
             out[label] += bins[label, i]
+        out[label] *= shared
     return out
 
 
@@ -363,26 +368,31 @@ def normalise(block, total):
 
 
 @nb.njit(cache=True, nogil=True)
+def _move(trie, rows, ctx, node, logu, logw, first, byte, cut, out_node, out_logw):
+    """`advance` of the candidates from place `first` on, into other arrays or the same."""
+    for n in range(logw.shape[0]):
+        for c in range(first, logw.shape[1]):
+            child, weight = -1, -np.inf
+            if logw[n, c] > -np.inf and byte[n] >= 0:
+                child = _child(trie, node[n, c], byte[n])
+            if child >= 0:
+                slot = rows.slot_of[ctx[n, c]]
+                mass = _child_mass(trie, rows, slot, node[n, c], child, cut)
+                if mass > 0.0:
+                    weight = logu[n, c] + np.log(mass)
+            out_node[n, c] = child if weight > -np.inf else 0
+            out_logw[n, c] = weight
+
+
+@nb.njit(cache=True, nogil=True)
 def advance(trie, rows, ctx, node, logu, logw, byte, cut):
     """Read one byte a lane: (node int64[N, C], logw float64[N, C]); lost ones at -inf.
 
     `byte` int64[N]; a byte of -1 leaves its lane empty.
     """
-    out_node = np.zeros(node.shape, np.int64)
-    out_logw = np.full(logw.shape, -np.inf)
-    for n in range(logw.shape[0]):
-        if byte[n] < 0:
-            continue
-        for c in range(logw.shape[1]):
-            if logw[n, c] == -np.inf:
-                continue
-            child = _child(trie, node[n, c], byte[n])
-            if child >= 0:
-                slot = rows.slot_of[ctx[n, c]]
-                mass = _child_mass(trie, rows, slot, node[n, c], child, cut)
-                if mass > 0.0:
-                    out_node[n, c] = child
-                    out_logw[n, c] = logu[n, c] + np.log(mass)
+    out_node = np.empty(node.shape, np.int64)
+    out_logw = np.empty(logw.shape)
+    _move(trie, rows, ctx, node, logu, logw, 0, byte, cut, out_node, out_logw)
     return out_node, out_logw
 
 
@@ -554,16 +564,25 @@ def open_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_th
     Returns (ctx, node, logu, logw, pruned float64[N], lane, cand, token, ext_logw,
     dropped float64[N]).
     """
+    ctx, node, logu, logw, pruned, _, _, lane, cand, token, ext, dropped = begin_read(
+        trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold
+    )
+    return ctx, node, logu, logw, pruned, lane, cand, token, ext, dropped
+
+
+@nb.njit(cache=True, nogil=True)
+def begin_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):
+    """`open_read` that also tells, before the extensions, where the candidates come to by
+    `byte` and what they weigh there: for `end_read`, which need not sum that again."""
     pick, weight, pruned = select_topk(logw, k, log_prune)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
+    moved, able = advance(trie, rows, ctx, node, logu, logw, byte, cut)
     lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
-    if len(lane) == 0:
-        return ctx, node, logu, logw, pruned, lane, cand, token, ext, np.full(len(byte), -np.inf)
-    _, able = advance(trie, rows, ctx, node, logu, logw, byte, cut)
-    keep, dropped = keep_extensions(lane, ext, logsumexp_rows(able), log_threshold)
-    return (
-        ctx, node, logu, logw, pruned, lane[keep], cand[keep], token[keep], ext[keep], dropped,
-    )  # fmt: skip
+    dropped = np.full(len(byte), -np.inf)
+    if len(lane):
+        keep, dropped = keep_extensions(lane, ext, logsumexp_rows(able), log_threshold)
+        lane, cand, token, ext = lane[keep], cand[keep], token[keep], ext[keep]
+    return ctx, node, logu, logw, pruned, moved, able, lane, cand, token, ext, dropped
 
 
 @nb.njit(cache=True, nogil=True)
@@ -572,9 +591,18 @@ def close_read(trie, rows, ctx, node, logu, logw, lane, new_ctx, ext_logw, byte,
 
     Returns (ctx, node, logu, logw, log_z float64[N]).
     """
+    moved, able = advance(trie, rows, ctx, node, logu, logw, byte, cut)
+    return end_read(trie, rows, ctx, moved, logu, able, lane, new_ctx, ext_logw, byte, cut)
+
+
+@nb.njit(cache=True, nogil=True)
+def end_read(trie, rows, ctx, moved, logu, able, lane, new_ctx, ext_logw, byte, cut):
+    """`close_read` of candidates that have come to `moved`, with weights `able`, already."""
+    node, logw = moved, able
     if len(lane):
+        old = logw.shape[1]
         ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw)
-    node, logw = advance(trie, rows, ctx, node, logu, logw, byte, cut)
+        _move(trie, rows, ctx, node, logu, logw, old, byte, cut, node, logw)
     pick, weight, _ = select_topk(logw, -1, -np.inf)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
     return ctx, node, logu, logw, logsumexp_rows(logw)

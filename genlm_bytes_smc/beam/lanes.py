@@ -26,7 +26,7 @@ from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rng import KeyArray, read_keys, start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions
-from genlm_bytes_smc.beam.steps import Rescues, unpack
+from genlm_bytes_smc.beam.steps import Rescues, WholeSteps, unpack
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.transfer import send
@@ -187,8 +187,7 @@ class ByteLanes:
             found = steps.extend(self.state, self.log_z, self.cut, self._log_threshold)
             wanted = NO_CUT
             while len(found.missing):
-                wanted = np.union1d(wanted, found.missing)  # see `_have_rows`
-                await self._have_rows(wanted)
+                wanted = await self._have_rows_too(wanted, found.missing)
                 found = steps.extend(self.state, self.log_z, self.cut, self._log_threshold)
             self._extended = unpack(found.packed, self.state.key)
             self._ext_dropped = found.dropped
@@ -216,7 +215,9 @@ class ByteLanes:
         masses over the lane's weight, which sum to one in expectation. Rows of lanes that
         are dead or have ended are -inf.
         """
-        if self._row is None and self._steps is not None:
+        if self._row is None and self._steps is not None and self._extended is None:
+            self._row = await self._first_row(self._steps)
+        elif self._row is None and self._steps is not None:
             extended = await self.extended()
             rows = self._steps.next_rows(
                 self.state, extended, self.cut, self._lossy(), self._rescues, HEAL_RESERVE
@@ -228,6 +229,21 @@ class ByteLanes:
             row = kernels.normalise(block, self.log_z if self.params.unbiased else None)
             self._row = self._reserve(row) if self.params.heal else row
         return self._row
+
+    async def _first_row(self, steps: WholeSteps) -> torch.Tensor:
+        """The row of lanes that are not extended yet, which this does on the way."""
+        share = HEAL_RESERVE if self.params.heal else 0.0
+        wanted = NO_CUT
+        while True:
+            found, rows = steps.extend_rows(
+                self.state, self.log_z, self.log_dropped, self.cut, self._log_threshold,
+                self._rescues, share,
+            )  # fmt: skip
+            if rows is not None:
+                self._extended = unpack(found.packed, self.state.key)
+                self._ext_dropped = found.dropped
+                return torch.from_numpy(rows)
+            wanted = await self._have_rows_too(wanted, found.missing)
 
     async def step(self, symbols: Sequence[int] | IntArray) -> ByteLanes:
         """Read one symbol a lane and prune.
@@ -284,7 +300,7 @@ class ByteLanes:
         does not cost the text its life.
         """
         if isinstance(byte, int) or hasattr(byte, "__index__"):
-            bytes_ = np.full(len(self), check_byte(byte), dtype=np.int64)
+            bytes_ = np.array([check_byte(byte)] * len(self), dtype=np.int64)
         else:
             bytes_ = _symbols(byte, len(self))
         state, log_z, dropped, heals = await self._read(bytes_)
@@ -296,10 +312,11 @@ class ByteLanes:
         if params.unbiased:
             return self.replace(kernels.resample(self.state, params.K), log_z=self.log_z)
         if self._steps is not None:
-            state, log_z, dropped = self._steps.prune(self.state, params.K, self._log_threshold)
-            if self.ended.any():
+            state, log_z, dropped = self._steps.prune(
+                self.state, self.log_dropped, params.K, self._log_threshold
+            )
+            if True in self.ended.tolist():
                 log_z = np.where(self.ended, self.log_z, log_z)
-            dropped = np.logaddexp(self.log_dropped, dropped)
             return self.replace(state, log_z=log_z, log_dropped=dropped)
         state, dropped = kernels.select(self.state, params.K, params.log_prune_threshold)
         log_z = np.where(self.ended, self.log_z, kernels.log_z(state))
@@ -330,8 +347,7 @@ class ByteLanes:
                 wanted = NO_CUT
             if len(found.missing) == 0:
                 return lanes, out, found.ends
-            wanted = np.union1d(wanted, found.missing)  # see `_have_rows`
-            await lanes._have_rows(wanted)
+            wanted = await lanes._have_rows_too(wanted, found.missing)
 
     # -- forking, joining, and the change from prompt to text --------------------------
 
@@ -471,6 +487,12 @@ class ByteLanes:
             np.concatenate([contexts.ravel(), more]) if len(more) else contexts
         )
 
+    async def _have_rows_too(self, wanted: IntArray, missing: IntArray) -> IntArray:
+        """`_have_rows` of both; both together."""
+        wanted = np.union1d(wanted, missing) if len(wanted) else missing
+        await self._have_rows(wanted)
+        return wanted
+
     async def _commit(self, state: BeamState, ext: Extensions) -> BeamState:
         """`state` with the extensions as candidates, their rows fetched."""
         if len(ext.lane) == 0:
@@ -496,17 +518,12 @@ class ByteLanes:
             state, _ = kernels.select(state, None, -np.inf)
             log_z = kernels.log_z(state)
         elif self._steps is not None:
-            state, log_z, lost, missing = self._steps.read(
-                self.state, bytes_, cut, self._log_threshold
-            )
+            arguments = self.state, self.log_dropped, bytes_, cut, self._log_threshold
+            state, log_z, dropped, missing = self._steps.read(*arguments)
             wanted = NO_CUT
             while len(missing):
-                wanted = np.union1d(wanted, missing)  # see `_have_rows`
-                await self._have_rows(wanted)
-                state, log_z, lost, missing = self._steps.read(
-                    self.state, bytes_, cut, self._log_threshold
-                )
-            dropped = np.logaddexp(dropped, lost)
+                wanted = await self._have_rows_too(wanted, missing)
+                state, log_z, dropped, missing = self._steps.read(*arguments)
         else:
             await self._have_rows()
             state, _, ext = kernels.open_read(
@@ -515,8 +532,9 @@ class ByteLanes:
             contexts = await self._contexts_of(state, ext)
             state, log_z = kernels.close_read(state, ext, contexts, bytes_, cut)
             dropped = np.logaddexp(dropped, ext.dropped)
-        state = state._replace(key=self._keys_after(bytes_))
-        if params.heal and (log_z == -np.inf).any():
+        if params.unbiased:
+            state = state._replace(key=self._keys_after(bytes_))
+        if params.heal and -np.inf in log_z.tolist():
             dead = self.alive & (bytes_ >= 0) & (log_z == -np.inf)
             if dead.any():
                 heals = heals.copy()
@@ -556,6 +574,7 @@ class ByteLanes:
 
     @property
     def _rescues(self) -> Rescues:
+        """Which bytes healing could read; the same object while `cut` and limits are."""
         params = self.params
         return self.model.rescues(
             tuple(self.cut.tolist()), params.heal_max_backoff, params.heal_max_splits

@@ -1,14 +1,16 @@
 """Reading a known text: a few forwards, and the same beam as byte by byte.
 
-1. Tokenise the text as the tokenizer would and ask for the rows all along it: one forward.
+1. Tokenise the beginning of the text as the tokenizer would and ask for the rows all along it:
+   one forward.
 2. Run the beam over the text. Where it wants a row that is not there (another way to cut
    the text into tokens), note the context, go on without that candidate, and at the end ask
    for everything noted in one forward.
 3. Run again from the first byte at which something was missing, until nothing is.
 
-Where a missed candidate holds much of the weight, the text has left the tokenizer's path: the
-rows along the text after that candidate are asked for with it, further the longer the last
-guess held.
+Where a missed candidate holds much of the weight, the rows asked for have ended or the text has
+left the tokenizer's path: the rows along the text after that candidate are asked for with it,
+further the longer the last guess held. So a text that keeps to its tokenizer is read in
+stretches that double, and one that does not costs few rows for nothing.
 
 Each pass settles at least the first byte that was open (or the next one is read the slow
 way), and what is read in the end is read with every row there, so the result does not depend
@@ -30,7 +32,8 @@ from genlm_bytes_smc.lm.contexts import IntArray
 
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
-_HEAVY = 0.2  # share of the beam from which a missed candidate is followed further,
+_HEAVY = 0.5  # share of the beam from which a missed candidate is followed further,
+_FIRST = 256  # bytes along which the tokenizer is followed at first
 _REACH = 16  # this many bytes at least
 _NARROW = 0.02  # below this threshold a beam is full of candidates that will not last, and
 _HORIZON = 8, 256  # what it wants more than this many bytes after a miss is mostly not used
@@ -47,7 +50,7 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
         parts = [await read_text(lanes.gather([n]), text) for n in range(len(lanes))]
         return ByteLanes.cat(parts)
     tree, store = lanes.model.engine.tree, lanes.model.store
-    ahead = _canonical(lanes, text)
+    ahead = _canonical(lanes, text[:_FIRST])
     at = 0
     with tree.pinned(ahead):
         await store.ensure(ahead[: store.table.limit // 2])

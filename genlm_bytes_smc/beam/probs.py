@@ -28,9 +28,9 @@ class LazyByteProbs(_LazyByteProbs):  # type: ignore[misc]
     @classmethod
     def from_row(cls, row: torch.Tensor) -> LazyByteProbs:
         """From float[257]: bytes and the end of the sequence, in nats."""
-        ps = np.full(N_BYTES + 2, -np.inf)
-        values = row.detach().cpu().numpy()
-        ps[:N_BYTES], ps[EOS] = values[:N_BYTES], values[N_BYTES]
+        ps = np.empty(N_BYTES + 2)
+        ps[:-1] = row.detach().cpu().numpy()
+        ps[EOS], ps[N_BYTES] = ps[N_BYTES], -np.inf
         return cls(ps)
 
     def __getitem__(self, b: int | None) -> float:

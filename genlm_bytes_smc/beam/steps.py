@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.beam import steps_numba as sn
+from genlm_bytes_smc.beam.handles import Handles
 from genlm_bytes_smc.beam.kernels_numba import TrieArrays
 from genlm_bytes_smc.beam.state import BeamState
 from genlm_bytes_smc.lm.context_index import NO_ROOM
@@ -112,52 +113,93 @@ class WholeSteps:
 
     def __init__(self, store: RowStore, trie: TrieArrays) -> None:
         self.store = store
-        self._trie = trie
+        self._handles = Handles(trie)
+
+    def _arrays(self) -> tuple[IntArray, npt.NDArray[Any]]:
+        """What every compiled step takes first: `Handles` and the rows."""
+        rows = self.store.host
+        return self._handles.of(rows, self.store.engine.tree.arrays), rows.probs
 
     def prune(
-        self, state: BeamState, k: int | None, log_threshold: float
+        self, state: BeamState, log_dropped: FloatArray, k: int | None, log_threshold: float
     ) -> tuple[BeamState, FloatArray, FloatArray]:
-        """`Kernels.select`, with the log_z of what is kept before the log mass dropped."""
-        ctx, node, logu, logw, key = state
-        packed, numbers = sn.prune(ctx, node, logu, logw, -1 if k is None else k, log_threshold)
-        return unpack(packed, key), numbers[0], numbers[1]
+        """`Kernels.select`, with the log_z of what is kept, and the log mass dropped in all."""
+        packed, numbers = sn.prune(
+            packed_of(state), log_dropped, -1 if k is None else k, log_threshold
+        )
+        return unpack(packed, state.key), numbers[0], numbers[1]
 
     def read(
-        self, state: BeamState, byte: IntArray, cut: IntArray, log_threshold: float
+        self,
+        state: BeamState,
+        log_dropped: FloatArray,
+        byte: IntArray,
+        cut: IntArray,
+        log_threshold: float,
     ) -> tuple[BeamState, FloatArray, FloatArray, IntArray]:
         """`Kernels.open_read` without pruning, and `close_read`.
 
         Returns:
             The state after `byte` int64[N], best first; its log_z float64[N]; the log mass
-            of extensions dropped, float64[N]; contexts without rows.
+            dropped in all, float64[N], `log_dropped` and that of extensions left out;
+            contexts without rows.
         """
-        ctx, node, logu, logw, key = state
-        store, tree = self.store, self.store.engine.tree
+        given = packed_of(state)
         while True:
             packed, numbers, missing = sn.read(
-                self._trie, store.host, tree.arrays, ctx, node, logu, logw, byte, cut,
-                log_threshold,
-            )  # fmt: skip
+                *self._arrays(), given, log_dropped, byte, cut, log_threshold
+            )
             if len(missing) == 0 or missing[0] != NO_ROOM:
-                return unpack(packed, key), numbers[0], numbers[1], missing
-            tree.grow()
+                return unpack(packed, state.key), numbers[0], numbers[1], missing
+            self.store.engine.tree.grow()
 
     def extend(
         self, state: BeamState, log_z: FloatArray, cut: IntArray, log_threshold: float
     ) -> Extended:
         """`Kernels.extensions`, those that `keep_above` admits, and `extend`."""
-        ctx, node, logu, logw, _ = state
-        store, tree = self.store, self.store.engine.tree
+        given = packed_of(state)
         while True:
-            out = Extended._make(
-                sn.extend(
-                    self._trie, store.host, tree.arrays, ctx, node, logu, logw, log_z, cut,
-                    log_threshold,
-                )
-            )  # fmt: skip
+            out = Extended._make(sn.extend(*self._arrays(), given, log_z, cut, log_threshold))
             if len(out.missing) == 0 or out.missing[0] != NO_ROOM:
                 return out
-            tree.grow()
+            self.store.engine.tree.grow()
+
+    def extend_rows(
+        self,
+        state: BeamState,
+        log_z: FloatArray,
+        log_dropped: FloatArray,
+        cut: IntArray,
+        log_threshold: float,
+        rescues: Rescues,
+        share: float,
+    ) -> tuple[Extended, FloatArray | None]:
+        """`extend` and `next_rows` (None where rows of the model are missing).
+
+        Args:
+            state: the candidates.
+            log_z: float64[N], their weights, nats.
+            log_dropped: float64[N], log mass dropped before; lanes that lost any set aside
+                `share` for the bytes that healing would read.
+            cut: positions that are no text.
+            log_threshold: log share below which extensions are dropped.
+            rescues: bytes that healing could read.
+            share: of a row; 0: healing is off.
+        """
+        given = packed_of(state)
+        while True:
+            packed, dropped, missing, rows, known = sn.extend_rows(
+                *self._arrays(), given, log_z, log_dropped, cut, log_threshold,
+                rescues.line_of, rescues.lines, share,
+            )  # fmt: skip
+            if known:
+                return Extended(packed, dropped, missing), rows
+            if len(missing) == 0:
+                rescues.learn(state.node)
+            elif missing[0] == NO_ROOM:
+                self.store.engine.tree.grow()
+            else:
+                return Extended(packed, dropped, missing), None
 
     def next_rows(
         self,
@@ -181,7 +223,7 @@ class WholeSteps:
         while True:
             rows: FloatArray
             rows, known = sn.next_rows(
-                self._trie, self.store.host, *state[:4], *extended[:4], cut, lossy,
+                *self._arrays(), packed_of(state), packed_of(extended), lossy, cut,
                 rescues.line_of, rescues.lines, share,
             )  # fmt: skip
             if known:
@@ -198,16 +240,16 @@ class WholeSteps:
         steps: int,
     ) -> Followed:
         """Prune, take the likeliest byte and read it, up to `steps` times: one lane."""
-        ctx, node, logu, logw, key = state
-        store, tree = self.store, self.store.engine.tree
+        given = packed_of(state)
         while True:
             packed, numbers, symbols, missing, ends = sn.follow_likeliest(
-                self._trie, store.host, tree.arrays, ctx, node, logu, logw, log_dropped, cut,
-                -1 if k is None else k, log_threshold, steps,
+                *self._arrays(), given, log_dropped, cut, -1 if k is None else k,
+                log_threshold, steps,
             )  # fmt: skip
             if len(missing) == 0 or missing[0] != NO_ROOM:
-                return Followed(unpack(packed, key), numbers[0], symbols.tolist(), missing, ends)
-            tree.grow()
+                after = unpack(packed, state.key)
+                return Followed(after, numbers[0], symbols.tolist(), missing, ends)
+            self.store.engine.tree.grow()
 
     def run_text(
         self,
@@ -232,21 +274,45 @@ class WholeSteps:
             horizon: bytes to look beyond the first missing row.
             heavy_share: of the weight; a missing candidate with more ends the run.
         """
-        ctx, node, logu, logw, key = state
-        store, tree = self.store, self.store.engine.tree
         known = np.frombuffer(text, dtype=np.uint8)
+        given = packed_of(state)
         while True:
             packed, numbers, missed, heavy = sn.run_text(
-                self._trie, store.host, tree.arrays, ctx, node, logu, logw, log_dropped, known,
-                cut, -1 if k is None else k, log_threshold, horizon, heavy_share,
+                *self._arrays(), given, log_dropped, known, cut, -1 if k is None else k,
+                log_threshold, horizon, heavy_share,
             )  # fmt: skip
             if missed.shape[1] == 0 or missed[0, 0] != NO_ROOM:
                 read = int(numbers[1])
-                return Run(unpack(packed, key), numbers[:1], read, missed[0], missed[1], heavy)
-            tree.grow()
+                after = unpack(packed, state.key)
+                return Run(after, numbers[:1], read, missed[0], missed[1], heavy)
+            self.store.engine.tree.grow()
+
+
+class PackedState(BeamState):
+    """A state whose arrays are views of one.
+
+    Attributes:
+        packed: int64[4, N, C] (see `steps_numba`). Only `unpack` gives it: what
+            `_replace` makes has none.
+    """
+
+    packed: IntArray
 
 
 def unpack(packed: IntArray, key: npt.NDArray[np.uint64]) -> BeamState:
-    """The state in int64[4, N, C] (see `steps_numba`): views."""
+    """The state in int64[4, N, C]: views."""
     weights = packed[2:].view(np.float64)
-    return BeamState(packed[0], packed[1], weights[0], weights[1], key)
+    state = PackedState(packed[0], packed[1], weights[0], weights[1], key)
+    state.packed = packed
+    return state
+
+
+def packed_of(state: BeamState) -> IntArray:
+    """The state as int64[4, N, C]: what it was made of, or a copy."""
+    packed: IntArray | None = getattr(state, "packed", None)
+    if packed is None:
+        packed = np.empty((4, *state.ctx.shape), dtype=np.int64)
+        packed[0], packed[1] = state.ctx, state.node
+        weights = packed[2:].view(np.float64)
+        weights[0], weights[1] = state.logu, state.logw
+    return packed

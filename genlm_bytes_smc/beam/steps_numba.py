@@ -5,7 +5,8 @@ tree (`context_index`). A step whose rows are not all there returns the contexts
 one and has no effect but that those contexts exist; it is called again with the rows there.
 
 States go out packed, int64[4, N, C]: ctx, node, and the bits of the float64 logu and logw
-(each array that compiled code returns costs Python a microsecond).
+and come in so (each array costs Python up to a microsecond on its way in or out). The arrays
+of trie, rows and tree come in as `Handles`.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -15,16 +16,17 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+from genlm_bytes_smc.beam.handles import opened
 from genlm_bytes_smc.beam.kernels_numba import (
     _child_mass,
     _sum_root,
     append_extensions,
-    close_read,
+    begin_read,
+    end_read,
     extensions,
     keep_extensions,
     logsumexp_rows,
     next_block,
-    open_read,
     select_topk,
     take,
 )
@@ -42,6 +44,14 @@ def _pack(ctx, node, logu, logw):
     weights[0] = logu
     weights[1] = logw
     return out
+
+
+@nb.njit(cache=True, nogil=True)
+def _add_logs(a, b):
+    top = max(a, b)
+    if top == -np.inf:
+        return top
+    return top + np.log(np.exp(a - top) + np.exp(b - top))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -91,31 +101,50 @@ def _children(tree, rows, ctx, lane, cand, token):
 
 
 @nb.njit(cache=True, nogil=True)
-def prune(ctx, node, logu, logw, k, log_threshold):
-    """`select_topk`: (packed state, float64[2, N]: log_z and log mass dropped)."""
+def _unpack(packed):
+    weights = packed[2:].view(np.float64)
+    return packed[0], packed[1], weights[0], weights[1]
+
+
+@nb.njit(cache=True, nogil=True)
+def prune(packed, log_dropped, k, log_threshold):
+    """`select_topk`: (packed state, float64[2, N]: log_z, and all that was dropped so far)."""
+    ctx, node, logu, logw = _unpack(packed)
     pick, weight, dropped = select_topk(logw, k, log_threshold)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
     numbers = np.empty((2, len(dropped)))
     numbers[0] = logsumexp_rows(logw)
-    numbers[1] = dropped
+    for n in range(len(dropped)):
+        numbers[1, n] = _add_logs(log_dropped[n], dropped[n])
     return _pack(ctx, node, logu, logw), numbers
 
 
 @nb.njit(cache=True, nogil=True)
-def read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
-    """Read a known byte a lane: (packed state, float64[2, N]: log_z, dropped; missing)."""
+def read(handles, probs, packed, log_dropped, byte, cut, log_threshold):
+    """Read a known byte a lane: (packed state; float64[2, N]: log_z, and all that was
+    dropped so far; missing)."""
+    trie, rows, tree = opened(handles, probs)
+    ctx, node, logu, logw = _unpack(packed)
+    out, numbers, missing = _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold)
+    for n in range(len(byte)):
+        numbers[1, n] = _add_logs(log_dropped[n], numbers[1, n])
+    return out, numbers, missing
+
+
+@nb.njit(cache=True, nogil=True)
+def _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
     numbers = np.full((2, len(byte)), -np.inf)
     missing = _lacking(rows, ctx, logw)
     if len(missing):
         return _nothing(), numbers, missing
-    ctx, node, logu, logw, _, lane, cand, token, ext, dropped = open_read(
+    ctx, node, logu, logw, _, moved, able, lane, cand, token, ext, dropped = begin_read(
         trie, rows, ctx, node, logu, logw, byte, cut, -1, -np.inf, log_threshold
     )
     new, missing = _children(tree, rows, ctx, lane, cand, token)
     if len(missing):
         return _nothing(), numbers, missing
-    ctx, node, logu, logw, log_z = close_read(
-        trie, rows, ctx, node, logu, logw, lane, new, ext, byte, cut
+    ctx, node, logu, logw, log_z = end_read(
+        trie, rows, ctx, moved, logu, able, lane, new, ext, byte, cut
     )
     numbers[0] = log_z
     numbers[1] = dropped
@@ -123,8 +152,15 @@ def read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
 
 
 @nb.njit(cache=True, nogil=True)
-def extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
-    """The candidates and their admitted extensions: (packed state, dropped [1, N], missing)."""
+def extend(handles, probs, packed, log_z, cut, log_threshold):
+    """The candidates and their admitted extensions: (packed state, dropped [N], missing)."""
+    trie, rows, tree = opened(handles, probs)
+    ctx, node, logu, logw = _unpack(packed)
+    return _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold)
+
+
+@nb.njit(cache=True, nogil=True)
+def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
     missing = _lacking(rows, ctx, logw)
     dropped = np.full(len(log_z), -np.inf)
     if len(missing):
@@ -190,17 +226,17 @@ def _rescued(node, logw, rescue_of, rescues, out):
 
 
 @nb.njit(cache=True, nogil=True)
-def next_rows(
-    trie, rows, ctx, node, logu, logw, ectx, enode, elogu, elogw, cut, lossy, rescue_of, rescues,
-    share,
-):  # fmt: skip
-    """Next-byte rows of lanes with candidates ctx, ... which extend to ectx, ...
+def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, share):
+    """Next-byte rows of lanes whose candidates extend to `extended`.
 
     `lossy` bool[N] marks lanes of which `share` is set aside for healing; `rescue_of`
-    int64[M] gives the line of `rescues` bool[R, 256] for a trie node, or -1. Returns
+    int32[M] gives the line of `rescues` bool[R, 256] for a trie node, or -1. Returns
     float64[N, 257], and whether every node needed had its line (rows of lanes where not
     lack their share).
     """
+    trie, rows, _ = opened(handles, probs)
+    ctx, node, _, logw = _unpack(packed)
+    ectx, enode, elogu, elogw = _unpack(extended)
     out = next_block(trie, rows, ectx, enode, elogu, elogw, cut, 256)
     _normalised(out)
     known = True
@@ -215,31 +251,41 @@ def next_rows(
 
 
 @nb.njit(cache=True, nogil=True)
-def _add_logs(a, b):
-    top = max(a, b)
-    if top == -np.inf:
-        return top
-    return top + np.log(np.exp(a - top) + np.exp(b - top))
+def extend_rows(
+    handles, probs, packed, log_z, log_dropped, cut, log_threshold, rescue_of, rescues, share
+):
+    """`extend` and `next_rows` in one call.
+
+    A lane is lossy if anything was ever dropped; with share 0 none is. Returns (packed
+    state, dropped [N], missing, the rows, whether the rows are complete).
+    """
+    extended, dropped, missing = extend(handles, probs, packed, log_z, cut, log_threshold)
+    if len(missing):
+        return extended, dropped, missing, np.empty((0, 257)), False
+    lossy = np.zeros(len(dropped), np.bool_)
+    if share > 0.0:
+        for n in range(len(dropped)):
+            lossy[n] = max(log_dropped[n], dropped[n]) > -np.inf
+    out, known = next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, share)
+    return extended, dropped, missing, out, known
 
 
 @nb.njit(cache=True, nogil=True)
 def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
     """The likeliest symbol after one lane's candidates; contexts without rows."""
     log_z = logsumexp_rows(logw)
-    ext, _, missing = extend(
+    ext, _, missing = _extend(
         trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold
     )  # fmt: skip
     if len(missing):
         return -1, missing
-    weights = ext[2:].view(np.float64)
-    block = next_block(trie, rows, ext[0], ext[1], weights[0], weights[1], cut, 256)
+    ectx, enode, elogu, elogw = _unpack(ext)
+    block = next_block(trie, rows, ectx, enode, elogu, elogw, cut, 256)
     return np.argmax(block[0]), missing
 
 
 @nb.njit(cache=True, nogil=True)
-def follow_likeliest(
-    trie, rows, tree, ctx, node, logu, logw, log_dropped, cut, k, log_threshold, steps
-):
+def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold, steps):
     """Prune, find the likeliest byte, read it: up to `steps` times, for one lane.
 
     Stops before a byte for which a row is missing, before the end of the text, and before a
@@ -249,6 +295,8 @@ def follow_likeliest(
         The packed state after the last byte read, not pruned; float64[1, 1] its log mass
         dropped; the bytes int64[n]; contexts without rows; whether the text ends next.
     """
+    trie, rows, tree = opened(handles, probs)
+    ctx, node, logu, logw = _unpack(packed)
     read_ = np.empty(steps, np.int64)
     numbers = np.full((1, 1), log_dropped)
     ends = False
@@ -266,15 +314,13 @@ def follow_likeliest(
         ends = symbol == 256
         if ends:
             break
-        state, out, missing = read(
+        state, out, missing = _read(
             trie, rows, tree, c, x, u, w, np.full(1, symbol), cut, log_threshold
         )
         if len(missing) or out[0, 0] == -np.inf:
             break
         numbers[0, 0] = _add_logs(_add_logs(numbers[0, 0], lost[0]), out[1, 0])
-        ctx, node = state[0], state[1]
-        weights = state[2:].view(np.float64)
-        logu, logw = weights[0], weights[1]
+        ctx, node, logu, logw = _unpack(state)
         read_[done] = symbol
         done += 1
     return _pack(ctx, node, logu, logw), numbers, read_[:done], missing, ends
@@ -282,9 +328,8 @@ def follow_likeliest(
 
 @nb.njit(cache=True, nogil=True)
 def run_text(
-    trie, rows, tree, ctx, node, logu, logw, log_dropped, text, cut, k, log_threshold, horizon,
-    heavy_share,
-):  # fmt: skip
+    handles, probs, packed, log_dropped, text, cut, k, log_threshold, horizon, heavy_share
+):
     """Read a known text with the rows at hand, and note those that are missing further on.
 
     One lane. A candidate whose row is missing is left out, until `horizon` bytes after the
@@ -296,7 +341,9 @@ def run_text(
         the contexts missed, and the byte at which, int64[2, m]; those of them that were heavy,
         int64[h].
     """
-    kept = _pack(ctx, node, logu, logw)
+    trie, rows, tree = opened(handles, probs)
+    ctx, node, logu, logw = _unpack(packed)
+    kept = packed
     numbers = np.array([log_dropped, 0.0])
     missed = np.empty((2, 64), np.int64)
     count, done = 0, 0
@@ -306,7 +353,7 @@ def run_text(
         if count and at > done + horizon:
             break
         byte[0] = text[at]
-        ctx, node, logu, logw, lost, lane, cand, token, ext, dropped = open_read(
+        ctx, node, logu, logw, lost, moved, able, lane, cand, token, ext, dropped = begin_read(
             trie, rows, ctx, node, logu, logw, byte, cut, k, log_threshold, log_threshold
         )
         log_dropped = _add_logs(_add_logs(log_dropped, lost[0]), dropped[0])
@@ -329,8 +376,8 @@ def run_text(
             if len(heavy):
                 break
             lane, new, ext = lane[here], new[here], ext[here]
-        ctx, node, logu, logw, log_z = close_read(
-            trie, rows, ctx, node, logu, logw, lane, new, ext, byte, cut
+        ctx, node, logu, logw, log_z = end_read(
+            trie, rows, ctx, moved, logu, able, lane, new, ext, byte, cut
         )
         if log_z[0] == -np.inf:
             break

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.lm.contexts import IntArray
@@ -18,6 +18,10 @@ from genlm_bytes_smc.lm.start import start_tokens
 _ONE, _BATCH = "next_token_logprobs", "batch_next_token_logprobs"
 _ONE_SYNC, _BATCH_SYNC = f"{_ONE}_sync", f"{_BATCH}_sync"
 _NOT_OVERRIDDEN = 1 << 30
+
+# On the host a larger block is fresh memory each time, whose first use costs more than cheap
+# rows do; and it is out of the caches before its rows are read.
+_HOST_REQUEST = 1 << 24
 
 _EXACT = (torch.float32, torch.float64)
 
@@ -67,6 +71,8 @@ class AdapterEngine(RowEngine):
             str_vocab=getattr(llm, "str_vocab", None),
         )
         self.llm = llm
+        if self.device.type == "cpu":
+            self.request_bytes = _HOST_REQUEST
         self._owned = owned
         self._least_width = 1 + max(
             (int(getattr(t, "token_id", i)) for i, t in enumerate(byte_vocab)), default=-1
@@ -78,7 +84,7 @@ class AdapterEngine(RowEngine):
         """Rows of distinct contexts: float32 or float64 [B, width], nats.
 
         Raises:
-            BadRowError: rows too narrow for the vocabulary, or with NaN or +inf.
+            BadRowError: rows too narrow for the vocabulary.
         """
         contexts = self._contexts(nodes)
         if not contexts:
@@ -138,19 +144,22 @@ class AdapterEngine(RowEngine):
                 f"vocabulary has token ids up to {self._least_width - 1}; rows may be wider "
                 "(padding), not narrower"
             )
-        top = _row_max(rows)
-        bad = ~(top < np.inf)  # NaN compares false
-        if bad.any():
-            lengths = sorted(set(self.tree.depth[nodes[bad]].tolist()))
-            raise BadRowError(
-                f"{type(self.llm).__name__} returned NaN or +inf in {int(bad.sum())} of "
-                f"{len(rows)} rows (contexts of {', '.join(map(str, lengths))} tokens)"
-            )
         self.width = int(rows.shape[1])
         self.counts.forwards += 1
         self.counts.rows += len(nodes)
-        self.counts.positions += int(self.tree.depth[nodes].sum())
+        self.counts.positions += sum(self.tree.depth[nodes].tolist())
         return rows
+
+    def refuse_bad(self, nodes: IntArray, rows: torch.Tensor) -> None:
+        """See `RowEngine`."""
+        if _below_infinity(rows):
+            return
+        bad = ~(rows.amax(dim=1) < torch.inf).cpu().numpy()  # NaN compares false
+        lengths = sorted(set(self.tree.depth[nodes[bad]].tolist()))
+        raise BadRowError(
+            f"{type(self.llm).__name__} returned NaN or +inf in {int(bad.sum())} of "
+            f"{len(rows)} rows (contexts of {', '.join(map(str, lengths))} tokens)"
+        )
 
     # -- ending ------------------------------------------------------------------------
 
@@ -169,11 +178,11 @@ class AdapterEngine(RowEngine):
     cleanup = close
 
 
-def _row_max(rows: torch.Tensor) -> npt.NDArray[np.floating[Any]]:
-    """Largest entry of each row on the host, float[B]; NaN if there is one."""
+def _below_infinity(rows: torch.Tensor) -> bool:
+    """Whether no entry is NaN or +inf."""
     if rows.device.type == "cpu":  # numpy: no thread pool is woken for a small job
-        return np.asarray(rows.detach().numpy().max(axis=1))
-    return np.asarray(rows.amax(dim=1).cpu().numpy())
+        return bool(rows.numpy().max() < np.inf)
+    return bool(rows.amax() < torch.inf)
 
 
 def overrides(llm: Any, base: type) -> bool:
@@ -186,9 +195,13 @@ def overrides(llm: Any, base: type) -> bool:
 
 def _rank(llm: Any, name: str) -> int:
     """How far up the class hierarchy a method is defined; the instance itself counts -1."""
-    if name in vars(llm):
-        return -1
-    for i, cls in enumerate(type(llm).__mro__):
+    kind: Any = type(llm)
+    return -1 if name in vars(llm) else _rank_in_class(kind, name)
+
+
+@lru_cache(maxsize=256)
+def _rank_in_class(kind: Any, name: str) -> int:
+    for i, cls in enumerate(kind.__mro__):
         if name in vars(cls):
             # AsyncLM's own batch methods only loop over the single ones.
             generic = cls.__module__ == "genlm.backend.llm.base" and cls.__name__ == "AsyncLM"

@@ -128,15 +128,21 @@ class ContextTree:
         """The token ids that `node` stands for (a list of the caller's own)."""
         if node == 0:
             return []
-        above = self._spelled.get(int(self.parent[node]))
-        if above is None:
-            spelled = [int(self.token[n]) for n in self.path(node)]
-        else:
-            spelled = [*above, int(self.token[node])]
-        if len(self._spelled) > _MEMO:
-            self._spelled.clear()
-        self._spelled[node] = spelled
-        return list(spelled)
+        parent = int(self.parent[node])
+        above = self._spelled.get(parent)
+        if above is None:  # what is asked for next is mostly a child of this or of its parent
+            above = self._above(parent)
+            if len(self._spelled) > _MEMO:
+                self._spelled.clear()
+            self._spelled[parent] = above
+        return [*above, int(self.token[node])]
+
+    def _above(self, node: int) -> list[int]:
+        """The token ids of a context whose child is asked for."""
+        above = self._spelled.get(int(self.parent[node])) if node else []
+        if above is not None:
+            return [*above, int(self.token[node])] if node else []
+        return [int(t) for t in self.token[self.path(node)]]
 
     def alive(self, nodes: Sequence[int] | IntArray) -> npt.NDArray[np.bool_]:
         """Whether each id is in use, bool[m]."""

@@ -84,6 +84,9 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         str_vocab: as strings; made from `byte_vocab` if None.
     """
 
+    request_bytes = 1 << 28
+    """Most that the logits of one request of a `RowStore` take, at 8 bytes each."""
+
     def __init__(
         self,
         tokenizer: Any,
@@ -148,10 +151,26 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         """As `evaluate`; engines whose model is asynchronous override it."""
         return self.evaluate(nodes)
 
+    def refuse_bad(self, nodes: IntArray, rows: torch.Tensor) -> None:
+        """Raise if rows of an outside model hold NaN or +inf; models of our own do not.
+
+        Whoever sums rows anyway (`RowStore`) asks only where a sum is no number: looking
+        first would be one more pass over every row.
+
+        Args:
+            nodes: int64[B], the contexts.
+            rows: float[B, width], what `evaluate` gave for them.
+
+        Raises:
+            ValueError: naming what came, and for which contexts.
+        """
+
     # -- what callers use --------------------------------------------------------------
 
     async def rows(self, nodes: IntArray) -> torch.Tensor:
         """Rows of contexts that need not be distinct; concurrent callers share one forward.
+
+        Not looked through for NaN (see `refuse_bad`).
 
         Args:
             nodes: int64[B] ids of `tree`.
@@ -200,12 +219,12 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         """Raise before any work if a context is empty or longer than the window."""
         if len(nodes) == 0:
             return
-        depth = self.tree.depth[nodes]
-        if depth.min() == 0:
+        depth = self.tree.depth[nodes].tolist()
+        if min(depth) == 0:
             raise ValueError("a context needs at least one token (usually BOS), got none")
-        if self.window is not None and depth.max() > self.window:
+        if self.window is not None and max(depth) > self.window:
             raise ContextTooLongError(
-                f"a context of {int(depth.max())} tokens does not fit the model's window of "
+                f"a context of {max(depth)} tokens does not fit the model's window of "
                 f"{self.window} tokens; shorten the prompt or the text"
             )
 
@@ -274,7 +293,10 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
     ) -> torch.Tensor:
         """Rows of several contexts given as token ids: float[B, width], nats."""
-        return await self.rows(self._nodes(token_ids_list, lora_name))
+        nodes = self._nodes(token_ids_list, lora_name)
+        rows = await self.rows(nodes)
+        self.refuse_bad(nodes, rows)
+        return rows
 
     def next_token_logprobs_sync(
         self, token_ids: Sequence[int], lora_name: str | None = None
@@ -286,7 +308,10 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
     ) -> torch.Tensor:
         """As `batch_next_token_logprobs`, without an event loop."""
-        return self.rows_sync(self._nodes(token_ids_list, lora_name))
+        nodes = self._nodes(token_ids_list, lora_name)
+        rows = self.rows_sync(nodes)
+        self.refuse_bad(nodes, rows)
+        return rows
 
     def _nodes(self, contexts: Sequence[Sequence[int]], lora_name: str | None) -> IntArray:
         if lora_name is not None:

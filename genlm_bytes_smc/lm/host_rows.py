@@ -17,6 +17,7 @@ FloatArray = npt.NDArray[np.float64]
 ROUNDING = 1e-4  # how far from one a float32 row over a large vocabulary may sum
 EXACT_WIDTH = 1 << 14  # tokens; rows up to this wide are always kept in float64
 NO_CHILD = 256  # label of a token that is not below a heavy node
+_UNBIASED = float(np.exp(-intake.BIAS))
 _HEAVY = 8  # a node is heavy if one in this many tokens is below it
 
 
@@ -73,7 +74,7 @@ class HostRows:
         self._all_spelled = bool(self._spelled.all())
         self._heavy, self._labels = _heavy_nodes(trie)
         self._arrays: RowArrays | None = None
-        self.used = 0  # slots from here on were never written to
+        self.used = 0  # the last slot written to; those beyond it never were
 
     def __len__(self) -> int:
         """Number of slots reserved."""
@@ -101,37 +102,33 @@ class HostRows:
         infinite or zero says that the row is no distribution.
         """
         logp = rows.detach().numpy()
-        self.used = max(self.used, int(slots.max()) + 1)
         if not self.exact and logp.dtype != np.float32:
             self._make_exact()
-        self._summed[slots] = False
+        self.used = max(self.used, *slots.tolist())
+        take = intake.take_64 if self.exact else intake.take_32
         total: FloatArray
-        if self.exact:
-            total = intake.take_64(logp, slots, self._probs)
-            self._scale[slots] = 1.0
-        else:
-            total, low = intake.take_32(logp, slots, self._probs)
-            self._scale[slots] = np.exp(-intake.BIAS)
-            # Not normalised (their sum in float32 ends early), or a token out of range.
-            if low.any() or not np.isfinite(total).all():
-                if low.any() or not np.isnan(total).all():
-                    self._make_exact()
-                    return self.take(slots, rows)
-                return total
+        total, low, odd = take(logp, slots, self._probs, ROUNDING)
+        self._summed[slots] = False
+        self._scale[slots] = 1.0 if self.exact else _UNBIASED
+        # Not normalised (their sum in float32 ends early), or a token out of range.
+        if not self.exact and (low or (odd and not np.isfinite(total).all())):
+            if low or not np.isnan(total).all():
+                self._make_exact()
+                return self.take(slots, rows)
+            return total
         if not self._all_spelled or logp.shape[1] > self.width:
             constant = self._scale[slots]
             total = constant * [intake.masked_total(self._probs[s], self._spelled) for s in slots]
             self._scale[slots] = _quotient(constant, total)
-        else:
+        elif odd:
             off = np.abs(total - 1.0) > ROUNDING
-            if off.any():
-                self._scale[slots[off]] = _quotient(self._scale[slots[off]], total[off])
+            self._scale[slots[off]] = _quotient(self._scale[slots[off]], total[off])
         return total
 
     def put(self, slots: IntArray, linear: torch.Tensor) -> FloatArray:
         """Keep rows of probabilities float64[B, T] in trie order; their sums, float64[B]."""
         self._make_exact()
-        self.used = max(self.used, int(slots.max()) + 1)
+        self.used = max(self.used, *slots.tolist())
         p = linear.numpy()
         self._probs[slots] = 0.0
         self._probs[np.ix_(slots, self.trie.order)] = p
@@ -167,7 +164,7 @@ class HostRows:
         if self.exact:
             return
         exact = np.empty(self._probs.shape)
-        exact[: self.used] = self._probs[: self.used]
+        exact[: self.used + 1] = self._probs[: self.used + 1]
         self._probs = exact
         self._arrays = None
 

@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 
 _DOUBLINGS = 115
 BIAS = _DOUBLINGS * 0.6931471805599453
+_UNBIAS = float(np.exp(-BIAS))
 LOWEST = -165.0  # nats; below it, float32 rows cannot hold a token and float64 ones are used
 LEAST = -740.0  # nats; below it a token is impossible
 
@@ -106,14 +107,6 @@ def _exp64(x):
 
 
 @nb.njit(cache=True, nogil=True, fastmath=_SUM)
-def _total(values):
-    s = 0.0
-    for i in range(len(values)):
-        s += np.float64(values[i])
-    return s
-
-
-@nb.njit(cache=True, nogil=True, fastmath=_SUM)
 def _count_low(row):
     """How many possible tokens are too unlikely for float32."""
     count = np.float32(0)
@@ -123,50 +116,79 @@ def _count_low(row):
     return count
 
 
+@intrinsic
+def _plus(typingctx, a, b):
+    """a + b in any order: sums over a loop become vector code, whatever its other flags."""
+
+    def code(context, builder, signature, args):
+        return builder.fadd(*args, flags=("reassoc", "nsz", "contract"))
+
+    return a(a, b), code
+
+
 @nb.njit(cache=True, nogil=True, fastmath=_EXACT)
 def _fill32(row, out):
-    """out[:] = exp(row + BIAS)."""
+    """out[:] = exp(row + BIAS); its sum, and the largest pattern of bits in `row`.
+
+    As integers without sign, the bits of the lowest of some negative numbers are the largest.
+    """
+    total = np.float32(0.0)
+    bits = np.uint32(0)
     for i in range(len(out)):
-        out[i] = _exp32(row[i])
+        x = row[i]
+        p = _exp32(x)
+        out[i] = p
+        total = _plus(total, p)
+        bits = max(bits, np.uint32(_i32_of(x)))
+    return total, bits
 
 
 @nb.njit(cache=True, nogil=True, fastmath=_EXACT)
 def _fill64(row, out):
-    """out[:] = exp(row)."""
+    """out[:] = exp(row); its sum."""
+    total = 0.0
     for i in range(len(out)):
-        out[i] = _exp64(np.float64(row[i]))
+        p = _exp64(np.float64(row[i]))
+        out[i] = p
+        total = _plus(total, p)
+    return total
 
 
 @nb.njit(cache=True, nogil=True)
-def take_32(rows, slots, probs):
-    """probs[slots] = exp(rows + BIAS), in blocks that stay in the cache while they are summed.
+def take_32(rows, slots, probs, rounding):
+    """probs[slots] = exp(rows + BIAS), read and summed in one pass.
 
-    rows float32[B, >= V], slots int64[B], probs float32[S, V]. Returns (total float64[B],
-    low bool[B]): the sum over all V columns, without the bias, and whether a possible token
-    of the row is too unlikely to be held in float32.
+    rows float32[B, >= V], slots int64[B], probs float32[S, V]. Returns the sums over all V
+    columns without the bias, float64[B]; whether a possible token is too unlikely to be held
+    in float32; and whether some sum is further than `rounding` from one (or NaN). Blocks are
+    summed in float32, which vector code does to 1e-7 of the sum, and added up in float64.
     """
     n, width = len(slots), probs.shape[1]
     total = np.zeros(n)
-    low = np.zeros(n, np.bool_)
+    low, odd = False, False
     for i in range(n):
-        for a in range(0, width, 2048):
-            b = min(width, a + 2048)
-            row, out = rows[i, a:b], probs[slots[i], a:b]
-            _fill32(row, out)
-            total[i] += _total(out)
-            low[i] |= _count_low(row) > 0
-    return total * np.exp(-BIAS), low
+        lowest = np.uint32(0)
+        for a in range(0, width, 4096):
+            b = min(width, a + 4096)
+            part, bits = _fill32(rows[i, a:b], probs[slots[i], a:b])
+            total[i] += np.float64(part)
+            lowest = max(lowest, bits)
+        if lowest > np.uint32(_i32_of(_LOWEST_32)):  # or NaN, or impossible tokens: look again
+            low |= _count_low(rows[i, :width]) > 0
+        total[i] *= _UNBIAS
+        odd |= not abs(total[i] - 1.0) <= rounding
+    return total, low, odd
 
 
 @nb.njit(cache=True, nogil=True)
-def take_64(rows, slots, probs):
+def take_64(rows, slots, probs, rounding):
     """probs[slots] = exp(rows): as `take_32`, float64, for rows of either precision."""
     total = np.zeros(len(slots))
+    odd = False
     for i in range(len(slots)):
-        out = probs[slots[i]]
-        _fill64(rows[i], out)
-        total[i] = _total(out)
-    return total
+        total[i] = _fill64(rows[i], probs[slots[i]])
+        odd |= not abs(total[i] - 1.0) <= rounding
+    return total, False, odd
 
 
 @nb.njit(cache=True, nogil=True, fastmath=_SUM)

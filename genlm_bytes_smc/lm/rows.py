@@ -29,7 +29,6 @@ FloatArray = npt.NDArray[np.float64]
 
 DEFAULT_ROW_BYTES = 1 << 30
 _FIRST_BYTES = 1 << 25  # of rows, before unreachable ones are given up
-_FORWARD_BYTES = 1 << 28  # logits of one request to the engine
 
 
 class BadRowError(ValueError):
@@ -145,7 +144,7 @@ class RowStore:
 
         On a CPU they are made when asked for: a copy, of the slots written to so far.
         """
-        return self._probs if self._host is None else self._host.linear(self._host.used)
+        return self._probs if self._host is None else self._host.linear(self._host.used + 1)
 
     @property
     def host(self) -> RowArrays:
@@ -224,7 +223,7 @@ class RowStore:
 
     def _first_chunk(self, missing: IntArray) -> IntArray:
         """Shallow contexts first, as many as one forward's logits may hold."""
-        most = max(1, _FORWARD_BYTES // (8 * self.trie.n_tokens))
+        most = max(1, self.engine.request_bytes // (8 * self.trie.n_tokens))
         if len(missing) <= most:
             return missing
         by_depth = np.argsort(self.engine.tree.depth[missing], kind="stable")
@@ -237,8 +236,8 @@ class RowStore:
     # -- keeping -----------------------------------------------------------------------
 
     def _insert(self, contexts: IntArray, rows: torch.Tensor, needed: IntArray) -> None:
-        fresh = self.slot_of[contexts] < 0  # another task may have brought some
-        if not fresh.all():
+        if max(self.slot_of[contexts].tolist()) >= 0:  # another task has brought some
+            fresh = self.slot_of[contexts] < 0
             contexts, rows = contexts[fresh], rows[torch.as_tensor(fresh, device=rows.device)]
             if len(contexts) == 0:
                 return
@@ -251,9 +250,10 @@ class RowStore:
         slots = self.table.room(len(contexts), needed, self.engine.tree.live)
         self._enlarge()
         total = self._write(slots, rows)
-        bad = ~(np.isfinite(total) & (total > 0))
-        if bad.any():
+        if not all(0.0 < t < np.inf for t in total.tolist()):
+            bad = ~(np.isfinite(total) & (total > 0))
             self.table.release(slots)
+            self.engine.refuse_bad(contexts, rows)
             raise BadRowError(
                 f"the model returned {int(bad.sum())} of {len(rows)} rows with NaN, +inf or "
                 "no finite entry; rows must be log-probabilities in nats"

@@ -1,0 +1,97 @@
+"""The arrays that compiled steps read, handed over as one array of addresses.
+
+Every array among the arguments of a compiled call costs Python about 0.2 microseconds, every
+named tuple of them one more. A step reads twenty such arrays, which change seldom, and does
+often little work; so their addresses and lengths stand in one int64 array, from which the
+compiled side makes the named tuples again at no cost.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from genlm_bytes_smc.beam.kernels_numba import TrieArrays
+from genlm_bytes_smc.lm.context_index import TreeArrays
+from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.host_rows import RowArrays
+
+
+class Handles:
+    """Where the arrays of one trie, the rows over it and the context tree lie.
+
+    Args:
+        trie: the trie's arrays, which stay the same.
+    """
+
+    def __init__(self, trie: TrieArrays) -> None:
+        self.trie = trie
+        # Held here, so that what the addresses point at stays alive.
+        self._rows: RowArrays | None = None
+        self._tree: TreeArrays | None = None
+        self._found: IntArray = np.empty(0, dtype=np.int64)
+
+    def of(self, rows: RowArrays, tree: TreeArrays) -> IntArray:
+        """What `opened` takes, for the arrays as they are now."""
+        if rows is not self._rows or tree is not self._tree:
+            self._rows, self._tree = rows, tree
+            sizes = [len(self.trie.lo), *rows.probs.shape, len(rows.order), len(rows.heavy)]
+            sizes += [len(rows.slot_of), len(tree.parent), len(tree.table)]
+            arrays: list[np.ndarray[Any, Any]] = [*self.trie, *rows[1:], *tree]
+            assert all(a.flags.c_contiguous for a in arrays)
+            addresses = [a.__array_interface__["data"][0] for a in arrays]
+            self._found = np.array(sizes + addresses, dtype=np.int64)
+        return self._found
+
+
+@intrinsic
+def _pointer(typingctx, address):
+    def code(context, builder, signature, args):
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), code
+
+
+@nb.njit(cache=True, nogil=True)
+def opened(handles, probs):
+    """The `TrieArrays`, `RowArrays` and `TreeArrays` that `Handles.of` was given.
+
+    handles int64[h]; probs is the first of the RowArrays, whose dtype the others lack.
+    """
+    m, s, v, t, n_heavy = handles[0], handles[1], handles[2], handles[3], handles[4]
+    slots, n, places = handles[5], handles[6], handles[7]
+    at = handles[8:]
+    trie = TrieArrays(
+        nb.carray(_pointer(at[0]), (m,), np.int32),
+        nb.carray(_pointer(at[1]), (m,), np.int32),
+        nb.carray(_pointer(at[2]), (m,), np.int32),
+        nb.carray(_pointer(at[3]), (m + 1,), np.int32),
+        nb.carray(_pointer(at[4]), (m,), np.uint8),
+    )
+    rows = RowArrays(
+        probs,
+        nb.carray(_pointer(at[5]), (s,), np.float64),
+        nb.carray(_pointer(at[6]), (s, 256), np.float64),
+        nb.carray(_pointer(at[7]), (s,), np.bool_),
+        nb.carray(_pointer(at[8]), (t,), np.uint32),
+        nb.carray(_pointer(at[9]), (n_heavy,), np.int64),
+        nb.carray(_pointer(at[10]), (n_heavy, v), np.uint16),
+        nb.carray(_pointer(at[11]), (slots,), np.int64),
+    )
+    tree = TreeArrays(
+        nb.carray(_pointer(at[12]), (n,), np.int64),
+        nb.carray(_pointer(at[13]), (n,), np.int64),
+        nb.carray(_pointer(at[14]), (n,), np.int64),
+        nb.carray(_pointer(at[15]), (n,), np.bool_),
+        nb.carray(_pointer(at[16]), (places,), np.int64),
+        nb.carray(_pointer(at[17]), (n,), np.int64),
+        nb.carray(_pointer(at[18]), (2,), np.int64),
+    )
+    return trie, rows, tree
