@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from genlm_bytes_smc.beam.kernels_numba import TrieArrays
 from genlm_bytes_smc.lm.context_index import TreeArrays
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.host_rows import RowArrays
+from genlm_bytes_smc.lm.host_rows import FAN, RowArrays
 
 
 class Handles:
@@ -78,20 +78,21 @@ def opened(handles, probs):
     rows = RowArrays(
         probs,
         nb.carray(_pointer(at[5]), (s,), np.float64),
-        nb.carray(_pointer(at[6]), (s, 256), np.float64),
+        nb.carray(_pointer(at[6]), (s, FAN * n_heavy), np.float64),
         nb.carray(_pointer(at[7]), (s,), np.bool_),
         nb.carray(_pointer(at[8]), (t,), np.uint32),
         nb.carray(_pointer(at[9]), (n_heavy,), np.int64),
-        nb.carray(_pointer(at[10]), (n_heavy, v), np.uint16),
-        nb.carray(_pointer(at[11]), (slots,), np.int64),
+        nb.carray(_pointer(at[10]), (n_heavy, 3), np.int64),
+        nb.carray(_pointer(at[11]), (v,), np.uint16),
+        nb.carray(_pointer(at[12]), (slots,), np.int64),
     )
     tree = TreeArrays(
-        nb.carray(_pointer(at[12]), (n,), np.int64),
         nb.carray(_pointer(at[13]), (n,), np.int64),
         nb.carray(_pointer(at[14]), (n,), np.int64),
-        nb.carray(_pointer(at[15]), (n,), np.bool_),
-        nb.carray(_pointer(at[16]), (places,), np.int64),
-        nb.carray(_pointer(at[17]), (n,), np.int64),
-        nb.carray(_pointer(at[18]), (2,), np.int64),
+        nb.carray(_pointer(at[15]), (n,), np.int64),
+        nb.carray(_pointer(at[16]), (n,), np.bool_),
+        nb.carray(_pointer(at[17]), (places,), np.int64),
+        nb.carray(_pointer(at[18]), (n,), np.int64),
+        nb.carray(_pointer(at[19]), (2,), np.int64),
     )
     return trie, rows, tree

@@ -12,6 +12,8 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from genlm_bytes_smc.lm.host_rows import FAN
+
 # No nnan/ninf: -inf is a legitimate weight here.
 _SUM = {"reassoc", "nsz", "contract", "arcp"}
 
@@ -35,12 +37,22 @@ def _sum(row, order):
 
 
 @nb.njit(cache=True, nogil=True, fastmath=_SUM)
-def _sum_labelled(row, labels, label):
-    """Sum of the tokens with one label: for many, faster than fetching each."""
+def _sum_labelled(row, labels, first, count):
+    """Sum of the tokens with a label in first .. first + count: for many, faster than
+    fetching each."""
     s = 0.0
     for i in range(len(labels)):
-        s += np.float64(row[i]) if labels[i] == label else 0.0
+        s += np.float64(row[i]) if np.uint16(labels[i] - first) < count else 0.0
     return s
+
+
+@nb.njit(cache=True, nogil=True)
+def _heavy_index(rows, node):
+    """Which heavy node `node` is, or -1."""
+    for h in range(len(rows.heavy)):
+        if rows.heavy[h] == node:
+            return h
+    return -1
 
 
 @nb.njit(cache=True, nogil=True)
@@ -65,17 +77,22 @@ def _touches(lo, hi, cut):
 
 @nb.njit(cache=True, nogil=True)
 def _child_mass(trie, rows, slot, node, child, cut):
-    """Mass below an edge of `node`; those of the root may have been summed already."""
+    """Mass below an edge of `node`; those of heavy nodes may have been summed already."""
     lo, hi = trie.lo[child], trie.hi[child]
     if _touches(lo, hi, cut):
         return _mass(rows, slot, lo, hi, cut)
-    if node == 0 and rows.summed[slot]:
-        return rows.roots[slot, trie.edge[child]]
-    if 4 * (hi - lo) > rows.labels.shape[1]:
-        for h in range(len(rows.heavy)):
-            if rows.heavy[h] == node:
-                sum_ = _sum_labelled(rows.probs[slot], rows.labels[h], trie.edge[child])
-                return sum_ * rows.scale[slot]
+    many = 4 * (hi - lo) > len(rows.labels)
+    if many or rows.summed[slot]:
+        h = _heavy_index(rows, node)
+        if h >= 0 and rows.summed[slot]:
+            return rows.roots[slot, FAN * h + trie.edge[child]]
+        if h >= 0:
+            g = _heavy_index(rows, child)
+            first = FAN * g if g >= 0 else FAN * h + trie.edge[child]
+            count = FAN * (rows.nest[g, 2] - g) if g >= 0 else 1
+            row = rows.probs[slot]
+            sum_ = _sum_labelled(row, rows.labels, np.uint16(first), np.uint16(count))
+            return sum_ * rows.scale[slot]
     return _mass(rows, slot, lo, hi, cut)
 
 
@@ -107,13 +124,14 @@ _BLOCK = 1024  # tokens summed at a time, so that everything stays in the first 
 
 
 @nb.njit(cache=True, nogil=True)
-def _heavy_block(rows, h, slots, scales, cut):
-    """Mass of each label of heavy node `h`, summed over rows `slots` times `scales`.
+def _heavy_masses(rows, slots, scales, cut):
+    """Mass below each byte after each heavy node, summed over rows `slots` times `scales`.
 
-    float64[257]; tokens at positions `cut` do not count.
+    float64[H * 257], as `RowArrays.roots`; tokens at positions `cut` do not count.
     """
-    labels = rows.labels[h]
-    bins = np.zeros((257, 8))
+    labels = rows.labels
+    n_heavy = len(rows.heavy)
+    bins = np.zeros((FAN * n_heavy + 1, 8))
     block = np.empty(_BLOCK, rows.probs.dtype)  # as exact as what is added up
     shared = rows.scale[slots[0]]  # a row's own is too small for single precision
     factors = np.empty(len(slots), rows.probs.dtype)
@@ -129,11 +147,13 @@ def _heavy_block(rows, h, slots, scales, cut):
             if a <= rows.order[c] < b:
                 values[rows.order[c] - a] = 0.0
         _sum_by_label(labels[a:b], values, bins)
-    out = np.zeros(257)
-    for label in range(257):
+    out = np.zeros(FAN * n_heavy)
+    for label in range(len(out)):
         for i in range(8):
             out[label] += bins[label, i]
         out[label] *= shared
+    for h in range(n_heavy - 1, 0, -1):  # what is below it is complete by now
+        out[FAN * rows.nest[h, 0] + rows.nest[h, 1]] = out[FAN * h : FAN * (h + 1)].sum()
     return out
 
 
@@ -142,8 +162,7 @@ def _sum_root(rows, slot):
     """Have `roots` of a slot."""
     if not rows.summed[slot]:
         one = np.ones(1)
-        mass = _heavy_block(rows, 0, np.full(1, slot), one, np.empty(0, np.int64))
-        rows.roots[slot] = mass[:256]
+        rows.roots[slot] = _heavy_masses(rows, np.full(1, slot), one, np.empty(0, np.int64))
         rows.summed[slot] = True
 
 
@@ -302,25 +321,25 @@ def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
 def _add_heavy(trie, rows, h, ctx, node, scale, cut, out):
     """Add to out[257] what candidates at heavy node `h` give, and mark them (scale 0).
 
-    Two rows or more of one lane are added up first and sorted into bytes once. A row alone,
-    at the root, is kept sorted, as other lanes may want it too.
+    Two rows or more of one lane are added up first and sorted into bytes once. What a row
+    alone comes to is kept, as other lanes and the next byte may want it too.
     """
     count = 0
     x = rows.heavy[h]
     slots = np.empty(len(ctx), np.int64)
     scales = np.empty(len(ctx))
     for c in range(len(ctx)):
-        if node[c] == x and scale[c] > 0.0 and not (x == 0 and rows.summed[rows.slot_of[ctx[c]]]):
+        if node[c] == x and scale[c] > 0.0 and not rows.summed[rows.slot_of[ctx[c]]]:
             slots[count], scales[count] = rows.slot_of[ctx[c]], scale[c]
             count += 1
+    if count == 1:
+        _sum_root(rows, slots[0])
     if count < 2:
-        if x == 0 and count == 1:
-            _sum_root(rows, slots[0])
         return
-    mass = _heavy_block(rows, h, slots[:count], scales[:count], cut)
-    out[:256] += mass[:256]
+    mass = _heavy_masses(rows, slots[:count], scales[:count], cut)
+    out[:256] += mass[FAN * h : FAN * h + 256]
     for c in range(len(ctx)):
-        if node[c] == x and not (x == 0 and rows.summed[rows.slot_of[ctx[c]]]):
+        if node[c] == x and scale[c] > 0.0 and not rows.summed[rows.slot_of[ctx[c]]]:
             scale[c] = 0.0
 
 

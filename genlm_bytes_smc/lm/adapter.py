@@ -155,10 +155,11 @@ class AdapterEngine(RowEngine):
         if _below_infinity(rows):
             return
         bad = ~(rows.amax(dim=1) < torch.inf).cpu().numpy()  # NaN compares false
-        lengths = sorted(set(self.tree.depth[nodes[bad]].tolist()))
+        wrong = np.unique(nodes[bad])
+        lengths = sorted(set(self.tree.depth[wrong].tolist()))
         raise BadRowError(
-            f"{type(self.llm).__name__} returned NaN or +inf in {int(bad.sum())} of "
-            f"{len(rows)} rows (contexts of {', '.join(map(str, lengths))} tokens)"
+            f"{type(self.llm).__name__} returned NaN or +inf in {len(wrong)} of "
+            f"{len(np.unique(nodes))} rows (contexts of {', '.join(map(str, lengths))} tokens)"
         )
 
     # -- ending ------------------------------------------------------------------------

@@ -16,7 +16,7 @@ FloatArray = npt.NDArray[np.float64]
 
 ROUNDING = 1e-4  # how far from one a float32 row over a large vocabulary may sum
 EXACT_WIDTH = 1 << 14  # tokens; rows up to this wide are always kept in float64
-NO_CHILD = 256  # label of a token that is not below a heavy node
+FAN = 257  # labels of a heavy node: one a byte, and one for tokens that end there
 _UNBIASED = float(np.exp(-intake.BIAS))
 _HEAVY = 8  # a node is heavy if one in this many tokens is below it
 
@@ -27,11 +27,15 @@ class RowArrays(NamedTuple):
     Attributes:
         probs: float32 or float64 [S, V], probabilities times a constant, by token id.
         scale: float64[S], what brings a slot's numbers to probabilities.
-        roots: float64[S, 256], mass of the tokens that begin with each byte.
+        roots: float64[S, H * 257], mass below each byte after each heavy node.
         summed: bool[S], whether `roots` holds a slot's masses.
         order: uint32[T], token id at each position of the trie.
-        heavy: int64[H], nodes with much of the vocabulary below them, the root first.
-        labels: uint16[H, V], byte on the edge from a heavy node towards each token, or 256.
+        heavy: int64[H], nodes with much of the vocabulary below them, each before those below
+            it, the root first.
+        nest: int64[H, 3], for each: the index of the heavy node above it, the byte from there,
+            and the index behind the last one below it.
+        labels: uint16[V], for each token 257 h + b, where h is the index of the last heavy node
+            on the way to it and b the byte after that (256: none); 257 H if it spells nothing.
         slot_of: int64[contexts + 1], slot of each context.
     """
 
@@ -41,6 +45,7 @@ class RowArrays(NamedTuple):
     summed: npt.NDArray[np.bool_]
     order: npt.NDArray[np.uint32]
     heavy: IntArray
+    nest: IntArray
     labels: npt.NDArray[np.uint16]
     slot_of: IntArray
 
@@ -67,12 +72,12 @@ class HostRows:
         exact = starts_exact(trie) if exact is None else exact
         self._probs = np.empty((slots, self.width), dtype=np.float64 if exact else np.float32)
         self._scale: FloatArray = np.ones(slots)
-        self._roots: FloatArray = np.empty((slots, 256))
         self._summed = np.zeros(slots, dtype=bool)
         self._order = trie.order.astype(np.uint32)
         self._spelled = trie.position >= 0
         self._all_spelled = bool(self._spelled.all())
-        self._heavy, self._labels = _heavy_nodes(trie)
+        self._heavy, self._nest, self._labels = _heavy_nodes(trie)
+        self._roots: FloatArray = np.empty((slots, FAN * len(self._heavy)))
         self._arrays: RowArrays | None = None
         self.used = 0  # the last slot written to; those beyond it never were
 
@@ -90,7 +95,7 @@ class HostRows:
         if self._arrays is None or self._arrays.slot_of is not slot_of:
             self._arrays = RowArrays(
                 self._probs, self._scale, self._roots, self._summed, self._order,
-                self._heavy, self._labels, slot_of,
+                self._heavy, self._nest, self._labels, slot_of,
             )  # fmt: skip
         return self._arrays
 
@@ -158,7 +163,7 @@ class HostRows:
 
     def row_bytes(self) -> int:
         """Memory of one slot, in bytes."""
-        return self.width * self._probs.itemsize + 8 * 257 + 1
+        return self.width * self._probs.itemsize + 8 * self._roots.shape[1] + 1
 
     def _make_exact(self) -> None:
         if self.exact:
@@ -179,14 +184,25 @@ def _quotient(a: FloatArray, b: FloatArray) -> FloatArray:
         return a / b
 
 
-def _heavy_nodes(trie: TokenTrie) -> tuple[IntArray, npt.NDArray[np.uint16]]:
-    """The root and the nodes with an eighth of all tokens below them; their labels."""
-    big = (trie.hi - trie.lo) * _HEAVY >= trie.n_tokens
-    big &= trie.hi - trie.lo >= 512
+def _heavy_nodes(trie: TokenTrie) -> tuple[IntArray, IntArray, npt.NDArray[np.uint16]]:
+    """The root and the nodes with an eighth of all tokens below them: `heavy`, `nest`, `labels`.
+
+    What is above such a node is one too.
+    """
+    size = trie.hi - trie.lo
+    big = (size * _HEAVY >= trie.n_tokens) & (size >= 512)
     big[0] = True
-    heavy = np.flatnonzero(big).astype(np.int64)
-    labels = np.full((len(heavy), len(trie.vocab)), NO_CHILD, dtype=np.uint16)
-    for line, node in zip(labels, heavy.tolist(), strict=True):
+    found = np.flatnonzero(big)
+    heavy = found[np.lexsort((found, trie.lo[found]))].astype(np.int64)  # depth first
+    index = {node: i for i, node in enumerate(heavy.tolist())}
+    nest = np.zeros((len(heavy), 3), dtype=np.int64)
+    labels = np.full(len(trie.vocab), FAN * len(heavy), dtype=np.uint16)
+    for i, node in enumerate(heavy.tolist()):
+        below = (trie.lo[heavy] >= trie.lo[node]) & (trie.hi[heavy] <= trie.hi[node])
+        nest[i] = index.get(int(trie.parent[node]), -1), trie.byte[node], i + below[i:].sum()
+        labels[trie.order[trie.lo[node] : trie.lo[node] + trie.ends[node]]] = FAN * i + FAN - 1
         for child in range(int(trie.first_child[node]), int(trie.first_child[node + 1])):
-            line[trie.order[trie.lo[child] : trie.hi[child]]] = trie.byte[child]
-    return heavy, labels
+            if child not in index:
+                line = trie.order[trie.lo[child] : trie.hi[child]]
+                labels[line] = FAN * i + int(trie.byte[child])
+    return heavy, nest, labels

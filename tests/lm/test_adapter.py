@@ -9,6 +9,7 @@ import torch
 from genlm.backend.llm import AsyncLM, AsyncTransformer, MockAsyncLM
 from genlm.backend.tokenization import Token
 
+from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.lm.adapter import AdapterEngine
 from genlm_bytes_smc.lm.load import as_engine
 from genlm_bytes_smc.lm.rows import BadRowError
@@ -250,3 +251,32 @@ def test_options_that_contradict_or_do_not_apply():
         as_engine(engine, start=[1])
     with pytest.raises(ValueError, match="limit_bytes=None"):
         as_engine(engine, limit_bytes=5)
+
+
+async def test_rows_of_a_beam_are_looked_through_only_where_their_sum_is_no_number():
+    looked = []
+
+    class Engine(AdapterEngine):
+        def refuse_bad(self, nodes, rows):
+            looked.append(len(nodes))
+            super().refuse_bad(nodes, rows)
+
+    lm = Toy()
+    engine = Engine(lm)
+    store = byte_model(engine).store
+    await store.ensure(np.array([engine.tree.insert([3])]))
+    assert looked == []
+    lm.as_row = lambda r: r * torch.nan
+    with pytest.raises(BadRowError, match=r"NaN or \+inf in 1 of 1 rows .*of 2 tokens"):
+        await store.ensure(np.array([engine.tree.insert([3, 0])]))
+    assert looked == [1]
+
+
+@pytest.mark.parametrize(("limit", "requests"), [(8 * 4 * 2, [2, 2, 1]), (1 << 24, [5])])
+async def test_many_rows_are_asked_for_in_requests_of_limited_size(limit, requests):
+    lm = Batched()
+    engine = AdapterEngine(lm)
+    engine.request_bytes = limit
+    contexts = engine.tree.along(0, [3, 0, 1, 2, 0])
+    await byte_model(engine).store.ensure(contexts)
+    assert lm.batches == requests
