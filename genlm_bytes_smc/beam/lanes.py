@@ -88,6 +88,7 @@ class ByteLanes:
         self._proxy: tuple[IntArray, torch.Tensor] | None = None
         self._steps = None if params.unbiased else model.kernels.steps
         self._log_threshold = params.log_prune_threshold
+        self._rescues_found: Rescues | None = None
         model.engine.tree.track(self)
 
     @classmethod
@@ -176,6 +177,7 @@ class ByteLanes:
             log_z=self.log_z,
             params=params,
             _log_threshold=params.log_prune_threshold,
+            _rescues_found=None,
         )
 
     # -- one byte step -----------------------------------------------------------------
@@ -575,10 +577,12 @@ class ByteLanes:
     @property
     def _rescues(self) -> Rescues:
         """Which bytes healing could read; the same object while `cut` and limits are."""
-        params = self.params
-        return self.model.rescues(
-            tuple(self.cut.tolist()), params.heal_max_backoff, params.heal_max_splits
-        )
+        if self._rescues_found is None:
+            params = self.params
+            self._rescues_found = self.model.rescues(
+                tuple(self.cut.tolist()), params.heal_max_backoff, params.heal_max_splits
+            )
+        return self._rescues_found
 
     def _root_block(self) -> torch.Tensor:
         """Log mass of each byte as the first of the best candidate's next token: [N, 257].

@@ -142,15 +142,17 @@ class WholeSteps:
         Returns:
             The state after `byte` int64[N], best first; its log_z float64[N]; the log mass
             dropped in all, float64[N], `log_dropped` and that of extensions left out;
-            contexts without rows.
+            contexts without rows, int64[m]: unless it is empty the rest says nothing.
         """
         given = packed_of(state)
         while True:
             packed, numbers, missing = sn.read(
                 *self._arrays(), given, log_dropped, byte, cut, log_threshold
             )
-            if len(missing) == 0 or missing[0] != NO_ROOM:
+            if len(missing) == 0:
                 return unpack(packed, state.key), numbers[0], numbers[1], missing
+            if missing[0] != NO_ROOM:
+                return state, numbers[0], numbers[1], missing
             self.store.engine.tree.grow()
 
     def extend(

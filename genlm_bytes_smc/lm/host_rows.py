@@ -163,7 +163,7 @@ class HostRows:
 
     def row_bytes(self) -> int:
         """Memory of one slot, in bytes."""
-        return self.width * self._probs.itemsize + 8 * self._roots.shape[1] + 1
+        return self.width * self._probs.itemsize + 8 * FAN * len(self._heavy) + 1
 
     def _make_exact(self) -> None:
         if self.exact:
