@@ -479,6 +479,17 @@ def test_an_interrupt_leaves_a_clean_line(ask, monkeypatch):
     assert (code, out, err) == (130, b"", "\ninterrupted\n")
 
 
+def test_an_interrupt_that_came_back_as_an_error_is_one(ask, monkeypatch):
+    def interrupted(*args, **kwargs):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("compiled code returned with an exception set") from error
+
+    monkeypatch.setattr(run, "open_model", interrupted)
+    assert ask("next", "x") == (130, b"", "\ninterrupted\n")
+
+
 def test_ctrl_c_while_bytes_come():
     command = [sys.executable, "-m", "genlm_bytes_smc", "complete", APPLE, "--no-eos"]
     command += ["--steps", "10000000", "--threshold", "0.05"]

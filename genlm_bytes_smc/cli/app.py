@@ -425,15 +425,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = app(given, prog_name=PROGRAM, standalone_mode=False)
         return code if isinstance(code, int) else OK
     except (UserInterruptError, KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("\ninterrupted\n")
-        return INTERRUPTED
+        return _say_interrupted()
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else the exit would flush and fail
         return FAILED
     except Exception as error:
+        if _from_interrupt(error):
+            return _say_interrupted()
         sys.stderr.write(f"error: {_one_line(error)}\n")
         # Typer's own errors know their exit code; its classes have moved between versions.
         return USAGE if isinstance(error, UsageError) else getattr(error, "exit_code", FAILED)
+
+
+def _say_interrupted() -> int:
+    sys.stderr.write("\ninterrupted\n")
+    return INTERRUPTED
+
+
+def _from_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: compiled code may turn it into one of its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _one_line(error: Exception) -> str:
