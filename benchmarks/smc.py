@@ -142,7 +142,6 @@ class Bench:
         self.llm, _ = measure._peer_model()
         self.counts = {"forwards": 0, "rows": 0}
         del self.llm.model.forward  # the counter there, which takes other callers badly
-        self.llm.model.register_forward_pre_hook(self._count, with_kwargs=True)
         self.params = PeerParams(
             K=measure.K,
             prune_threshold=measure.TINY_THRESHOLD,
@@ -204,6 +203,8 @@ class Bench:
         if not whole:  # else each particle makes a trie of its own, all at once
             await llm._get_or_create_beam_for_context([])
         before = dict(self.counts)
+        # Only while it runs: this package leaves a model that is watched to its own modules.
+        counter = self.llm.model.register_forward_pre_hook(self._count, with_kwargs=True)
         sampler = _Timed(llm * constraint.coerce(llm, f=b"".join), seconds)
         smc = SMC(sampler)
         np.random.seed(0)  # what genlm-control draws with
@@ -212,6 +213,7 @@ class Bench:
             sampler.deadline = time.perf_counter() + seconds
             got = await smc(n, ESS, MAX_BYTES + 1, resampling_method=METHOD)
         await llm.cleanup()
+        counter.remove()
         rows, forwards = (self.counts[x] - before[x] for x in ("rows", "forwards"))
         ml = float("nan") if sampler.cut else float(got.log_ml)
         return Run.of(clock, sampler.read, sampler.steps, rows, forwards, float("nan"), ml)

@@ -78,6 +78,16 @@ def test_masses_below_an_edge_do_not_depend_on_what_was_summed(rows):
     np.testing.assert_allclose(masses(0), before, rtol=1e-7)
 
 
+def test_another_layout_is_refused_before_anything_is_read():
+    """What numba would do with code that it compiled for older sources of the package."""
+    model = byte_model(as_engine(ToyLM(seed=3)))
+    tree = model.engine.tree
+    stale = Handles(model.kernels._trie).of(model.store.host, tree.arrays).copy()
+    stale[0] += 1
+    with pytest.raises(RuntimeError, match="another version"):
+        opened(stale, model.store.host.probs)
+
+
 def test_arrays_by_address_are_the_arrays():
     model = byte_model(as_engine(ToyLM(seed=3)))
     trie = model.kernels._trie
