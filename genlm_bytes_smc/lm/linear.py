@@ -8,16 +8,20 @@ language-modelling head a third; a 768-wide model's products take a third throug
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 from transformers.pytorch_utils import Conv1D
 
 _PACKABLE = (torch.float32, torch.bfloat16)
+# oneDNN compiles a product for each number of positions, and keeps nearly a megabyte for it. So
+# only these numbers occur, and more positions than the last go the usual way.
+_POSITIONS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _SMALL_WEIGHT = 1 << 19  # elements; below it, the call itself costs one position more than it saves
 
 
@@ -46,8 +50,12 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The layers' outputs side by side: float[T, in] to float[T, out]."""
-        if self._packed is not None and not (self._lone and x.shape[0] == 1):
-            return _apply(x, self._packed, self._bias)
+        count = x.shape[0]
+        if self._packed is not None and count <= _POSITIONS[-1] and not (self._lone and count == 1):
+            room = _POSITIONS[bisect_left(_POSITIONS, count)]
+            if room == count:
+                return _apply(x, self._packed, self._bias)
+            return _apply(pad(x, (0, 0, 0, room - count)), self._packed, self._bias)[:count]
         outputs = [linear(x, w, b) for w, b in self._plain]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 

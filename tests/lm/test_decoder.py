@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from genlm_bytes_smc.lm import decoder as decoders
+from genlm_bytes_smc.lm import linear as linears
 from genlm_bytes_smc.lm.decoder import GPT2Decoder, LlamaDecoder, decoder_of
 from genlm_bytes_smc.lm.linear import Linear, can_pack
 from genlm_bytes_smc.lm.transformer import TreeTransformer
@@ -135,7 +136,7 @@ def test_a_wrong_decoder_is_found_out_and_the_cache_stays(tokenizer, monkeypatch
     assert distance(rows_of(engine, contexts), whole_rows(model, contexts)) < 1e-5
 
 
-@pytest.mark.parametrize("positions", [1, 2, 7, 40])
+@pytest.mark.parametrize("positions", [1, 2, 7, 40, 128, 129])
 @pytest.mark.parametrize("sizes", [(700, 900), (5, 3), (16, 40000)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -150,6 +151,22 @@ def test_packed_products_equal_plain_ones(positions, sizes, bias, dtype):
         expected = torch.cat([m(x) for m in layers], dim=1)
         for packed in (True, False):
             torch.testing.assert_close(Linear(layers, packed)(x), expected)
+
+
+def test_few_numbers_of_positions_occur_in_packed_products(monkeypatch):
+    """Each costs memory for good: oneDNN compiles a product for it."""
+    seen, apply = set(), linears._apply
+
+    def noted(x, *args):
+        seen.add(len(x))
+        return apply(x, *args)
+
+    monkeypatch.setattr(linears, "_apply", noted)
+    layer = Linear([nn.Linear(1000, 600)], True)
+    with torch.inference_mode():
+        for positions in range(1, 300):
+            assert layer(torch.zeros(positions, 1000)).shape == (positions, 600)
+    assert len(seen) <= 13 and max(seen) <= 128
 
 
 def test_only_what_a_cpu_lays_out_is_packed():
