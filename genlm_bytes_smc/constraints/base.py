@@ -30,7 +30,7 @@ import torch
 from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, TABLES, Context, as_bytes
-from genlm_bytes_smc.product import ByteProduct, times
+from genlm_bytes_smc.constraints.product import ByteProduct, times
 
 DEAD = -1
 _CONTEXTS_KEPT = 16_384

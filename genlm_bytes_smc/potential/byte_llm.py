@@ -18,12 +18,12 @@ from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
+from genlm_bytes_smc.constraints.product import ByteProduct, times
 from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential.beams import Beams, read_prompt
 from genlm_bytes_smc.potential.ending import own_params, with_eos
-from genlm_bytes_smc.product import ByteProduct, times
 
 FloatArray = npt.NDArray[np.float64]
 

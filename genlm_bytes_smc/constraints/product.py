@@ -29,7 +29,8 @@ def times(own: Potential, other: Potential) -> ByteProduct:
     where they stand on the left, and it refuses.
     """
     if isinstance(other, WFSA):
-        from genlm_bytes_smc.constraints import ConstraintError, from_genlm
+        from genlm_bytes_smc.constraints.base import ConstraintError  # which imports this module
+        from genlm_bytes_smc.constraints.genlm_fsa import from_genlm
 
         with suppress(ConstraintError):  # what has no tables is taken as it is
             other = from_genlm(other, device=_device(own))
