@@ -182,8 +182,10 @@ def figure(records: Sequence[Record]) -> Figure | None:
     ax.set_xscale("log")
     ax.set_xlim(1, 3 * max(max(r.ratio, r.goal) for r in bars))
     ax.set_xlabel(
-        "times faster or smaller than genlm-bytes; of lanes and lengths, times dearer\n"
-        "(black line: the goal, to exceed for the former and stay below for the latter)"
+        "times faster or smaller than genlm-bytes;\n"
+        "of lanes and lengths, times dearer\n"
+        "(black line: the goal, to exceed for the former\n"
+        "and stay below for the latter)"
     )
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
