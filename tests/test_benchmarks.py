@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from benchmarks import beam, measure, report
+from benchmarks import beam, forward, measure, report
 from benchmarks.measure import Record, Sizes, check
 from benchmarks.ngram import NgramLM
 
@@ -148,3 +148,18 @@ def test_command_line_chooses_parts(tmp_path, monkeypatch, capsys):
     assert [json.loads(line)["part"] for line in lines[1:]] == ["b", "e", "e"]
     with pytest.raises(SystemExit, match="unknown parts"):
         beam.main(["--only", "z"])
+
+
+def test_a_forward_is_taken_apart(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    forward.main(["--quick"])
+    out = capsys.readouterr().out
+    assert "products alone" in out
+    assert "as chosen" in out
+    assert "row_key" in out
+
+
+def test_the_layouts_of_the_table_are_those_that_ran():
+    bench = forward.Bench("cpu", forward.QUICK)
+    assert bench.chosen(4, 20, 2) == "range"
+    assert bench.chosen(16, 0, 40) == "rows"

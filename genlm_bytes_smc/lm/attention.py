@@ -10,12 +10,9 @@ the keys out for that, and `attend` takes the cheapest:
 ``rows``    each position a batch row with its own path, copied and padded: for many long
             contexts that share little, where a T x C mask would be nearly all `-inf`.
 
-The costs were fitted on one core of a CPU with a 4-layer, 256-wide GPT-2 (4 heads, float32):
-one query against one key takes 10.5 ns when 16 or more queries share the keys and 55 ns when
-one query reads them alone; copying a key and a value takes 0.2 us, and up to 0.5 us where
-tens of megabytes are copied. All of these grow with the model's width, so their ratios, which
-are what decides, hold for other sizes. Measured over whole steps, `rows` is as fast as
-`range` at 16 to 40 disjoint contexts and twice as fast at 64 to 128 (60 to 700 tokens each).
+What decides are the costs of reading and copying a key (`attention_costs`). Measured over whole
+steps on a CPU, `rows` is as fast as `range` at 16 to 40 disjoint contexts and twice as fast at
+64 to 128 (60 to 700 tokens each).
 """
 
 from __future__ import annotations
@@ -27,16 +24,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from genlm_bytes_smc.lm.attention_costs import ON_CPU, AttentionCosts
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.tree_cache import Segment, SlotArray, TreeCache
 
 MaskArray = npt.NDArray[np.float32]
 Layout = Literal["range", "listed", "rows"]
-
-PAIR = 10.5  # ns, one query against one key
-LONE_KEY = 55.0  # ns, one key read by one query alone
-COPY = 200.0  # ns, copying one key and value together with others of a list
-COPY_ROW = 280.0  # ns, copying one key and value into padded rows
 
 
 @dataclass(frozen=True)
@@ -74,6 +67,7 @@ def attend(
     always_mask: bool = False,
     layout: Layout | None = None,
     most_copied: int | None = None,
+    costs: AttentionCosts = ON_CPU,
 ) -> Attention:
     """Lay out the keys of one forward whose positions take the slots from `cache.used` on.
 
@@ -85,12 +79,13 @@ def attend(
         always_mask: whether to spell out even the plain causal mask.
         layout: force one; None takes the cheapest.
         most_copied: the most entries that may be copied together.
+        costs: of the device.
     """
     if window is not None and int(depth.max()) <= window:
         window = None
     plan = _Plan(cache, segments, len(depth))
     if layout is None:
-        layout = plan.cheapest(most_copied)
+        layout = plan.cheapest(most_copied, costs)
     if layout == "rows":
         return plan.rows(depth, window)
     if layout == "listed":
@@ -109,20 +104,20 @@ class _Plan:
         self.high = self.first + positions
         self.longest = max((len(p) for p in self.paths), default=0)
 
-    def cheapest(self, most_copied: int | None) -> Layout:
+    def cheapest(self, most_copied: int | None, costs: AttentionCosts) -> Layout:
         most = np.inf if most_copied is None else most_copied
         reach = self.high - self.low
-        key = max(LONE_KEY, PAIR * self.positions)
-        costs: dict[Layout, float] = {"range": reach * key}
+        key = max(costs.lone_key, costs.pair * self.positions)
+        whole: dict[Layout, float] = {"range": reach * key}
         if reach > 2 * (self.longest + self.positions):
             listed = self.positions + self._distinct()
             if listed <= most:
-                costs["listed"] = listed * (COPY + key)
+                whole["listed"] = listed * (costs.copy + key)
         if self._separable():
             each = self.longest + 1
             if self.positions * each <= most:
-                costs["rows"] = self.positions * each * (COPY_ROW + LONE_KEY)
-        return min(costs, key=lambda name: costs[name])
+                whole["rows"] = self.positions * each * costs.row_key
+        return min(whole, key=lambda name: whole[name])
 
     def _separable(self) -> bool:
         """Whether no position is another's ancestor, so that each may be a batch row."""

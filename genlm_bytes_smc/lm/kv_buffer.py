@@ -168,8 +168,14 @@ class KVBuffer(Cache):  # type: ignore[misc]
         access.index = None if attention.index is None else self._to_device(attention.index)
 
     def _to_device(self, index: IntArray) -> torch.Tensor:
-        keys = self.layers[0].keys
+        keys = self.keys
         return torch.from_numpy(index) if keys is None else send(index, keys.device)
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """Keys of the first layer, [1, heads, capacity, head_dim]; None before there are any."""
+        keys: torch.Tensor | None = self.layers[0].keys
+        return keys
 
     @property
     def slot_cost(self) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend
+from genlm_bytes_smc.lm.attention_costs import ON_CPU, AttentionCosts, KeyShape, costs_for
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
@@ -108,6 +109,7 @@ class TreeForward:
             always_mask=self.architecture.eager,
             layout=self.layout,
             most_copied=self.limit_slots,
+            costs=self._costs(),
         )
         self._buffer.prepare(self.cache.used, len(nodes), attention)
         both = send(np.stack([self.tree.token[ids], depth - 1]), self._device)
@@ -120,6 +122,14 @@ class TreeForward:
         if self.limit_slots is None:
             self.limit_slots = self.limit_bytes // max(1, self._buffer.slot_cost)
         return logits
+
+    def _costs(self) -> AttentionCosts:
+        """What reading and copying keys costs where they are (before there are any: as usual)."""
+        keys = self._buffer.keys
+        if keys is None:
+            return ON_CPU
+        heads, _, width = keys.shape[1:]
+        return costs_for(KeyShape(keys.device, keys.dtype, self.architecture.heads, heads, width))
 
     def _by_modules(
         self,
