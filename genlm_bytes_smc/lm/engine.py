@@ -25,6 +25,7 @@ from genlm.backend.llm import AsyncLM
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 _SPELLED = 4096  # contexts whose ids are remembered by their tokens
+_FEW_TASKS = 8  # up to so many are counted at each request
 
 
 class ContextTooLongError(ValueError):
@@ -115,6 +116,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self.counts = LMCounts()
         self._requests: list[_Request] = []
         self._spelled: dict[tuple[int, ...], int] = {}
+        self._crowd = 0  # requests to come that take it that there are other tasks
         self._thread, self._askers = 0, 0  # who is asking for rows, and how many times over
         self.tree.on_free(self._forget_spelling)
 
@@ -184,13 +186,26 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         """
         self.check(nodes)
         with self._one_thread(), self.tree.pinned(nodes):
-            if not self._requests and len(asyncio.all_tasks()) == 1:  # nobody could join us
+            if not self._requests and self._alone():
                 distinct, where = _distinct(nodes)
                 return _pick(await self.evaluate_async(distinct), where)
             rows = None
             while rows is None:  # None: whoever served us was cancelled
                 rows = await self._answer(nodes)
             return rows
+
+    def _alone(self) -> bool:
+        """Whether this is the only task, so that nobody could join its request.
+
+        Counting tasks walks through all there are, so a crowd is counted as seldom as it is
+        large; until then we wait for others to join, whether they would or not.
+        """
+        if self._crowd:
+            self._crowd -= 1
+            return False
+        tasks = len(asyncio.all_tasks())
+        self._crowd = tasks if tasks > _FEW_TASKS else 0
+        return tasks == 1
 
     def rows_sync(self, nodes: IntArray) -> torch.Tensor:
         """As `rows`, without an event loop."""

@@ -37,6 +37,23 @@ async def test_concurrent_callers_share_one_forward(engine, gpt2):
     assert only_task()
 
 
+async def test_a_crowd_of_idle_tasks_is_not_counted_each_time(engine, monkeypatch):
+    counted = []
+    count = asyncio.all_tasks
+    monkeypatch.setattr(asyncio, "all_tasks", lambda *a: counted.append(1) or count(*a))
+    idle = [asyncio.ensure_future(asyncio.sleep(60)) for _ in range(100)]
+    alone = await engine.next_token_logprobs([0, 1])
+    for _ in range(250):
+        torch.testing.assert_close(await engine.next_token_logprobs([0, 1]), alone)
+    assert len(counted) <= 3
+    for task in idle:
+        task.cancel()
+    await asyncio.gather(*idle, return_exceptions=True)
+    for _ in range(150):
+        await engine.next_token_logprobs([0, 1])
+    assert len(counted) > 3  # the crowd is gone, and that was seen
+
+
 async def test_callers_that_need_a_few_turns_of_the_loop_still_join(engine):
     async def late(turns, context):
         for _ in range(turns):
