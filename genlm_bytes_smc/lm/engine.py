@@ -186,7 +186,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         """
         self.check(nodes)
         with self._one_thread(), self.tree.pinned(nodes):
-            if not self._requests and self._alone():
+            if not self._requests and self._only_task():
                 distinct, where = _distinct(nodes)
                 return _pick(await self.evaluate_async(distinct), where)
             rows = None
@@ -194,7 +194,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
                 rows = await self._answer(nodes)
             return rows
 
-    def _alone(self) -> bool:
+    def _only_task(self) -> bool:
         """Whether this is the only task, so that nobody could join its request.
 
         Counting tasks walks through all there are, so a crowd is counted as seldom as it is

@@ -17,16 +17,13 @@ from genlm_bytes_smc.smc.frontier import Frontier, Rows, uncovered
 from genlm_bytes_smc.smc.loop import (
     SALT_STREAM,
     Advance,
-    Clock,
     advance,
-    all_dead,
-    causes,
     kept,
-    kills,
     resampling_due,
     start_state,
     warn_uncovered,
 )
+from genlm_bytes_smc.smc.notes import Clock, all_dead, causes, kills
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray, Weights
 from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.resampling import IntArray

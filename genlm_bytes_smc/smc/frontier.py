@@ -35,6 +35,13 @@ class Rows(NamedTuple):
     proposal: torch.Tensor | None
 
 
+class Read(NamedTuple):
+    """What the particles read in one step: symbols int64[N] and log weights float64[N]."""
+
+    symbols: IntArray
+    log_weights: FloatArray
+
+
 class Frontier(NamedTuple):
     """D distinct unfinished texts and what each factor knows about them; a value.
 
