@@ -1,16 +1,14 @@
 """Reading a known text: a few forwards, and the same beam as byte by byte.
 
-1. Tokenise the beginning of the text as the tokenizer would and ask for the rows all along it:
-   one forward.
+1. Ask for the rows along the tokenizer's own tokens of the text: one forward.
 2. Run the beam over the text. Where it wants a row that is not there (another way to cut
-   the text into tokens), note the context, go on without that candidate, and at the end ask
-   for everything noted in one forward.
+   the text into tokens), note the context and go on with the row of another context that
+   spells the same bytes (`foresight`); at the end ask for everything noted in one forward.
 3. Run again from the first byte at which something was missing, until nothing is.
 
-Where a missed candidate holds much of the weight, the rows asked for have ended or the text has
-left the tokenizer's path: the rows along the text after that candidate are asked for with it,
-further the longer the last guess held. So a text that keeps to its tokenizer is read in
-stretches that double, and one that does not costs few rows for nothing.
+Where nothing spells the same bytes and has its row, a candidate that holds little is left out,
+and for another one the row before its last token stands in, a guess that is trusted for some
+bytes, more the further the last pass got.
 
 Each pass settles at least the first byte that was open (or the next one is read the slow
 way), and what is read in the end is read with every row there, so the result does not depend
@@ -19,24 +17,24 @@ on what was asked for early.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
 
+from genlm_bytes_smc.beam.foresight import (
+    HEAVY,
+    HORIZON,
+    NOTHING,
+    Guide,
+    StandIns,
+    first_of,
+)
 from genlm_bytes_smc.beam.kernels import thin
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.rng import read_keys
-from genlm_bytes_smc.beam.state import BeamState, Extensions
 from genlm_bytes_smc.beam.steps import WholeSteps
 from genlm_bytes_smc.lm.contexts import IntArray
-
-NOTHING: IntArray = np.empty(0, dtype=np.int64)
-
-_HEAVY = 0.5  # share of the beam from which a missed candidate is followed further,
-_FIRST = 256  # bytes along which the tokenizer is followed at first
-_REACH = 16  # this many bytes at least
-_NARROW = 0.02  # below this threshold a beam is full of candidates that will not last, and
-_HORIZON = 8, 256  # what it wants more than this many bytes after a miss is mostly not used
 
 
 async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
@@ -50,20 +48,24 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
         parts = [await read_text(lanes.gather([n]), text) for n in range(len(lanes))]
         return ByteLanes.cat(parts)
     tree, store = lanes.model.engine.tree, lanes.model.store
-    ahead = _canonical(lanes, text[:_FIRST])
-    at = 0
-    with tree.pinned(ahead):
-        await store.ensure(ahead[: store.table.limit // 2])
-        wanted, reach = NOTHING, _REACH
+    guide, at, read = Guide(lanes, text), 0, 0
+    wanted = NOTHING
+    with ExitStack() as pins:
         while at < len(text) and lanes.log_z[0] > -np.inf:
+            # Only while it is a guide: what is asked for along it is not asked for elsewhere.
+            if guide.ends < min(at + HORIZON, len(text)) and (at == 0 or read >= HORIZON // 2):
+                ahead = guide.further(lanes, at)[: store.table.limit // 2]
+                pins.enter_context(tree.pinned(ahead))
+                await store.ensure(ahead)
             # Together, so that a tight limit on rows cannot evict the one for the other.
             now = np.concatenate([lanes.model.kernels.contexts(lanes.state).ravel(), wanted])
             with tree.pinned(now):
                 await store.ensure(now)
             again = len(wanted) > 0
-            lanes, read, wanted = _run(lanes, text[at:], reach)
+            lanes, read, wanted = _run(
+                lanes, text, at, guide, min(max(2 * read, REACH[0]), REACH[1])
+            )
             at += read
-            reach = max(_REACH, 2 * read)
             if at < len(text) and (len(wanted) == 0 or (again and read == 0)):
                 # A byte that only healing can read, or rows that do not fit together.
                 lanes = await lanes.prune().read(text[at])
@@ -77,121 +79,68 @@ class _Pass(NamedTuple):
     wanted: IntArray
 
 
-def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
-    """Read as far as the rows at hand go, and note what is missing further on.
+def _run(lanes: ByteLanes, text: bytes, start: int, guide: Guide, reach: int) -> _Pass:
+    """Read from byte `start` as far as the rows at hand go, and note what is missing further on.
 
     Returns:
         The lane after the last byte for which nothing was missing, how many bytes that is,
-        and the distinct contexts whose rows were missed on the way to the end of the text.
+        and the distinct contexts whose rows were missed from there on.
     """
     kernels, params = lanes.model.kernels, lanes.params
     if kernels.steps is not None and not params.unbiased:
-        return _run_compiled(kernels.steps, lanes, text, reach)
+        return _run_compiled(kernels.steps, lanes, text, start, guide, reach)
     state, log_z, log_dropped = lanes.state, lanes.log_z, lanes.log_dropped
     kept, read = (state, log_dropped), 0
-    missed: list[IntArray] = []
-    horizon = _HORIZON[params.prune_threshold >= _NARROW]
-    for at, byte in enumerate(text):
-        if missed and at > read + horizon:
-            break
-        symbols = np.array([byte], dtype=np.int64)
-        if params.unbiased:
-            state = kernels.resample(state, params.K)
-            ext = kernels.extensions(state, lanes.cut)
-            ext = thin(ext, log_z, params.log_prune_threshold, state.key)
-        else:
-            state, lost, ext = kernels.open_read(
-                state,
-                symbols,
-                lanes.cut,
-                params.log_prune_threshold,
-                prune=(params.K, params.log_prune_threshold),
-            )
-            log_dropped = np.logaddexp(log_dropped, lost)
-        log_dropped = np.logaddexp(log_dropped, ext.dropped)
-        ext, contexts, missing, heavy = _at_hand(lanes, state, ext)
-        if heavy:  # without it the beam is another: what it would want further on is no guide
-            further = text[at : at + max(reach, 2 * read)]
-            missed.append(np.concatenate([missing, *(_along(lanes, c, further) for c in heavy)]))
-            break
-        if len(missing):
-            missed.append(missing)
-        key = read_keys(state.key, symbols) if params.unbiased else state.key
-        state, log_z = kernels.close_read(state, ext, contexts, symbols, lanes.cut)
-        state = state._replace(key=key)
-        if log_z[0] == -np.inf:
-            break
-        if not missed:
-            kept, read = (state, log_dropped), read + 1
+    with StandIns(lanes.model, [guide], reach) as stand_ins:
+        for at in range(start, len(text)):
+            if stand_ins.done(at):
+                break
+            symbols = np.array([text[at]], dtype=np.int64)
+            if params.unbiased:
+                state = kernels.resample(state, params.K)
+                ext = kernels.extensions(state, lanes.cut)
+                ext = thin(ext, log_z, params.log_prune_threshold, state.key)
+            else:
+                state, lost, ext = kernels.open_read(
+                    state,
+                    symbols,
+                    lanes.cut,
+                    params.log_prune_threshold,
+                    prune=(params.K, params.log_prune_threshold),
+                )
+                log_dropped = np.logaddexp(log_dropped, lost)
+            log_dropped = np.logaddexp(log_dropped, ext.dropped)
+            ext, contexts = stand_ins.lend(at, state, ext, kernels.log_z(state))
+            key = read_keys(state.key, symbols) if params.unbiased else state.key
+            state, log_z = kernels.close_read(state, ext, contexts, symbols, lanes.cut)
+            state = state._replace(key=key)
+            if log_z[0] == -np.inf:
+                break
+            if not stand_ins.missed:
+                kept, read = (state, log_dropped), read + 1
     if read:
         lanes = lanes.replace(kept[0], log_dropped=kept[1])
-    return _Pass(lanes, read, _first(missed, lanes.model.store.table.limit // 2))
+    return _Pass(lanes, read, stand_ins.wanted())
 
 
-def _run_compiled(steps: WholeSteps, lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
+def _run_compiled(
+    steps: WholeSteps, lanes: ByteLanes, text: bytes, start: int, guide: Guide, reach: int
+) -> _Pass:
     """`_run` in one compiled call."""
     params = lanes.params
     run = steps.run_text(
         lanes.state,
         float(lanes.log_dropped[0]),
-        text,
+        text[start:],
+        guide.known[start:],
         lanes.cut,
         params.K,
         params.log_prune_threshold,
-        _HORIZON[params.prune_threshold >= _NARROW],
-        _HEAVY,
+        HORIZON,
+        reach,
+        HEAVY,
     )
     if run.read:
         lanes = lanes.replace(run.state, log_dropped=run.dropped)
     missed = np.split(run.missed, 1 + np.flatnonzero(np.diff(run.at))) if len(run.missed) else []
-    if len(run.heavy):
-        at = int(run.at[-1])
-        further = text[at : at + max(reach, 2 * run.read)]
-        along = [_along(lanes, c, further) for c in run.heavy.tolist()]
-        missed[-1] = np.concatenate([missed[-1], *along])
-    return _Pass(lanes, run.read, _first(missed, lanes.model.store.table.limit // 2))
-
-
-def _first(missed: list[IntArray], most: int) -> IntArray:
-    """Distinct missed contexts: those of the first byte, and of later ones up to `most`."""
-    if not missed:
-        return NOTHING
-    count = 1
-    while count < len(missed) and sum(map(len, missed[: count + 1])) <= most:
-        count += 1
-    return np.unique(np.concatenate(missed[:count]))
-
-
-def _at_hand(
-    lanes: ByteLanes, state: BeamState, ext: Extensions
-) -> tuple[Extensions, IntArray, IntArray, list[int]]:
-    """Extensions whose rows are there, their contexts; the contexts that are missing, and
-    which of those hold much of the weight."""
-    if len(ext.lane) == 0:
-        return ext, NOTHING, NOTHING, []
-    model = lanes.model
-    above = model.kernels.contexts(state)[ext.lane, ext.cand]
-    contexts = model.engine.tree.children(above, ext.token)
-    missing = model.store.missing(contexts)
-    if len(missing) == 0:
-        return ext, contexts, NOTHING, []
-    here = model.store.slot_of[contexts] >= 0
-    share = np.exp(ext.logw - model.kernels.log_z(state)[0])
-    return ext.take(here), contexts[here], missing, contexts[~here & (share > _HEAVY)].tolist()
-
-
-def _canonical(lanes: ByteLanes, text: bytes) -> IntArray:
-    """Contexts along the tokenizer's own tokens of `text`; none if it cannot say.
-
-    Only a guess at which rows will be wanted: nothing but cost depends on it.
-    """
-    contexts = lanes.model.kernels.contexts(lanes.state)
-    at_root = contexts[lanes.model.kernels.nodes(lanes.state) == 0]
-    return _along(lanes, int(at_root[0]), text) if len(at_root) else NOTHING
-
-
-def _along(lanes: ByteLanes, context: int, text: bytes) -> IntArray:
-    """`context` and those along the tokenizer's own tokens of `text` after it."""
-    tree, window = lanes.model.engine.tree, lanes.model.engine.window
-    room = None if window is None else max(0, window - int(tree.depth[context]))
-    return np.concatenate([[context], tree.along(context, lanes.model.canonical(text)[:room])])
+    return _Pass(lanes, run.read, first_of(missed, lanes.model.store))

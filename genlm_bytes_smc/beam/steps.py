@@ -89,7 +89,6 @@ class Run(NamedTuple):
         read: how many bytes that is.
         missed: contexts whose rows were missed, int64[m].
         at: at which byte each was missed, int64[m], ascending.
-        heavy: those that held much of the weight, all at the last byte, int64[h].
     """
 
     state: BeamState
@@ -97,7 +96,6 @@ class Run(NamedTuple):
     read: int
     missed: IntArray
     at: IntArray
-    heavy: IntArray
 
 
 class WholeSteps:
@@ -258,11 +256,13 @@ class WholeSteps:
         state: BeamState,
         log_dropped: float,
         text: bytes,
+        known: IntArray,
         cut: IntArray,
         k: int | None,
         log_threshold: float,
         horizon: int,
-        heavy_share: float,
+        reach: int,
+        heavy: float,
     ) -> Run:
         """Read a text as far as the rows at hand go, noting what is missing: one lane.
 
@@ -270,23 +270,25 @@ class WholeSteps:
             state: the candidates, whose rows are there.
             log_dropped: log mass dropped before, nats.
             text: what to read.
+            known: `foresight.Guide.known` from there on; filled in.
             cut: positions that are no text.
             k: most candidates kept before each byte.
             log_threshold: log share below which candidates and extensions are dropped.
             horizon: bytes to look beyond the first missing row.
-            heavy_share: of the weight; a missing candidate with more ends the run.
+            reach: bytes to look beyond the first row that is but a guess.
+            heavy: share of the weight from which on a candidate goes on by a guess.
         """
-        known = np.frombuffer(text, dtype=np.uint8)
+        read = np.frombuffer(text, dtype=np.uint8)
         given = packed_of(state)
         while True:
-            packed, numbers, missed, heavy = sn.run_text(
-                *self._arrays(), given, log_dropped, known, cut, -1 if k is None else k,
-                log_threshold, horizon, heavy_share,
+            self.store.cover()  # rows stand in for those of contexts made on the way
+            packed, numbers, missed = sn.run_text(
+                *self._arrays(), given, log_dropped, read, known, cut, -1 if k is None else k,
+                log_threshold, horizon, reach, heavy,
             )  # fmt: skip
             if missed.shape[1] == 0 or missed[0, 0] != NO_ROOM:
-                read = int(numbers[1])
                 after = unpack(packed, state.key)
-                return Run(after, numbers[:1], read, missed[0], missed[1], heavy)
+                return Run(after, numbers[:1], int(numbers[1]), missed[0], missed[1])
             self.store.engine.tree.grow()
 
 

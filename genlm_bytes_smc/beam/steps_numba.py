@@ -327,30 +327,87 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
 
 
 @nb.njit(cache=True, nogil=True)
+def _grown(array):
+    out = np.empty((array.shape[0], 2 * array.shape[1]), np.int64)
+    out[:, : array.shape[1]] = array
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
+def _heaviest(rows, contexts, ext):
+    """The heaviest of `contexts` that has a row; -1 if none has."""
+    best, out = -np.inf, -1
+    for e in range(len(contexts)):
+        if ext[e] > best and not _lacks(rows, contexts[e]):
+            best, out = ext[e], contexts[e]
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
+def _lend(rows, known, above, new, heavy):
+    """Have rows stand in for those that `new` lack; which go on, and whether by a guess.
+
+    Args:
+        rows: their `slot_of` is written to.
+        known: a context that has read the same bytes, or -1.
+        above: int64[E], the contexts before their last token.
+        new: int64[E].
+        heavy: bool[E], which may go on by a guess.
+    """
+    goes = np.ones(len(new), np.bool_)
+    guess = False
+    same = -1
+    if known >= 0 and not _lacks(rows, known):
+        same = rows.slot_of[known]
+    for e in range(len(new)):
+        if _lacks(rows, new[e]):
+            if same >= 0:
+                rows.slot_of[new[e]] = same
+            elif heavy[e]:
+                rows.slot_of[new[e]] = rows.slot_of[above[e]]
+                guess = True
+            else:
+                goes[e] = False
+    return goes, guess
+
+
+@nb.njit(cache=True, nogil=True)
 def run_text(
-    handles, probs, packed, log_dropped, text, cut, k, log_threshold, horizon, heavy_share
+    handles, probs, packed, log_dropped, text, known, cut, k, log_threshold, horizon, reach, heavy
 ):
     """Read a known text with the rows at hand, and note those that are missing further on.
 
-    One lane. A candidate whose row is missing is left out, until `horizon` bytes after the
-    first such byte, or until one holds more than `heavy_share` of the weight.
+    One lane. What stands in for a missing row, and how far such a run goes on, is as in
+    `foresight.StandIns`.
+
+    Args:
+        handles, probs: `Handles`, and the rows.
+        packed: the state.
+        log_dropped: log mass dropped before.
+        text: uint8[L].
+        known: int64[L + 1], for each number of bytes a context that has read so many, or -1;
+            filled in.
+        cut: positions that are no text.
+        k, log_threshold: how to prune.
+        horizon: bytes to go on after the first missing row.
+        reach: bytes to go on after the first guess.
+        heavy: share of the weight from which on a candidate goes on by a guess.
 
     Returns:
         The packed state before the first byte for which a row was missing (or that nothing
         could read), and float64[2]: its log mass dropped, and how many bytes were read;
-        the contexts missed, and the byte at which, int64[2, m]; those of them that were heavy,
-        int64[h].
+        the contexts missed, and the byte at which, int64[2, m].
     """
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = _unpack(packed)
     kept = packed
     numbers = np.array([log_dropped, 0.0])
     missed = np.empty((2, 64), np.int64)
-    count, done = 0, 0
-    heavy = _NONE
+    count, done, guessed = 0, 0, len(text)
+    full = False
     byte = np.empty(1, np.int64)
     for at in range(len(text)):
-        if count and at > done + horizon:
+        if (count and at > done + horizon) or at > guessed + reach:
             break
         byte[0] = text[at]
         ctx, node, logu, logw, lost, moved, able, lane, cand, token, ext, dropped = begin_read(
@@ -358,24 +415,23 @@ def run_text(
         )
         log_dropped = _add_logs(_add_logs(log_dropped, lost[0]), dropped[0])
         new, missing = _children(tree, rows, ctx, lane, cand, token)
+        full = len(missing) > 0 and missing[0] == NO_ROOM
+        if full:
+            break
+        heaviest = _heaviest(rows, new, ext)
+        if heaviest >= 0:
+            known[at] = heaviest
         if len(missing):
-            if missing[0] == NO_ROOM:
-                return kept, numbers, np.full((2, 1), NO_ROOM), heavy
-            here = np.empty(len(new), np.bool_)
-            total = logsumexp_rows(logw)[0]
-            for e in range(len(new)):
-                here[e] = not _lacks(rows, new[e])
-                if not here[e]:
-                    if count == missed.shape[1]:
-                        more = np.empty((2, 2 * count), np.int64)
-                        more[:, :count] = missed
-                        missed = more
-                    missed[0, count], missed[1, count] = new[e], at
-                    count += 1
-            heavy = new[~here & (np.exp(ext - total) > heavy_share)]
-            if len(heavy):
-                break
-            lane, new, ext = lane[here], new[here], ext[here]
+            while count + len(missing) > missed.shape[1]:
+                missed = _grown(missed)
+            missed[0, count : count + len(missing)] = missing
+            missed[1, count : count + len(missing)] = at
+            count += len(missing)
+            share = np.exp(ext - logsumexp_rows(logw)[0])
+            goes, guess = _lend(rows, known[at], ctx[0][cand], new, share > heavy)
+            if guess:
+                guessed = min(guessed, at)
+            lane, new, ext = lane[goes], new[goes], ext[goes]
         ctx, node, logu, logw, log_z = end_read(
             trie, rows, ctx, moved, logu, able, lane, new, ext, byte, cut
         )
@@ -385,5 +441,8 @@ def run_text(
             done = at + 1
             kept = _pack(ctx, node, logu, logw)
             numbers[0] = log_dropped
+    rows.slot_of[missed[0, :count]] = -1  # nothing stands in for them any more
     numbers[1] = done
-    return kept, numbers, missed[:, :count], heavy
+    if full:
+        return kept, numbers, np.full((2, 1), NO_ROOM)
+    return kept, numbers, missed[:, :count]

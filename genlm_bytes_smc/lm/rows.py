@@ -156,8 +156,12 @@ class RowStore:
 
     def missing(self, contexts: IntArray) -> IntArray:
         """Distinct ids >= 0 among `contexts` (any shape) that have no row, int64[m]."""
-        self.table.cover(self.engine.tree.capacity)
+        self.cover()
         return self.table.missing(contexts)
+
+    def cover(self) -> None:
+        """Have a place in `slot_of` for every context that the tree has room for."""
+        self.table.cover(self.engine.tree.capacity)
 
     async def ensure(self, contexts: IntArray) -> None:
         """Have the rows of `contexts` (any shape; negative ids ignored) when this returns.

@@ -25,13 +25,14 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.beam.foresight import NOTHING
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.potential.ahead import NOTHING, fetch_ahead
+from genlm_bytes_smc.potential.ahead import fetch_ahead
 from genlm_bytes_smc.potential.blocks import Block, Entry, by_block, extended, pick, side_by_side
 from genlm_bytes_smc.potential.coalesce import Coalesced
 
