@@ -185,6 +185,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self.check(nodes)
         with self._one_thread(), self.tree.pinned(nodes):
             if not self._requests and len(asyncio.all_tasks()) == 1:  # nobody could join us
+                await asyncio.sleep(0)  # a cancellation is heard here, and a time-out
                 distinct, where = _distinct(nodes)
                 return _pick(await self.evaluate_async(distinct), where)
             rows = None
