@@ -233,32 +233,26 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         """Join the callers waiting at this moment; the first of them serves all."""
         loop = asyncio.get_running_loop()
         if self._requests and self._requests[0].done.get_loop() is not loop:
-            self._requests = []  # left by an event loop that was stopped
+            self._requests = []  # of a loop that stands still: left to it
+        line = self._requests
         request = _Request(nodes, loop.create_future())
-        self._requests.append(request)
-        leads = len(self._requests) == 1
+        line.append(request)
+        leads = len(line) == 1
         try:
             if leads:
-                await self._settle()
-                await self._serve()
+                await _settle(line)
+                await self._serve(line)
             return await request.done
         finally:
-            if request in self._requests:
-                self._requests.remove(request)
+            if request in line:
+                line.remove(request)
                 if leads:  # cancelled before serving: the others ask again
-                    _release(self._requests)
-                    self._requests = []
+                    _release(line)
+                    line.clear()
 
-    async def _settle(self) -> None:
-        """Give callers that are ready in this pass of the event loop the time to join."""
-        seen, quiet = len(self._requests), 0
-        while quiet < 2:  # we may run before the others in a pass, so one is not enough
-            await asyncio.sleep(0)
-            quiet = quiet + 1 if len(self._requests) == seen else 0
-            seen = len(self._requests)
-
-    async def _serve(self) -> None:
-        batch, self._requests = self._requests, []
+    async def _serve(self, line: list[_Request]) -> None:
+        batch = line.copy()
+        line.clear()
         nodes = np.concatenate([r.nodes for r in batch])
         distinct, where = _distinct(nodes)
         try:
@@ -342,6 +336,15 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
 
     def _forget_spelling(self, freed: IntArray) -> None:
         self._spelled.clear()
+
+
+async def _settle(line: list[_Request]) -> None:
+    """Give callers that are ready in this pass of the event loop the time to join."""
+    seen, quiet = len(line), 0
+    while quiet < 2:  # we may run before the others in a pass, so one is not enough
+        await asyncio.sleep(0)
+        quiet = quiet + 1 if len(line) == seen else 0
+        seen = len(line)
 
 
 def _release(requests: list[_Request]) -> None:
