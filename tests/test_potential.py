@@ -341,6 +341,35 @@ async def test_a_cancelled_caller_hands_its_batch_on():
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+class Waiting(ToyLM):
+    """Gives rows after some turns of the event loop."""
+
+    async def next_token_logprobs(self, token_ids, lora_name=None):
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return self.next_token_logprobs_sync(token_ids)
+
+
+@pytest.mark.parametrize("passes", range(1, 12))
+def test_a_loop_that_stands_still_keeps_nobody_waiting(passes):
+    llm, texts = toy(3, lm=Waiting()), [b"ab", b"ba"]
+    truth = asyncio.run(toy(3).batch_prefix(texts))
+    still = asyncio.new_event_loop()
+    calls = [still.create_task(llm.batch_prefix([t])) for t in texts]
+    for _ in range(passes):
+        still.call_soon(still.stop)
+        still.run_forever()
+
+    async def elsewhere():
+        async with asyncio.timeout(20):
+            return await llm.batch_prefix(texts)
+
+    assert np.array_equal(asyncio.run(elsewhere()), truth)
+    then = still.run_until_complete(asyncio.gather(*calls))  # the first loop goes on
+    still.close()
+    assert np.array_equal(np.concatenate(then), truth)
+
+
 async def test_cancelling_everyone_leaves_a_working_object():
     llm = toy(3)
     tasks = [asyncio.ensure_future(llm.logw_next(split(t))) for t in (b"abca", b"ba")]

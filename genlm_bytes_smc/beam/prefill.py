@@ -63,7 +63,7 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
                 await store.ensure(now)
             again = len(wanted) > 0
             lanes, read, wanted = _run(
-                lanes, text, at, guide, min(max(2 * read, REACH[0]), REACH[1])
+                lanes, text, at, guide, reach_after(read)
             )
             at += read
             if at < len(text) and (len(wanted) == 0 or (again and read == 0)):

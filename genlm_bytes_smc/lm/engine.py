@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from genlm.backend.llm import AsyncLM
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 _SPELLED = 4096  # contexts whose ids are remembered by their tokens
+_TURN = 2e-3  # seconds between two turns of the loop where nobody else waits for one
 _FEW_TASKS = 8  # up to so many are counted at each request
 
 
@@ -116,6 +118,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self.counts = LMCounts()
         self._requests: list[_Request] = []
         self._spelled: dict[tuple[int, ...], int] = {}
+        self._last_turn = 0.0
         self._crowd = 0  # requests to come that take it that there are other tasks
         self._thread, self._askers = 0, 0  # who is asking for rows, and how many times over
         self.tree.on_free(self._forget_spelling)
@@ -187,12 +190,20 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self.check(nodes)
         with self._one_thread(), self.tree.pinned(nodes):
             if not self._requests and self._only_task():
+                await self._turn()
                 distinct, where = _distinct(nodes)
                 return _pick(await self.evaluate_async(distinct), where)
             rows = None
             while rows is None:  # None: whoever served us was cancelled
                 rows = await self._answer(nodes)
             return rows
+
+    async def _turn(self) -> None:
+        """Let the loop hear a cancellation, a time-out or an interrupt, now and then."""
+        now = time.monotonic()
+        if now - self._last_turn > _TURN:
+            self._last_turn = now
+            await asyncio.sleep(0)
 
     def _only_task(self) -> bool:
         """Whether this is the only task, so that nobody could join its request.
@@ -247,32 +258,26 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         """Join the callers waiting at this moment; the first of them serves all."""
         loop = asyncio.get_running_loop()
         if self._requests and self._requests[0].done.get_loop() is not loop:
-            self._requests = []  # left by an event loop that was stopped
+            self._requests = []  # of a loop that stands still: left to it
+        line = self._requests
         request = _Request(nodes, loop.create_future())
-        self._requests.append(request)
-        leads = len(self._requests) == 1
+        line.append(request)
+        leads = len(line) == 1
         try:
             if leads:
-                await self._settle()
-                await self._serve()
+                await _settle(line)
+                await self._serve(line)
             return await request.done
         finally:
-            if request in self._requests:
-                self._requests.remove(request)
+            if request in line:
+                line.remove(request)
                 if leads:  # cancelled before serving: the others ask again
-                    _release(self._requests)
-                    self._requests = []
+                    _release(line)
+                    line.clear()
 
-    async def _settle(self) -> None:
-        """Give callers that are ready in this pass of the event loop the time to join."""
-        seen, quiet = len(self._requests), 0
-        while quiet < 2:  # we may run before the others in a pass, so one is not enough
-            await asyncio.sleep(0)
-            quiet = quiet + 1 if len(self._requests) == seen else 0
-            seen = len(self._requests)
-
-    async def _serve(self) -> None:
-        batch, self._requests = self._requests, []
+    async def _serve(self, line: list[_Request]) -> None:
+        batch = line.copy()
+        line.clear()
         nodes = np.concatenate([r.nodes for r in batch])
         distinct, where = _distinct(nodes)
         try:
@@ -356,6 +361,15 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
 
     def _forget_spelling(self, freed: IntArray) -> None:
         self._spelled.clear()
+
+
+async def _settle(line: list[_Request]) -> None:
+    """Give callers that are ready in this pass of the event loop the time to join."""
+    seen, quiet = len(line), 0
+    while quiet < 2:  # we may run before the others in a pass, so one is not enough
+        await asyncio.sleep(0)
+        quiet = quiet + 1 if len(line) == seen else 0
+        seen = len(line)
 
 
 def _release(requests: list[_Request]) -> None:

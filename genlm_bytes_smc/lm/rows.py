@@ -185,20 +185,24 @@ class RowStore:
 
     async def _ask(self, missing: IntArray) -> None:
         """Bring some of `missing`, or wait for another task that is bringing them."""
-        asked = self._asked
-        fresh = missing if not asked else np.array([c for c in missing.tolist() if c not in asked])
+        asked, loop = self._asked, asyncio.get_running_loop()
+        others = {c: asked[c] for c in missing.tolist() if c in asked}
+        # What a loop that stands still has asked for, nobody brings.
+        others = {c: done for c, done in others.items() if done.get_loop() is loop}
+        fresh = missing if not others else missing[[c not in others for c in missing.tolist()]]
         if len(fresh) == 0:
-            await asyncio.wait({asked[c] for c in missing.tolist()})
+            await asyncio.wait(set(others.values()))
             return
         chunk = self._first_chunk(fresh)
-        done = asyncio.get_running_loop().create_future()
+        done = loop.create_future()
         asked.update(dict.fromkeys(chunk.tolist(), done))
         try:
             rows = await self.engine.rows(chunk)
             self._insert(chunk, rows, np.concatenate(list(self._waiting.values())))
         finally:
             for context in chunk.tolist():
-                del asked[context]
+                if asked.get(context) is done:
+                    del asked[context]
             done.set_result(None)
 
     def ensure_sync(self, contexts: IntArray) -> None:

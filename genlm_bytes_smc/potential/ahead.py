@@ -54,7 +54,7 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
             fetched.append(wanted)
             before = at
             lanes, at, wanted = _dry_run(
-                lanes, texts, at, guides, min(max(2 * read, REACH[0]), REACH[1])
+                lanes, texts, at, guides, reach_after(read)
             )
             read = at - before
     return np.concatenate(fetched)

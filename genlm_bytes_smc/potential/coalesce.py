@@ -3,7 +3,9 @@
 Whoever asks first serves everyone who asked in the same pass of the event loop; what arrives
 while a batch is being served waits and forms the next one. There is no task, thread or lock
 behind it: a call that is cancelled while it serves hands its batch to another caller, and
-nothing stays behind when the last caller is gone.
+nothing stays behind when the last caller is gone. Callers of different event loops do not
+wait for each other: a loop that stands still (stopped in the middle, or behind one that runs
+in its stead) would never answer.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -34,6 +37,19 @@ class _Request(Generic[Question, Answer]):
             self.wake.set_result(None)
 
 
+@dataclass(eq=False)
+class _Line(Generic[Question, Answer]):
+    """Who waits in one event loop, and whether somebody serves there."""
+
+    waiting: list[_Request[Question, Answer]] = field(default_factory=list)
+    serving: bool = False
+
+    def next(self) -> None:
+        """Have the first caller in line serve the next batch."""
+        if self.waiting and not self.serving:
+            self.waiting[0].notify()
+
+
 class Coalesced(ABC, Generic[Question, Answer]):
     """Answers questions (hashable) in batches; subclasses provide `_serve`.
 
@@ -43,12 +59,12 @@ class Coalesced(ABC, Generic[Question, Answer]):
 
     def __init__(self) -> None:
         self.batches = 0
-        self._waiting: list[_Request[Question, Answer]] = []
-        self._serving = False
+        self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line[Question, Answer]]
+        self._lines = WeakKeyDictionary()
 
     @abstractmethod
     async def _serve(self, questions: list[Question]) -> Mapping[Question, Answer]:
-        """Answers to distinct questions; never called again before it has returned."""
+        """Answers to distinct questions; an event loop has one call of it at a time."""
 
     async def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer a question, in order; equal questions are served once.
@@ -57,45 +73,40 @@ class Coalesced(ABC, Generic[Question, Answer]):
             Exception: what `_serve` raises for these questions; other callers' questions
                 have no part in it.
         """
+        loop = asyncio.get_running_loop()
+        line = self._lines.setdefault(loop, _Line())
         request: _Request[Question, Answer] = _Request(questions)
-        self._waiting.append(request)
+        line.waiting.append(request)
         try:
-            await self._settle()
+            await _settle(line)
             while not request.settled:
-                if self._serving or request not in self._waiting:
-                    request.wake = asyncio.get_running_loop().create_future()
+                if line.serving or request not in line.waiting:
+                    request.wake = loop.create_future()
                     await request.wake
                 else:
-                    await self._serve_all()
+                    await self._serve_all(line)
         finally:
-            if request in self._waiting:
-                self._waiting.remove(request)
-                self._next()
+            if request in line.waiting:
+                line.waiting.remove(request)
+                line.next()
         if request.error is not None:
             raise request.error
         assert request.answers is not None
         return request.answers
 
-    async def _settle(self) -> None:
-        """Give callers that are ready in this pass of the event loop the time to join."""
-        seen = 0
-        while len(self._waiting) > seen:
-            seen = len(self._waiting)
-            await asyncio.sleep(0)
-
-    async def _serve_all(self) -> None:
-        batch, self._waiting = self._waiting, []
-        self._serving = True
+    async def _serve_all(self, line: _Line[Question, Answer]) -> None:
+        batch, line.waiting = line.waiting, []
+        line.serving = True
         try:
             await self._answer(batch)
         finally:
-            self._serving = False
+            line.serving = False
             # Not answered: this caller was cancelled. The others stand first in line.
-            self._waiting = [r for r in batch if not r.settled] + self._waiting
+            line.waiting = [r for r in batch if not r.settled] + line.waiting
             for request in batch:
                 if request.settled:
                     request.notify()
-            self._next()
+            line.next()
 
     async def _answer(self, batch: Iterable[_Request[Question, Answer]]) -> None:
         requests = list(batch)
@@ -114,7 +125,10 @@ class Coalesced(ABC, Generic[Question, Answer]):
         for request in requests:
             request.answers = [answers[q] for q in request.questions]
 
-    def _next(self) -> None:
-        """Have the first caller in line serve the next batch."""
-        if self._waiting and not self._serving:
-            self._waiting[0].notify()
+
+async def _settle(line: _Line[Question, Answer]) -> None:
+    """Give callers that are ready in this pass of the event loop the time to join."""
+    seen = 0
+    while len(line.waiting) > seen:
+        seen = len(line.waiting)
+        await asyncio.sleep(0)

@@ -7,6 +7,7 @@ before anything is computed for them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -100,6 +101,7 @@ class Frontier(NamedTuple):
         """
         if self.size == 0:
             return Rows((), torch.empty((0, N_SYMBOLS), dtype=torch.float64), None)
+        await asyncio.sleep(0)  # a cancellation is heard here, also where every row is known
         slow = iter(await together([f.block() for f in self.factors if f.waits]))
         blocks = [next(slow) if f.waits else await f.block() for f in self.factors]
         return Rows(blocks, self.target(blocks), self.proposal and self.proposal(blocks))

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich import progress as bars
 from rich.console import Console
@@ -47,6 +48,9 @@ def open_progress(progress: Progress, max_bytes: int) -> Iterator[Show]:
 @contextmanager
 def _bar(max_bytes: int) -> Iterator[Show]:
     console = Console(stderr=True)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        # in a notebook rich draws by ipywidgets or not at all: let it write to stderr, then
+        console = Console(stderr=True, force_jupyter=False)
     bar = bars.Progress(
         bars.TextColumn("byte"),
         bars.MofNCompleteColumn(),

@@ -108,6 +108,18 @@ class SlowEngine(RowEngine):
         return self.evaluate(nodes)
 
 
+async def test_whoever_asks_alone_can_be_stopped(engine):
+    async def on_and_on(context):
+        for token in range(3, 30):
+            context = [*context, token]
+            await ask(engine, context)
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await on_and_on([1])
+    assert engine.counts.forwards <= 1
+
+
 async def test_cancelling_whoever_serves_hands_the_work_on(engine, gpt2):
     slow = SlowEngine(engine)
     tasks = [asyncio.create_task(ask(slow, c)) for c in CONTEXTS[:3]]

@@ -199,6 +199,16 @@ async def test_cancellation_leaves_nothing_running_and_can_be_resumed():
     assert same(await smc(target, 6, 0.5, 6, resume=states[-1]), whole)
 
 
+async def test_a_run_by_itself_hears_a_time_out():
+    target, states = toy() * ByteRegex(FREE), []
+    whole = await smc(target, 6, 0.5, 6, seed=1)  # every row is known from here on
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await smc(target, 6, 0.5, 6, seed=1, on_step=states.append)
+    assert len(states) <= 2
+    assert same(await smc(target, 6, 0.5, 6, resume=states[-1]), whole)
+
+
 async def test_leaving_the_steps_early_leaves_nothing_running():
     before = asyncio.all_tasks()
     steps = smc_steps(toy() * toy(seed=2) * ByteRegex(FREE), 6, 0.5, 6)
@@ -389,6 +399,13 @@ async def test_progress_bar_goes_to_stderr_when_asked(capsys):
     assert "log ML" in err
     await smc(finite(toy()), 5, 0.5, 9)
     assert capsys.readouterr() == ("", "")
+
+
+async def test_progress_bar_in_a_notebook_without_ipywidgets(capsys, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("genlm_bytes_smc.smc.progress.find_spec", lambda name: None)
+    await smc(finite(toy()), 5, 0.5, 9, progress=True)
+    assert "log ML" in capsys.readouterr().err
 
 
 def test_sync_without_a_loop():
