@@ -437,7 +437,8 @@ class TorchKernels(ComposedReads):
     def resample(self, state: BeamState, k: int | None) -> BeamState:
         """See `Kernels`. One sync: contexts, nodes and total of what is kept."""
         u = self._send(uniforms(state.key, PRUNE))
-        return self._take(state, keep_unbiased(state.logw, most_of(state, k), u))[0]
+        kept = keep_unbiased(state.logw, most_of(state, k), u, self.device)
+        return self._take(state, kept)[0]
 
     def _take(self, state: BeamState, kept: Kept) -> tuple[BeamState, FloatArray]:
         """The candidates kept; and the log mass dropped, which comes along to the host."""

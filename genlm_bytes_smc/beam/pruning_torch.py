@@ -34,13 +34,13 @@ def keep_largest(logw: torch.Tensor, most: int, log_threshold: float) -> Kept:
     return Kept(order[:, :most], weight[:, :most], dropped)
 
 
-def keep_unbiased(logw: torch.Tensor, most: int, u: torch.Tensor) -> Kept:
-    """`most` of weights float64[N, C], by optimal resampling with uniforms `u` float64[N].
+def keep_unbiased(logw: torch.Tensor, most: int, u: torch.Tensor, device: torch.device) -> Kept:
+    """`most` of weights float64[N, C], by optimal resampling with uniforms `u` float64[N], on `device`.
 
     (Fearnhead & Clifford 2003, section 3.)
     """
     width = logw.shape[1]
-    nothing = torch.full((len(logw),), -torch.inf, dtype=torch.float64, device=logw.device)
+    nothing = torch.full((len(logw),), -torch.inf, dtype=torch.float64, device=device)
     ranked, order = torch.sort(logw, dim=1, descending=True, stable=True)
     if most == width:
         return Kept(order, ranked, nothing)
@@ -49,7 +49,7 @@ def keep_unbiased(logw: torch.Tensor, most: int, u: torch.Tensor) -> Kept:
     logp = ranked - top
     # With the `big` largest kept, c = (sum of the others) / (K - big); raise `big` until
     # the next one is below c. In logs, so that no sum of small weights comes out as zero.
-    place = torch.arange(most, device=logw.device)
+    place = torch.arange(most, device=device)
     log_left = (most - place).double().log()
     rest = logp.flip(1).logcumsumexp(1).flip(1)[:, :most] - log_left
     above = logp[:, : most - 1] >= rest[:, : most - 1]
@@ -57,7 +57,7 @@ def keep_unbiased(logw: torch.Tensor, most: int, u: torch.Tensor) -> Kept:
     log_c = rest.gather(1, big)
     # K - big survivors of the others: the ones in which the running sum of p / c passes
     # u, u + 1, u + 2 and so on.
-    small = torch.arange(width, device=logw.device) >= big
+    small = torch.arange(width, device=device) >= big
     run = torch.where(small, (logp - log_c).exp(), 0.0).cumsum(1)
     drawn = torch.searchsorted(run, u[:, None] + (place - big), right=True)
     drawn = torch.minimum(drawn, (count - 1).clamp(min=0))
