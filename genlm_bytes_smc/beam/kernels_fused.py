@@ -311,7 +311,7 @@ class FusedKernels(TorchKernels):
             *_by_lane(state.ctx, state.node, state.logu), out, weights, packed, WIDTH=block,
             **sizes,
         )  # fmt: skip
-        return self._received(BeamState(*out, *weights, state.key), packed)
+        return self._received(_joined(out, weights, state.key), packed)
 
     def normalise(self, block: torch.Tensor, log_z: FloatArray | None) -> torch.Tensor:
         """See `Kernels`. No sync."""
@@ -358,7 +358,7 @@ class FusedKernels(TorchKernels):
                 tk.gather, (n, -(-width // _BLOCK)), index, width, *_by_lane(*state[:4]), out,
                 weights, BLOCK=_BLOCK,
             )  # fmt: skip
-            return BeamState(*out, *weights, key)
+            return _joined(out, weights, key)
 
         if len(index) == 0 or state.logw.numel() == 0:
             return super()._lanes(state, index, key)
@@ -376,7 +376,7 @@ class FusedKernels(TorchKernels):
                 tk.extend, (n, -(-both // _BLOCK)), new, new.shape[2], width,
                 *_by_lane(*state[:4]), out, weights, BLOCK=_BLOCK,
             )  # fmt: skip
-            return BeamState(*out, *weights, state.key)
+            return _joined(out, weights, state.key)
 
         grown: BeamState = self._either(
             "extend", fused, lambda: TorchKernels._appended(self, state, new)
@@ -391,6 +391,10 @@ class FusedKernels(TorchKernels):
     def _state(self, n: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Room for a state: ctx and node int64[2, N, C], logu and logw float64[2, N, C]."""
         return self._empty(2, n, width, dtype=torch.int64), self._empty(2, n, width)
+
+
+def _joined(out: torch.Tensor, weights: torch.Tensor, key: Array) -> BeamState:
+    return BeamState(out[0], out[1], weights[0], weights[1], key)
 
 
 def _by_lane(*tensors: torch.Tensor) -> Iterator[Any]:

@@ -20,8 +20,7 @@ of a prompt takes three. `syncs` counts them.
 Root candidates read the whole vocabulary, and many share a row: `next_block` sums each
 distinct row once, straight from its storage. It keeps the masses of all children for the
 `advance` that mostly follows, which then only looks up. Ranges and rows are taken
-`flat_limit` probabilities at a time: 1,024 lanes over a vocabulary of 128,000 tokens need no
-more scratch than some thirty.
+`flat_limit` probabilities at a time, at some 60 bytes of scratch each.
 
 `kernels_fused` does the same sums in fewer launches where Triton is at hand; this is its oracle.
 """
@@ -30,7 +29,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,36 +38,20 @@ import torch
 from genlm_bytes_smc.beam.host_side import HostSide, distinct, widen
 from genlm_bytes_smc.beam.kernels import N_BYTES, ComposedReads, FloatArray, keep_above
 from genlm_bytes_smc.beam.pruning_torch import Kept, keep_largest, keep_unbiased
-from genlm_bytes_smc.beam.range_sums import FLAT_LIMIT, Cut, RangeSums, chunks, segment_sums
+from genlm_bytes_smc.beam.range_sums import (
+    FLAT_LIMIT,
+    ChildMasses,
+    Cut,
+    RangeSums,
+    chunks,
+    segment_sums,
+)
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
 from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
 from genlm_bytes_smc.beam.steps import WholeSteps
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 from genlm_bytes_smc.lm.transfer import send
-
-
-class _ChildMasses(NamedTuple):
-    """What `next_block` summed up for a state, for the `advance` that mostly follows.
-
-    Kept for the last two states; some 20 MB for 1,024 lanes of ten candidates.
-
-    Attributes:
-        logw: of the state, which names it.
-        cut: the cut it was summed under, as bytes.
-        root: float64[rows + 1, 257], mass of each first byte, and of the cut last, in each
-            distinct row that a candidate at the root has; then a row of zeros.
-        row: int64[N, C], a root candidate's row of `root`; the last for the others.
-        inner: float64[G], masses of all children of the candidates inside a token.
-        skip: int64[N, C], what to add to such a child's node to find it in `inner`.
-    """
-
-    logw: weakref.ref[torch.Tensor]
-    cut: bytes
-    root: torch.Tensor
-    row: torch.Tensor
-    inner: torch.Tensor
-    skip: torch.Tensor
 
 
 class TorchKernels(ComposedReads):
@@ -92,7 +75,7 @@ class TorchKernels(ComposedReads):
         self.sums = RangeSums(store, flat_limit)
         self.syncs = 0
         self._known = HostSide()
-        self._summed: deque[_ChildMasses] = deque(maxlen=2)
+        self._summed: deque[ChildMasses] = deque(maxlen=2)
 
     # -- between host and device -------------------------------------------------------
 
@@ -222,7 +205,8 @@ class TorchKernels(ComposedReads):
         self, state: BeamState, index: torch.Tensor, where: torch.Tensor
     ) -> torch.Tensor:
         """logu of candidates at flat places `index`, and log of the probabilities at `where`."""
-        return state.logu.reshape(-1)[index] + self.store.probs.view(-1)[where].log()
+        above: torch.Tensor = state.logu.reshape(-1)[index]
+        return above + self.store.probs.view(-1)[where].log()
 
     def open_read(
         self,
@@ -287,7 +271,7 @@ class TorchKernels(ComposedReads):
                 return self._advance_summed(state, byte, summed)
         return self._advance_anew(state, byte, cut)
 
-    def _advance_summed(self, state: BeamState, byte: IntArray, masses: _ChildMasses) -> BeamState:
+    def _advance_summed(self, state: BeamState, byte: IntArray, masses: ChildMasses) -> BeamState:
         """`advance` where the masses of all children are known: it looks them up."""
         symbol = self._send(byte)[:, None]
         child = self.sums.children(state.node, symbol)
@@ -379,7 +363,7 @@ class TorchKernels(ComposedReads):
                 out[i] = torch.bmm(weight[i], root[row[i]])[:, 0]
         inner = self._add_inner(out, state, at, flat[at], scale.reshape(-1), masked)
         self._summed.append(
-            _ChildMasses(weakref.ref(state.logw), cut.tobytes(), root, row, inner, skip)
+            ChildMasses(weakref.ref(state.logw), cut.tobytes(), root, row, inner, skip)
         )
         return torch.where(out > 0, top + out.log(), -torch.inf)
 
@@ -431,14 +415,12 @@ class TorchKernels(ComposedReads):
         self, state: BeamState, k: int | None, log_threshold: float
     ) -> tuple[BeamState, FloatArray]:
         """See `Kernels`. One sync: contexts, nodes and total of what is kept, and dropped."""
-        kept = keep_largest(state.logw, most_of(state, k), log_threshold)
-        return self._take(state, kept)
+        return self._take(state, keep_largest(state.logw, most_of(state, k), log_threshold))
 
     def resample(self, state: BeamState, k: int | None) -> BeamState:
         """See `Kernels`. One sync: contexts, nodes and total of what is kept."""
         u = self._send(uniforms(state.key, PRUNE))
-        kept = keep_unbiased(state.logw, most_of(state, k), u, self.device)
-        return self._take(state, kept)[0]
+        return self._take(state, keep_unbiased(state.logw, most_of(state, k), u, self.device))[0]
 
     def _take(self, state: BeamState, kept: Kept) -> tuple[BeamState, FloatArray]:
         """The candidates kept; and the log mass dropped, which comes along to the host."""

@@ -108,11 +108,12 @@ async def particles(kind: Any, prune: str, device: Any, n: int) -> tuple[Any, li
     model = byte_model(engine)
     model.kernels = kind(model.store)
     target = ByteLLM(engine, params) * ByteRegex(FREE, device=device)
-    steps = []
+    steps, states = [], []
     async for state in smc_steps(target, n, 0.9, 7, seed=1):
+        states = [state]
         steps.append(Counter(launches))
         launches.clear()
-    return state, steps
+    return states[0], steps
 
 
 def run() -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""Fused kernels: the same numbers as torch, by an interpreter; and compiled for GPUs, without one."""
+"""Fused kernels: the numbers that torch gives, by an interpreter; and compiled for GPUs."""
 
 import json
 import os
