@@ -44,6 +44,7 @@ from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu_models import FULL, QUICK, Mixed, Shape, Worlds, small, wait_for
 from benchmarks.report import machine
@@ -204,12 +205,18 @@ class Bench:
         record.outside = 1 - (engine.forward_seconds - timed.forward_seconds) / timed.stopped
         engine.timed = False
         with Launches(engine) as launches:
-            state, _ = await self._particles(engine, n, 4, limit, prompt)
+            state, _ = await self._particles(engine, n, 4, limit, prompt, launches)
         record.launches = launches.count / max(1, state.step)
         return record
 
     async def _particles(
-        self, engine: Mixed, n: int, steps: int, seconds: float, prompt: bytes = b""
+        self,
+        engine: Mixed,
+        n: int,
+        steps: int,
+        seconds: float,
+        prompt: bytes = b"",
+        launches: Launches | None = None,
     ) -> tuple[SMCState, _Timed]:
         """Particles after some steps, and the time since they had read the prompt."""
         _fresh(engine)
@@ -221,6 +228,8 @@ class Bench:
         # Texts end without a weight, at any length: it is steps that are measured.
         run = smc_steps(target, n, 0.5, 4 * steps, seed=1, terminate_when=lambda t: False)
         timed = _Timed(engine)
+        if launches is not None:
+            launches.count = 0
         async for state in run:
             states = [state]
             if state.step >= steps or (state.step and timed.seconds > seconds):
@@ -311,10 +320,14 @@ class Launches(TorchDispatchMode):
         self._launch(*args, **sizes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
         name = func.overloadpacket.__name__
-        if not (self._inside or func.is_view or name.startswith("empty") or name == "detach"):
-            self.count += 1
-        return func(*args, **kwargs or {})
+        idle = func.is_view or name.startswith("empty") or name in ("detach", "scalar_tensor")
+        if not (self._inside or idle):
+            device = self.engine.device.type
+            tensors = (x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor))
+            self.count += any(x.device.type == device for x in tensors)
+        return out
 
 
 def best_kernels(device: torch.device) -> Any:

@@ -35,7 +35,7 @@ def keep_largest(logw: torch.Tensor, most: int, log_threshold: float) -> Kept:
 
 
 def keep_unbiased(logw: torch.Tensor, most: int, u: torch.Tensor, device: torch.device) -> Kept:
-    """`most` of weights float64[N, C], by optimal resampling with uniforms `u` float64[N], on `device`.
+    """`most` of weights float64[N, C] on `device`, by optimal resampling with uniforms `u` [N].
 
     (Fearnhead & Clifford 2003, section 3.)
     """
