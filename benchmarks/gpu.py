@@ -13,7 +13,8 @@ and a seeded run of particles must agree, or nothing is measured. Then, for each
 
 - bytes a second drawing one text, K = 1, 5, 20, 64;
 - particle-bytes a second of `smc` with a regular expression, up to 1,024 particles;
-- the share of a particle step outside the model's forward, and waits for the device a step;
+- the share of a particle step outside the model's forward, launches there and waits for the
+  device a step; on a GPU with Triton the same by plain torch kernels;
 - bytes a second reading a prompt of 500 to 8,000 bytes;
 - peak memory.
 
@@ -26,10 +27,12 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +43,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu_models import FULL, QUICK, Mixed, Shape, Worlds, small, wait_for
 from benchmarks.report import machine
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, byte_model
 from genlm_bytes_smc.beam.kernels import NumbaKernels
 from genlm_bytes_smc.beam.kernels_torch import TorchKernels
+from genlm_bytes_smc.beam.model import FUSED
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import SMCState, smc_steps
@@ -89,6 +95,8 @@ class Record:
         outside: share of the time outside the model's forward; None: not measured.
         waits: waits for the device by the beam's kernels, for each byte or step.
         rows, forwards: asked of the model, for each byte or step.
+        launches: operations started on the device outside the forward, for each step: torch's
+            that are no views, and Triton's; a torch operation can be more than one kernel.
         peak_bytes: of device memory so far; None where the device does not say.
         goal: what `rate` should reach.
     """
@@ -103,6 +111,7 @@ class Record:
     forwards: float | None = None
     peak_bytes: int | None = None
     goal: float | None = field(default=None)
+    launches: float | None = None
 
 
 class Bench:
@@ -123,7 +132,7 @@ class Bench:
         shape = small(shape)
         here = self.worlds.engine(shape, self.device, torch.float32)
         there = self.worlds.engine(shape, torch.device("cpu"), torch.float32)
-        _use(here, TorchKernels)
+        _use(here, best_kernels(self.device))
         _use(there, NumbaKernels)
         text = self.worlds.ngram(shape).held_out[:120]
         contexts = [[*here.start, *here.tokenizer.encode(text[:n].decode())] for n in (0, 9, 90)]
@@ -150,10 +159,16 @@ class Bench:
     async def shape(self, shape: Shape) -> list[Record]:
         """All measurements of one shape."""
         engine = self.worlds.engine(shape, self.device, torch.bfloat16)
-        _use(engine, TorchKernels)
+        best = best_kernels(self.device)
+        _use(engine, best)
         await self._one_text(engine, shape, self.sizes.beams[0])  # compile, allocate
         out = [await self._one_text(engine, shape, k) for k in self.sizes.beams]
         out += [await self._many(engine, shape, n) for n in self.sizes.particles]
+        if best is not TorchKernels:
+            _use(engine, TorchKernels)
+            plain = [await self._many(engine, shape, n) for n in self.sizes.particles]
+            out += [replace(r, kind="particles, torch kernels", goal=None) for r in plain]
+            _use(engine, best)
         out += [await self._prefill(engine, shape, n) for n in self.sizes.prompts]
         del engine
         gc.collect()
@@ -189,10 +204,19 @@ class Bench:
         _, timed = await self._particles(engine, n, max(4, steps // 4), limit, prompt)
         record.outside = 1 - (engine.forward_seconds - timed.forward_seconds) / timed.stopped
         engine.timed = False
+        with Launches(engine) as launches:
+            state, _ = await self._particles(engine, n, 4, limit, prompt, launches)
+        record.launches = launches.count / max(1, state.step)
         return record
 
     async def _particles(
-        self, engine: Mixed, n: int, steps: int, seconds: float, prompt: bytes = b""
+        self,
+        engine: Mixed,
+        n: int,
+        steps: int,
+        seconds: float,
+        prompt: bytes = b"",
+        launches: Launches | None = None,
     ) -> tuple[SMCState, _Timed]:
         """Particles after some steps, and the time since they had read the prompt."""
         _fresh(engine)
@@ -204,6 +228,8 @@ class Bench:
         # Texts end without a weight, at any length: it is steps that are measured.
         run = smc_steps(target, n, 0.5, 4 * steps, seed=1, terminate_when=lambda t: False)
         timed = _Timed(engine)
+        if launches is not None:
+            launches.count = 0
         async for state in run:
             states = [state]
             if state.step >= steps or (state.step and timed.seconds > seconds):
@@ -259,6 +285,60 @@ class _Timed:
         )  # fmt: skip
 
 
+class Launches(TorchDispatchMode):
+    """Counts what is started outside the model's forward."""
+
+    def __init__(self, engine: Mixed) -> None:
+        super().__init__()
+        self.engine, self.count, self._inside = engine, 0, False
+
+    def __enter__(self) -> Launches:
+        evaluate = self.engine.evaluate
+
+        def uncounted(nodes: np.ndarray) -> torch.Tensor:
+            self._inside = True
+            try:
+                return evaluate(nodes)
+            finally:
+                self._inside = False
+
+        self.engine.evaluate = uncounted  # type: ignore[method-assign]
+        self._fused = sys.modules.get("genlm_bytes_smc.beam.kernels_fused")
+        if self._fused is not None:
+            self._launch, self._fused.launch = self._fused.launch, self._counted
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        del self.engine.evaluate
+        if self._fused is not None:
+            self._fused.launch = self._launch
+
+    def _counted(self, *args: Any, **sizes: Any) -> None:
+        self.count += 1
+        self._launch(*args, **sizes)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        name = func.overloadpacket.__name__
+        idle = func.is_view or name.startswith("empty") or name in ("detach", "scalar_tensor")
+        if not (self._inside or idle):
+            device = self.engine.device.type
+            tensors = (x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor))
+            self.count += any(x.device.type == device for x in tensors)
+        return out
+
+
+def best_kernels(device: torch.device) -> Any:
+    """The kernels that a run on `device` gets, of those that work on torch tensors."""
+    if device.type != "cuda" or os.environ.get(FUSED) == "0" or find_spec("triton") is None:
+        return TorchKernels
+    from genlm_bytes_smc.beam.kernels_fused import FusedKernels
+
+    return FusedKernels
+
+
 def _use(engine: Mixed, kind: Any) -> None:
     """Have the beams of an engine computed by one set of kernels."""
     model = byte_model(engine)
@@ -276,7 +356,17 @@ def _fresh(engine: Mixed) -> None:
 
 def show(records: Sequence[Record], about: dict[str, str]) -> None:
     """Print the table."""
-    heads = ("", "model", "size", "rate", "goal", "outside the forward", "waits", "rows")
+    heads = (
+        "",
+        "model",
+        "size",
+        "rate",
+        "goal",
+        "outside the forward",
+        "launches",
+        "waits",
+        "rows",
+    )
     table = Table(*heads, "forwards", "peak memory", title=about["device"])
     kind = ""
     for r in records:
@@ -288,6 +378,7 @@ def show(records: Sequence[Record], about: dict[str, str]) -> None:
         goal = OUTSIDE_GOALS.get((r.model, r.size)) if r.kind == "particles" else None
         most = "" if goal is None else f" (goal: {goal:.0%})"
         cells += ["" if r.outside is None else f"{r.outside:.1%}{most}"]
+        cells += ["" if r.launches is None else f"{r.launches:.0f}"]
         cells += ["" if x is None else f"{x:.2f}" for x in (r.waits, r.rows, r.forwards)]
         cells += ["" if r.peak_bytes is None else f"{r.peak_bytes / 2**30:.2f} GiB"]
         table.add_row(*cells)
@@ -348,7 +439,7 @@ async def measure(bench: Bench, shapes: Sequence[Shape], *, note: Any = print) -
     for shape in shapes:
         note(f"{shape.name}: {shape.weights / 1e9:.2f} billion weights")
         records += await bench.shape(shape)
-    order = ("agreement", "one text", "particles", "prefill")
+    order = ("agreement", "one text", "particles", "particles, torch kernels", "prefill")
     return sorted(records, key=lambda r: order.index(r.kind))
 
 

@@ -29,6 +29,7 @@ async def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path, capsys):
     assert 1 <= text.waits <= 3.5  # two a byte, and one more where healing may be called for
     assert 1 <= particles.waits <= 4
     assert 0 < particles.outside < 1
+    assert 50 < particles.launches < 300
     assert 0 < text.forwards <= text.rows
     assert prefill.forwards < 1
     about = dict.fromkeys(("device", "date"), "x")

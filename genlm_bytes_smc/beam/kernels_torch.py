@@ -4,7 +4,7 @@ A transfer from the device to the host (a sync) drains the GPU's queue, so each 
 avoiding. Most of what a verb must know to size its arrays, the host knows already: every
 context id was made there, and which nodes a beam holds comes back with each pruning. So
 every state's contexts, nodes and total weights are kept on the host beside the tensors, for
-as long as those live (`_HostSide`), and a verb
+as long as those live (`HostSide`), and a verb
 
 1. plans on the host, vectorised: which candidates take part, the slots of their rows, how
    many probabilities each of them reads;
@@ -20,94 +20,38 @@ of a prompt takes three. `syncs` counts them.
 Root candidates read the whole vocabulary, and many share a row: `next_block` sums each
 distinct row once, straight from its storage. It keeps the masses of all children for the
 `advance` that mostly follows, which then only looks up. Ranges and rows are taken
-`flat_limit` probabilities at a time, at some 60 bytes of scratch each: 1,024 lanes over a
-vocabulary of 128,000 tokens need no more of it than some thirty.
+`flat_limit` probabilities at a time, at some 60 bytes of scratch each.
 
-What a fused Triton kernel would replace, most useful first:
-
-- `_values` and the segmented sum after it: one program a (candidate, range), the row read
-  in order with the cut masked in registers, no index arrays (they are four fifths of the
-  memory traffic);
-- `next_block`: the same with a program a distinct row, and the [257] masses scaled and added
-  to their lanes without the [N, C, 257] gather in between;
-- `advance` where nothing is summed yet: child lookup, range sum and logarithm in one launch
-  instead of some fifty;
-- `select` and `resample`: sort, prefix sums and compaction of a lane of up to some hundred
-  candidates in one block's shared memory.
-
-The plans, the host side and the transfers would stay as they are.
+`kernels_fused` does the same sums in fewer launches where Triton is at hand; this is its oracle.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
+from genlm_bytes_smc.beam.host_side import HostSide, distinct, widen
 from genlm_bytes_smc.beam.kernels import N_BYTES, ComposedReads, FloatArray, keep_above
+from genlm_bytes_smc.beam.pruning_torch import Kept, keep_largest, keep_unbiased
+from genlm_bytes_smc.beam.range_sums import (
+    FLAT_LIMIT,
+    ChildMasses,
+    Cut,
+    RangeSums,
+    chunks,
+    segment_sums,
+)
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
 from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
 from genlm_bytes_smc.beam.steps import WholeSteps
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 from genlm_bytes_smc.lm.transfer import send
-
-FLAT_LIMIT = 1 << 22
-"""Probabilities that one gather reads at most (unless one range alone has more)."""
-
-
-class _Cut(NamedTuple):
-    """Positions that are no text: the others as a mask, on both sides; and themselves."""
-
-    on_host: npt.NDArray[np.bool_]  # bool[T]
-    text: torch.Tensor  # bool[T]
-    positions: torch.Tensor  # int64[number cut]
-
-
-class _ChildMasses(NamedTuple):
-    """What `next_block` summed up for a state, for the `advance` that mostly follows.
-
-    Kept for the last two states; some 20 MB for 1,024 lanes of ten candidates.
-
-    Attributes:
-        logw: of the state, which names it.
-        cut: the cut it was summed under, as bytes.
-        root: float64[rows + 1, 257], mass of each first byte, and of the cut last, in each
-            distinct row that a candidate at the root has; then a row of zeros.
-        row: int64[N, C], a root candidate's row of `root`; the last for the others.
-        inner: float64[G], masses of all children of the candidates inside a token.
-        skip: int64[N, C], what to add to such a child's node to find it in `inner`.
-    """
-
-    logw: weakref.ref[torch.Tensor]
-    cut: bytes
-    root: torch.Tensor
-    row: torch.Tensor
-    inner: torch.Tensor
-    skip: torch.Tensor
-
-
-class _HostSide:
-    """What the host knows of states' tensors; forgotten when a tensor dies.
-
-    States are values: nobody writes into their tensors, and a state's `logw` is never
-    combined with another one's `node`. That makes the tensors themselves the keys.
-
-    Attributes:
-        contexts: of `ctx` tensors, int64[N, C].
-        nodes: of `logw` tensors, int64[N, C], -1 where the weight is -inf.
-        log_z: of `logw` tensors, float64[N].
-    """
-
-    def __init__(self) -> None:
-        self.contexts, self.nodes, self.log_z = (WeakIdKeyDictionary() for _ in range(3))
 
 
 class TorchKernels(ComposedReads):
@@ -120,6 +64,7 @@ class TorchKernels(ComposedReads):
         flat_limit: how many probabilities to gather at once.
 
     Attributes:
+        sums: the trie on both sides, and sums over ranges of rows.
         syncs: transfers from the device to the host so far.
     """
 
@@ -127,36 +72,10 @@ class TorchKernels(ComposedReads):
         self.store = store
         self.device = store.engine.device
         self.steps: WholeSteps | None = None  # the context tree is on the host, and rows are not
-        self.flat_limit = flat_limit
+        self.sums = RangeSums(store, flat_limit)
         self.syncs = 0
-        self._known = _HostSide()
-        self._cut = lru_cache(maxsize=16)(self._make_cut)
-        self._summed: deque[_ChildMasses] = deque(maxlen=2)
-
-        trie = store.trie
-        lo, hi, ends, parent, byte, first = (
-            a.astype(np.int64)
-            for a in (trie.lo, trie.hi, trie.ends, trie.parent, trie.byte, trie.first_child)
-        )
-        length = hi - lo
-        fan = np.diff(first)
-        root = slice(1, 1 + fan[0])  # children of node 0
-        # For plans: per node, its first position, how many tokens end there and below it,
-        # its number of children, and the longest range among them.
-        self._lo, self._ends, self._length, self._first, self._fan = lo, ends, length, first, fan
-        self._below = length - ends
-        self._longest = np.zeros(len(trie), dtype=np.int64)
-        np.maximum.at(self._longest, parent[1:], length[1:])
-        self._root_length = np.zeros(N_BYTES, dtype=np.int64)
-        self._root_length[byte[root]] = length[root]
-        self._order = trie.order.astype(np.int64)
-        # On the device. Nodes are in order of (parent, byte), so `edges` is sorted.
-        self._d_lo, self._d_length, self._d_first, self._d_byte, self._d_edges = (
-            torch.from_numpy(a).to(self.device)
-            for a in (lo, length, first, byte, parent[1:] * N_BYTES + byte[1:])
-        )
-        self._d_root_length = self._d_length[root]
-        self._d_root_byte = self._d_byte[root]
+        self._known = HostSide()
+        self._summed: deque[ChildMasses] = deque(maxlen=2)
 
     # -- between host and device -------------------------------------------------------
 
@@ -168,15 +87,6 @@ class TorchKernels(ComposedReads):
     def _send(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """To the device, without waiting for it."""
         return send(array, self.device)
-
-    def _mask(self, cut: IntArray) -> _Cut | None:
-        return self._cut(cut.tobytes()) if len(cut) else None
-
-    def _make_cut(self, cut: bytes) -> _Cut:
-        positions = np.frombuffer(cut, dtype=np.int64).copy()
-        text = np.ones(self.store.trie.n_tokens, dtype=bool)
-        text[positions] = False
-        return _Cut(text, self._send(text), self._send(positions))
 
     def _slots(self, state: BeamState, at: IntArray) -> IntArray:
         """Slots in the store of the candidates at flat places `at`."""
@@ -191,67 +101,6 @@ class TorchKernels(ComposedReads):
         if log_z is not None:
             self._known.log_z[state.logw] = log_z
         return state
-
-    # -- sums over ranges of rows ------------------------------------------------------
-
-    def _values(
-        self,
-        slot: torch.Tensor,
-        start: torch.Tensor,
-        count: torch.Tensor,
-        total: int,
-        cut: _Cut | None,
-        length: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Probabilities at positions start .. start + count of rows `slot`, end to end.
-
-        Args:
-            slot, start, count: int64[m].
-            total: sum of `count`.
-            cut: positions that read 0.
-            length: int64[m], if given, how many of the `count` are meant; the rest read 0.
-
-        Returns:
-            float64[total].
-        """
-        tokens = self.store.trie.n_tokens
-        owner = torch.repeat_interleave(count, output_size=total)
-        first = count.cumsum(0) - count
-        place = torch.arange(total, device=self.device)
-        index = (slot * tokens + start - first)[owner].add_(place)  # into all rows, flat
-        keep = None
-        if length is not None:
-            keep = place < (first + length)[owner]
-            index = torch.where(keep, index, 0)  # what is not meant may be beyond the rows
-        if cut is not None:
-            text = cut.text[index % tokens]
-            keep = text if keep is None else text.logical_and_(keep)
-        values = self.store.probs.view(-1)[index]
-        return values if keep is None else torch.where(keep, values, 0.0)
-
-    def _range_sums(
-        self,
-        slot: torch.Tensor,
-        start: torch.Tensor,
-        length: torch.Tensor,
-        bound: torch.Tensor,
-        on_host: IntArray,
-        cut: _Cut | None,
-    ) -> torch.Tensor:
-        """Masses of ranges start .. start + length of rows `slot`: float64[m].
-
-        `bound` int64[m], on both sides, is at least `length`: what the host knows of it.
-        """
-        sums = [
-            _segment_sums(
-                self._values(
-                    slot[i], start[i], bound[i], int(on_host[i].sum()), cut, length=length[i]
-                ),
-                bound[i],
-            )
-            for i in _chunks(on_host, self.flat_limit)
-        ]
-        return sums[0] if len(sums) == 1 else torch.cat(sums)
 
     # -- verbs -------------------------------------------------------------------------
 
@@ -334,21 +183,30 @@ class TorchKernels(ComposedReads):
         """
         nodes = self.nodes(state)
         at = np.flatnonzero(nodes >= 0)
-        at = at[self._ends[nodes.ravel()[at]] > 0]
+        at = at[self.sums.ends[nodes.ravel()[at]] > 0]
         x = nodes.ravel()[at]
-        count = self._ends[x]
+        count = self.sums.ends[x]
         flat = np.repeat(at, count)
-        position = np.arange(len(flat)) + np.repeat(self._lo[x] - (count.cumsum() - count), count)
+        position = np.arange(len(flat)) + np.repeat(
+            self.sums.lo[x] - (count.cumsum() - count), count
+        )
         slot = np.repeat(self._slots(state, at), count)
-        masked = self._mask(cut)
+        masked = self.sums.mask(cut)
         if masked is not None:
             text = masked.on_host[position]
             flat, position, slot = flat[text], position[text], slot[text]
-        index, where = self._send(np.stack([flat, slot * len(self._order) + position]))
-        weight = state.logu.reshape(-1)[index] + self.store.probs.view(-1)[where].log()
+        index, where = self._send(np.stack([flat, slot * len(self.sums.order) + position]))
+        weight = self._ending_weights(state, index, where)
         lane, cand = np.divmod(flat, max(1, nodes.shape[1]))
         none = np.full(len(nodes), -np.inf)
-        return Extensions(lane, cand, self._order[position], np.empty(0), dropped=none), weight
+        return Extensions(lane, cand, self.sums.order[position], np.empty(0), dropped=none), weight
+
+    def _ending_weights(
+        self, state: BeamState, index: torch.Tensor, where: torch.Tensor
+    ) -> torch.Tensor:
+        """logu of candidates at flat places `index`, and log of the probabilities at `where`."""
+        above: torch.Tensor = state.logu.reshape(-1)[index]
+        return above + self.store.probs.view(-1)[where].log()
 
     def open_read(
         self,
@@ -384,15 +242,8 @@ class TorchKernels(ComposedReads):
         new_logw = np.full(shape, -np.inf)
         new_ctx[lane, place] = contexts[in_order]
         new_logw[lane, place] = ext.logw[in_order]
-        ctx, logw = self._send(np.stack([new_ctx, new_logw.view(np.int64)]))
-        weight = logw.view(torch.float64)
-        out = BeamState(
-            torch.cat([state.ctx, ctx], dim=1),
-            torch.cat([state.node, torch.zeros_like(ctx)], dim=1),
-            torch.cat([state.logu, weight], dim=1),
-            torch.cat([state.logw, weight], dim=1),
-            state.key,
-        )
+        new = self._send(np.stack([new_ctx, new_logw.view(np.int64)]))
+        out = self._appended(state, new)
         known = self._known
         if state.ctx in known.contexts:
             known.contexts[out.ctx] = np.hstack([known.contexts[state.ctx], new_ctx])
@@ -400,6 +251,17 @@ class TorchKernels(ComposedReads):
             new_nodes = np.where(new_logw > -np.inf, 0, -1)
             known.nodes[out.logw] = np.hstack([known.nodes[state.logw], new_nodes])
         return out
+
+    def _appended(self, state: BeamState, new: torch.Tensor) -> BeamState:
+        """More candidates at the root: int64[2, N, E], contexts and the bits of their weights."""
+        ctx, weight = new[0], new[1].view(torch.float64)
+        return BeamState(
+            torch.cat([state.ctx, ctx], dim=1),
+            torch.cat([state.node, torch.zeros_like(ctx)], dim=1),
+            torch.cat([state.logu, weight], dim=1),
+            torch.cat([state.logw, weight], dim=1),
+            state.key,
+        )
 
     def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
         """See `Kernels`. No sync after `next_block` of the state, else as many as `nodes`."""
@@ -409,10 +271,10 @@ class TorchKernels(ComposedReads):
                 return self._advance_summed(state, byte, summed)
         return self._advance_anew(state, byte, cut)
 
-    def _advance_summed(self, state: BeamState, byte: IntArray, masses: _ChildMasses) -> BeamState:
+    def _advance_summed(self, state: BeamState, byte: IntArray, masses: ChildMasses) -> BeamState:
         """`advance` where the masses of all children are known: it looks them up."""
         symbol = self._send(byte)[:, None]
-        child = self._children(state.node, symbol)
+        child = self.sums.children(state.node, symbol)
         mass = masses.root[masses.row, symbol.clamp(min=0)]
         if len(masses.inner):
             place = (masses.skip + child).clamp(0, len(masses.inner) - 1)
@@ -432,7 +294,7 @@ class TorchKernels(ComposedReads):
         symbol = np.repeat(byte, nodes.shape[1])
         at = np.flatnonzero((nodes.ravel() >= 0) & (symbol >= 0))
         x, symbol = nodes.ravel()[at], symbol[at]
-        bound = np.where(x == 0, self._root_length[symbol], self._longest[x])
+        bound = np.where(x == 0, self.sums.root_length[symbol], self.sums.longest[x])
         some = bound > 0
         at, x, symbol, bound = at[some], x[some], symbol[some], bound[some]
         node = torch.zeros_like(state.node, memory_format=torch.contiguous_format)
@@ -440,20 +302,14 @@ class TorchKernels(ComposedReads):
         if len(at):
             plan = self._send(np.stack([at, x, symbol, self._slots(state, at), bound]))
             where, above, d_symbol, slot, d_bound = plan
-            child = self._children(above, d_symbol)
-            length = torch.where(child > 0, self._d_length[child], 0)
-            mass = self._range_sums(
-                slot, self._d_lo[child], length, d_bound, bound, self._mask(cut)
+            child = self.sums.children(above, d_symbol)
+            length = torch.where(child > 0, self.sums.d_length[child], 0)
+            mass = self.sums.range_sums(
+                slot, self.sums.d_lo[child], length, d_bound, bound, self.sums.mask(cut)
             )
             node.view(-1)[where] = torch.where(mass > 0, child, 0)
             logw.view(-1)[where] = self._weigh(state, where, mass)
         return BeamState(state.ctx, node, state.logu, logw, state.key)
-
-    def _children(self, node: torch.Tensor, byte: torch.Tensor) -> torch.Tensor:
-        """The child of each node along each byte; 0 if there is none."""
-        edge = node * N_BYTES + byte
-        found = torch.searchsorted(self._d_edges, edge).clamp(max=len(self._d_edges) - 1)
-        return torch.where(self._d_edges[found] == edge, found + 1, 0)
 
     def _weigh(self, state: BeamState, where: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
         """Weights of the candidates at flat places `where` from the masses of their nodes."""
@@ -467,10 +323,12 @@ class TorchKernels(ComposedReads):
         at_root = (state.node == 0) & (state.logw > -torch.inf)
         logw = torch.where(at_root, state.logu, -torch.inf).contiguous()
         if len(at):
-            bound = self._length[x]
+            bound = self.sums.length[x]
             plan = self._send(np.stack([at, x, self._slots(state, at), bound]))
             where, node, slot, length = plan
-            mass = self._range_sums(slot, self._d_lo[node], length, length, bound, self._mask(cut))
+            mass = self.sums.range_sums(
+                slot, self.sums.d_lo[node], length, length, bound, self.sums.mask(cut)
+            )
             logw.view(-1)[where] = self._weigh(state, where, mass)
         return BeamState(state.ctx, state.node, state.logu, logw, state.key)
 
@@ -483,48 +341,31 @@ class TorchKernels(ComposedReads):
             return out.log_()
         top = state.logw.amax(dim=1, keepdim=True)
         scale = (state.logu - top).exp()
-        masked = self._mask(cut)
+        masked = self.sums.mask(cut)
         flat = nodes.ravel()
         # Candidates at the root: distinct rows, and for each candidate which one it has.
         at = np.flatnonzero(flat == 0)
-        distinct, row_of = _distinct(self._slots(state, at))
+        once, row_of = distinct(self._slots(state, at))
         places = np.zeros((2, n, width), dtype=np.int64)
-        places[0] = len(distinct)
+        places[0] = len(once)
         places[0].reshape(-1)[at] = row_of
         # Inside a token: where each candidate's children stand when all are laid end to end.
         at = np.flatnonzero(flat > 0)
-        at = at[self._fan[flat[at]] > 0]
-        fan = self._fan[flat[at]]
-        places[1].reshape(-1)[at] = fan.cumsum() - fan - self._first[flat[at]]
+        at = at[self.sums.fan[flat[at]] > 0]
+        fan = self.sums.fan[flat[at]]
+        places[1].reshape(-1)[at] = fan.cumsum() - fan - self.sums.first[flat[at]]
         row, skip = self._send(places)
 
-        root = self._root_masses(self._send(distinct), masked)
-        if len(distinct):
-            weight = torch.where(row < len(distinct), scale, 0.0)[:, None]
-            for i in _chunks(np.full(n, width * (N_BYTES + 1)), self.flat_limit):
+        root = self.sums.root_masses(self._send(once), masked)
+        if len(once):
+            weight = torch.where(row < len(once), scale, 0.0)[:, None]
+            for i in chunks(np.full(n, width * (N_BYTES + 1)), self.sums.flat_limit):
                 out[i] = torch.bmm(weight[i], root[row[i]])[:, 0]
         inner = self._add_inner(out, state, at, flat[at], scale.reshape(-1), masked)
         self._summed.append(
-            _ChildMasses(weakref.ref(state.logw), cut.tobytes(), root, row, inner, skip)
+            ChildMasses(weakref.ref(state.logw), cut.tobytes(), root, row, inner, skip)
         )
         return torch.where(out > 0, top + out.log(), -torch.inf)
-
-    def _root_masses(self, slots: torch.Tensor, cut: _Cut | None) -> torch.Tensor:
-        """Mass of each first byte, and of the cut, in rows `slots` [m]; and a row of zeros.
-
-        Returns:
-            float64[m + 1, 257].
-        """
-        mass = torch.zeros((len(slots) + 1, N_BYTES + 1), dtype=torch.float64, device=self.device)
-        tokens = self.store.trie.n_tokens
-        for i in _chunks(np.full(len(slots), tokens), self.flat_limit):
-            rows = self.store.probs[slots[i]]
-            if cut is not None:
-                mass[:-1][i, N_BYTES] = rows[:, cut.positions].sum(dim=1)
-                rows.mul_(cut.text)
-            sums = _segment_sums(rows.view(-1), self._d_root_length.repeat(len(rows)))
-            mass[:-1][i].index_copy_(1, self._d_root_byte, sums.view(len(rows), -1))
-        return mass
 
     def _add_inner(
         self,
@@ -533,28 +374,30 @@ class TorchKernels(ComposedReads):
         at: IntArray,
         x: IntArray,
         scale: torch.Tensor,
-        cut: _Cut | None,
+        cut: Cut | None,
     ) -> torch.Tensor:
         """Add to `out` [N, 257] what the candidates at flat places `at`, nodes `x`, give.
 
         Returns:
             The masses of all their children, one after the other, float64[G].
         """
-        below, fan = self._below[x], self._fan[x]
+        below, fan = self.sums.below[x], self.sums.fan[x]
         plan = self._send(np.stack([at, x, self._slots(state, at), below, fan]))
         masses = [torch.empty(0, dtype=torch.float64, device=self.device)]
-        for i in _chunks(below, self.flat_limit):
+        for i in chunks(below, self.sums.flat_limit):
             where, node, slot, d_below, d_fan = plan[:, i]
             children = int(fan[i].sum())
             owner = torch.repeat_interleave(d_fan, output_size=children)
-            first = self._d_first[node]
+            first = self.sums.d_first[node]
             skip = first - (d_fan.cumsum(0) - d_fan)
             child = torch.arange(children, device=self.device) + skip[owner]
             # The children's ranges follow each other, from the first child's on.
-            values = self._values(slot, self._d_lo[first], d_below, int(below[i].sum()), cut)
-            mass = _segment_sums(values, self._d_length[child])
+            values = self.sums.values(
+                slot, self.sums.d_lo[first], d_below, int(below[i].sum()), cut
+            )
+            mass = segment_sums(values, self.sums.d_length[child])
             lane = where // state.logw.shape[1]
-            column = (lane * (N_BYTES + 1))[owner] + self._d_byte[child]
+            column = (lane * (N_BYTES + 1))[owner] + self.sums.d_byte[child]
             # Accumulating `index_put_` sorts: unlike `scatter_add_`, it adds in a fixed order.
             out.view(-1).index_put_((column,), scale[where][owner] * mass, accumulate=True)
             masses.append(mass)
@@ -572,59 +415,16 @@ class TorchKernels(ComposedReads):
         self, state: BeamState, k: int | None, log_threshold: float
     ) -> tuple[BeamState, FloatArray]:
         """See `Kernels`. One sync: contexts, nodes and total of what is kept, and dropped."""
-        ranked, order = torch.sort(state.logw, dim=1, descending=True, stable=True)
-        most = ranked.shape[1] if k is None else min(k, ranked.shape[1])
-        total = torch.logsumexp(ranked, dim=1, keepdim=True)
-        share = torch.where(ranked > -torch.inf, ranked - total, -torch.inf)
-        keep = share > log_threshold
-        keep[:, most:] = False
-        lost = torch.where(keep, 0.0, share.exp()).sum(dim=1)
-        dropped = torch.where(lost > 0, total[:, 0] + lost.log(), -torch.inf)
-        weight = torch.where(keep, ranked, -torch.inf)
-        return self._take(state, order[:, :most], weight[:, :most], dropped)
+        return self._take(state, keep_largest(state.logw, most_of(state, k), log_threshold))
 
     def resample(self, state: BeamState, k: int | None) -> BeamState:
-        """See `Kernels`. One sync: contexts, nodes and total of what is kept.
+        """See `Kernels`. One sync: contexts, nodes and total of what is kept."""
+        u = self._send(uniforms(state.key, PRUNE))
+        return self._take(state, keep_unbiased(state.logw, most_of(state, k), u, self.device))[0]
 
-        Optimal resampling (Fearnhead & Clifford 2003, section 3), all lanes at once.
-        """
-        width = state.logw.shape[1]
-        most = width if k is None else min(k, width)
-        nothing = torch.full((len(state.key),), -torch.inf, dtype=torch.float64, device=self.device)
-        ranked, order = torch.sort(state.logw, dim=1, descending=True, stable=True)
-        if most == width:
-            return self._take(state, order, ranked, nothing)[0]
-        count = (ranked > -torch.inf).sum(dim=1, keepdim=True)
-        top = torch.where(count > 0, ranked[:, :1], 0.0)
-        logp = ranked - top
-        # With the `big` largest kept, c = (sum of the others) / (K - big); raise `big` until
-        # the next one is below c. In logs, so that no sum of small weights comes out as zero.
-        place = torch.arange(most, device=self.device)
-        log_left = (most - place).double().log()
-        rest = logp.flip(1).logcumsumexp(1).flip(1)[:, :most] - log_left
-        above = logp[:, : most - 1] >= rest[:, : most - 1]
-        big = above.long().cumprod(1).sum(dim=1, keepdim=True)
-        log_c = rest.gather(1, big)
-        # K - big survivors of the others: the ones in which the running sum of p / c passes
-        # u, u + 1, u + 2 and so on.
-        small = torch.arange(width, device=self.device) >= big
-        run = torch.where(small, (logp - log_c).exp(), 0.0).cumsum(1)
-        u = self._send(uniforms(state.key, PRUNE))[:, None]
-        drawn = torch.searchsorted(run, u + (place - big), right=True)
-        drawn = torch.minimum(drawn, (count - 1).clamp(min=0))
-        as_is = (count <= most) | (place < big)
-        pick = torch.where(as_is, place, drawn)
-        weight = torch.where(as_is, ranked[:, :most], top + log_c)
-        return self._take(state, order.gather(1, pick), weight, nothing)[0]
-
-    def _take(
-        self, state: BeamState, pick: torch.Tensor, logw: torch.Tensor, dropped: torch.Tensor
-    ) -> tuple[BeamState, FloatArray]:
-        """Candidates `pick` int64[N, K] with weights `logw`, -inf for none; best first.
-
-        Columns that are empty in every lane are cut off. `dropped` float64[N] comes along
-        to the host.
-        """
+    def _take(self, state: BeamState, kept: Kept) -> tuple[BeamState, FloatArray]:
+        """The candidates kept; and the log mass dropped, which comes along to the host."""
+        pick, logw, dropped = kept
         old = state.logw.gather(1, pick)
         some = logw > -torch.inf
         ctx = torch.where(some, state.ctx.gather(1, pick), -1)
@@ -632,24 +432,35 @@ class TorchKernels(ComposedReads):
         logu = torch.where(some, state.logu.gather(1, pick) + (logw - old), -torch.inf)
         totals = torch.stack([torch.logsumexp(logw, dim=1), dropped], dim=1)
         packed = torch.cat([ctx, torch.where(some, node, -1), totals.view(torch.int64)], dim=1)
+        return self._received(BeamState(ctx, node, logu, logw, state.key), packed)
+
+    def _received(self, state: BeamState, packed: torch.Tensor) -> tuple[BeamState, FloatArray]:
+        """A pruned state without the columns that are empty in every lane; what was dropped.
+
+        `packed` int64[N, 2K + 2], for the host: contexts, nodes (-1 for none), and the bits of
+        the lanes' totals and of the mass dropped.
+        """
         fetched = self._fetch(packed)
-        k = pick.shape[1]
+        k = state.ctx.shape[1]
         log_z, lost = np.ascontiguousarray(fetched[:, 2 * k :].T).view(np.float64)
         width = int((fetched[:, k : 2 * k] >= 0).sum(axis=1).max(initial=0))
         contexts, nodes = fetched[:, :width].copy(), fetched[:, k : k + width].copy()
-        ctx, node, logu, logw = (a[:, :width] for a in (ctx, node, logu, logw))
+        ctx, node, logu, logw = (a[:, :width] for a in state[:4])
         out = BeamState(ctx, node, logu, logw, state.key)
         return self._remember(out, contexts, nodes, log_z), lost
 
     def gather(self, state: BeamState, lanes: IntArray) -> BeamState:
         """See `Kernels`. No sync."""
         index = self._send(lanes)
-        ctx, node, logu, logw = (a[index] for a in state[:4])
-        out = BeamState(ctx, node, logu, logw, state.key[lanes])
-        for known, old, new in self._pairs(state, out):
+        out = self._lanes(state, index, state.key[lanes])
+        for known, old, new in self._known.pairs(state, out):
             if old in known:
                 known[new] = known[old][lanes]
         return out
+
+    def _lanes(self, state: BeamState, index: torch.Tensor, key: Array) -> BeamState:
+        ctx, node, logu, logw = (a[index] for a in state[:4])
+        return BeamState(ctx, node, logu, logw, key)
 
     def cat(self, states: list[BeamState]) -> BeamState:
         """See `Kernels`. No sync."""
@@ -670,26 +481,11 @@ class TorchKernels(ComposedReads):
             logw=stack(3, -torch.inf),
             key=np.concatenate([s.key for s in states]),
         )
-        for same in zip(*(self._pairs(s, out) for s in states), strict=True):
+        for same in zip(*(self._known.pairs(s, out) for s in states), strict=True):
             known, _, new = same[0]
             if all(old in known for _, old, _ in same):
-                known[new] = np.concatenate([_widen(known[old], width) for _, old, _ in same])
+                known[new] = np.concatenate([widen(known[old], width) for _, old, _ in same])
         return out
-
-    def _pairs(self, old: BeamState, new: BeamState) -> list[tuple[WeakIdKeyDictionary, Any, Any]]:
-        """What is known on the host, and under which tensors of the two states."""
-        known = self._known
-        return [
-            (known.contexts, old.ctx, new.ctx),
-            (known.nodes, old.logw, new.logw),
-            (known.log_z, old.logw, new.logw),
-        ]
-
-
-def _segment_sums(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Sums of consecutive segments: float64[m] of float64[sum of lengths]."""
-    # unsafe: do not look at the lengths, which would be a sync.
-    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True, initial=0.0)
 
 
 def _possible(ext: Extensions) -> Extensions:
@@ -698,26 +494,7 @@ def _possible(ext: Extensions) -> Extensions:
     return ext if possible.all() else ext.take(possible)
 
 
-def _chunks(sizes: IntArray, limit: int) -> Iterator[slice]:
-    """Consecutive slices of `sizes` that sum to at most `limit` each, or hold one entry."""
-    ends = sizes.cumsum()
-    start = 0
-    while start < len(sizes):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + limit, side="right")))
-        yield slice(start, stop)
-        start = stop
-
-
-def _distinct(slots: IntArray) -> tuple[IntArray, IntArray]:
-    """The distinct values and each one's place among them; small integers, not sorted."""
-    seen = np.zeros(int(slots.max(initial=-1)) + 1, dtype=bool)
-    seen[slots] = True
-    return np.flatnonzero(seen), (np.cumsum(seen) - 1)[slots]
-
-
-def _widen(known: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:
-    """An array of the host side with empty places up to `width` (totals as they are)."""
-    if known.ndim == 1:
-        return known
-    return np.pad(known, ((0, 0), (0, width - known.shape[1])), constant_values=-1)
+def most_of(state: BeamState, k: int | None) -> int:
+    """How many candidates a lane can keep."""
+    width = int(state.logw.shape[1])
+    return width if k is None else min(k, width)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 import numpy as np
@@ -229,11 +232,27 @@ def _valid_utf8(text: bytes) -> str:
         return text[: error.start].decode("utf-8")
 
 
+FUSED = "GENLM_BYTES_SMC_FUSED"
+"""The environment variable that leaves fused kernels out, set to 0."""
+
+
 def _kernels(store: RowStore) -> Kernels:
     if store.engine.device.type == "cpu":
         return NumbaKernels(store)
     from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 
+    # Builds of torch for CUDA bring Triton on Linux; where it is not, nothing is missing.
+    if store.engine.device.type == "cuda" and os.environ.get(FUSED) != "0" and find_spec("triton"):
+        try:
+            from genlm_bytes_smc.beam.kernels_fused import FusedKernels
+
+            return FusedKernels(store)
+        except Exception as error:  # an optimisation must not be what a run dies of
+            warnings.warn(
+                f"Triton cannot be used ({type(error).__name__}: {error}); torch does its work",
+                RuntimeWarning,
+                stacklevel=4,
+            )
     return TorchKernels(store)
 
 

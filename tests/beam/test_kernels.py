@@ -22,11 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from genlm_bytes_smc.beam.kernels import Kernels, NumbaKernels, keep_above, thin
-from genlm_bytes_smc.beam.kernels_torch import TorchKernels, _chunks
+from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prefill import read_text
+from genlm_bytes_smc.beam.range_sums import chunks
 from genlm_bytes_smc.beam.rng import start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions
 from genlm_bytes_smc.lm.engine import RowEngine
@@ -526,10 +527,10 @@ def test_results_do_not_depend_on_the_chunks(limit):
 
 def test_chunks_cover_all_and_stay_below_the_limit():
     sizes = np.array([3, 9, 0, 1, 1, 12, 2, 0])
-    slices = list(_chunks(sizes, 5))
+    slices = list(chunks(sizes, 5))
     assert np.concatenate([np.arange(8)[i] for i in slices]).tolist() == list(range(8))
     assert all(sizes[i].sum() <= 5 or i.stop - i.start == 1 for i in slices)
-    assert list(_chunks(sizes[:0], 5)) == []
+    assert list(chunks(sizes[:0], 5)) == []
 
 
 # -- what the host waits for ---------------------------------------------------------------
