@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from genlm_bytes_smc.beam import steps_numba as sn
 from genlm_bytes_smc.beam.handles import Handles
-from genlm_bytes_smc.beam.kernels_numba import TrieArrays
+from genlm_bytes_smc.beam.masses_numba import TrieArrays
 from genlm_bytes_smc.beam.state import BeamState
 from genlm_bytes_smc.lm.context_index import NO_ROOM
 from genlm_bytes_smc.lm.contexts import IntArray

@@ -1,7 +1,7 @@
 """Whole steps of top-K beams, compiled: no return to Python until a row is missing.
 
-What `ByteLanes` and `prefill` do with the verbs of `kernels_numba`, including the context
-tree (`context_index`). A step whose rows are not all there returns the contexts that lack
+What `ByteLanes` and `prefill` do with the verbs of `kernels_numba` and `masses_numba`,
+including the context tree (`context_index`). A step whose rows are not all there returns the contexts that lack
 one and has no effect but that those contexts exist; it is called again with the rows there.
 
 States go out packed, int64[4, N, C]: ctx, node, and the bits of the float64 logu and logw
@@ -18,18 +18,16 @@ import numpy as np
 
 from genlm_bytes_smc.beam.handles import opened
 from genlm_bytes_smc.beam.kernels_numba import (
-    _child_mass,
-    _sum_root,
     append_extensions,
     begin_read,
     end_read,
     extensions,
     keep_extensions,
     logsumexp_rows,
-    next_block,
     select_topk,
     take,
 )
+from genlm_bytes_smc.beam.masses_numba import add_children, add_masses, sum_root
 from genlm_bytes_smc.lm.context_index import NO_ROOM, child_of
 
 _NONE = np.empty(0, np.int64)
@@ -177,39 +175,24 @@ def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
 
 
 @nb.njit(cache=True, nogil=True)
-def _normalised(block):
-    total = logsumexp_rows(block)
-    for n in range(len(block)):
-        if total[n] > -np.inf:
-            for b in range(block.shape[1]):
-                block[n, b] -= total[n]
-
-
-@nb.njit(cache=True, nogil=True)
-def _set_aside(trie, rows, ctx, out, rescue, share, cut):
+def _set_aside(trie, rows, context, out, rescue, share, cut):
     """One lane's `reserve`, its shares by the root of the best candidate's row.
 
-    ctx int64[C], out float64[257] (changed), rescue bool[256].
+    out float64[257], probabilities (changed); rescue bool[256].
     """
-    slot = rows.slot_of[ctx[0]]
-    _sum_root(rows, slot)
-    mass = np.zeros(256)
+    slot = rows.slot_of[context]
+    sum_root(rows, slot)
+    mass = np.full(256, 1e-9)  # none of them reads as impossible
+    add_children(trie, rows, slot, 0, 1.0, cut, mass)
     total = 0.0
-    for child in range(trie.first_child[0], trie.first_child[1]):
-        b = trie.edge[child]
-        if rescue[b] and out[b] == -np.inf:
-            mass[b] = _child_mass(trie, rows, slot, 0, child, cut)
     for b in range(256):
-        if rescue[b] and out[b] == -np.inf:
-            mass[b] += 1e-9  # none of them reads as impossible
-            total += mass[b]
+        mass[b] = mass[b] if rescue[b] and out[b] == 0.0 else 0.0
+        total += mass[b]
     if total > 0.0:
-        rest = np.log1p(-share)
         for b in range(257):
-            if b < 256 and mass[b] > 0.0:
-                out[b] = np.log(share * mass[b] / total)
-            else:
-                out[b] += rest
+            out[b] *= 1.0 - share
+        for b in range(256):
+            out[b] += share * mass[b] / total
 
 
 @nb.njit(cache=True, nogil=True)
@@ -221,7 +204,8 @@ def _rescued(node, logw, rescue_of, rescues, out):
             at = rescue_of[node[c]]
             if at < 0:
                 return False
-            out |= rescues[at]
+            for b in range(256):
+                out[b] |= rescues[at, b]
     return True
 
 
@@ -237,17 +221,24 @@ def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, 
     trie, rows, _ = opened(handles, probs)
     ctx, node, _, logw = _unpack(packed)
     ectx, enode, elogu, elogw = _unpack(extended)
-    out = next_block(trie, rows, ectx, enode, elogu, elogw, cut, 256)
-    _normalised(out)
     known = True
     rescue = np.empty(256, np.bool_)
+    block = np.zeros((len(lossy), 257))
     for n in range(len(lossy)):
+        out = block[n]
+        alone = len(lossy) == 1
+        add_masses(trie, rows, ectx[n], enode[n], elogu[n], elogw[n], cut, alone, out)
+        total = out.sum()
+        if total > 0.0:
+            out /= total
         if lossy[n] and logw.shape[1] and logw[n, 0] > -np.inf:
             if _rescued(node[n], logw[n], rescue_of, rescues, rescue):
-                _set_aside(trie, rows, ctx[n], out[n], rescue, share, cut)
+                _set_aside(trie, rows, ctx[n, 0], out, rescue, share, cut)
             else:
                 known = False
-    return out, known
+        for b in range(257):
+            out[b] = np.log(out[b]) if out[b] > 0.0 else -np.inf
+    return block, known
 
 
 @nb.njit(cache=True, nogil=True)
@@ -280,8 +271,9 @@ def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
     if len(missing):
         return -1, missing
     ectx, enode, elogu, elogw = _unpack(ext)
-    block = next_block(trie, rows, ectx, enode, elogu, elogw, cut, 256)
-    return np.argmax(block[0]), missing
+    mass = np.zeros(257)
+    add_masses(trie, rows, ectx[0], enode[0], elogu[0], elogw[0], cut, True, mass)
+    return np.argmax(mass), missing
 
 
 @nb.njit(cache=True, nogil=True)
