@@ -118,14 +118,21 @@ def prune(packed, log_dropped, k, log_threshold):
 
 
 @nb.njit(cache=True, nogil=True)
-def read(handles, probs, packed, log_dropped, byte, cut, log_threshold):
-    """Read a known byte a lane: (packed state; float64[2, N]: log_z, and all that was
-    dropped so far; missing)."""
+def read(handles, probs, packed, log_dropped, byte, cut, k, log_prune, log_threshold):
+    """Prune (k < 0 and log_prune -inf: do not), and read a known byte a lane.
+
+    Returns (packed state; float64[2, N]: log_z, and all that was dropped so far; missing).
+    """
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = _unpack(packed)
+    if k >= 0 or log_prune > -np.inf:
+        pick, weight, lost = select_topk(logw, k, log_prune)
+        ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
+    else:
+        lost = np.full(len(byte), -np.inf)
     out, numbers, missing = _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold)
     for n in range(len(byte)):
-        numbers[1, n] = _add_logs(log_dropped[n], numbers[1, n])
+        numbers[1, n] = _add_logs(_add_logs(log_dropped[n], lost[n]), numbers[1, n])
     return out, numbers, missing
 
 

@@ -132,7 +132,9 @@ class AdapterEngine(RowEngine):
 
     def _rows(self, result: Any, nodes: IntArray) -> torch.Tensor:
         """Whatever the model returned as a checked block of rows."""
-        rows = _as_tensor(result).to(self.device)
+        rows = _as_tensor(result)
+        if rows.device != self.device:
+            rows = rows.to(self.device)
         if rows.ndim != 2 or rows.shape[0] != len(nodes):
             raise BadRowError(
                 f"{type(self.llm).__name__} was asked for {len(nodes)} rows and returned shape "
@@ -232,7 +234,8 @@ def _as_tensor(result: Any) -> torch.Tensor:
             out = torch.stack(rows)
     else:
         out = torch.as_tensor(result)
-    out = out.detach()
+    if out.requires_grad:
+        out = out.detach()
     if out.dtype in _EXACT:
         return out
     if out.dtype in (torch.float16, torch.bfloat16):

@@ -106,7 +106,7 @@ class HostRows:
         is left as it is unless its sum is off by more than rounding. A sum that is NaN,
         infinite or zero says that the row is no distribution.
         """
-        logp = rows.detach().numpy()
+        logp = rows.detach().numpy() if rows.requires_grad else rows.numpy()
         if not self.exact and logp.dtype != np.float32:
             self._make_exact()
         self.used = max(self.used, *slots.tolist())
