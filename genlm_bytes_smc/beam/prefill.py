@@ -8,9 +8,10 @@
 3. Run again from the first byte at which something was missing, until nothing is.
 
 Where a missed candidate holds much of the weight, the rows asked for have ended or the text has
-left the tokenizer's path: the rows along the text after that candidate are asked for with it,
-further the longer the last guess held. So a text that keeps to its tokenizer is read in
-stretches that double, and one that does not costs few rows for nothing.
+left the tokenizer's path: the rows along the text after that candidate are asked for with it.
+How far the tokenizer is followed then, and how far the beam looks beyond a miss, is twice as far
+as the last guess held. So a text that keeps to its tokenizer is read in stretches that double,
+and one that does not costs few rows for nothing.
 
 Each pass settles at least the first byte that was open (or the next one is read the slow
 way), and what is read in the end is read with every row there, so the result does not depend
@@ -33,10 +34,9 @@ from genlm_bytes_smc.lm.contexts import IntArray
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
 _HEAVY = 0.5  # share of the beam from which a missed candidate is followed further,
-_FIRST = 256  # bytes along which the tokenizer is followed at first
-_REACH = 16  # this many bytes at least
-_NARROW = 0.02  # below this threshold a beam is full of candidates that will not last, and
-_HORIZON = 8, 256  # what it wants more than this many bytes after a miss is mostly not used
+_FIRST = 256  # bytes along which the tokenizer is followed at first, and most to look beyond a miss
+_REACH = 8  # fewest bytes to look ahead, and most below the next threshold, at which a beam is
+_NARROW = 0.02  # full of candidates that will not last: what it wants further on is mostly not used
 
 
 async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
@@ -54,16 +54,18 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
     at = 0
     with tree.pinned(ahead):
         await store.ensure(ahead[: store.table.limit // 2])
-        wanted, reach = NOTHING, _REACH
+        most = _FIRST if lanes.params.prune_threshold >= _NARROW else _REACH
+        wanted, reach, horizon = NOTHING, _REACH, most
         while at < len(text) and lanes.log_z[0] > -np.inf:
             # Together, so that a tight limit on rows cannot evict the one for the other.
             now = np.concatenate([lanes.model.kernels.contexts(lanes.state).ravel(), wanted])
             with tree.pinned(now):
                 await store.ensure(now)
             again = len(wanted) > 0
-            lanes, read, wanted = _run(lanes, text[at:], reach)
+            lanes, read, wanted = _run(lanes, text[at:], reach, horizon)
             at += read
             reach = max(_REACH, 2 * read)
+            horizon = min(reach, most)
             if at < len(text) and (len(wanted) == 0 or (again and read == 0)):
                 # A byte that only healing can read, or rows that do not fit together.
                 lanes = await lanes.prune().read(text[at])
@@ -77,8 +79,8 @@ class _Pass(NamedTuple):
     wanted: IntArray
 
 
-def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
-    """Read as far as the rows at hand go, and note what is missing further on.
+def _run(lanes: ByteLanes, text: bytes, reach: int, horizon: int) -> _Pass:
+    """Read as far as the rows at hand go, and note what is missing up to `horizon` bytes on.
 
     Returns:
         The lane after the last byte for which nothing was missing, how many bytes that is,
@@ -86,11 +88,10 @@ def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
     """
     kernels, params = lanes.model.kernels, lanes.params
     if kernels.steps is not None and not params.unbiased:
-        return _run_compiled(kernels.steps, lanes, text, reach)
+        return _run_compiled(kernels.steps, lanes, text, reach, horizon)
     state, log_z, log_dropped = lanes.state, lanes.log_z, lanes.log_dropped
     kept, read = (state, log_dropped), 0
     missed: list[IntArray] = []
-    horizon = _HORIZON[params.prune_threshold >= _NARROW]
     for at, byte in enumerate(text):
         if missed and at > read + horizon:
             break
@@ -128,7 +129,9 @@ def _run(lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
     return _Pass(lanes, read, _first(missed, lanes.model.store.table.limit // 2))
 
 
-def _run_compiled(steps: WholeSteps, lanes: ByteLanes, text: bytes, reach: int) -> _Pass:
+def _run_compiled(
+    steps: WholeSteps, lanes: ByteLanes, text: bytes, reach: int, horizon: int
+) -> _Pass:
     """`_run` in one compiled call."""
     params = lanes.params
     run = steps.run_text(
@@ -138,7 +141,7 @@ def _run_compiled(steps: WholeSteps, lanes: ByteLanes, text: bytes, reach: int) 
         lanes.cut,
         params.K,
         params.log_prune_threshold,
-        _HORIZON[params.prune_threshold >= _NARROW],
+        horizon,
         _HEAVY,
     )
     if run.read:
