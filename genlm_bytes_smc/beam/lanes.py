@@ -528,7 +528,8 @@ class ByteLanes:
         stops at missing rows asks the next time for all that it ever missed, together; else
         two sets of rows that do not fit side by side would evict each other for ever.
         """
-        contexts = self.model.kernels.contexts(self.state)
+        packed = self._packed
+        contexts = self.model.kernels.contexts(self.state) if packed is None else packed[0]
         await self.model.store.ensure(
             np.concatenate([contexts.ravel(), more]) if len(more) else contexts
         )

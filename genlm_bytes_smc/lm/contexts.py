@@ -203,7 +203,8 @@ class ContextTree:
 
     def due(self, slack: int = 8192) -> bool:
         """Whether enough nodes have come since the last `collect` for another to pay."""
-        return len(self) > 2 * self._after_last_collect + slack
+        given, free = self._meta.tolist()
+        return bool(given - free > 2 * self._after_last_collect + slack)
 
     def collect(self) -> IntArray:
         """Free every node that is not `live` and return the freed ids, int64[m]."""

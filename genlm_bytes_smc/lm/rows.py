@@ -157,8 +157,10 @@ class RowStore:
 
     def missing(self, contexts: IntArray) -> IntArray:
         """Distinct ids >= 0 among `contexts` (any shape) that have no row, int64[m]."""
-        self.table.cover(self.engine.tree.capacity)
-        return self.table.missing(contexts)
+        table, capacity = self.table, self.engine.tree.capacity
+        if len(table.slot_of) <= capacity:
+            table.cover(capacity)
+        return table.missing(contexts)
 
     async def ensure(self, contexts: IntArray) -> None:
         """Have the rows of `contexts` (any shape; negative ids ignored) when this returns.
@@ -235,6 +237,8 @@ class RowStore:
 
     def _first_chunk(self, missing: IntArray) -> IntArray:
         """Shallow contexts first, as many as one forward's logits may hold."""
+        if len(missing) == 1:
+            return missing
         most = max(1, self.engine.request_bytes // (8 * self.trie.n_tokens))
         if len(missing) <= most:
             return missing
