@@ -1,8 +1,9 @@
 """Whole steps of top-K beams, compiled: no return to Python until a row is missing.
 
 What `ByteLanes` and `prefill` do with the verbs of `kernels_numba` and `masses_numba`,
-including the context tree (`context_index`). A step whose rows are not all there returns the contexts that lack
-one and has no effect but that those contexts exist; it is called again with the rows there.
+including the context tree (`context_index`). A step whose rows are not all there returns the
+contexts that lack one and has no effect but that those contexts exist; it is called again with
+the rows there.
 
 States go out packed, int64[4, N, C]: ctx, node, and the bits of the float64 logu and logw
 and come in so (each array costs Python up to a microsecond on its way in or out). The arrays

@@ -111,3 +111,22 @@ def test_states_go_in_as_they_came_out():
     np.testing.assert_array_equal(packed_of(changed)[1], packed[1] + 1)
     plain = BeamState(*(a.copy() for a in state))
     np.testing.assert_array_equal(packed_of(plain), packed)
+
+
+@pytest.mark.parametrize("cut", [[], [b"z"], [b" a", b" zz"]])
+def test_masses_of_all_children_are_those_of_each(rows, cut):
+    trie, arrays = rows
+    tokens = nested_tokens()
+    at = [int(trie.position[i]) for i, t in enumerate(tokens) if t in cut]
+    walked = nm.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
+    positions = np.sort(np.array(at, dtype=np.int64))
+    nodes = [*arrays.heavy.tolist(), trie.child(0, ord("a")), trie.child(0, ord("z"))]
+    for slot in (0, 2):
+        nm.sum_root(arrays, slot)
+        for node in nodes:
+            out, want = np.full(257, 0.5), np.full(257, 0.5)
+            nm.add_children(walked, arrays, slot, node, 0.25, positions, out)
+            for child in range(trie.first_child[node], trie.first_child[node + 1]):
+                mass = nm.child_mass(walked, arrays, slot, node, child, positions)
+                want[trie.byte[child]] += 0.25 * mass
+            np.testing.assert_allclose(out, want, rtol=1e-12)
