@@ -384,11 +384,11 @@ class ByteLanes:
         wanted = NO_CUT
         while True:
             found = compiled.follow_likeliest(
-                lanes.state, float(lanes.log_dropped[0]), self.cut, params.K,
+                lanes._given, float(lanes.log_dropped[0]), self.cut, params.K,
                 self._log_threshold, steps - len(out),
             )  # fmt: skip
             if found.symbols:
-                lanes = lanes.replace(found.state, log_dropped=found.dropped)
+                lanes = lanes._come_to(found.packed, found.log_z, found.dropped)
                 out += found.symbols
                 wanted = NO_CUT
             if len(found.missing) == 0:

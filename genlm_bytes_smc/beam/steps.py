@@ -66,14 +66,16 @@ class Followed(NamedTuple):
     """What `follow_likeliest` read.
 
     Attributes:
-        state: after the last byte read, not pruned.
+        packed: the state after the last byte, not pruned.
+        log_z: float64[1], its weight, nats.
         dropped: float64[1], log of all mass dropped so far, nats.
         symbols: the bytes.
         missing: contexts without rows that stopped it, int64[m].
         ends: whether the likeliest symbol is now the end of the text.
     """
 
-    state: BeamState
+    packed: IntArray
+    log_z: FloatArray
     dropped: FloatArray
     symbols: list[int]
     missing: IntArray
@@ -240,23 +242,21 @@ class WholeSteps:
 
     def follow_likeliest(
         self,
-        state: BeamState,
+        given: IntArray,
         log_dropped: float,
         cut: IntArray,
         k: int | None,
         log_threshold: float,
         steps: int,
     ) -> Followed:
-        """Prune, take the likeliest byte and read it, up to `steps` times: one lane."""
-        given = packed_of(state)
+        """Prune, take the likeliest byte and read it, up to `steps` times: one lane, packed."""
         while True:
             packed, numbers, symbols, missing, ends = sn.follow_likeliest(
                 *self._arrays(), given, log_dropped, cut, -1 if k is None else k,
                 log_threshold, steps,
             )  # fmt: skip
             if len(missing) == 0 or missing[0] != NO_ROOM:
-                after = unpack(packed, state.key)
-                return Followed(after, numbers[0], symbols.tolist(), missing, ends)
+                return Followed(packed, *numbers, symbols.tolist(), missing, ends)
             self.store.engine.tree.grow()
 
     def run_text(

@@ -292,13 +292,14 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
     byte that only healing can read. What healing adds to a row is never the likeliest.
 
     Returns:
-        The packed state after the last byte read, not pruned; float64[1, 1] its log mass
-        dropped; the bytes int64[n]; contexts without rows; whether the text ends next.
+        The packed state after the last byte read, not pruned; float64[2, 1] its log_z and log
+        mass dropped; the bytes int64[n]; contexts without rows; whether the text ends next.
     """
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = _unpack(packed)
     read_ = np.empty(steps, np.int64)
-    numbers = np.full((1, 1), log_dropped)
+    numbers = np.empty((2, 1))
+    numbers[0], numbers[1] = logsumexp_rows(logw), log_dropped
     ends = False
     missing = _NONE
     done = 0
@@ -319,7 +320,8 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
         )
         if len(missing) or out[0, 0] == -np.inf:
             break
-        numbers[0, 0] = _add_logs(_add_logs(numbers[0, 0], lost[0]), out[1, 0])
+        numbers[0] = out[0]
+        numbers[1, 0] = _add_logs(_add_logs(numbers[1, 0], lost[0]), out[1, 0])
         ctx, node, logu, logw = _unpack(state)
         read_[done] = symbol
         done += 1
