@@ -256,7 +256,8 @@ class WholeSteps:
                 log_threshold, steps,
             )  # fmt: skip
             if len(missing) == 0 or missing[0] != NO_ROOM:
-                return Followed(packed, *numbers, symbols.tolist(), missing, ends)
+                log_z, dropped = numbers
+                return Followed(packed, log_z, dropped, symbols.tolist(), missing, ends)
             self.store.engine.tree.grow()
 
     def run_text(
