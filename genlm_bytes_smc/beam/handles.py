@@ -24,8 +24,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from genlm_bytes_smc.beam import kernels_numba
-from genlm_bytes_smc.beam.kernels_numba import TrieArrays
+from genlm_bytes_smc.beam import masses_numba
+from genlm_bytes_smc.beam.masses_numba import TrieArrays
 from genlm_bytes_smc.lm import context_index, host_rows
 from genlm_bytes_smc.lm.context_index import TreeArrays
 from genlm_bytes_smc.lm.contexts import IntArray
@@ -36,7 +36,7 @@ _SIZES = 8
 
 def _stamp() -> int:
     """Another number for other sources of what lies where."""
-    files = (__file__, kernels_numba.__file__, context_index.__file__, host_rows.__file__)
+    files = (__file__, masses_numba.__file__, context_index.__file__, host_rows.__file__)
     return zlib.crc32(b"".join(Path(str(f)).read_bytes() for f in files))
 
 

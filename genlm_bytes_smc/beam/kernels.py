@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam import kernels_numba as nk
+from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam.rng import PRUNE, THIN, uniforms
 from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
 from genlm_bytes_smc.beam.steps import WholeSteps
@@ -191,7 +192,7 @@ class NumbaKernels:
     def __init__(self, store: RowStore) -> None:
         self.store = store
         trie = store.trie
-        self._trie = nk.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
+        self._trie = nm.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
         self.steps: WholeSteps | None = WholeSteps(store, self._trie)
 
     def initial(self, context: int, keys: npt.NDArray[np.uint64]) -> BeamState:
@@ -253,7 +254,7 @@ class NumbaKernels:
     def next_block(self, state: BeamState, cut: IntArray) -> torch.Tensor:
         """See `Kernels`."""
         ctx, node, logu, logw, _ = state
-        block = nk.next_block(self._trie, self.store.host, ctx, node, logu, logw, cut, N_BYTES)
+        block = nm.next_block(self._trie, self.store.host, ctx, node, logu, logw, cut)
         return torch.from_numpy(block)
 
     def normalise(self, block: torch.Tensor, log_z: FloatArray | None) -> torch.Tensor:

@@ -1,169 +1,18 @@
-"""The beam's arithmetic on the CPU, compiled: loops over lanes, candidates and tokens.
+"""The beam's candidates on the CPU, compiled: extend, move, weigh and choose them.
 
-Same functions and meaning as `kernels_torch`, which is the oracle in the tests. Loops are
-serial, so results do not depend on the number of threads. Everything is float64.
+Same functions and meaning as `kernels_torch`, which is the oracle in the tests. Loops over
+lanes and candidates are serial, and everything is float64. What candidates weigh in the rows
+comes from `masses_numba`.
 """
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numba as nb
 import numpy as np
-import numpy.typing as npt
 
-from genlm_bytes_smc.lm.host_rows import FAN
-
-# No nnan/ninf: -inf is a legitimate weight here.
-_SUM = {"reassoc", "nsz", "contract", "arcp"}
-
-
-class TrieArrays(NamedTuple):
-    """Arrays of a `TokenTrie` that the kernels walk."""
-
-    lo: npt.NDArray[np.int32]
-    hi: npt.NDArray[np.int32]
-    ends: npt.NDArray[np.int32]
-    first_child: npt.NDArray[np.int32]
-    edge: npt.NDArray[np.uint8]
-
-
-@nb.njit(cache=True, nogil=True, fastmath=_SUM)
-def _sum(row, order):
-    s = 0.0
-    for i in range(len(order)):
-        s += np.float64(row[order[i]])
-    return s
-
-
-@nb.njit(cache=True, nogil=True, fastmath=_SUM)
-def _sum_labelled(row, labels, first, count):
-    """Sum of the tokens with a label in first .. first + count: for many, faster than
-    fetching each."""
-    s = 0.0
-    for i in range(len(labels)):
-        s += np.float64(row[i]) if np.uint16(labels[i] - first) < count else 0.0
-    return s
-
-
-@nb.njit(cache=True, nogil=True)
-def _heavy_index(rows, node):
-    """Which heavy node `node` is, or -1."""
-    for h in range(len(rows.heavy)):
-        if rows.heavy[h] == node:
-            return h
-    return -1
-
-
-@nb.njit(cache=True, nogil=True)
-def _mass(rows, slot, lo, hi, cut):
-    """Mass of positions lo..hi without those in the sorted array `cut`."""
-    row = rows.probs[slot]
-    s = 0.0
-    for c in cut:
-        if lo <= c < hi:
-            s += _sum(row, rows.order[lo:c])
-            lo = c + 1
-    return (s + _sum(row, rows.order[lo:hi])) * rows.scale[slot]
-
-
-@nb.njit(cache=True, nogil=True)
-def _touches(lo, hi, cut):
-    found = False
-    for c in cut:
-        found |= lo <= c < hi
-    return found
-
-
-@nb.njit(cache=True, nogil=True)
-def _child_mass(trie, rows, slot, node, child, cut):
-    """Mass below an edge of `node`; those of heavy nodes may have been summed already."""
-    lo, hi = trie.lo[child], trie.hi[child]
-    if _touches(lo, hi, cut):
-        return _mass(rows, slot, lo, hi, cut)
-    many = 4 * (hi - lo) > len(rows.labels)
-    if many or rows.summed[slot]:
-        h = _heavy_index(rows, node)
-        if h >= 0 and rows.summed[slot]:
-            return rows.roots[slot, FAN * h + trie.edge[child]]
-        if h >= 0:
-            g = _heavy_index(rows, child)
-            first = FAN * g if g >= 0 else FAN * h + trie.edge[child]
-            count = FAN * (rows.nest[g, 2] - g) if g >= 0 else 1
-            row = rows.probs[slot]
-            sum_ = _sum_labelled(row, rows.labels, np.uint16(first), np.uint16(count))
-            return sum_ * rows.scale[slot]
-    return _mass(rows, slot, lo, hi, cut)
-
-
-@nb.njit(cache=True, nogil=True, fastmath=_SUM)
-def _add_scaled(out, row, scale):
-    for i in range(len(out)):
-        out[i] += scale * row[i]
-
-
-@nb.njit(cache=True, nogil=True)
-def _sum_by_label(labels, values, bins):
-    """bins[label, any] += value; eight columns, as sums into one place wait for each other."""
-    whole = len(labels) - len(labels) % 8
-    for a in range(0, whole, 8):
-        x, v = labels[a : a + 8], values[a : a + 8]
-        bins[x[0], 0] += v[0]
-        bins[x[1], 1] += v[1]
-        bins[x[2], 2] += v[2]
-        bins[x[3], 3] += v[3]
-        bins[x[4], 4] += v[4]
-        bins[x[5], 5] += v[5]
-        bins[x[6], 6] += v[6]
-        bins[x[7], 7] += v[7]
-    for i in range(whole, len(labels)):
-        bins[labels[i], 0] += values[i]
-
-
-_BLOCK = 1024  # tokens summed at a time, so that everything stays in the first cache
-
-
-@nb.njit(cache=True, nogil=True)
-def _heavy_masses(rows, slots, scales, cut):
-    """Mass below each byte after each heavy node, summed over rows `slots` times `scales`.
-
-    float64[H * 257], as `RowArrays.roots`; tokens at positions `cut` do not count.
-    """
-    labels = rows.labels
-    n_heavy = len(rows.heavy)
-    bins = np.zeros((FAN * n_heavy + 1, 8))
-    block = np.empty(_BLOCK, rows.probs.dtype)  # as exact as what is added up
-    shared = rows.scale[slots[0]]  # a row's own is too small for single precision
-    factors = np.empty(len(slots), rows.probs.dtype)
-    for i in range(len(slots)):
-        factors[i] = scales[i] * (rows.scale[slots[i]] / shared)
-    for a in range(0, len(labels), _BLOCK):
-        b = min(len(labels), a + _BLOCK)
-        values = block[: b - a]
-        values[:] = 0.0
-        for i in range(len(slots)):
-            _add_scaled(values, rows.probs[slots[i], a:b], factors[i])
-        for c in cut:
-            if a <= rows.order[c] < b:
-                values[rows.order[c] - a] = 0.0
-        _sum_by_label(labels[a:b], values, bins)
-    out = np.zeros(FAN * n_heavy)
-    for label in range(len(out)):
-        for i in range(8):
-            out[label] += bins[label, i]
-        out[label] *= shared
-    for h in range(n_heavy - 1, 0, -1):  # what is below it is complete by now
-        out[FAN * rows.nest[h, 0] + rows.nest[h, 1]] = out[FAN * h : FAN * (h + 1)].sum()
-    return out
-
-
-@nb.njit(cache=True, nogil=True)
-def _sum_root(rows, slot):
-    """Have `roots` of a slot."""
-    if not rows.summed[slot]:
-        one = np.ones(1)
-        rows.roots[slot] = _heavy_masses(rows, np.full(1, slot), one, np.empty(0, np.int64))
-        rows.summed[slot] = True
+from genlm_bytes_smc.beam.masses_numba import child_mass, sum_range
 
 
 @nb.njit(cache=True, nogil=True)
@@ -318,65 +167,6 @@ def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
 
 
 @nb.njit(cache=True, nogil=True)
-def _add_heavy(trie, rows, h, ctx, node, scale, cut, out):
-    """Add to out[257] what candidates at heavy node `h` give, and mark them (scale 0).
-
-    Two rows or more of one lane are added up first and sorted into bytes once. What a row
-    alone comes to is kept, as other lanes and the next byte may want it too.
-    """
-    count = 0
-    x = rows.heavy[h]
-    slots = np.empty(len(ctx), np.int64)
-    scales = np.empty(len(ctx))
-    for c in range(len(ctx)):
-        if node[c] == x and scale[c] > 0.0 and not rows.summed[rows.slot_of[ctx[c]]]:
-            slots[count], scales[count] = rows.slot_of[ctx[c]], scale[c]
-            count += 1
-    if count == 1:
-        _sum_root(rows, slots[0])
-    if count < 2:
-        return
-    mass = _heavy_masses(rows, slots[:count], scales[:count], cut)
-    out[:256] += mass[FAN * h : FAN * h + 256]
-    for c in range(len(ctx)):
-        if node[c] == x and scale[c] > 0.0 and not rows.summed[rows.slot_of[ctx[c]]]:
-            scale[c] = 0.0
-
-
-@nb.njit(cache=True, nogil=True)
-def next_block(trie, rows, ctx, node, logu, logw, cut, n_bytes):
-    """Log mass of each next byte and of ending: float64[N, n_bytes + 1], not normalised."""
-    n_lanes, n_cands = logw.shape
-    out = np.zeros((n_lanes, n_bytes + 1))
-    scale = np.empty(n_cands)
-    for n in range(n_lanes):
-        top = logw[n].max() if n_cands else -np.inf
-        if top > -np.inf:
-            for c in range(n_cands):
-                scale[c] = np.exp(logu[n, c] - top) if logw[n, c] > -np.inf else 0.0
-                if node[n, c] == 0 and scale[c] > 0.0:
-                    slot = rows.slot_of[ctx[n, c]]
-                    for pos in cut:
-                        p = rows.probs[slot, rows.order[pos]] * rows.scale[slot]
-                        out[n, n_bytes] += scale[c] * p
-                    if n_lanes > 1:
-                        _sum_root(rows, slot)
-            for h in range(len(rows.heavy)):
-                _add_heavy(trie, rows, h, ctx[n], node[n], scale, cut, out[n])
-            for c in range(n_cands):
-                if scale[c] == 0.0:
-                    continue
-                slot = rows.slot_of[ctx[n, c]]
-                x = node[n, c]
-                for child in range(trie.first_child[x], trie.first_child[x + 1]):
-                    mass = _child_mass(trie, rows, slot, x, child, cut)
-                    out[n, trie.edge[child]] += scale[c] * mass
-        for b in range(n_bytes + 1):
-            out[n, b] = top + np.log(out[n, b]) if out[n, b] > 0.0 else -np.inf
-    return out
-
-
-@nb.njit(cache=True, nogil=True)
 def normalise(block, total):
     """Each row of float64[N, B] less its total float64[N]; -inf where the total is."""
     out = np.empty(block.shape)
@@ -396,7 +186,7 @@ def _move(trie, rows, ctx, node, logu, logw, first, byte, cut, out_node, out_log
                 child = _child(trie, node[n, c], byte[n])
             if child >= 0:
                 slot = rows.slot_of[ctx[n, c]]
-                mass = _child_mass(trie, rows, slot, node[n, c], child, cut)
+                mass = child_mass(trie, rows, slot, node[n, c], child, cut)
                 if mass > 0.0:
                     weight = logu[n, c] + np.log(mass)
             out_node[n, c] = child if weight > -np.inf else 0
@@ -427,7 +217,9 @@ def node_logw(trie, rows, ctx, node, logu, logw, cut):
             if x == 0:
                 out[n, c] = logu[n, c]
                 continue
-            mass = _mass(rows, rows.slot_of[ctx[n, c]], trie.lo[x], trie.hi[x], cut)
+            slot = rows.slot_of[ctx[n, c]]
+            mass = sum_range(rows.probs[slot], rows.order, trie.lo[x], trie.hi[x], cut)
+            mass *= rows.scale[slot]
             if mass > 0.0:
                 out[n, c] = logu[n, c] + np.log(mass)
     return out

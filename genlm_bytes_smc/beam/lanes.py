@@ -26,7 +26,7 @@ from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rng import KeyArray, read_keys, start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions
-from genlm_bytes_smc.beam.steps import Rescues, WholeSteps, unpack
+from genlm_bytes_smc.beam.steps import Rescues, WholeSteps, packed_of, unpack
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.transfer import send
@@ -72,6 +72,8 @@ class ByteLanes:
         cut: IntArray | None = None,
     ) -> None:
         n = len(state.key)
+        self._state: BeamState | None
+        self._packed: IntArray | None
         self.model = model
         self.params = params
         self.state = state
@@ -137,6 +139,25 @@ class ByteLanes:
         raise not_pickled()
 
     @property
+    def state(self) -> BeamState:
+        """The candidates; made of what a compiled step returned when first asked for."""
+        if self._state is None:
+            assert self._packed is not None
+            self._state = unpack(self._packed, self._key)
+        return self._state
+
+    @state.setter
+    def state(self, state: BeamState) -> None:
+        self._state, self._packed, self._key = state, None, state.key
+
+    @property
+    def _given(self) -> IntArray:
+        """The candidates as compiled steps take them."""
+        if self._packed is None:
+            self._packed = packed_of(self.state)
+        return self._packed
+
+    @property
     def alive(self) -> npt.NDArray[np.bool_]:
         """Lanes that can read on, bool[N]."""
         return (self.log_z > -np.inf) & ~self.ended
@@ -151,7 +172,8 @@ class ByteLanes:
     def context_ids(self) -> IntArray:
         """Contexts that must stay valid while this object lives."""
         kernels = self.model.kernels
-        held = [kernels.contexts(self.state).ravel()]
+        packed = self._packed
+        held = [kernels.contexts(self.state).ravel() if packed is None else packed[0].ravel()]
         if self._extended is not None:
             held.append(kernels.contexts(self._extended).ravel())
         if self._proxy is not None:
@@ -167,6 +189,15 @@ class ByteLanes:
         lanes.__dict__.update(changes)
         if "log_z" not in changes:
             lanes.log_z = self.model.kernels.log_z(state)
+        self.model.engine.tree.track(lanes)
+        return lanes
+
+    def _come_to(self, packed: IntArray, log_z: FloatArray, log_dropped: FloatArray) -> ByteLanes:
+        """`replace` by what a compiled step returned."""
+        lanes = object.__new__(ByteLanes)
+        lanes.__dict__.update(self.__dict__)
+        lanes._extended = lanes._ext_dropped = lanes._row = lanes._state = None
+        lanes._packed, lanes.log_z, lanes.log_dropped = packed, log_z, log_dropped
         self.model.engine.tree.track(lanes)
         return lanes
 
@@ -308,18 +339,31 @@ class ByteLanes:
         state, log_z, dropped, heals = await self._read(bytes_)
         return self.replace(state, log_z=log_z, log_dropped=dropped, heals=heals)
 
+    async def prune_and_read(self, byte: int) -> ByteLanes:
+        """`prune` and `read`, in one compiled call where no row is missing for it."""
+        if self._steps is not None:
+            k = self.params.K
+            bytes_ = np.full(len(self.log_z), byte, dtype=np.int64)
+            packed, log_z, dropped, missing = self._steps.read(
+                self._given, self.log_dropped, bytes_, self.cut, self._log_threshold,
+                (-1 if k is None else k, self._log_threshold),
+            )  # fmt: skip
+            if len(missing) == 0 and -np.inf not in log_z.tolist():
+                return self._come_to(packed, log_z, dropped)
+        return await self.prune().read(byte)
+
     def prune(self) -> ByteLanes:
         """At most K candidates a lane, best first, as the parameters say."""
         kernels, params = self.model.kernels, self.params
         if params.unbiased:
             return self.replace(kernels.resample(self.state, params.K), log_z=self.log_z)
         if self._steps is not None:
-            state, log_z, dropped = self._steps.prune(
-                self.state, self.log_dropped, params.K, self._log_threshold
+            packed, log_z, dropped = self._steps.prune(
+                self._given, self.log_dropped, params.K, self._log_threshold
             )
             if True in self.ended.tolist():
                 log_z = np.where(self.ended, self.log_z, log_z)
-            return self.replace(state, log_z=log_z, log_dropped=dropped)
+            return self._come_to(packed, log_z, dropped)
         state, dropped = kernels.select(self.state, params.K, params.log_prune_threshold)
         log_z = np.where(self.ended, self.log_z, kernels.log_z(state))
         return self.replace(state, log_z=log_z, log_dropped=np.logaddexp(self.log_dropped, dropped))
@@ -340,11 +384,11 @@ class ByteLanes:
         wanted = NO_CUT
         while True:
             found = compiled.follow_likeliest(
-                lanes.state, float(lanes.log_dropped[0]), self.cut, params.K,
+                lanes._given, float(lanes.log_dropped[0]), self.cut, params.K,
                 self._log_threshold, steps - len(out),
             )  # fmt: skip
             if found.symbols:
-                lanes = lanes.replace(found.state, log_dropped=found.dropped)
+                lanes = lanes._come_to(found.packed, found.log_z, found.dropped)
                 out += found.symbols
                 wanted = NO_CUT
             if len(found.missing) == 0:
@@ -484,7 +528,8 @@ class ByteLanes:
         stops at missing rows asks the next time for all that it ever missed, together; else
         two sets of rows that do not fit side by side would evict each other for ever.
         """
-        contexts = self.model.kernels.contexts(self.state)
+        packed = self._packed
+        contexts = self.model.kernels.contexts(self.state) if packed is None else packed[0]
         await self.model.store.ensure(
             np.concatenate([contexts.ravel(), more]) if len(more) else contexts
         )
@@ -520,12 +565,13 @@ class ByteLanes:
             state, _ = kernels.select(state, None, -np.inf)
             log_z = kernels.log_z(state)
         elif self._steps is not None:
-            arguments = self.state, self.log_dropped, bytes_, cut, self._log_threshold
-            state, log_z, dropped, missing = self._steps.read(*arguments)
+            arguments = self._given, self.log_dropped, bytes_, cut, self._log_threshold
+            packed, log_z, dropped, missing = self._steps.read(*arguments)
             wanted = NO_CUT
             while len(missing):
                 wanted = await self._have_rows_too(wanted, missing)
-                state, log_z, dropped, missing = self._steps.read(*arguments)
+                packed, log_z, dropped, missing = self._steps.read(*arguments)
+            state = unpack(packed, self.state.key)
         else:
             await self._have_rows()
             state, _, ext = kernels.open_read(

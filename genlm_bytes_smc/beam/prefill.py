@@ -29,6 +29,7 @@ from genlm_bytes_smc.beam.foresight import (
     Guide,
     StandIns,
     first_of,
+    reach_after,
 )
 from genlm_bytes_smc.beam.kernels import thin
 from genlm_bytes_smc.beam.lanes import ByteLanes
@@ -62,9 +63,7 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
             with tree.pinned(now):
                 await store.ensure(now)
             again = len(wanted) > 0
-            lanes, read, wanted = _run(
-                lanes, text, at, guide, reach_after(read)
-            )
+            lanes, read, wanted = _run(lanes, text, at, guide, reach_after(read))
             at += read
             if at < len(text) and (len(wanted) == 0 or (again and read == 0)):
                 # A byte that only healing can read, or rows that do not fit together.

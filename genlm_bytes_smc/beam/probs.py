@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,28 @@ class LazyByteProbs(_LazyByteProbs):  # type: ignore[misc]
     float64; `.materialize()` a dictionary; `.pretty().top(5)` one with readable keys.
     """
 
-    ps: npt.NDArray[np.float64]
+    _block: torch.Tensor
+    log_space = True
+
+    @cached_property
+    def ps(self) -> npt.NDArray[np.float64]:
+        """All 258 log probabilities, float64, "end of token" and the end last."""
+        ps = np.empty(N_BYTES + 2)
+        ps[:-1] = self._block.detach().cpu().numpy()[0]
+        ps[EOS], ps[N_BYTES] = ps[N_BYTES], -np.inf
+        return ps
+
+    @classmethod
+    def of_lane(cls, block: torch.Tensor) -> LazyByteProbs:
+        """From the float[1, 257] that a lone lane's `logp_next` gives; `ps` is made when used."""
+        row = cls.__new__(cls)
+        row._block = block
+        return row
 
     @classmethod
     def from_row(cls, row: torch.Tensor) -> LazyByteProbs:
         """From float[257]: bytes and the end of the sequence, in nats."""
-        ps = np.empty(N_BYTES + 2)
-        ps[:-1] = row.detach().cpu().numpy()
-        ps[EOS], ps[N_BYTES] = ps[N_BYTES], -np.inf
-        return cls(ps)
+        return cls.of_lane(row[None])
 
     def __getitem__(self, b: int | None) -> float:
         """Log probability of a byte, of the end (257) or of "end of token" (None, 256).

@@ -38,7 +38,7 @@ class ByteBeamState:
     def __init__(self, lanes: ByteLanes, ends: Sequence[Candidate] = ()) -> None:
         if len(lanes) != 1:
             raise ValueError(f"a ByteBeamState shows one lane, got {len(lanes)}")
-        self.lanes = lanes
+        self._lanes, self._to_prune = lanes, False
         self._ends = tuple(ends)  # what the text's end was read from, to be shown
 
     @classmethod
@@ -77,6 +77,13 @@ class ByteBeamState:
         context = None if start is None else start_tokens(None, start, model.engine.input_size)
         return cls(await ByteLanes.start(model, params, context=context))
 
+    @property
+    def lanes(self) -> ByteLanes:
+        """The beam as one lane of `ByteLanes`."""
+        if self._to_prune:
+            self._lanes, self._to_prune = self._lanes.prune(), False
+        return self._lanes
+
     # -- genlm-bytes' verbs ------------------------------------------------------------
 
     async def prefill(self, prompt: Prompt | bytes | Sequence[int]) -> ByteBeamState:
@@ -112,11 +119,16 @@ class ByteBeamState:
             ValueError: the beam is empty or has ended.
         """
         self._check_alive()
-        return LazyByteProbs.from_row((await self.lanes.logp_next())[0])
+        return LazyByteProbs.of_lane(await self.lanes.logp_next())
 
     def prune(self) -> ByteBeamState:
-        """The beam with at most K candidates, as its parameters say."""
-        return ByteBeamState(self.lanes.prune(), self._ends)
+        """The beam with at most K candidates, as its parameters say.
+
+        Pruned when something of it is asked for; `<<` does both in one go.
+        """
+        beam = ByteBeamState(self.lanes, self._ends)
+        beam._to_prune = True
+        return beam
 
     async def __lshift__(self, byte: int) -> ByteBeamState:
         """The beam after one more byte, not pruned; 257 ends the text.
@@ -129,6 +141,8 @@ class ByteBeamState:
         self._check_not_ended()
         if not isinstance(byte, bool) and byte == EOS:
             return self._after(await self.lanes.step([EOS_COLUMN]), await self._endings())
+        if self._to_prune:
+            return self._after(await self._lanes.prune_and_read(check_byte(byte)))
         return self._after(await self.lanes.read(check_byte(byte)))
 
     async def greedy(self, context: Prompt | bytes | Sequence[int], steps: int) -> bytes:
@@ -163,7 +177,7 @@ class ByteBeamState:
     @property
     def params(self) -> BeamParams:
         """The parameters it was made with."""
-        return self.lanes.params
+        return self._lanes.params
 
     @property
     def logZ(self) -> float:  # noqa: N802 - genlm-bytes' name
@@ -191,7 +205,7 @@ class ByteBeamState:
     @property
     def ended(self) -> bool:
         """Whether the end of the sequence has been read."""
-        return bool(self.lanes.ended[0])
+        return bool(self._lanes.ended[0])
 
     @cached_property
     def candidates(self) -> list[Candidate]:

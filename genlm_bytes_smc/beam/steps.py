@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from genlm_bytes_smc.beam import steps_numba as sn
 from genlm_bytes_smc.beam.handles import Handles
-from genlm_bytes_smc.beam.kernels_numba import TrieArrays
+from genlm_bytes_smc.beam.masses_numba import TrieArrays
 from genlm_bytes_smc.beam.state import BeamState
 from genlm_bytes_smc.lm.context_index import NO_ROOM
 from genlm_bytes_smc.lm.contexts import IntArray
@@ -66,14 +66,16 @@ class Followed(NamedTuple):
     """What `follow_likeliest` read.
 
     Attributes:
-        state: after the last byte read, not pruned.
+        packed: the state after the last byte, not pruned.
+        log_z: float64[1], its weight, nats.
         dropped: float64[1], log of all mass dropped so far, nats.
         symbols: the bytes.
         missing: contexts without rows that stopped it, int64[m].
         ends: whether the likeliest symbol is now the end of the text.
     """
 
-    state: BeamState
+    packed: IntArray
+    log_z: FloatArray
     dropped: FloatArray
     symbols: list[int]
     missing: IntArray
@@ -119,38 +121,44 @@ class WholeSteps:
         return self._handles.of(rows, self.store.engine.tree.arrays), rows.probs
 
     def prune(
-        self, state: BeamState, log_dropped: FloatArray, k: int | None, log_threshold: float
-    ) -> tuple[BeamState, FloatArray, FloatArray]:
-        """`Kernels.select`, with the log_z of what is kept, and the log mass dropped in all."""
-        packed, numbers = sn.prune(
-            packed_of(state), log_dropped, -1 if k is None else k, log_threshold
-        )
-        return unpack(packed, state.key), numbers[0], numbers[1]
+        self, given: IntArray, log_dropped: FloatArray, k: int | None, log_threshold: float
+    ) -> tuple[IntArray, FloatArray, FloatArray]:
+        """`Kernels.select` of a packed state, with the log_z of what is kept, and the log mass
+        dropped in all."""
+        packed, numbers = sn.prune(given, log_dropped, -1 if k is None else k, log_threshold)
+        return packed, numbers[0], numbers[1]
 
     def read(
         self,
-        state: BeamState,
+        given: IntArray,
         log_dropped: FloatArray,
         byte: IntArray,
         cut: IntArray,
         log_threshold: float,
-    ) -> tuple[BeamState, FloatArray, FloatArray, IntArray]:
-        """`Kernels.open_read` without pruning, and `close_read`.
+        prune: tuple[int, float] = (-1, -np.inf),
+    ) -> tuple[IntArray, FloatArray, FloatArray, IntArray]:
+        """`Kernels.open_read` and `close_read` of a packed state.
+
+        Args:
+            given: the candidates, packed.
+            log_dropped: float64[N], log mass dropped before, nats.
+            byte: int64[N].
+            cut: positions that are no text.
+            log_threshold: log share below which extensions are dropped.
+            prune: most candidates kept (-1: all) and the log share below which they are
+                dropped, before the byte is read.
 
         Returns:
-            The state after `byte` int64[N], best first; its log_z float64[N]; the log mass
-            dropped in all, float64[N], `log_dropped` and that of extensions left out;
-            contexts without rows, int64[m]: unless it is empty the rest says nothing.
+            The state after `byte`, best first, packed; its log_z float64[N]; the log mass
+            dropped in all, float64[N]; contexts without rows, int64[m]: unless it is empty
+            the rest says nothing.
         """
-        given = packed_of(state)
         while True:
             packed, numbers, missing = sn.read(
-                *self._arrays(), given, log_dropped, byte, cut, log_threshold
+                *self._arrays(), given, log_dropped, byte, cut, *prune, log_threshold
             )
-            if len(missing) == 0:
-                return unpack(packed, state.key), numbers[0], numbers[1], missing
-            if missing[0] != NO_ROOM:
-                return state, numbers[0], numbers[1], missing
+            if len(missing) == 0 or missing[0] != NO_ROOM:
+                return packed, numbers[0], numbers[1], missing
             self.store.engine.tree.grow()
 
     def extend(
@@ -232,23 +240,22 @@ class WholeSteps:
 
     def follow_likeliest(
         self,
-        state: BeamState,
+        given: IntArray,
         log_dropped: float,
         cut: IntArray,
         k: int | None,
         log_threshold: float,
         steps: int,
     ) -> Followed:
-        """Prune, take the likeliest byte and read it, up to `steps` times: one lane."""
-        given = packed_of(state)
+        """Prune, take the likeliest byte and read it, up to `steps` times: one lane, packed."""
         while True:
             packed, numbers, symbols, missing, ends = sn.follow_likeliest(
                 *self._arrays(), given, log_dropped, cut, -1 if k is None else k,
                 log_threshold, steps,
             )  # fmt: skip
             if len(missing) == 0 or missing[0] != NO_ROOM:
-                after = unpack(packed, state.key)
-                return Followed(after, numbers[0], symbols.tolist(), missing, ends)
+                log_z, dropped = numbers
+                return Followed(packed, log_z, dropped, symbols.tolist(), missing, ends)
             self.store.engine.tree.grow()
 
     def run_text(
@@ -305,8 +312,8 @@ class PackedState(BeamState):
 
 def unpack(packed: IntArray, key: npt.NDArray[np.uint64]) -> BeamState:
     """The state in int64[4, N, C]: views."""
-    weights = packed[2:].view(np.float64)
-    state = PackedState(packed[0], packed[1], weights[0], weights[1], key)
+    weights = packed.view(np.float64)
+    state = PackedState(packed[0], packed[1], weights[2], weights[3], key)
     state.packed = packed
     return state
 

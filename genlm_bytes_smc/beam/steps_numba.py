@@ -1,8 +1,9 @@
 """Whole steps of top-K beams, compiled: no return to Python until a row is missing.
 
-What `ByteLanes` and `prefill` do with the verbs of `kernels_numba`, including the context
-tree (`context_index`). A step whose rows are not all there returns the contexts that lack
-one and has no effect but that those contexts exist; it is called again with the rows there.
+What `ByteLanes` and `prefill` do with the verbs of `kernels_numba` and `masses_numba`,
+including the context tree (`context_index`). A step whose rows are not all there returns the
+contexts that lack one and has no effect but that those contexts exist; it is called again with
+the rows there.
 
 States go out packed, int64[4, N, C]: ctx, node, and the bits of the float64 logu and logw
 and come in so (each array costs Python up to a microsecond on its way in or out). The arrays
@@ -18,18 +19,16 @@ import numpy as np
 
 from genlm_bytes_smc.beam.handles import opened
 from genlm_bytes_smc.beam.kernels_numba import (
-    _child_mass,
-    _sum_root,
     append_extensions,
     begin_read,
     end_read,
     extensions,
     keep_extensions,
     logsumexp_rows,
-    next_block,
     select_topk,
     take,
 )
+from genlm_bytes_smc.beam.masses_numba import add_children, add_masses, sum_root
 from genlm_bytes_smc.lm.context_index import NO_ROOM, child_of
 
 _NONE = np.empty(0, np.int64)
@@ -120,14 +119,21 @@ def prune(packed, log_dropped, k, log_threshold):
 
 
 @nb.njit(cache=True, nogil=True)
-def read(handles, probs, packed, log_dropped, byte, cut, log_threshold):
-    """Read a known byte a lane: (packed state; float64[2, N]: log_z, and all that was
-    dropped so far; missing)."""
+def read(handles, probs, packed, log_dropped, byte, cut, k, log_prune, log_threshold):
+    """Prune (k < 0 and log_prune -inf: do not), and read a known byte a lane.
+
+    Returns (packed state; float64[2, N]: log_z, and all that was dropped so far; missing).
+    """
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = _unpack(packed)
+    if k >= 0 or log_prune > -np.inf:
+        pick, weight, lost = select_topk(logw, k, log_prune)
+        ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
+    else:
+        lost = np.full(len(byte), -np.inf)
     out, numbers, missing = _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold)
     for n in range(len(byte)):
-        numbers[1, n] = _add_logs(log_dropped[n], numbers[1, n])
+        numbers[1, n] = _add_logs(_add_logs(log_dropped[n], lost[n]), numbers[1, n])
     return out, numbers, missing
 
 
@@ -177,39 +183,24 @@ def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
 
 
 @nb.njit(cache=True, nogil=True)
-def _normalised(block):
-    total = logsumexp_rows(block)
-    for n in range(len(block)):
-        if total[n] > -np.inf:
-            for b in range(block.shape[1]):
-                block[n, b] -= total[n]
-
-
-@nb.njit(cache=True, nogil=True)
-def _set_aside(trie, rows, ctx, out, rescue, share, cut):
+def _set_aside(trie, rows, context, out, rescue, share, cut):
     """One lane's `reserve`, its shares by the root of the best candidate's row.
 
-    ctx int64[C], out float64[257] (changed), rescue bool[256].
+    out float64[257], probabilities (changed); rescue bool[256].
     """
-    slot = rows.slot_of[ctx[0]]
-    _sum_root(rows, slot)
-    mass = np.zeros(256)
+    slot = rows.slot_of[context]
+    sum_root(rows, slot)
+    mass = np.full(256, 1e-9)  # none of them reads as impossible
+    add_children(trie, rows, slot, 0, 1.0, cut, mass)
     total = 0.0
-    for child in range(trie.first_child[0], trie.first_child[1]):
-        b = trie.edge[child]
-        if rescue[b] and out[b] == -np.inf:
-            mass[b] = _child_mass(trie, rows, slot, 0, child, cut)
     for b in range(256):
-        if rescue[b] and out[b] == -np.inf:
-            mass[b] += 1e-9  # none of them reads as impossible
-            total += mass[b]
+        mass[b] = mass[b] if rescue[b] and out[b] == 0.0 else 0.0
+        total += mass[b]
     if total > 0.0:
-        rest = np.log1p(-share)
         for b in range(257):
-            if b < 256 and mass[b] > 0.0:
-                out[b] = np.log(share * mass[b] / total)
-            else:
-                out[b] += rest
+            out[b] *= 1.0 - share
+        for b in range(256):
+            out[b] += share * mass[b] / total
 
 
 @nb.njit(cache=True, nogil=True)
@@ -221,7 +212,8 @@ def _rescued(node, logw, rescue_of, rescues, out):
             at = rescue_of[node[c]]
             if at < 0:
                 return False
-            out |= rescues[at]
+            for b in range(256):
+                out[b] |= rescues[at, b]
     return True
 
 
@@ -237,17 +229,24 @@ def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, 
     trie, rows, _ = opened(handles, probs)
     ctx, node, _, logw = _unpack(packed)
     ectx, enode, elogu, elogw = _unpack(extended)
-    out = next_block(trie, rows, ectx, enode, elogu, elogw, cut, 256)
-    _normalised(out)
     known = True
     rescue = np.empty(256, np.bool_)
+    block = np.zeros((len(lossy), 257))
     for n in range(len(lossy)):
+        out = block[n]
+        alone = len(lossy) == 1
+        add_masses(trie, rows, ectx[n], enode[n], elogu[n], elogw[n], cut, alone, out)
+        total = out.sum()
+        if total > 0.0:
+            out /= total
         if lossy[n] and logw.shape[1] and logw[n, 0] > -np.inf:
             if _rescued(node[n], logw[n], rescue_of, rescues, rescue):
-                _set_aside(trie, rows, ctx[n], out[n], rescue, share, cut)
+                _set_aside(trie, rows, ctx[n, 0], out, rescue, share, cut)
             else:
                 known = False
-    return out, known
+        for b in range(257):
+            out[b] = np.log(out[b]) if out[b] > 0.0 else -np.inf
+    return block, known
 
 
 @nb.njit(cache=True, nogil=True)
@@ -280,8 +279,9 @@ def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
     if len(missing):
         return -1, missing
     ectx, enode, elogu, elogw = _unpack(ext)
-    block = next_block(trie, rows, ectx, enode, elogu, elogw, cut, 256)
-    return np.argmax(block[0]), missing
+    mass = np.zeros(257)
+    add_masses(trie, rows, ectx[0], enode[0], elogu[0], elogw[0], cut, True, mass)
+    return np.argmax(mass), missing
 
 
 @nb.njit(cache=True, nogil=True)
@@ -292,13 +292,14 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
     byte that only healing can read. What healing adds to a row is never the likeliest.
 
     Returns:
-        The packed state after the last byte read, not pruned; float64[1, 1] its log mass
-        dropped; the bytes int64[n]; contexts without rows; whether the text ends next.
+        The packed state after the last byte read, not pruned; float64[2, 1] its log_z and log
+        mass dropped; the bytes int64[n]; contexts without rows; whether the text ends next.
     """
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = _unpack(packed)
     read_ = np.empty(steps, np.int64)
-    numbers = np.full((1, 1), log_dropped)
+    numbers = np.empty((2, 1))
+    numbers[0], numbers[1] = logsumexp_rows(logw), log_dropped
     ends = False
     missing = _NONE
     done = 0
@@ -319,7 +320,8 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
         )
         if len(missing) or out[0, 0] == -np.inf:
             break
-        numbers[0, 0] = _add_logs(_add_logs(numbers[0, 0], lost[0]), out[1, 0])
+        numbers[0] = out[0]
+        numbers[1, 0] = _add_logs(_add_logs(numbers[1, 0], lost[0]), out[1, 0])
         ctx, node, logu, logw = _unpack(state)
         read_[done] = symbol
         done += 1

@@ -132,22 +132,26 @@ class AdapterEngine(RowEngine):
 
     def _rows(self, result: Any, nodes: IntArray) -> torch.Tensor:
         """Whatever the model returned as a checked block of rows."""
-        rows = _as_tensor(result).to(self.device)
-        if rows.ndim != 2 or rows.shape[0] != len(nodes):
+        rows = _as_tensor(result)
+        if rows.device != self.device:
+            rows = rows.to(self.device)
+        shape = rows.shape
+        if len(shape) != 2 or shape[0] != len(nodes):
             raise BadRowError(
                 f"{type(self.llm).__name__} was asked for {len(nodes)} rows and returned shape "
-                f"{tuple(rows.shape)}; expected ({len(nodes)}, width)"
+                f"{tuple(shape)}; expected ({len(nodes)}, width)"
             )
-        if rows.shape[1] < self._least_width:
+        if shape[1] < self._least_width:
             raise BadRowError(
-                f"{type(self.llm).__name__} returned rows of width {rows.shape[1]}, but its "
+                f"{type(self.llm).__name__} returned rows of width {shape[1]}, but its "
                 f"vocabulary has token ids up to {self._least_width - 1}; rows may be wider "
                 "(padding), not narrower"
             )
-        self.width = int(rows.shape[1])
-        self.counts.forwards += 1
-        self.counts.rows += len(nodes)
-        self.counts.positions += sum(self.tree.depth[nodes].tolist())
+        self.width = int(shape[1])
+        counts = self.counts
+        counts.forwards += 1
+        counts.rows += len(nodes)
+        counts.positions += sum(self.tree.depth[nodes].tolist())
         return rows
 
     def refuse_bad(self, nodes: IntArray, rows: torch.Tensor) -> None:
@@ -231,8 +235,9 @@ def _as_tensor(result: Any) -> torch.Tensor:
         else:
             out = torch.stack(rows)
     else:
-        out = torch.as_tensor(result)
-    out = out.detach()
+        out = result if isinstance(result, torch.Tensor) else torch.as_tensor(result)
+    if out.requires_grad:
+        out = out.detach()
     if out.dtype in _EXACT:
         return out
     if out.dtype in (torch.float16, torch.bfloat16):

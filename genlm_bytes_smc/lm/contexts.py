@@ -39,6 +39,7 @@ IntArray = npt.NDArray[np.int64]
 
 _TOKEN_BITS = 32
 _MEMO = 1024
+_HOLDERS = 1024  # references to holders, alive or not, before the first look at them
 
 
 class HoldsContexts(Protocol):
@@ -64,7 +65,8 @@ class ContextTree:
         self._alive[0] = True
         self._free = np.empty(capacity, dtype=np.int64)
         self._meta = np.array([1, 0], dtype=np.int64)
-        self._holders: weakref.WeakSet[HoldsContexts] = weakref.WeakSet()
+        self._holders: list[weakref.ref[HoldsContexts]] = []
+        self._most_holders = _HOLDERS
         self._pins: dict[Pin, IntArray] = {}
         self._on_free: list[weakref.WeakMethod[Callable[[IntArray], None]]] = []
         self._after_last_collect = 0
@@ -176,7 +178,10 @@ class ContextTree:
 
     def track(self, holder: HoldsContexts) -> None:
         """Keep what `holder.context_ids()` names for as long as `holder` is alive."""
-        self._holders.add(holder)
+        if len(self._holders) >= self._most_holders:
+            self._holders = [ref for ref in self._holders if ref() is not None]
+            self._most_holders = 2 * len(self._holders) + _HOLDERS
+        self._holders.append(weakref.ref(holder))
 
     def on_free(self, listener: Callable[[IntArray], None]) -> None:
         """Call the bound method `listener(ids)` whenever `collect` frees ids."""
@@ -189,7 +194,8 @@ class ContextTree:
     def live(self) -> npt.NDArray[np.bool_]:
         """Mask over ids, bool[capacity]: reachable from tracked objects and pins."""
         mask = np.zeros(self.capacity, dtype=bool)
-        roots = [np.asarray(h.context_ids(), dtype=np.int64).ravel() for h in self._holders]
+        holders = [holder for ref in self._holders if (holder := ref()) is not None]
+        roots = [np.asarray(h.context_ids(), dtype=np.int64).ravel() for h in holders]
         roots += [np.asarray(nodes, dtype=np.int64).ravel() for nodes in self._pins.values()]
         roots.append(np.zeros(1, dtype=np.int64))
         mark(self.parent, np.concatenate(roots), mask)
@@ -197,7 +203,8 @@ class ContextTree:
 
     def due(self, slack: int = 8192) -> bool:
         """Whether enough nodes have come since the last `collect` for another to pay."""
-        return len(self) > 2 * self._after_last_collect + slack
+        given, free = self._meta.tolist()
+        return bool(given - free > 2 * self._after_last_collect + slack)
 
     def collect(self) -> IntArray:
         """Free every node that is not `live` and return the freed ids, int64[m]."""

@@ -14,8 +14,7 @@ import asyncio
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -61,6 +60,28 @@ class LMCounts:
 class _Request:
     nodes: IntArray
     done: asyncio.Future[torch.Tensor | None] = field(repr=False)
+
+
+class _OneThread:
+    """Refuses a second thread while one is answered: contexts and caches know no locks."""
+
+    __slots__ = ("_askers", "_thread")
+
+    def __init__(self) -> None:
+        self._thread, self._askers = 0, 0  # who is asking for rows, and how many times over
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        if self._askers and self._thread != me:
+            raise RuntimeError(
+                "a model answers one thread at a time, and another is being answered: run all "
+                "tasks in one event loop, or load the model once a thread"
+            )
+        self._thread = me
+        self._askers += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._askers -= 1
 
 
 def not_pickled() -> TypeError:
@@ -120,7 +141,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self._spelled: dict[tuple[int, ...], int] = {}
         self._last_turn = 0.0
         self._crowd = 0  # requests to come that take it that there are other tasks
-        self._thread, self._askers = 0, 0  # who is asking for rows, and how many times over
+        self._one_thread = _OneThread()
         self.tree.on_free(self._forget_spelling)
 
     @property
@@ -188,7 +209,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
             RuntimeError: another thread is being answered.
         """
         self.check(nodes)
-        with self._one_thread(), self.tree.pinned(nodes):
+        with self._one_thread, self.tree.pinned(nodes):
             if not self._requests and self._only_task():
                 await self._turn()
                 distinct, where = _distinct(nodes)
@@ -221,25 +242,9 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
     def rows_sync(self, nodes: IntArray) -> torch.Tensor:
         """As `rows`, without an event loop."""
         self.check(nodes)
-        with self._one_thread(), self.tree.pinned(nodes):
+        with self._one_thread, self.tree.pinned(nodes):
             distinct, where = _distinct(nodes)
             return _pick(self.evaluate(distinct), where)
-
-    @contextmanager
-    def _one_thread(self) -> Iterator[None]:
-        """Refuse a second thread while one is answered: contexts and caches know no locks."""
-        me = threading.get_ident()
-        if self._askers and self._thread != me:
-            raise RuntimeError(
-                "a model answers one thread at a time, and another is being answered: run all "
-                "tasks in one event loop, or load the model once a thread"
-            )
-        self._thread = me
-        self._askers += 1
-        try:
-            yield
-        finally:
-            self._askers -= 1
 
     def check(self, nodes: IntArray) -> None:
         """Raise before any work if a context is empty or longer than the window."""

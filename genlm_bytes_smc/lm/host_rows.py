@@ -17,7 +17,6 @@ FloatArray = npt.NDArray[np.float64]
 ROUNDING = 1e-4  # how far from one a float32 row over a large vocabulary may sum
 EXACT_WIDTH = 1 << 14  # tokens; rows up to this wide are always kept in float64
 FAN = 257  # labels of a heavy node: one a byte, and one for tokens that end there
-_UNBIASED = float(np.exp(-intake.BIAS))
 _HEAVY = 8  # a node is heavy if one in this many tokens is below it
 
 
@@ -106,17 +105,18 @@ class HostRows:
         is left as it is unless its sum is off by more than rounding. A sum that is NaN,
         infinite or zero says that the row is no distribution.
         """
-        logp = rows.detach().numpy()
+        logp = rows.detach().numpy() if rows.requires_grad else rows.numpy()
         if not self.exact and logp.dtype != np.float32:
             self._make_exact()
         self.used = max(self.used, *slots.tolist())
-        take = intake.take_64 if self.exact else intake.take_32
+        exact = self.exact
+        take = intake.take_64 if exact else intake.take_32
         total: FloatArray
-        total, low, odd = take(logp, slots, self._probs, ROUNDING)
-        self._summed[slots] = False
-        self._scale[slots] = 1.0 if self.exact else _UNBIASED
+        total, low, odd = take(
+            logp, slots, self._probs, self._scale, self._summed, ROUNDING
+        )  # fmt: skip
         # Not normalised (their sum in float32 ends early), or a token out of range.
-        if not self.exact and (low or (odd and not np.isfinite(total).all())):
+        if not exact and (low or (odd and not np.isfinite(total).all())):
             if low or not np.isnan(total).all():
                 self._make_exact()
                 return self.take(slots, rows)

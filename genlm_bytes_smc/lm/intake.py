@@ -155,11 +155,12 @@ def _fill64(row, out):
 
 
 @nb.njit(cache=True, nogil=True)
-def take_32(rows, slots, probs, rounding):
+def take_32(rows, slots, probs, scale, summed, rounding):
     """probs[slots] = exp(rows + BIAS), read and summed in one pass.
 
-    rows float32[B, >= V], slots int64[B], probs float32[S, V]. Returns the sums over all V
-    columns without the bias, float64[B]; whether a possible token is too unlikely to be held
+    rows float32[B, >= V], slots int64[B], probs float32[S, V]; scale float64[S] and summed
+    bool[S], which are set to what rows begin with. Returns the sums over all V columns
+    without the bias, float64[B]; whether a possible token is too unlikely to be held
     in float32; and whether some sum is further than `rounding` from one (or NaN). Blocks are
     summed in float32, which vector code does to 1e-7 of the sum, and added up in float64.
     """
@@ -176,17 +177,19 @@ def take_32(rows, slots, probs, rounding):
         if lowest > np.uint32(_i32_of(_LOWEST_32)):  # or NaN, or impossible tokens: look again
             low |= _count_low(rows[i, :width]) > 0
         total[i] *= _UNBIAS
+        scale[slots[i]], summed[slots[i]] = _UNBIAS, False
         odd |= not abs(total[i] - 1.0) <= rounding
     return total, low, odd
 
 
 @nb.njit(cache=True, nogil=True)
-def take_64(rows, slots, probs, rounding):
+def take_64(rows, slots, probs, scale, summed, rounding):
     """probs[slots] = exp(rows): as `take_32`, float64, for rows of either precision."""
     total = np.zeros(len(slots))
     odd = False
     for i in range(len(slots)):
         total[i] = _fill64(rows[i], probs[slots[i]])
+        scale[slots[i]], summed[slots[i]] = 1.0, False
         odd |= not abs(total[i] - 1.0) <= rounding
     return total, False, odd
 

@@ -29,6 +29,7 @@ FloatArray = npt.NDArray[np.float64]
 
 DEFAULT_ROW_BYTES = 1 << 30
 _FIRST_BYTES = 1 << 25  # of rows, before unreachable ones are given up
+_NONE: IntArray = np.empty(0, dtype=np.int64)
 
 
 class BadRowError(ValueError):
@@ -161,7 +162,9 @@ class RowStore:
 
     def cover(self) -> None:
         """Have a place in `slot_of` for every context that the tree has room for."""
-        self.table.cover(self.engine.tree.capacity)
+        table, capacity = self.table, self.engine.tree.capacity
+        if len(table.slot_of) <= capacity:
+            table.cover(capacity)
 
     async def ensure(self, contexts: IntArray) -> None:
         """Have the rows of `contexts` (any shape; negative ids ignored) when this returns.
@@ -172,38 +175,51 @@ class RowStore:
         missing = self.missing(contexts)
         if len(missing):
             ticket = object()
-            self._waiting[ticket] = contexts.ravel()
+            self._waiting[ticket] = contexts
             try:
                 with self.engine.tree.pinned(contexts):
                     self._collect()
                     while len(missing):
-                        await self._ask(missing)
-                        missing = self.missing(contexts)
+                        all_came = await self._ask(missing)
+                        missing = _NONE if all_came else self.missing(contexts)
             finally:
                 del self._waiting[ticket]
         self.table.touch(contexts)
 
-    async def _ask(self, missing: IntArray) -> None:
-        """Bring some of `missing`, or wait for another task that is bringing them."""
+    async def _ask(self, missing: IntArray) -> bool:
+        """Bring some of `missing`, or wait for another task that is bringing them.
+
+        Returns:
+            Whether all of them are there now for sure.
+        """
         asked, loop = self._asked, asyncio.get_running_loop()
-        others = {c: asked[c] for c in missing.tolist() if c in asked}
-        # What a loop that stands still has asked for, nobody brings.
-        others = {c: done for c, done in others.items() if done.get_loop() is loop}
-        fresh = missing if not others else missing[[c not in others for c in missing.tolist()]]
+        fresh = missing
+        if asked:
+            others = {c: asked[c] for c in missing.tolist() if c in asked}
+            # What a loop that stands still has asked for, nobody brings.
+            others = {c: done for c, done in others.items() if done.get_loop() is loop}
+            fresh = missing[[c not in others for c in missing.tolist()]]
         if len(fresh) == 0:
             await asyncio.wait(set(others.values()))
-            return
+            return False
         chunk = self._first_chunk(fresh)
         done = loop.create_future()
-        asked.update(dict.fromkeys(chunk.tolist(), done))
+        ids = chunk.tolist()
+        for context in ids:
+            asked[context] = done
         try:
             rows = await self.engine.rows(chunk)
-            self._insert(chunk, rows, np.concatenate(list(self._waiting.values())))
+            needed = list(self._waiting.values())
+            alone = len(needed) == 1
+            self._insert(
+                chunk, rows, needed[0] if alone else np.concatenate([n.ravel() for n in needed])
+            )
         finally:
-            for context in chunk.tolist():
+            for context in ids:
                 if asked.get(context) is done:
                     del asked[context]
             done.set_result(None)
+        return len(ids) == len(missing)
 
     def ensure_sync(self, contexts: IntArray) -> None:
         """As `ensure`, without an event loop."""
@@ -231,6 +247,8 @@ class RowStore:
 
     def _first_chunk(self, missing: IntArray) -> IntArray:
         """Shallow contexts first, as many as one forward's logits may hold."""
+        if len(missing) == 1:
+            return missing
         most = max(1, self.engine.request_bytes // (8 * self.trie.n_tokens))
         if len(missing) <= most:
             return missing
@@ -244,8 +262,9 @@ class RowStore:
     # -- keeping -----------------------------------------------------------------------
 
     def _insert(self, contexts: IntArray, rows: torch.Tensor, needed: IntArray) -> None:
-        if max(self.slot_of[contexts].tolist()) >= 0:  # another task has brought some
-            fresh = self.slot_of[contexts] < 0
+        held = self.slot_of[contexts]
+        if max(held.tolist()) >= 0:  # another task has brought some
+            fresh = held < 0
             contexts, rows = contexts[fresh], rows[torch.as_tensor(fresh, device=rows.device)]
             if len(contexts) == 0:
                 return

@@ -69,9 +69,11 @@ class SlotTable:
 
     def place(self, contexts: IntArray, slots: IntArray) -> None:
         """Hold `contexts` in slots that `room` gave."""
-        self._context[slots] = contexts
-        self._used[slots] = self._clock
-        self.slot_of[contexts] = slots
+        context_of, used, slot_of, now = self._context, self._used, self.slot_of, self._clock
+        for context, slot in zip(contexts.tolist(), slots.tolist(), strict=True):  # mostly one
+            context_of[slot] = context
+            used[slot] = now
+            slot_of[context] = slot
 
     def room(self, n: int, needed: IntArray, live: Live) -> IntArray:
         """`n` slots taken off the free list, int64[n].

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from genlm_bytes_smc.beam.foresight import HORIZON, NOTHING, Guide, StandIns
+from genlm_bytes_smc.beam.foresight import HORIZON, NOTHING, Guide, StandIns, reach_after
 from genlm_bytes_smc.beam.kernels import keep_above, thin
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.rng import read_keys
@@ -53,9 +53,7 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
             await store.ensure(lanes.model.kernels.contexts(lanes.state))
             fetched.append(wanted)
             before = at
-            lanes, at, wanted = _dry_run(
-                lanes, texts, at, guides, reach_after(read)
-            )
+            lanes, at, wanted = _dry_run(lanes, texts, at, guides, reach_after(read))
             read = at - before
     return np.concatenate(fetched)
 

@@ -496,3 +496,31 @@ async def test_half_precision_rows_are_normalised():
     beam = await ByteBeamState.initial(Half(), BeamParams(None))
     assert np.exp((await beam.logp_next()).ps).sum() == pytest.approx(1)
     assert (await (beam << ord("a"))).logZ < 0
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+async def test_pruning_inside_the_read_is_pruning_before_it(threshold, cached):
+    """`prune` waits for what comes next, and `<<` does both in one call."""
+    beam = await ByteBeamState.initial(ToyLM(seed=6), BeamParams(2, threshold))
+    for byte in b"abcabba":
+        if not cached:
+            beam.lanes.model.store.clear()
+        lanes = beam.lanes
+        apart = await lanes.prune().read(byte)
+        if not cached:
+            beam.lanes.model.store.clear()
+        beam = await (beam.prune() << byte)
+        assert beam.lanes.log_z.tolist() == apart.log_z.tolist()
+        assert beam.dropped == pytest.approx(float(apart.log_dropped[0]), abs=1e-12)
+        for mine, other in zip(beam.lanes.state, apart.state, strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+async def test_a_pruned_beam_shows_what_was_kept():
+    beam = await (await ByteBeamState.initial(ToyLM(seed=6), BeamParams(2))).prefill(b"abcab")
+    pruned = beam.prune()
+    assert len(pruned) == 2 < len(beam)
+    assert pruned.logZ == pytest.approx(float(beam.lanes.prune().log_z[0]), abs=1e-12)
+    assert pruned.dropped > -math.inf
+    assert [c.logw for c in pruned] == [c.logw for c in beam][:2]

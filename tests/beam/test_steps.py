@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from genlm_bytes_smc import TokenTrie, Vocabulary, as_engine
-from genlm_bytes_smc.beam import kernels_numba as nk
+from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam.handles import Handles, opened
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.state import BeamState
@@ -49,7 +49,7 @@ def test_masses_after_heavy_nodes_are_sums_over_their_tokens(rows, cut):
     tokens = nested_tokens()
     at = [int(trie.position[i]) for i, t in enumerate(tokens) if t in cut]
     slots, scales = np.array([2, 1]), np.array([1.0, 0.25])
-    mass = nk._heavy_masses(arrays, slots, scales, np.sort(np.array(at, dtype=np.int64)))
+    mass = nm.sum_roots(arrays, slots, scales, np.sort(np.array(at, dtype=np.int64)))
     p = arrays.probs[slots].astype(float) * (arrays.scale[slots] * scales)[:, None]
     for h, node in enumerate(arrays.heavy.tolist()):
         prefix = trie.spell(node)
@@ -62,18 +62,18 @@ def test_masses_after_heavy_nodes_are_sums_over_their_tokens(rows, cut):
 
 def test_masses_below_an_edge_do_not_depend_on_what_was_summed(rows):
     trie, arrays = rows
-    walked = nk.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
+    walked = nm.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
     none = np.empty(0, dtype=np.int64)
 
     def masses(slot):
         return [
-            nk._child_mass(walked, arrays, slot, node, child, none)
+            nm.child_mass(walked, arrays, slot, node, child, none)
             for node in arrays.heavy.tolist()
             for child in range(trie.first_child[node], trie.first_child[node + 1])
         ]
 
     before = masses(0)
-    nk._sum_root(arrays, 0)
+    nm.sum_root(arrays, 0)
     assert arrays.summed.tolist() == [True, False, False]
     np.testing.assert_allclose(masses(0), before, rtol=1e-7)
 
@@ -111,3 +111,22 @@ def test_states_go_in_as_they_came_out():
     np.testing.assert_array_equal(packed_of(changed)[1], packed[1] + 1)
     plain = BeamState(*(a.copy() for a in state))
     np.testing.assert_array_equal(packed_of(plain), packed)
+
+
+@pytest.mark.parametrize("cut", [[], [b"z"], [b" a", b" zz"]])
+def test_masses_of_all_children_are_those_of_each(rows, cut):
+    trie, arrays = rows
+    tokens = nested_tokens()
+    at = [int(trie.position[i]) for i, t in enumerate(tokens) if t in cut]
+    walked = nm.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
+    positions = np.sort(np.array(at, dtype=np.int64))
+    nodes = [*arrays.heavy.tolist(), trie.child(0, ord("a")), trie.child(0, ord("z"))]
+    for slot in (0, 2):
+        nm.sum_root(arrays, slot)
+        for node in nodes:
+            out, want = np.full(257, 0.5), np.full(257, 0.5)
+            nm.add_children(walked, arrays, slot, node, 0.25, positions, out)
+            for child in range(trie.first_child[node], trie.first_child[node + 1]):
+                mass = nm.child_mass(walked, arrays, slot, node, child, positions)
+                want[trie.byte[child]] += 0.25 * mass
+            np.testing.assert_allclose(out, want, rtol=1e-12)

@@ -13,6 +13,7 @@ from genlm.bytes import BeamParams, ByteBeamState
 from genlm.control import PromptedLLM
 
 from genlm_bytes_smc import as_engine
+from genlm_bytes_smc.lm.contexts import ContextTree
 from genlm_bytes_smc.lm.engine import ContextTooLongError, RowEngine
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from tests.lm.families import WINDOW, distance, whole_rows
@@ -285,3 +286,22 @@ def test_a_second_thread_is_refused_while_one_is_answered():
         go_on.set()
         first.join()
     assert torch.equal(out[0], engine.next_token_logprobs_sync([1])), "and one after the other"
+
+
+def test_what_was_tracked_and_is_gone_leaves_nothing_behind():
+    class Holder:
+        def __init__(self, node):
+            self.node = node
+
+        def context_ids(self):
+            return np.array([self.node])
+
+    tree = ContextTree()
+    kept = Holder(tree.insert([1, 2]))
+    tree.track(kept)
+    for token in range(5000):
+        tree.track(Holder(tree.insert([7, token])))
+    assert len(tree._holders) < 3000
+    tree.collect()
+    assert len(tree) == 3
+    assert tree.tokens(kept.node) == [1, 2]

@@ -1,0 +1,272 @@
+"""Masses of trie nodes in rows on the host, compiled: sums over tokens, and blocks of bytes.
+
+Rows come in the order of the token ids, so a sum gathers; and one pass sorts a whole row into
+the bytes after each heavy node (see `host_rows`). Loops are serial, so results do not depend
+on the number of threads; all sums are float64.
+
+The functions that are called for each child take arrays of one row and not the whole
+`RowArrays`: that is seventy words, which a call would copy at more than the price of most sums.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from genlm_bytes_smc.lm.host_rows import FAN
+
+# No nnan/ninf: -inf is a legitimate weight here.
+_SUM = {"reassoc", "nsz", "contract", "arcp"}
+
+
+class TrieArrays(NamedTuple):
+    """Arrays of a `TokenTrie` that the kernels walk."""
+
+    lo: npt.NDArray[np.int32]
+    hi: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int32]
+    first_child: npt.NDArray[np.int32]
+    edge: npt.NDArray[np.uint8]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_SUM)
+def _sum(row, order, lo, hi):
+    s = 0.0
+    for i in range(lo, hi):
+        s += np.float64(row[order[i]])
+    return s
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_SUM)
+def _sum_labelled(row, labels, first, count):
+    """Sum of the tokens with a label in first .. first + count: for many, faster than
+    fetching each."""
+    s = 0.0
+    for i in range(len(labels)):
+        s += np.float64(row[i]) if np.uint16(labels[i] - first) < count else 0.0
+    return s
+
+
+@nb.njit(cache=True, nogil=True)
+def _heavy_index(heavy, node):
+    """Which heavy node `node` is, or -1."""
+    for h in range(len(heavy)):
+        if heavy[h] == node:
+            return h
+    return -1
+
+
+@nb.njit(cache=True, nogil=True)
+def sum_range(row, order, lo, hi, cut):
+    """Sum of a row (as it is stored) over positions lo..hi without those in the sorted `cut`."""
+    s = 0.0
+    for c in cut:
+        if lo <= c < hi:
+            s += _sum(row, order, lo, c)
+            lo = c + 1
+    return s + _sum(row, order, lo, hi)
+
+
+@nb.njit(cache=True, nogil=True)
+def _touches(lo, hi, cut):
+    found = False
+    for c in cut:
+        found |= lo <= c < hi
+    return found
+
+
+@nb.njit(cache=True, nogil=True)
+def child_mass(trie, rows, slot, node, child, cut):
+    """Mass below an edge of `node`; those of heavy nodes may have been summed already."""
+    lo, hi = trie.lo[child], trie.hi[child]
+    many = 4 * (hi - lo) > len(rows.labels)
+    if (many or rows.summed[slot]) and not _touches(lo, hi, cut):
+        h = _heavy_index(rows.heavy, node)
+        if h >= 0 and rows.summed[slot]:
+            return rows.roots[slot, FAN * h + trie.edge[child]]
+        if h >= 0:
+            g = _heavy_index(rows.heavy, child)
+            first = FAN * g if g >= 0 else FAN * h + trie.edge[child]
+            count = FAN * (rows.nest[g, 2] - g) if g >= 0 else 1
+            row = rows.probs[slot]
+            sum_ = _sum_labelled(row, rows.labels, np.uint16(first), np.uint16(count))
+            return sum_ * rows.scale[slot]
+    return sum_range(rows.probs[slot], rows.order, lo, hi, cut) * rows.scale[slot]
+
+
+@nb.njit(cache=True, nogil=True)
+def add_children(trie, rows, slot, node, factor, cut, out):
+    """out[byte] += factor * mass below that edge of `node`, for every edge.
+
+    Rows of candidates at heavy nodes must have been summed (`sum_root`). out float64[>= 256].
+    """
+    h = _heavy_index(rows.heavy, node)
+    if h >= 0 and not _touches(trie.lo[node], trie.hi[node], cut):
+        line = rows.roots[slot, FAN * h : FAN * h + 256]
+        for b in range(256):
+            out[b] += factor * line[b]
+        return
+    row, scale = rows.probs[slot], rows.scale[slot]
+    for child in range(trie.first_child[node], trie.first_child[node + 1]):
+        lo, hi, b = trie.lo[child], trie.hi[child], trie.edge[child]
+        if h >= 0 and not _touches(lo, hi, cut):
+            out[b] += factor * rows.roots[slot, FAN * h + b]
+        else:
+            out[b] += factor * (scale * sum_range(row, rows.order, lo, hi, cut))
+
+
+# -- sorting whole rows -------------------------------------------------------------------
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_SUM)
+def _add_scaled(out, row, scale):
+    for i in range(len(out)):
+        out[i] += scale * row[i]
+
+
+@nb.njit(cache=True, nogil=True)
+def _sum_by_label(labels, values, bins):
+    """bins[any, label] += value; four lines, as sums into one place wait for each other."""
+    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)  # no test for a negative index
+    whole = len(labels) - len(labels) % 4
+    for a in range(0, whole, 4):
+        i = np.uint64(a)
+        bins[0, labels[i]] += values[i]
+        bins[1, labels[i + one]] += values[i + one]
+        bins[2, labels[i + two]] += values[i + two]
+        bins[3, labels[i + three]] += values[i + three]
+    for a in range(whole, len(labels)):
+        bins[0, labels[a]] += values[a]
+
+
+@nb.njit(cache=True, nogil=True)
+def _nested(rows, bins, scale):
+    """Masses below each byte after each heavy node, float64[H * 257], from `bins` of labels."""
+    n_heavy = len(rows.heavy)
+    out = np.empty(FAN * n_heavy)
+    for label in range(len(out)):
+        out[label] = scale * (
+            (bins[0, label] + bins[1, label]) + (bins[2, label] + bins[3, label])
+        )  # fmt: skip
+    for h in range(n_heavy - 1, 0, -1):  # what is below it is complete by now
+        out[FAN * rows.nest[h, 0] + rows.nest[h, 1]] = out[FAN * h : FAN * (h + 1)].sum()
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
+def sum_root(rows, slot):
+    """Have `roots` of a slot."""
+    if not rows.summed[slot]:
+        bins = np.zeros((4, FAN * len(rows.heavy) + 1))
+        _sum_by_label(rows.labels, rows.probs[slot, : len(rows.labels)], bins)
+        rows.roots[slot] = _nested(rows, bins, rows.scale[slot])
+        rows.summed[slot] = True
+
+
+_BLOCK = 1024  # tokens summed at a time, so that everything stays in the first cache
+
+
+@nb.njit(cache=True, nogil=True)
+def sum_roots(rows, slots, scales, cut):
+    """Mass below each byte after each heavy node, summed over rows `slots` times `scales`.
+
+    float64[H * 257], as `RowArrays.roots`; tokens at positions `cut` do not count.
+    """
+    labels = rows.labels
+    bins = np.zeros((4, FAN * len(rows.heavy) + 1))
+    block = np.empty(_BLOCK, rows.probs.dtype)  # as exact as what is added up
+    shared = rows.scale[slots[0]]  # a row's own is too small for single precision
+    factors = np.empty(len(slots), rows.probs.dtype)
+    for i in range(len(slots)):
+        factors[i] = scales[i] * (rows.scale[slots[i]] / shared)
+    for a in range(0, len(labels), _BLOCK):
+        b = min(len(labels), a + _BLOCK)
+        values = block[: b - a]
+        values[:] = 0.0
+        for i in range(len(slots)):
+            _add_scaled(values, rows.probs[slots[i], a:b], factors[i])
+        for c in cut:
+            if a <= rows.order[c] < b:
+                values[rows.order[c] - a] = 0.0
+        _sum_by_label(labels[a:b], values, bins)
+    return _nested(rows, bins, shared)
+
+
+# -- blocks: the mass of every next byte ---------------------------------------------------
+
+_TOGETHER = 3  # rows of one lane from which adding them up first is cheaper than sorting each
+
+
+@nb.njit(cache=True, nogil=True)
+def _add_heavy(rows, h, ctx, node, factor, cut, out):
+    """Have what candidates at heavy node `h` need sorted; or add them to out[257] at once.
+
+    A row that is sorted alone keeps its sums, as the next byte may want them too. Where many
+    rows of one lane lack theirs, they are added up, the sum is sorted, and the candidates are
+    marked as done (factor 0).
+    """
+    count = 0
+    x = rows.heavy[h]
+    slots = np.empty(len(ctx), np.int64)
+    scales = np.empty(len(ctx))
+    for c in range(len(ctx)):
+        if node[c] == x and factor[c] > 0.0 and not rows.summed[rows.slot_of[ctx[c]]]:
+            slots[count], scales[count] = rows.slot_of[ctx[c]], factor[c]
+            count += 1
+    if count < _TOGETHER:
+        for i in range(count):
+            sum_root(rows, slots[i])
+        return
+    mass = sum_roots(rows, slots[:count], scales[:count], cut)
+    out[:256] += mass[FAN * h : FAN * h + 256]
+    for c in range(len(ctx)):
+        if node[c] == x and factor[c] > 0.0 and not rows.summed[rows.slot_of[ctx[c]]]:
+            factor[c] = 0.0
+
+
+@nb.njit(cache=True, nogil=True)
+def add_masses(trie, rows, ctx, node, logu, logw, cut, alone, out):
+    """Add the mass of each next byte after one lane's candidates, and of ending, to out[257].
+
+    Returns the log, nats, of what `out` is in units of: the largest of `logw` float64[C].
+    With `alone` other lanes may not want the same rows, so their sums need not be kept.
+    """
+    top = -np.inf
+    for c in range(len(logw)):
+        top = max(top, logw[c])
+    if top == -np.inf:
+        return top
+    factor = np.zeros(len(logw))
+    for c in range(len(logw)):
+        if logw[c] > -np.inf:
+            factor[c] = np.exp(logu[c] - top)
+            if node[c] == 0:
+                slot = rows.slot_of[ctx[c]]
+                for pos in cut:
+                    p = rows.probs[slot, rows.order[pos]] * rows.scale[slot]
+                    out[256] += factor[c] * p
+                if not alone:
+                    sum_root(rows, slot)
+    for h in range(len(rows.heavy)):
+        _add_heavy(rows, h, ctx, node, factor, cut, out)
+    for c in range(len(logw)):
+        if factor[c] > 0.0:
+            add_children(trie, rows, rows.slot_of[ctx[c]], node[c], factor[c], cut, out)
+    return top
+
+
+@nb.njit(cache=True, nogil=True)
+def next_block(trie, rows, ctx, node, logu, logw, cut):
+    """Log mass of each next byte and of ending: float64[N, 257], not normalised."""
+    out = np.zeros((len(logw), 257))
+    for n in range(len(logw)):
+        alone = len(logw) == 1
+        top = add_masses(trie, rows, ctx[n], node[n], logu[n], logw[n], cut, alone, out[n])
+        for b in range(257):
+            out[n, b] = top + np.log(out[n, b]) if out[n, b] > 0.0 else -np.inf
+    return out
