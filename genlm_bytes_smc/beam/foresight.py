@@ -19,11 +19,12 @@ from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.state import BeamState, Extensions
 from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowStore
 
-HORIZON = 64  # bytes that a dry run goes on after the first missing row
-HEAVY = 0.1  # share of the beam from which on a candidate goes on with a row that is but a guess,
-REACH = 8, 32  # this many bytes: twice as many as the last pass read, within these
+HORIZON = 64  # bytes that a dry run goes on, at most, after the first missing row
+HEAVY = 0.1  # share of the beam from which on a candidate goes on with a row that is but a guess
+REACH = 8, 32  # fewest and most bytes to go on with it
 STRETCH = 256, 1024  # bytes along which the tokenizer is followed at first, and at most at a time
 
 FloatArray = npt.NDArray[np.float64]
@@ -31,9 +32,15 @@ FloatArray = npt.NDArray[np.float64]
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
 
-def reach_after(read: int) -> int:
-    """How far to trust guesses after a pass that read so many bytes."""
-    return min(max(2 * read, REACH[0]), REACH[1])
+def limits_after(read: int, engine: RowEngine) -> tuple[int, int]:
+    """How far to go on after a pass that read so many bytes.
+
+    Returns:
+        Bytes to go on after the first missing row, and after the first guess.
+    """
+    trusted = 2 * read if engine.forwards_are_dear else read
+    reach = min(max(trusted, REACH[0]), REACH[1])
+    return HORIZON if engine.forwards_are_dear else reach, reach
 
 
 class Guide:
@@ -117,15 +124,17 @@ class StandIns:
     Args:
         model: the byte model, whose store lends them.
         guides: of the N texts.
+        horizon: bytes to go on after the first missing row.
         reach: bytes that a lane is foreseen after the first row in it that is but a guess.
 
     Attributes:
         missed: the contexts that lacked a row, by byte.
     """
 
-    def __init__(self, model: ByteModel, guides: Sequence[Guide], reach: int) -> None:
+    def __init__(self, model: ByteModel, guides: Sequence[Guide], horizon: int, reach: int) -> None:
         self.missed: list[IntArray] = []
-        self._model, self._guides, self._reach = model, guides, reach
+        self._model, self._guides = model, guides
+        self._horizon, self._reach = horizon, reach
         self._first = 0  # byte at which a row was missed first
         self._guessed: dict[int, int] = {}  # byte of the first guess, by lane
         self._lent: list[IntArray] = []
@@ -146,7 +155,7 @@ class StandIns:
         """Whether byte `at` is too far on to be foreseen."""
         guessed = self._guessed.values()
         everywhere = len(guessed) == len(self._guides) and at > max(guessed) + self._reach
-        return bool(self.missed) and (at > self._first + HORIZON or everywhere)
+        return bool(self.missed) and (at > self._first + self._horizon or everywhere)
 
     def lend(
         self, at: int, state: BeamState, ext: Extensions, log_z: FloatArray

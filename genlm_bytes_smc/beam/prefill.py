@@ -29,7 +29,7 @@ from genlm_bytes_smc.beam.foresight import (
     Guide,
     StandIns,
     first_of,
-    reach_after,
+    limits_after,
 )
 from genlm_bytes_smc.beam.kernels import thin
 from genlm_bytes_smc.beam.lanes import ByteLanes
@@ -63,7 +63,7 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
             with tree.pinned(now):
                 await store.ensure(now)
             again = len(wanted) > 0
-            lanes, read, wanted = _run(lanes, text, at, guide, reach_after(read))
+            lanes, read, wanted = _run(lanes, text, at, guide, read)
             at += read
             if at < len(text) and (len(wanted) == 0 or (again and read == 0)):
                 # A byte that only healing can read, or rows that do not fit together.
@@ -78,8 +78,15 @@ class _Pass(NamedTuple):
     wanted: IntArray
 
 
-def _run(lanes: ByteLanes, text: bytes, start: int, guide: Guide, reach: int) -> _Pass:
+def _run(lanes: ByteLanes, text: bytes, start: int, guide: Guide, before: int) -> _Pass:
     """Read from byte `start` as far as the rows at hand go, and note what is missing further on.
+
+    Args:
+        lanes: one lane, which has read `start` bytes.
+        text: what it reads.
+        start: where.
+        guide: of the text.
+        before: bytes that the pass before read.
 
     Returns:
         The lane after the last byte for which nothing was missing, how many bytes that is,
@@ -87,10 +94,11 @@ def _run(lanes: ByteLanes, text: bytes, start: int, guide: Guide, reach: int) ->
     """
     kernels, params = lanes.model.kernels, lanes.params
     if kernels.steps is not None and not params.unbiased:
-        return _run_compiled(kernels.steps, lanes, text, start, guide, reach)
+        return _run_compiled(kernels.steps, lanes, text, start, guide, before)
     state, log_z, log_dropped = lanes.state, lanes.log_z, lanes.log_dropped
     kept, read = (state, log_dropped), 0
-    with StandIns(lanes.model, [guide], reach) as stand_ins:
+    limits = limits_after(before, lanes.model.engine)
+    with StandIns(lanes.model, [guide], *limits) as stand_ins:
         for at in range(start, len(text)):
             if stand_ins.done(at):
                 break
@@ -123,7 +131,7 @@ def _run(lanes: ByteLanes, text: bytes, start: int, guide: Guide, reach: int) ->
 
 
 def _run_compiled(
-    steps: WholeSteps, lanes: ByteLanes, text: bytes, start: int, guide: Guide, reach: int
+    steps: WholeSteps, lanes: ByteLanes, text: bytes, start: int, guide: Guide, before: int
 ) -> _Pass:
     """`_run` in one compiled call."""
     params = lanes.params
@@ -135,8 +143,7 @@ def _run_compiled(
         lanes.cut,
         params.K,
         params.log_prune_threshold,
-        HORIZON,
-        reach,
+        *limits_after(before, lanes.model.engine),
         HEAVY,
     )
     if run.read:

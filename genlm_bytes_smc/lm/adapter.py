@@ -73,6 +73,7 @@ class AdapterEngine(RowEngine):
         self.llm = llm
         if self.device.type == "cpu":
             self.request_bytes = _HOST_REQUEST
+            self.forwards_are_dear = False  # as far as we know: it may answer one by one
         self._owned = owned
         self._least_width = 1 + max(
             (int(getattr(t, "token_id", i)) for i, t in enumerate(byte_vocab)), default=-1

@@ -95,6 +95,14 @@ def find_path(tree, node, tokens, out):
 
 
 @nb.njit(cache=True, nogil=True)
+def spelled(parent, of, node, out):
+    """out[-1 - i] = of[the i-th node from `node` up]; `out` is as long as `node` is deep."""
+    for i in range(len(out) - 1, -1, -1):
+        out[i] = of[node]
+        node = parent[node]
+
+
+@nb.njit(cache=True, nogil=True)
 def fill_table(tree):
     """Enter every node in use into the table, which must be empty."""
     mask = len(tree.table) - 1

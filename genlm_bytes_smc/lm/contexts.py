@@ -33,6 +33,7 @@ from genlm_bytes_smc.lm.context_index import (
     find_children,
     find_path,
     mark,
+    spelled,
 )
 
 IntArray = npt.NDArray[np.int64]
@@ -144,7 +145,10 @@ class ContextTree:
         above = self._spelled.get(int(self.parent[node])) if node else []
         if above is not None:
             return [*above, int(self.token[node])] if node else []
-        return [int(t) for t in self.token[self.path(node)]]
+        out = np.empty(int(self.depth[node]), dtype=np.int64)
+        spelled(self.parent, self.token, node, out)
+        line: list[int] = out.tolist()
+        return line
 
     def alive(self, nodes: Sequence[int] | IntArray) -> npt.NDArray[np.bool_]:
         """Whether each id is in use, bool[m]."""

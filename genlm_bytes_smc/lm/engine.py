@@ -111,6 +111,10 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
     request_bytes = 1 << 28
     """Most that the logits of one request of a `RowStore` take, at 8 bytes each."""
 
+    forwards_are_dear = True
+    """Whether a forward costs as much as many more rows in it, so that rows which may not be
+    asked for are worth fetching early. Only which rows a known text costs depends on it."""
+
     def __init__(
         self,
         tokenizer: Any,

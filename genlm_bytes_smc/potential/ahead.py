@@ -18,7 +18,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from genlm_bytes_smc.beam.foresight import HORIZON, NOTHING, Guide, StandIns, reach_after
+from genlm_bytes_smc.beam.foresight import HORIZON, NOTHING, Guide, StandIns, limits_after
 from genlm_bytes_smc.beam.kernels import keep_above, thin
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.rng import read_keys
@@ -53,15 +53,15 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
             await store.ensure(lanes.model.kernels.contexts(lanes.state))
             fetched.append(wanted)
             before = at
-            lanes, at, wanted = _dry_run(lanes, texts, at, guides, reach_after(read))
+            lanes, at, wanted = _dry_run(lanes, texts, at, guides, read)
             read = at - before
     return np.concatenate(fetched)
 
 
 def _dry_run(
-    lanes: ByteLanes, texts: list[bytes], start: int, guides: list[Guide], reach: int
+    lanes: ByteLanes, texts: list[bytes], start: int, guides: list[Guide], before: int
 ) -> tuple[ByteLanes, int, IntArray]:
-    """Step through `texts` from byte `start` with the rows at hand.
+    """Step through `texts` from byte `start` with the rows at hand; the last time it read `before`.
 
     Returns:
         The lanes before the first byte for which a row was missing, the place of that byte,
@@ -71,7 +71,8 @@ def _dry_run(
     kernels = model.kernels
     state, log_z = lanes.state, lanes.log_z
     kept = (state, log_z, start)
-    with StandIns(model, guides, reach) as stand_ins:
+    limits = limits_after(before, model.engine)
+    with StandIns(model, guides, *limits) as stand_ins:
         for i in range(start, max(map(len, texts))):
             if stand_ins.done(i):
                 break
