@@ -1,12 +1,14 @@
-"""What reading a known text asks of the model."""
+"""What reading a known text asks of the model, and that rows which stand in leave no trace."""
 
-import itertools
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.ngram import NgramLM
-from genlm_bytes_smc import BeamParams, ByteBeamState
-from genlm_bytes_smc.beam import prefill
+from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, load_model
+
+LICENCE = Path(__file__).parents[2].joinpath("LICENSE").read_bytes()[:400]
 
 
 @pytest.fixture(scope="module")
@@ -15,29 +17,92 @@ def bigrams():
     return NgramLM(n_bytes=20_000, n_tokens=4000)
 
 
-async def test_a_text_off_the_tokenizers_path_costs_few_rows_for_nothing(bigrams, monkeypatch):
-    beam = await ByteBeamState.initial(bigrams, BeamParams(5, 0.05))
-    text = bigrams.held_out[:500]
-    counts, store = beam.counts, beam.lanes.model.store
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny")
+
+
+def forget(beam):
+    beam.lanes.model.store.clear()
+    beam.counts.reset()
+
+
+async def both_ways(llm, params, text):
+    """The beam byte by byte and at once; rows and forwards of each."""
+    beam = await ByteBeamState.initial(llm, params)
+    forget(beam)
     slow = beam
-    counts.reset()
     for byte in text:
         slow = await (slow.prune() << byte)
-    one_by_one = counts.rows
-    seen = []
-
-    def run(lanes, rest, reach, horizon, run=prefill._run):
-        found = run(lanes, rest, reach, horizon)
-        seen.append((horizon, found.read))
-        return found
-
-    monkeypatch.setattr(prefill, "_run", run)
-    store.clear()
-    counts.reset()
+    one_by_one = beam.counts.rows, beam.counts.forwards
+    forget(beam)
     fast = await beam.prefill(text)
+    return slow, fast, one_by_one, (beam.counts.rows, beam.counts.forwards)
+
+
+async def test_a_text_off_the_tokenizers_path_costs_few_rows_for_nothing(bigrams):
+    params = BeamParams(5, 0.05)
+    slow, fast, looped, at_once = await both_ways(bigrams, params, bigrams.held_out[:500])
     assert fast.logZ == pytest.approx(slow.logZ, abs=1e-9)
-    assert counts.rows < 2.5 * one_by_one
-    assert counts.forwards < 0.3 * one_by_one
-    assert seen[0][0] == 256
-    for (_, read), (horizon, _) in itertools.pairwise(seen):
-        assert 8 <= horizon <= max(8, 2 * read), "as far as the last guess held"
+    assert at_once[0] < 1.9 * looped[0]
+    assert at_once[1] < 0.25 * looped[1]
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.001])
+@pytest.mark.parametrize("prune", ["topk", "unbiased"])
+async def test_a_text_unlike_what_the_model_knows_takes_few_forwards(tiny, threshold, prune):
+    params = BeamParams(5, threshold, prune=prune)
+    slow, fast, looped, at_once = await both_ways(tiny, params, LICENCE)
+    assert fast.logZ == pytest.approx(slow.logZ, abs=1e-3)
+    assert at_once[1] < 0.12 * looped[1]
+    assert at_once[0] < 2.2 * looped[0]
+
+
+@pytest.mark.parametrize("limit", [None, 40])
+async def test_what_stood_in_for_a_row_is_none_afterwards(tiny, limit, monkeypatch):
+    beam = await ByteBeamState.initial(tiny, BeamParams(5, 0.01))
+    forget(beam)
+    table = beam.lanes.model.store.table
+    if limit:
+        monkeypatch.setattr(table, "limit", limit)
+    await beam.prefill(LICENCE[:200])
+    held = np.flatnonzero(table.slot_of[:-1] >= 0)
+    assert len(held) > 20
+    np.testing.assert_array_equal(table._context[table.slot_of[held]], held)
+    assert len(np.unique(table.slot_of[held])) == len(held)
+
+
+async def test_an_interrupted_guess_leaves_no_trace(tiny, monkeypatch):
+    beam = await ByteBeamState.initial(tiny, BeamParams(5, 0.05, prune="unbiased"))
+    forget(beam)
+    kernels, table = beam.lanes.model.kernels, beam.lanes.model.store.table
+    calls, close = [], kernels.close_read
+
+    def broken(*args):
+        calls.append(1)
+        if len(calls) == 40:
+            raise KeyboardInterrupt
+        return close(*args)
+
+    monkeypatch.setattr(kernels, "close_read", broken)
+    with pytest.raises(KeyboardInterrupt):
+        await beam.prefill(LICENCE)
+    held = np.flatnonzero(table.slot_of[:-1] >= 0)
+    np.testing.assert_array_equal(table._context[table.slot_of[held]], held)
+
+
+async def test_the_prefix_of_a_potential_is_foreseen_too(tiny):
+    llm = ByteLLM(tiny, BeamParams(5, 0.01))
+    counts = llm.model.engine.counts
+    texts = [LICENCE[:200], LICENCE[100:300], LICENCE[:200] + b" and so on"]
+    llm.model.store.clear()
+    counts.reset()
+    weights = await llm.batch_prefix([[bytes([b]) for b in t] for t in texts])
+    assert counts.forwards < 60
+    llm.clear_cache()
+    for text, weight in zip(texts, weights, strict=True):
+        found = 0.0
+        for i in range(len(text)):
+            row = await llm.logw_next([bytes([b]) for b in text[:i]])
+            found += float(row.weights[text[i]])
+        assert found == pytest.approx(weight, abs=1e-3)
