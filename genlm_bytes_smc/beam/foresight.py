@@ -66,6 +66,10 @@ class Guide:
         self._text = text
         self._begin(lanes, 0)
 
+    def falls_short(self, at: int) -> bool:
+        """Whether the tokenizer is to be followed further to look ahead from byte `at`."""
+        return self.ends < min(at + HORIZON, len(self._text))
+
     def further(self, lanes: ByteLanes, at: int) -> IntArray:
         """Follow the tokenizer another stretch, longer each time: contexts int64[m].
 
@@ -110,11 +114,11 @@ class Guide:
             tokens = tokens[: max(0, engine.window - int(engine.tree.depth[self._context]))]
         contexts = engine.tree.along(self._context, tokens)
         for token, context in zip(tokens, contexts.tolist(), strict=True):
-            self._at += len(self._model.vocab[token])
+            length = len(self._model.vocab[token])
+            self._at, self._partial = self._at + length, self._partial[length:]
+            self._context = context
             if self._at >= 0:
-                self.known[self._at] = self._context = context
-        if len(tokens):
-            self._partial = b""
+                self.known[self._at] = context
         return contexts
 
 

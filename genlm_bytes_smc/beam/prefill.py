@@ -54,7 +54,7 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
     with ExitStack() as pins:
         while at < len(text) and lanes.log_z[0] > -np.inf:
             # Only while it is a guide: what is asked for along it is not asked for elsewhere.
-            if guide.ends < min(at + HORIZON, len(text)) and (at == 0 or read >= HORIZON // 2):
+            if guide.falls_short(at) and (at == 0 or read >= HORIZON // 2):
                 ahead = guide.further(lanes, at)[: store.table.limit // 2]
                 pins.enter_context(tree.pinned(ahead))
                 await store.ensure(ahead)

@@ -44,7 +44,7 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
         at, read, wanted = 0, 0, NOTHING
         while True:
             if at == 0 or read >= HORIZON // 2:
-                further = [g.further(lanes, at) for g in guides if g.ends < at + HORIZON]
+                further = [g.further(lanes, at) for g in guides if g.falls_short(at)]
                 wanted = np.unique(np.concatenate([wanted, *further]))
             if len(wanted) == 0:
                 break

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.ngram import NgramLM
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, load_model
+from genlm_bytes_smc.beam import foresight
 
 LICENCE = Path(__file__).parents[2].joinpath("LICENSE").read_bytes()[:400]
 
@@ -106,3 +107,30 @@ async def test_the_prefix_of_a_potential_is_foreseen_too(tiny):
             row = await llm.logw_next([bytes([b]) for b in text[:i]])
             found += float(row.weights[text[i]])
         assert found == pytest.approx(weight, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("begun", "stretch"),
+    [
+        (b"", 256),
+        (b"", 8),
+        (b"An app", 256),
+        (b"An app", 2),
+        (b"An apple a d", 2),
+        (b"x\xff\xfe", 8),
+    ],
+)
+async def test_a_guide_begun_inside_a_token_knows_what_it_says(tiny, begun, stretch, monkeypatch):
+    monkeypatch.setattr(foresight, "STRETCH", (stretch, 256))
+    lanes = (await ByteBeamState.initial(tiny, BeamParams(5))).lanes
+    model, text = lanes.model, b"le a day keeps the doctor away. " * 12
+    guide = foresight.Guide(lanes, text)
+    guide._partial, guide._at = begun, -len(begun)  # as if a long token had begun so
+    while len(guide.further(lanes, -len(begun))):
+        pass  # to the end, or to what the tokenizer cannot say
+    places = np.flatnonzero(guide.known >= 0).tolist()
+    assert (len(places) > 40) == begun.isascii()
+    for at in places:
+        ids = model.engine.tree.tokens(int(guide.known[at]))[len(model.engine.start) :]
+        spelled = b"".join(bytes(model.vocab[t]) for t in ids)
+        assert spelled == begun + text[:at]
