@@ -9,6 +9,7 @@ import math
 import signal
 import subprocess
 import sys
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, __version__, as_engine, load_model
 from genlm_bytes_smc.beam.params import Pruning
-from genlm_bytes_smc.cli import inputs, main, output, run
+from genlm_bytes_smc.cli import compiling, inputs, main, output, run
 from genlm_bytes_smc.cli.options import Backend, BeamOptions, Prune
 from genlm_bytes_smc.cli.score import Reader, _cut
 from genlm_bytes_smc.lm.load import BACKENDS
@@ -248,6 +249,26 @@ def terminal(monkeypatch):
                                            highlight=False, color_system=None),
     )  # fmt: skip
     return screen
+
+
+def test_the_first_compilation_is_told_once_and_on_a_terminal_only(monkeypatch):
+    import numba
+    from numba.core import event
+
+    numba.njit(lambda x: x)(1)  # what the command line registered in this process has told by now
+    screen = io.StringIO()
+    for on_terminal, told in ((True, f"{compiling.NOTICE}\n"), (False, "")):
+        screen.seek(0)
+        screen.truncate()
+        kind = partial(
+            Console, file=screen, force_terminal=on_terminal, color_system=None, width=99
+        )
+        monkeypatch.setattr(compiling, "Console", lambda stderr, kind=kind: kind())
+        notice = compiling._Notice()
+        with event.install_listener("numba:compile", notice):
+            for k in range(2):
+                assert numba.njit(lambda x, k=k: x + k)(1) == 1 + k
+        assert screen.getvalue() == told
 
 
 def test_half_characters_never_reach_a_terminal(monkeypatch):

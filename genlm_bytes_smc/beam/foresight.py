@@ -211,22 +211,24 @@ class StandIns:
 
     def wanted(self) -> IntArray:
         """What to fetch before the next run."""
-        return first_of(self.missed, self._model.store)
+        at = np.repeat(np.arange(len(self.missed)), [len(m) for m in self.missed])
+        return first_of(np.concatenate([NOTHING, *self.missed]), at, self._model.store)
 
 
-def first_of(missed: Sequence[IntArray], store: RowStore) -> IntArray:
-    """Distinct contexts of those missed by byte: those of the first byte, and of later ones as
-    many as half the store holds, within the model's window (they may never be asked for)."""
-    if not missed:
+def first_of(missed: IntArray, at: IntArray, store: RowStore) -> IntArray:
+    """Distinct contexts of those missed: all of the first byte, and of later ones as many as half
+    the store holds, within the model's window (they may never be asked for).
+
+    Args:
+        missed: int64[m].
+        at: int64[m], byte at which each was missed, ascending.
+        store: where their rows go.
+    """
+    if len(missed) == 0:
         return NOTHING
-    engine, room = store.engine, store.table.limit // 2
-    chosen = [missed[0]]
-    for contexts in missed[1:]:
-        inside = contexts
-        if engine.window is not None:
-            inside = contexts[engine.tree.depth[contexts] <= engine.window]
-        room -= len(inside)
-        if room < len(missed[0]):
-            break
-        chosen.append(inside)
-    return np.unique(np.concatenate(chosen))
+    engine = store.engine
+    if engine.window is not None:
+        inside = (at == at[0]) | (engine.tree.depth[missed] <= engine.window)
+        missed, at = missed[inside], at[inside]
+    needed = int(np.searchsorted(at, at[0], side="right"))
+    return np.unique(missed[: max(needed, store.table.limit // 2)])

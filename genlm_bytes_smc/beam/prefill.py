@@ -148,5 +148,4 @@ def _run_compiled(
     )
     if run.read:
         lanes = lanes.replace(run.state, log_dropped=run.dropped)
-    missed = np.split(run.missed, 1 + np.flatnonzero(np.diff(run.at))) if len(run.missed) else []
-    return _Pass(lanes, run.read, first_of(missed, lanes.model.store))
+    return _Pass(lanes, run.read, first_of(run.missed, run.at, lanes.model.store))

@@ -11,6 +11,7 @@ from typing import Any
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, RowTransform, load_model
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.prompt import Spelled
+from genlm_bytes_smc.cli.compiling import announce_compilation
 from genlm_bytes_smc.cli.options import BeamOptions, ModelOptions
 from genlm_bytes_smc.cli.output import UsageError, busy
 from genlm_bytes_smc.lm.engine import RowEngine
@@ -18,6 +19,7 @@ from genlm_bytes_smc.lm.engine import RowEngine
 
 def open_model(options: ModelOptions) -> RowEngine:
     """The model that the options name."""
+    announce_compilation()
     with busy(f"loading {options.model}"):
         backend = options.backend and options.backend.value
         return load_model(options.model, backend, device=options.device)
