@@ -13,10 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from genlm_bytes_smc.smc.errors import RunFailedError
-from genlm_bytes_smc.smc.frontier import Frontier, Rows, uncovered
+from genlm_bytes_smc.smc.frontier import Advance, Frontier, Rows, uncovered
 from genlm_bytes_smc.smc.loop import (
     SALT_STREAM,
-    Advance,
     advance,
     kept,
     resampling_due,

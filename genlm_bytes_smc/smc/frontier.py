@@ -43,6 +43,14 @@ class Read(NamedTuple):
     log_weights: FloatArray
 
 
+class Advance(NamedTuple):
+    """One symbol more: the rows it was drawn from, what was read, the particles after it."""
+
+    rows: Rows
+    read: Read
+    particles: Particles
+
+
 class Frontier(NamedTuple):
     """D distinct unfinished texts and what each factor knows about them; a value.
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.smc.critic import DistinctReads
 from genlm_bytes_smc.smc.errors import AllParticlesDeadError, RunFailedError
-from genlm_bytes_smc.smc.frontier import Frontier, Read, Rows, draw
+from genlm_bytes_smc.smc.frontier import Advance, Frontier, Read, Rows, draw
 from genlm_bytes_smc.smc.notes import Clock, all_dead, bad_rows, note
 from genlm_bytes_smc.smc.particles import Particles, Weights
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan, start_error
@@ -34,14 +34,6 @@ SALT_STREAM, MOVE_STREAM = 1, 2  # random numbers of a step besides those of its
 _ROUNDING = 1e-9  # relative, of an effective sample size
 _BREAKDOWNS = (RuntimeError, MemoryError, OSError)  # not: bad values, types or arguments
 _UNCOVERED = 1e-6  # share of a row from which on a proposal's gaps are worth a warning
-
-
-class Advance(NamedTuple):
-    """One symbol more: the rows it was drawn from, what was read, the particles after it."""
-
-    rows: Rows
-    read: Read
-    particles: Particles
 
 
 async def smc(

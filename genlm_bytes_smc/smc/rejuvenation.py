@@ -28,16 +28,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
-from genlm_bytes_smc.smc.frontier import Frontier
+from genlm_bytes_smc.smc.frontier import Advance, Frontier
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.state import NO_SYMBOL, SMCState
 
 if TYPE_CHECKING:
-    from genlm_bytes_smc.smc.loop import Advance
     from genlm_bytes_smc.smc.plan import Plan
 
-Reader = Callable[..., Coroutine[Any, Any, "Advance"]]
+Reader = Callable[..., Coroutine[Any, Any, Advance]]
 
 
 @dataclass(frozen=True)
