@@ -21,19 +21,22 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam.heal import heal
-from genlm_bytes_smc.beam.healing_share import HealingShare
-from genlm_bytes_smc.beam.kernels import Kernels, keep_above, thin
+from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, keep_above, thin
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rng import KeyArray, read_keys, start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions
-from genlm_bytes_smc.beam.steps import WholeSteps, packed_of, unpack
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
+from genlm_bytes_smc.beam.steps import Rescues, WholeSteps, packed_of, unpack
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.transfer import send
 
+EOS_COLUMN = N_BYTES  # of a [N, 257] block; as a symbol to `step`, the end of the text
+
 FloatArray = npt.NDArray[np.float64]
+
+HEAL_RESERVE = 5e-5
+"""Share of a row set aside for bytes that only healing can read (see `ByteLanes.logp_next`)."""
 
 
 class ByteLanes:
@@ -84,9 +87,10 @@ class ByteLanes:
         self._extended: BeamState | None = None
         self._ext_dropped: FloatArray | None = None
         self._row: torch.Tensor | None = None
-        self._healing = HealingShare(model, params, self.cut)
+        self._proxy: tuple[IntArray, torch.Tensor] | None = None
         self._steps = None if params.unbiased else model.kernels.steps
         self._log_threshold = params.log_prune_threshold
+        self._rescues_found: Rescues | None = None
         model.engine.tree.track(self)
 
     @classmethod
@@ -172,7 +176,8 @@ class ByteLanes:
         held = [kernels.contexts(self.state).ravel() if packed is None else packed[0].ravel()]
         if self._extended is not None:
             held.append(kernels.contexts(self._extended).ravel())
-        held.append(self._healing.context_ids())
+        if self._proxy is not None:
+            held.append(self._proxy[0].ravel())
         return np.concatenate(held)
 
     def replace(self, state: BeamState, **changes: object) -> ByteLanes:
@@ -203,7 +208,7 @@ class ByteLanes:
             log_z=self.log_z,
             params=params,
             _log_threshold=params.log_prune_threshold,
-            _healing=HealingShare(self.model, params, self.cut),
+            _rescues_found=None,
         )
 
     # -- one byte step -----------------------------------------------------------------
@@ -237,38 +242,35 @@ class ByteLanes:
         """Log probabilities of the next byte, and of ending last: float64[N, 257].
 
         With `prune="topk"` each row sums to one. Bytes that no candidate can read but that
-        healing would rescue have a small share of it (see `HealingShare`). With
-        `prune="unbiased"` rows are masses over the lane's weight, which sum to one in
-        expectation. Rows of lanes that are dead or have ended are -inf.
+        healing would rescue share `HEAL_RESERVE` of the row, in proportion to how likely the
+        best candidate's row holds a token to begin with them: what they weigh exactly would
+        cost LM rows for bytes that are mostly never read. With `prune="unbiased"` rows are
+        masses over the lane's weight, which sum to one in expectation. Rows of lanes that
+        are dead or have ended are -inf.
         """
         if self._row is None and self._steps is not None and self._extended is None:
             self._row = await self._first_row(self._steps)
         elif self._row is None and self._steps is not None:
             extended = await self.extended()
             rows = self._steps.next_rows(
-                self.state,
-                extended,
-                self.cut,
-                self._lossy(),
-                self._healing.rescues,
-                self._healing.share,
+                self.state, extended, self.cut, self._lossy(), self._rescues, HEAL_RESERVE
             )
             self._row = torch.from_numpy(rows)
         elif self._row is None:
             kernels = self.model.kernels
             block = kernels.next_block(await self.extended(), self.cut)
             row = kernels.normalise(block, self.log_z if self.params.unbiased else None)
-            self._row = self._healing.set_aside(row, self.state, self._lossy())
+            self._row = self._reserve(row) if self.params.heal else row
         return self._row
 
     async def _first_row(self, steps: WholeSteps) -> torch.Tensor:
         """The row of lanes that are not extended yet, which this does on the way."""
-        healing = self._healing
+        share = HEAL_RESERVE if self.params.heal else 0.0
         wanted = NO_CUT
         while True:
             found, rows = steps.extend_rows(
                 self.state, self.log_z, self.log_dropped, self.cut, self._log_threshold,
-                healing.rescues, healing.share,
+                self._rescues, share,
             )  # fmt: skip
             if rows is not None:
                 self._extended = unpack(found.packed, self.state.key)
@@ -280,13 +282,13 @@ class ByteLanes:
         """Read one symbol a lane and prune.
 
         Args:
-            symbols: int64[N], a byte 0..255, `EOS_COLUMN` to end the text, or -1 to leave a lane
+            symbols: int64[N], a byte 0..255, 256 to end the text, or -1 to leave a lane
                 that is dead or has ended as it is.
 
         Raises:
             ValueError: a symbol out of range, or not one a lane.
         """
-        symbols = check_symbols(symbols, len(self))
+        symbols = _symbols(symbols, len(self))
         extended = await self.extended()
         kernels, params = self.model.kernels, self.params
         ends = symbols == EOS_COLUMN
@@ -333,7 +335,7 @@ class ByteLanes:
         if isinstance(byte, int) or hasattr(byte, "__index__"):
             bytes_ = np.array([check_byte(byte)] * len(self), dtype=np.int64)
         else:
-            bytes_ = check_symbols(byte, len(self))
+            bytes_ = _symbols(byte, len(self))
         state, log_z, dropped, heals = await self._read(bytes_)
         return self.replace(state, log_z=log_z, log_dropped=dropped, heals=heals)
 
@@ -469,6 +471,47 @@ class ByteLanes:
         state, _ = kernels.select(state, None, -np.inf)  # best first
         return other.replace(state)
 
+    async def feed(self, tokens: Sequence[int]) -> ByteLanes:
+        """Lanes after exactly these tokens, which begin where a token ends.
+
+        Candidates in the middle of a token are lost; weights gain log p(token | context).
+        """
+        size = len(self.model.vocab)
+        for token in tokens:
+            if not 0 <= token < size:
+                raise ValueError(f"token ids run from 0 to {size - 1}, got {token}")
+        await self._foresee(tokens)
+        lanes = self
+        for token in tokens:
+            lanes = await lanes._feed(token)
+        return lanes
+
+    async def _foresee(self, tokens: Sequence[int]) -> None:
+        """Rows all along a known continuation of a lone candidate, in one forward."""
+        contexts = self.model.kernels.contexts(self.state)
+        if contexts.size == 1 and len(tokens) > 1:
+            at = int(contexts.ravel()[0])
+            ahead = self.model.engine.tree.along(at, tokens)
+            await self.model.store.ensure(np.concatenate([[at], ahead]))
+
+    async def _feed(self, token: int) -> ByteLanes:
+        kernels, store, tree = self.model.kernels, self.model.store, self.model.engine.tree
+        state = await self.extended()
+        nodes, contexts = kernels.nodes(state), kernels.contexts(state)
+        weights = np.asarray(state.logw.tolist(), dtype=np.float64)
+        lane, cand = np.nonzero(nodes == 0)
+        above = contexts[lane, cand]
+        with np.errstate(divide="ignore"):
+            p = np.log(np.array([store.prob(int(c), token) for c in above], dtype=np.float64))
+        new = tree.children(above, np.full(len(above), token, dtype=np.int64))
+        ext = Extensions(lane, cand, above, weights[lane, cand] + p, np.full(len(self), -np.inf))
+        await store.ensure(np.concatenate([contexts.ravel(), new]))
+        empty = kernels.advance(state, np.full(len(self), -1, dtype=np.int64), self.cut)
+        fed = kernels.extend(empty, ext, new)
+        fed = fed._replace(key=read_keys(self.state.key, np.full(len(self), token + N_BYTES)))
+        fed, _ = kernels.select(fed, None, -np.inf)
+        return self.replace(fed)
+
     # -- parts -------------------------------------------------------------------------
 
     def _cut(self) -> IntArray:
@@ -553,15 +596,51 @@ class ByteLanes:
                 log_z = kernels.log_z(state)
         return state, log_z, dropped, heals
 
-    def _lossy(self) -> npt.NDArray[np.bool_]:
-        """Lanes of which a share is set aside for healing, bool[N]; they are extended."""
-        assert self._ext_dropped is not None
-        return self._healing.lossy(np.maximum(self.log_dropped, self._ext_dropped))
-
     def _keys_after(self, symbols: IntArray) -> KeyArray:
         """Generator keys after one more symbol a lane; only random pruning needs them."""
         keys: KeyArray = self.state.key
         return read_keys(keys, symbols) if self.params.unbiased else keys
+
+    def _reserve(self, row: torch.Tensor) -> torch.Tensor:
+        """Give bytes that only healing can read their share of each row."""
+        kernels, params = self.model.kernels, self.params
+        lossy = self._lossy()
+        if not lossy.any():
+            return row
+        rescue = self.model.rescue_rows(
+            kernels.nodes(self.state), self.cut, params.heal_max_backoff, params.heal_max_splits
+        )
+        return kernels.reserve(row, self._root_block(), rescue & lossy[:, None], HEAL_RESERVE)
+
+    def _lossy(self) -> npt.NDArray[np.bool_]:
+        """Lanes that set a share aside for healing: where nothing was ever dropped, what
+        reads as impossible is impossible."""
+        assert self._ext_dropped is not None
+        if not self.params.heal:
+            return np.zeros(len(self), dtype=bool)
+        return np.maximum(self.log_dropped, self._ext_dropped) > -np.inf
+
+    @property
+    def _rescues(self) -> Rescues:
+        """Which bytes healing could read; the same object while `cut` and limits are."""
+        if self._rescues_found is None:
+            params = self.params
+            self._rescues_found = self.model.rescues(
+                tuple(self.cut.tolist()), params.heal_max_backoff, params.heal_max_splits
+            )
+        return self._rescues_found
+
+    def _root_block(self) -> torch.Tensor:
+        """Log mass of each byte as the first of the best candidate's next token: [N, 257].
+
+        Kept while the best candidates stay in the same token, which is most of the time.
+        """
+        kernels = self.model.kernels
+        roots = kernels.roots(self.state)
+        contexts = kernels.contexts(roots)
+        if self._proxy is None or not np.array_equal(self._proxy[0], contexts):
+            self._proxy = contexts, kernels.next_block(roots, self.cut)
+        return self._proxy[1]
 
 
 def _put(kernels: Kernels, state: BeamState, lanes: IntArray, new: BeamState) -> BeamState:
@@ -570,3 +649,29 @@ def _put(kernels: Kernels, state: BeamState, lanes: IntArray, new: BeamState) ->
     index = np.arange(len(state.key))
     index[lanes] = len(state.key) + np.arange(len(lanes))
     return kernels.gather(both, index)._replace(key=state.key)
+
+
+def check_byte(byte: object) -> int:
+    """`byte` as an int in 0..255.
+
+    Raises:
+        TypeError: not an integer. ValueError: out of range.
+    """
+    if isinstance(byte, bool) or not hasattr(byte, "__index__"):
+        raise TypeError(f"a byte must be an integer in 0..255, got {byte!r}")
+    value: int = byte.__index__()
+    if not 0 <= value < N_BYTES:
+        raise ValueError(f"a byte must be an integer in 0..255, got {value}")
+    return value
+
+
+def _symbols(symbols: Sequence[int] | IntArray, n: int) -> IntArray:
+    out = np.asarray(symbols)
+    if out.shape != (n,) or out.dtype.kind not in "iu":
+        raise ValueError(
+            f"step needs one integer symbol for each of {n} lanes, got shape {out.shape} of "
+            f"dtype {out.dtype}"
+        )
+    if n and (out.min() < -1 or out.max() > EOS_COLUMN):
+        raise ValueError(f"symbols run from -1 to {EOS_COLUMN}, got {out.min()} to {out.max()}")
+    return out.astype(np.int64)

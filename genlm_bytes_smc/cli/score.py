@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from genlm_bytes_smc import ByteLanes
-from genlm_bytes_smc.beam.feed import feed
 from genlm_bytes_smc.beam.prefill import read_text
 from genlm_bytes_smc.beam.prompt import Spelled
 from genlm_bytes_smc.cli.inputs import as_prompt, new_beam, open_model, read_file, seed_of
@@ -147,7 +146,7 @@ class Reader:
         """Read and count exactly these tokens."""
         lanes = await self._room_for(len(tokens))
         spelled = sum(len(lanes.model.vocab[t]) for t in tokens)
-        self._count(await feed(lanes, tokens), spelled)
+        self._count(await lanes.feed(tokens), spelled)
 
     def score(self) -> Score:
         """What was found."""
