@@ -18,14 +18,48 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genlm_bytes_smc.beam.kernels import Kernels
 from genlm_bytes_smc.beam.respell import NEVER, first_ends, splits_after
 from genlm_bytes_smc.beam.state import BeamState
+from genlm_bytes_smc.lm.contexts import IntArray
 
 if TYPE_CHECKING:
     from genlm_bytes_smc.beam.lanes import ByteLanes
 
 MOST_TOKENS = 64
 """Tokens that the search of one candidate may try to end, each of which costs a row."""
+
+
+async def heal_lanes(
+    lanes: ByteLanes, state: BeamState, dead: IntArray, bytes_: IntArray
+) -> tuple[BeamState, IntArray]:
+    """The candidates with the dead lanes healed where that goes, and each lane's heals so far.
+
+    Args:
+        lanes: N lanes before they read.
+        state: what they came to.
+        dead: int64[D], those that could not read their byte.
+        bytes_: int64[N], what each was to read.
+    """
+    model, heals = lanes.model, lanes.heals.copy()
+    kernels = model.kernels
+    for n in dead.tolist():
+        with model.engine.tree.pinned(kernels.contexts(state)):
+            # Healing another lane may have evicted some.
+            await model.store.ensure(kernels.contexts(lanes.state))
+            healed = await heal(lanes, n, int(bytes_[n]))
+        if healed is not None:
+            state = put_lanes(kernels, state, np.array([n]), healed)
+            heals[n] += 1
+    return state, heals
+
+
+def put_lanes(kernels: Kernels, state: BeamState, lanes: IntArray, new: BeamState) -> BeamState:
+    """`state` with its lanes `lanes` int64[M] replaced by the M lanes of `new`, keys kept."""
+    both = kernels.cat([state, new])
+    index = np.arange(len(state.key))
+    index[lanes] = len(state.key) + np.arange(len(lanes))
+    return kernels.gather(both, index)._replace(key=state.key)
 
 
 async def heal(lanes: ByteLanes, n: int, byte: int) -> BeamState | None:

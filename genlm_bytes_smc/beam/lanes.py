@@ -20,23 +20,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.heal import heal
-from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, keep_above, thin
+from genlm_bytes_smc.beam.commit import commit
+from genlm_bytes_smc.beam.feeding import feed
+from genlm_bytes_smc.beam.heal import heal_lanes, put_lanes
+from genlm_bytes_smc.beam.kernels import keep_above, thin
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.reading import Reading, read_topk, read_unbiased
+from genlm_bytes_smc.beam.reserve import Reserve, RootBlock, root_block
 from genlm_bytes_smc.beam.rng import KeyArray, read_keys, start_keys
-from genlm_bytes_smc.beam.state import BeamState, Extensions
-from genlm_bytes_smc.beam.steps import Rescues, WholeSteps, packed_of, unpack
+from genlm_bytes_smc.beam.state import BeamState
+from genlm_bytes_smc.beam.steps import WholeSteps, packed_of, unpack
+from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.transfer import send
 
-EOS_COLUMN = N_BYTES  # of a [N, 257] block; as a symbol to `step`, the end of the text
-
 FloatArray = npt.NDArray[np.float64]
-
-HEAL_RESERVE = 5e-5
-"""Share of a row set aside for bytes that only healing can read (see `ByteLanes.logp_next`)."""
 
 
 class ByteLanes:
@@ -87,10 +87,10 @@ class ByteLanes:
         self._extended: BeamState | None = None
         self._ext_dropped: FloatArray | None = None
         self._row: torch.Tensor | None = None
-        self._proxy: tuple[IntArray, torch.Tensor] | None = None
+        self._root_block: RootBlock | None = None
         self._steps = None if params.unbiased else model.kernels.steps
         self._log_threshold = params.log_prune_threshold
-        self._rescues_found: Rescues | None = None
+        self._reserve = Reserve(model, params, self.cut)
         model.engine.tree.track(self)
 
     @classmethod
@@ -176,8 +176,8 @@ class ByteLanes:
         held = [kernels.contexts(self.state).ravel() if packed is None else packed[0].ravel()]
         if self._extended is not None:
             held.append(kernels.contexts(self._extended).ravel())
-        if self._proxy is not None:
-            held.append(self._proxy[0].ravel())
+        if self._root_block is not None:
+            held.append(self._root_block.contexts.ravel())
         return np.concatenate(held)
 
     def replace(self, state: BeamState, **changes: object) -> ByteLanes:
@@ -208,7 +208,7 @@ class ByteLanes:
             log_z=self.log_z,
             params=params,
             _log_threshold=params.log_prune_threshold,
-            _rescues_found=None,
+            _reserve=Reserve(self.model, params, self.cut),
         )
 
     # -- one byte step -----------------------------------------------------------------
@@ -232,7 +232,7 @@ class ByteLanes:
                 ext = thin(ext, self.log_z, self._log_threshold, self.state.key)
             else:
                 ext = keep_above(ext, self.log_z, params.log_prune_threshold)
-            self._extended = await self._commit(self.state, ext)
+            self._extended = await commit(self.model, self.state, ext)
             self._ext_dropped = ext.dropped
         else:  # rows may have been evicted since
             await self.model.store.ensure(self.model.kernels.contexts(self._extended))
@@ -242,35 +242,40 @@ class ByteLanes:
         """Log probabilities of the next byte, and of ending last: float64[N, 257].
 
         With `prune="topk"` each row sums to one. Bytes that no candidate can read but that
-        healing would rescue share `HEAL_RESERVE` of the row, in proportion to how likely the
-        best candidate's row holds a token to begin with them: what they weigh exactly would
-        cost LM rows for bytes that are mostly never read. With `prune="unbiased"` rows are
-        masses over the lane's weight, which sum to one in expectation. Rows of lanes that
-        are dead or have ended are -inf.
+        healing would rescue share `reserve.HEAL_RESERVE` of the row, in proportion to how
+        likely the best candidate's row holds a token to begin with them: what they weigh
+        exactly would cost LM rows for bytes that are mostly never read. With
+        `prune="unbiased"` rows are masses over the lane's weight, which sum to one in
+        expectation. Rows of lanes that are dead or have ended are -inf.
         """
         if self._row is None and self._steps is not None and self._extended is None:
             self._row = await self._first_row(self._steps)
         elif self._row is None and self._steps is not None:
             extended = await self.extended()
             rows = self._steps.next_rows(
-                self.state, extended, self.cut, self._lossy(), self._rescues, HEAL_RESERVE
-            )
+                self.state, extended, self.cut, self._lossy(),
+                self._reserve.rescues, self._reserve.share,
+            )  # fmt: skip
             self._row = torch.from_numpy(rows)
         elif self._row is None:
             kernels = self.model.kernels
             block = kernels.next_block(await self.extended(), self.cut)
             row = kernels.normalise(block, self.log_z if self.params.unbiased else None)
-            self._row = self._reserve(row) if self.params.heal else row
+            lossy = self._lossy()
+            if lossy.any():
+                found = root_block(kernels, self.state, self.cut, self._root_block)
+                self._root_block = found
+                row = self._reserve.give(row, self.state, found.block, lossy)
+            self._row = row
         return self._row
 
     async def _first_row(self, steps: WholeSteps) -> torch.Tensor:
         """The row of lanes that are not extended yet, which this does on the way."""
-        share = HEAL_RESERVE if self.params.heal else 0.0
         wanted = NO_CUT
         while True:
             found, rows = steps.extend_rows(
                 self.state, self.log_z, self.log_dropped, self.cut, self._log_threshold,
-                self._rescues, share,
+                self._reserve.rescues, self._reserve.share,
             )  # fmt: skip
             if rows is not None:
                 self._extended = unpack(found.packed, self.state.key)
@@ -288,7 +293,7 @@ class ByteLanes:
         Raises:
             ValueError: a symbol out of range, or not one a lane.
         """
-        symbols = _symbols(symbols, len(self))
+        symbols = check_symbols(symbols, len(self))
         extended = await self.extended()
         kernels, params = self.model.kernels, self.params
         ends = symbols == EOS_COLUMN
@@ -301,12 +306,7 @@ class ByteLanes:
         if params.heal:
             dead = self.alive & (symbols >= 0) & ~ends & (kernels.log_z(state) == -np.inf)
             if dead.any():
-                where = np.flatnonzero(dead)
-                with self.model.engine.tree.pinned(kernels.contexts(state)):
-                    lost, _, _, healed = await self.gather(where)._read(symbols[where])
-                state = _put(kernels, state, where, lost)
-                heals = heals.copy()
-                heals[where] = healed
+                state, heals = await self._read_again(state, np.flatnonzero(dead), symbols)
         if params.unbiased:
             state = kernels.resample(state, params.K)
         else:
@@ -325,6 +325,18 @@ class ByteLanes:
             heals=heals,
         )
 
+    async def _read_again(
+        self, state: BeamState, lanes: IntArray, symbols: IntArray
+    ) -> tuple[BeamState, IntArray]:
+        """`state`, what `step` made of these lanes, with those that died of their byte as
+        `read` has them: it admits extensions that only this byte needs, and heals."""
+        kernels = self.model.kernels
+        with self.model.engine.tree.pinned(kernels.contexts(state)):
+            lost, healed = await self.gather(lanes)._read(symbols[lanes])
+        heals = self.heals.copy()
+        heals[lanes] = healed
+        return put_lanes(kernels, state, lanes, lost.state), heals
+
     async def read(self, byte: int | Sequence[int] | IntArray) -> ByteLanes:
         """Read a known byte in every lane (or one a lane), without pruning the result.
 
@@ -335,9 +347,40 @@ class ByteLanes:
         if isinstance(byte, int) or hasattr(byte, "__index__"):
             bytes_ = np.array([check_byte(byte)] * len(self), dtype=np.int64)
         else:
-            bytes_ = _symbols(byte, len(self))
-        state, log_z, dropped, heals = await self._read(bytes_)
+            bytes_ = check_symbols(byte, len(self))
+        (state, log_z, dropped), heals = await self._read(bytes_)
         return self.replace(state, log_z=log_z, log_dropped=dropped, heals=heals)
+
+    async def _read(self, bytes_: IntArray) -> tuple[Reading, IntArray]:
+        """What one byte a lane (-1 empties it) leaves, dead lanes healed, and the heals."""
+        if self.params.unbiased:
+            extended, key = await self.extended(), self.state.key
+            got = read_unbiased(self.model, extended, key, self.log_dropped, bytes_, self.cut)
+        elif self._steps is not None:
+            got = await self._read_compiled(self._steps, bytes_)
+        else:
+            await self._have_rows()
+            threshold = self.params.log_prune_threshold
+            got = await read_topk(
+                self.model, self.state, self.log_dropped, bytes_, self.cut, threshold
+            )
+        if self.params.heal and -np.inf in got.log_z.tolist():
+            dead = self.alive & (bytes_ >= 0) & (got.log_z == -np.inf)
+            if dead.any():
+                state, heals = await heal_lanes(self, got.state, np.flatnonzero(dead), bytes_)
+                log_z = self.model.kernels.log_z(state)
+                return Reading(state, log_z, got.log_dropped), heals
+        return got, self.heals
+
+    async def _read_compiled(self, steps: WholeSteps, bytes_: IntArray) -> Reading:
+        """`read_topk` in one compiled call, and one more each time that rows are missing."""
+        arguments = self._given, self.log_dropped, bytes_, self.cut, self._log_threshold
+        packed, log_z, dropped, missing = steps.read(*arguments)
+        wanted = NO_CUT
+        while len(missing):
+            wanted = await self._have_rows_too(wanted, missing)
+            packed, log_z, dropped, missing = steps.read(*arguments)
+        return Reading(unpack(packed, self.state.key), log_z, dropped)
 
     async def prune_and_read(self, byte: int) -> ByteLanes:
         """`prune` and `read`, in one compiled call where no row is missing for it."""
@@ -467,7 +510,8 @@ class ByteLanes:
         kernels = self.model.kernels
         ext = kernels.extensions(self.state, self.cut)
         gone = np.isin(self.model.trie.position[ext.token], other.cut)
-        state = await self._commit(kernels.reweigh(self.state, other.cut), ext.take(gone))
+        reweighed = kernels.reweigh(self.state, other.cut)
+        state = await commit(self.model, reweighed, ext.take(gone))
         state, _ = kernels.select(state, None, -np.inf)  # best first
         return other.replace(state)
 
@@ -476,41 +520,7 @@ class ByteLanes:
 
         Candidates in the middle of a token are lost; weights gain log p(token | context).
         """
-        size = len(self.model.vocab)
-        for token in tokens:
-            if not 0 <= token < size:
-                raise ValueError(f"token ids run from 0 to {size - 1}, got {token}")
-        await self._foresee(tokens)
-        lanes = self
-        for token in tokens:
-            lanes = await lanes._feed(token)
-        return lanes
-
-    async def _foresee(self, tokens: Sequence[int]) -> None:
-        """Rows all along a known continuation of a lone candidate, in one forward."""
-        contexts = self.model.kernels.contexts(self.state)
-        if contexts.size == 1 and len(tokens) > 1:
-            at = int(contexts.ravel()[0])
-            ahead = self.model.engine.tree.along(at, tokens)
-            await self.model.store.ensure(np.concatenate([[at], ahead]))
-
-    async def _feed(self, token: int) -> ByteLanes:
-        kernels, store, tree = self.model.kernels, self.model.store, self.model.engine.tree
-        state = await self.extended()
-        nodes, contexts = kernels.nodes(state), kernels.contexts(state)
-        weights = np.asarray(state.logw.tolist(), dtype=np.float64)
-        lane, cand = np.nonzero(nodes == 0)
-        above = contexts[lane, cand]
-        with np.errstate(divide="ignore"):
-            p = np.log(np.array([store.prob(int(c), token) for c in above], dtype=np.float64))
-        new = tree.children(above, np.full(len(above), token, dtype=np.int64))
-        ext = Extensions(lane, cand, above, weights[lane, cand] + p, np.full(len(self), -np.inf))
-        await store.ensure(np.concatenate([contexts.ravel(), new]))
-        empty = kernels.advance(state, np.full(len(self), -1, dtype=np.int64), self.cut)
-        fed = kernels.extend(empty, ext, new)
-        fed = fed._replace(key=read_keys(self.state.key, np.full(len(self), token + N_BYTES)))
-        fed, _ = kernels.select(fed, None, -np.inf)
-        return self.replace(fed)
+        return await feed(self, tokens)
 
     # -- parts -------------------------------------------------------------------------
 
@@ -540,138 +550,12 @@ class ByteLanes:
         await self._have_rows(wanted)
         return wanted
 
-    async def _commit(self, state: BeamState, ext: Extensions) -> BeamState:
-        """`state` with the extensions as candidates, their rows fetched."""
-        if len(ext.lane) == 0:
-            return state
-        return self.model.kernels.extend(state, ext, await self._contexts_of(state, ext))
-
-    async def _contexts_of(self, state: BeamState, ext: Extensions) -> IntArray:
-        """Contexts of the extensions, int64[E]; their rows are there, and those of `state`."""
-        if len(ext.lane) == 0:
-            return NO_CUT
-        contexts = self.model.kernels.contexts(state)
-        new = self.model.engine.tree.children(contexts[ext.lane, ext.cand], ext.token)
-        await self.model.store.ensure(np.concatenate([contexts.ravel(), new]))
-        return new
-
-    async def _read(self, bytes_: IntArray) -> tuple[BeamState, FloatArray, FloatArray, IntArray]:
-        """Candidates after one byte a lane, best first (-1 empties a lane); their log_z, the
-        log mass dropped, and the heals."""
-        kernels, params, cut = self.model.kernels, self.params, self.cut
-        dropped, heals = self.log_dropped, self.heals
-        if params.unbiased:
-            state = kernels.advance(await self.extended(), bytes_, cut)
-            state, _ = kernels.select(state, None, -np.inf)
-            log_z = kernels.log_z(state)
-        elif self._steps is not None:
-            arguments = self._given, self.log_dropped, bytes_, cut, self._log_threshold
-            packed, log_z, dropped, missing = self._steps.read(*arguments)
-            wanted = NO_CUT
-            while len(missing):
-                wanted = await self._have_rows_too(wanted, missing)
-                packed, log_z, dropped, missing = self._steps.read(*arguments)
-            state = unpack(packed, self.state.key)
-        else:
-            await self._have_rows()
-            state, _, ext = kernels.open_read(
-                self.state, bytes_, cut, params.log_prune_threshold, prune=None
-            )
-            contexts = await self._contexts_of(state, ext)
-            state, log_z = kernels.close_read(state, ext, contexts, bytes_, cut)
-            dropped = np.logaddexp(dropped, ext.dropped)
-        if params.unbiased:
-            state = state._replace(key=self._keys_after(bytes_))
-        if params.heal and -np.inf in log_z.tolist():
-            dead = self.alive & (bytes_ >= 0) & (log_z == -np.inf)
-            if dead.any():
-                heals = heals.copy()
-                for n in np.flatnonzero(dead):
-                    with self.model.engine.tree.pinned(kernels.contexts(state)):
-                        await self._have_rows()  # healing another lane may have evicted some
-                        healed = await heal(self, int(n), int(bytes_[n]))
-                    if healed is not None:
-                        state = _put(kernels, state, np.array([n]), healed)
-                        heals[n] += 1
-                log_z = kernels.log_z(state)
-        return state, log_z, dropped, heals
-
     def _keys_after(self, symbols: IntArray) -> KeyArray:
         """Generator keys after one more symbol a lane; only random pruning needs them."""
         keys: KeyArray = self.state.key
         return read_keys(keys, symbols) if self.params.unbiased else keys
 
-    def _reserve(self, row: torch.Tensor) -> torch.Tensor:
-        """Give bytes that only healing can read their share of each row."""
-        kernels, params = self.model.kernels, self.params
-        lossy = self._lossy()
-        if not lossy.any():
-            return row
-        rescue = self.model.rescue_rows(
-            kernels.nodes(self.state), self.cut, params.heal_max_backoff, params.heal_max_splits
-        )
-        return kernels.reserve(row, self._root_block(), rescue & lossy[:, None], HEAL_RESERVE)
-
     def _lossy(self) -> npt.NDArray[np.bool_]:
-        """Lanes that set a share aside for healing: where nothing was ever dropped, what
-        reads as impossible is impossible."""
+        """Lanes, once extended, that set a share aside for healing."""
         assert self._ext_dropped is not None
-        if not self.params.heal:
-            return np.zeros(len(self), dtype=bool)
-        return np.maximum(self.log_dropped, self._ext_dropped) > -np.inf
-
-    @property
-    def _rescues(self) -> Rescues:
-        """Which bytes healing could read; the same object while `cut` and limits are."""
-        if self._rescues_found is None:
-            params = self.params
-            self._rescues_found = self.model.rescues(
-                tuple(self.cut.tolist()), params.heal_max_backoff, params.heal_max_splits
-            )
-        return self._rescues_found
-
-    def _root_block(self) -> torch.Tensor:
-        """Log mass of each byte as the first of the best candidate's next token: [N, 257].
-
-        Kept while the best candidates stay in the same token, which is most of the time.
-        """
-        kernels = self.model.kernels
-        roots = kernels.roots(self.state)
-        contexts = kernels.contexts(roots)
-        if self._proxy is None or not np.array_equal(self._proxy[0], contexts):
-            self._proxy = contexts, kernels.next_block(roots, self.cut)
-        return self._proxy[1]
-
-
-def _put(kernels: Kernels, state: BeamState, lanes: IntArray, new: BeamState) -> BeamState:
-    """`state` with its lanes `lanes` replaced by those of `new`, keys kept."""
-    both = kernels.cat([state, new])
-    index = np.arange(len(state.key))
-    index[lanes] = len(state.key) + np.arange(len(lanes))
-    return kernels.gather(both, index)._replace(key=state.key)
-
-
-def check_byte(byte: object) -> int:
-    """`byte` as an int in 0..255.
-
-    Raises:
-        TypeError: not an integer. ValueError: out of range.
-    """
-    if isinstance(byte, bool) or not hasattr(byte, "__index__"):
-        raise TypeError(f"a byte must be an integer in 0..255, got {byte!r}")
-    value: int = byte.__index__()
-    if not 0 <= value < N_BYTES:
-        raise ValueError(f"a byte must be an integer in 0..255, got {value}")
-    return value
-
-
-def _symbols(symbols: Sequence[int] | IntArray, n: int) -> IntArray:
-    out = np.asarray(symbols)
-    if out.shape != (n,) or out.dtype.kind not in "iu":
-        raise ValueError(
-            f"step needs one integer symbol for each of {n} lanes, got shape {out.shape} of "
-            f"dtype {out.dtype}"
-        )
-    if n and (out.min() < -1 or out.max() > EOS_COLUMN):
-        raise ValueError(f"symbols run from -1 to {EOS_COLUMN}, got {out.min()} to {out.max()}")
-    return out.astype(np.int64)
+        return self._reserve.lossy(self.log_dropped, self._ext_dropped)

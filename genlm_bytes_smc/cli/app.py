@@ -52,6 +52,13 @@ Prompt = Annotated[
     str,
     typer.Argument(help="What the text begins with; - reads it from stdin.", show_default=False),
 ]
+Regex = Annotated[
+    str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
+]
+Grammar = Annotated[
+    str | None, typer.Option("--grammar", help="File with a grammar in Lark's notation.")
+]
+JsonSchema = Annotated[str | None, typer.Option("--json-schema", help="File with a JSON Schema.")]
 
 
 class Resampling(StrEnum):
@@ -211,15 +218,9 @@ async def score(
 async def generate(
     options: BeamOptions,
     prompt: Prompt,
-    regex: Annotated[
-        str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
-    ] = None,
-    grammar: Annotated[
-        str | None, typer.Option("--grammar", help="File with a grammar in Lark's notation.")
-    ] = None,
-    json_schema: Annotated[
-        str | None, typer.Option("--json-schema", help="File with a JSON Schema.")
-    ] = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    json_schema: JsonSchema = None,
     particles: Annotated[
         int, typer.Option("--particles", "-N", min=1, help="Number of particles.")
     ] = 32,
@@ -355,15 +356,9 @@ def study(
     prompt: Annotated[
         str, typer.Option("--prompt", help="What texts come after; - reads it from stdin.")
     ] = "",
-    regex: Annotated[
-        str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
-    ] = None,
-    grammar: Annotated[
-        str | None, typer.Option("--grammar", help="File with a grammar in Lark's notation.")
-    ] = None,
-    json_schema: Annotated[
-        str | None, typer.Option("--json-schema", help="File with a JSON Schema.")
-    ] = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    json_schema: JsonSchema = None,
     max_bytes: Annotated[
         int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")
     ] = 100,

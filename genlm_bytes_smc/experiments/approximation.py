@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -206,14 +207,21 @@ def report(rows: list[Row]) -> Report:
     )
 
 
-def _by_width(grid: list[dict[str, Any]]) -> Section:
-    drawn, axes = figures.figure(2)
+def _lines(
+    grid: list[dict[str, Any]],
+) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """The lines of a figure, one a way to prune: name, style, and the points, which differ in K."""
     for i, (prune, threshold) in enumerate(
         dict.fromkeys((g["prune"], g["threshold"]) for g in grid)
     ):
         mine = [g for g in grid if (g["prune"], g["threshold"]) == (prune, threshold)]
         name = "unbiased" if prune == "unbiased" else f"top K, threshold {threshold:g}"
-        look = figures.style(i, linestyle="--" if prune == "unbiased" else "-")
+        yield name, figures.style(i, linestyle="--" if prune == "unbiased" else "-"), mine
+
+
+def _by_width(grid: list[dict[str, Any]]) -> Section:
+    drawn, axes = figures.figure(2)
+    for name, look, mine in _lines(grid):
         width = [g["K"] for g in mine]
         axes[0].plot(width, [max(g["jsd"], 1e-16) for g in mine], label=name, **look)
         axes[1].plot(width, [max(g["apart"], 1e-7) for g in mine], **look)
@@ -241,12 +249,7 @@ def _by_width(grid: list[dict[str, Any]]) -> Section:
 
 def _by_cost(grid: list[dict[str, Any]]) -> Section:
     drawn, axes = figures.figure(2)
-    for i, (prune, threshold) in enumerate(
-        dict.fromkeys((g["prune"], g["threshold"]) for g in grid)
-    ):
-        mine = [g for g in grid if (g["prune"], g["threshold"]) == (prune, threshold)]
-        name = "unbiased" if prune == "unbiased" else f"top K, threshold {threshold:g}"
-        look = figures.style(i, linestyle="--" if prune == "unbiased" else "-")
+    for name, look, mine in _lines(grid):
         excess = [max(g["apart"], 1e-7) for g in mine]
         axes[0].plot([g["rows"] for g in mine], excess, label=name, **look)
         axes[1].plot([g["speed"] for g in mine], excess, **look)

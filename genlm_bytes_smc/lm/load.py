@@ -99,29 +99,17 @@ def load_model(
     backend = backend or "hf"
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
-    if backend != "hf":
-        if device is not None or limit_bytes is not None:
-            raise ValueError(
-                f"device and limit_bytes apply to backend 'hf'; backend {backend!r} manages its "
-                "memory itself (see engine_opts)"
-            )
-        if backend == "vllm":
-            return _load_vllm(name, _dtype(dtype), dict(engine_opts or {}), start)
-        llm = _load_other(os.fspath(name), backend, _dtype(dtype), dict(engine_opts or {}))
-        return AdapterEngine(llm, start=start, owned=True)
-    where = _device(device)
-    kind = _dtype(dtype)
-    if name == "tiny":
-        with _bundled() as path, _quiet():
-            model, tokenizer = _load_hf(path, kind, engine_opts)
-    else:
-        if not {"device_map", "quantization_config"} & set(engine_opts or {}):
-            advice = "a smaller dtype, engine_opts={'device_map': 'auto'} or backend 'vllm' may do"
-            source = _source(name)
-            check_fits(source, kind, free=free_bytes(where), where=str(where), advice=advice)
-        model, tokenizer = _load_hf(name, kind, engine_opts)
-    placed = None if "device_map" in (engine_opts or {}) else where
-    return TreeTransformer(model, tokenizer, limit_bytes=limit_bytes, start=start, device=placed)
+    if backend == "hf":
+        return _load_here(name, _device(device), _dtype(dtype), engine_opts, start, limit_bytes)
+    if device is not None or limit_bytes is not None:
+        raise ValueError(
+            f"device and limit_bytes apply to backend 'hf'; backend {backend!r} manages its "
+            "memory itself (see engine_opts)"
+        )
+    if backend == "vllm":
+        return _load_vllm(name, _dtype(dtype), dict(engine_opts or {}), start)
+    llm = _load_other(os.fspath(name), backend, _dtype(dtype), dict(engine_opts or {}))
+    return AdapterEngine(llm, start=start, owned=True)
 
 
 def as_engine(
@@ -202,6 +190,29 @@ def _check_same(
 
 
 # -- loading ---------------------------------------------------------------------------
+
+
+def _load_here(
+    name: str | os.PathLike[str],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    opts: Mapping[str, Any] | None,
+    start: int | Sequence[int] | None,
+    limit_bytes: int | None,
+) -> TreeTransformer:
+    """A model run here by tree attention, if it fits."""
+    if name == "tiny":
+        with _bundled() as path, _quiet():
+            model, tokenizer = _load_hf(path, dtype, opts)
+    else:
+        # These spread the weights or shrink them, by rules that the check does not know.
+        if not {"device_map", "quantization_config"} & set(opts or {}):
+            advice = "a smaller dtype, engine_opts={'device_map': 'auto'} or backend 'vllm' may do"
+            free, where = free_bytes(device), str(device)
+            check_fits(_source(name), dtype, free=free, where=where, advice=advice)
+        model, tokenizer = _load_hf(name, dtype, opts)
+    placed = None if "device_map" in (opts or {}) else device
+    return TreeTransformer(model, tokenizer, limit_bytes=limit_bytes, start=start, device=placed)
 
 
 def _load_hf(

@@ -24,8 +24,8 @@ from genlm_bytes_smc.lookahead.ngram import ByteNgram, soft_counts_of
 from genlm_bytes_smc.lookahead.pilot import Visits, longest, visits_of
 from genlm_bytes_smc.lookahead.table import Arcs, FutureTable
 from genlm_bytes_smc.smc.ahead import Ahead, AheadFactor
+from genlm_bytes_smc.smc.checks import check_count
 from genlm_bytes_smc.smc.factors import compile_rows
-from genlm_bytes_smc.smc.plan import check_count
 
 Horizon = int | Literal["run"] | None
 ORDER = 2

@@ -27,11 +27,12 @@ import numpy as np
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.smc.batch import Batch, run_batch
+from genlm_bytes_smc.smc.checks import check_count
 from genlm_bytes_smc.smc.errors import AllParticlesDeadError
 from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.loop import advance
 from genlm_bytes_smc.smc.particles import Particles, SaltArray, Weights
-from genlm_bytes_smc.smc.plan import Plan, check_count, make_plan
+from genlm_bytes_smc.smc.plan import Plan, make_plan
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.state import generator

@@ -12,11 +12,12 @@ from typing import Any, TypeVar, Unpack
 import numpy as np
 
 from genlm_bytes_smc.smc.batch import can_batch, run_batch
+from genlm_bytes_smc.smc.checks import check_count
 from genlm_bytes_smc.smc.errors import AllParticlesDeadError, RunFailedError
 from genlm_bytes_smc.smc.factors import together
 from genlm_bytes_smc.smc.loop import run_plan
 from genlm_bytes_smc.smc.particles import Weights
-from genlm_bytes_smc.smc.plan import SMCOptions, check_count, make_plan
+from genlm_bytes_smc.smc.plan import SMCOptions, make_plan
 from genlm_bytes_smc.smc.progress import Progress
 from genlm_bytes_smc.smc.resampling import FloatArray
 from genlm_bytes_smc.smc.result import SMCResult

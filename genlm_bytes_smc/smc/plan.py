@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -12,6 +11,7 @@ from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.smc.ahead import Ahead, AheadLeaf
 from genlm_bytes_smc.smc.ahead import proposal_rows as proposal_rows_of
+from genlm_bytes_smc.smc.checks import check_count, check_threshold
 from genlm_bytes_smc.smc.critic import Critic, Predicate
 from genlm_bytes_smc.smc.factors import (
     Combine,
@@ -116,36 +116,18 @@ def make_plan(
     leaves: list[Any] = []
     rows = compile_rows(target, leaves)
     n_target = len(leaves)
-    if not any(has_language_model(leaf) for leaf in leaves):
-        raise ValueError(
-            "a target needs a byte language model (ByteLLM) among its factors, got "
-            f"{', '.join(names_of(leaves))}"
-        )
-    if terminate_when is None:
-        for leaf in leaves:
-            check_ends(leaf)
+    _check_target(leaves, terminated=terminate_when is not None)
     aheads = _Aheads(target, leaves, max_bytes)
-    proposal_rows: Combine | None
-    if isinstance(proposal, Ahead):
-        proposal_rows = proposal_rows_of(rows, aheads.place(proposal), proposal)
-    else:
-        proposal_rows = None if proposal is None else compile_rows(proposal, leaves)
+    proposal_rows = _proposal_rows(proposal, rows, aheads)
     loan = _loan(target, twist, tempering, aheads)
     if terminate_when is not None and not callable(terminate_when):
         raise TypeError(f"terminate_when must be a function of bytes, got {terminate_when!r}")
     rolls = Rollout.of(rollout)
     _check_moves(rejuvenate, rolls, record)
-    if not share_beams and not random_beams(leaves):
-        raise ValueError(
-            'share_beams=False needs a language model with prune="unbiased": other beams of '
-            "equal texts do not differ"
-        )
+    if not share_beams:
+        _check_random(leaves)
     state = _resumed(resume, (n_particles, rolls.candidates), max_bytes, seed, beam_seed)
     _check_horizon(state, max_bytes, twist)
-    if state is None:
-        for name, value in (("seed", seed), ("beam_seed", beam_seed)):
-            if value is not None:
-                check_count(name, value, 0)
     return Plan(
         potential=target,
         leaves=tuple(leaves),
@@ -168,6 +150,28 @@ def make_plan(
         record=record,
         resume=state,
     )
+
+
+def _check_target(leaves: list[Any], *, terminated: bool) -> None:
+    """Raise unless texts of a target of these factors have a weight and, if nothing else
+    terminates them, an end."""
+    if not any(has_language_model(leaf) for leaf in leaves):
+        raise ValueError(
+            "a target needs a byte language model (ByteLLM) among its factors, got "
+            f"{', '.join(names_of(leaves))}"
+        )
+    if not terminated:
+        for leaf in leaves:
+            check_ends(leaf)
+
+
+def _check_random(leaves: list[Any]) -> None:
+    """Raise if beams of equal texts are equal, so that there is nothing not to share."""
+    if not random_beams(leaves):
+        raise ValueError(
+            'share_beams=False needs a language model with prune="unbiased": other beams of '
+            "equal texts do not differ"
+        )
 
 
 def _check_horizon(state: SMCState | None, max_bytes: int, twist: Any) -> None:
@@ -199,6 +203,13 @@ class _Aheads:
         self.placed.append((ahead, len(self.leaves)))
         self.leaves.append(AheadLeaf(ahead, self.target, self.own, self.max_bytes))
         return len(self.leaves) - 1
+
+
+def _proposal_rows(proposal: Any, target: Combine, aheads: _Aheads) -> Combine | None:
+    """How the rows to draw from combine, their leaves placed; None: the target's own."""
+    if isinstance(proposal, Ahead):
+        return proposal_rows_of(target, aheads.place(proposal), proposal)
+    return None if proposal is None else compile_rows(proposal, aheads.leaves)
 
 
 def _loan(target: Any, twist: Any, tempering: Any, aheads: _Aheads) -> Loan:
@@ -233,7 +244,11 @@ def _resumed(
     seed: int | None,
     beam_seed: int | None,
 ) -> SMCState | None:
+    """The state to go on from, None for a new run; the seeds are those of the run."""
     if resume is None:
+        for name, value in (("seed", seed), ("beam_seed", beam_seed)):
+            if value is not None:
+                check_count(name, value, 0)
         return None
     state = resume.resumable if isinstance(resume, SMCResult) else resume
     if not isinstance(state, SMCState):
@@ -263,30 +278,6 @@ def check_ends(potential: Any) -> None:
             f"no token of {name_of(potential)} ends a text, so every text has weight zero: name "
             "eos_byte_strings in its beam parameters, or end texts by terminate_when"
         )
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise unless `value` is an integer of at least `least`.
-
-    Raises:
-        TypeError: no integer. ValueError: too small.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def check_threshold(value: Any) -> None:
-    """Raise unless `value` is a number in [0, 1].
-
-    Raises:
-        TypeError: no number. ValueError: out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"ess_threshold must be a number in [0, 1], got {value!r}")
-    if math.isnan(value) or not 0 <= value <= 1:
-        raise ValueError(f"ess_threshold must be in [0, 1], got {value}")
 
 
 def start_error(plan: Plan, log_weight: float, factors: dict[str, float]) -> Exception:

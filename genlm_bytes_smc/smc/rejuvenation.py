@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
+from genlm_bytes_smc.smc.checks import check_count
 from genlm_bytes_smc.smc.frontier import Advance, Frontier
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
@@ -58,14 +59,9 @@ class Suffix:
     sweeps: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in (("longest", self.longest), ("sweeps", self.sweeps)):
-            if value is None and name == "longest":
-                continue
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise TypeError(f"{name} of a Suffix must be an integer, got {value!r}")
-            assert value is not None
-            if value < 1:
-                raise ValueError(f"{name} of a Suffix must be at least 1, got {value}")
+        if self.longest is not None:
+            check_count("longest of a Suffix", self.longest, 1)
+        check_count("sweeps of a Suffix", self.sweeps, 1)
 
     async def move(
         self,

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from genlm_bytes_smc.smc.checks import check_count
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
 
@@ -37,12 +38,8 @@ class Rollout:
     candidates: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("n_bytes", "candidates"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise TypeError(f"{name} of a roll-out must be an integer, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} of a roll-out must be at least 1, got {value}")
+        check_count("n_bytes of a roll-out", self.n_bytes, 1)
+        check_count("candidates of a roll-out", self.candidates, 1)
 
     @classmethod
     def of(cls, rollout: Any) -> Rollout:
