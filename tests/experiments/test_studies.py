@@ -6,7 +6,7 @@ import math
 import pytest
 
 from genlm_bytes_smc.cli import main
-from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, recommend
+from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, bias, recommend
 from genlm_bytes_smc.experiments.advice import truth_of
 from genlm_bytes_smc.experiments.job import Job, attempt, timeless
 
@@ -146,6 +146,41 @@ def test_a_pooled_truth_is_that_of_the_method_that_found_most():
     dead = [{**pool["is"], "result": {"log_ml": ["-inf"] * 4}}]
     with pytest.raises(ExperimentError, match="every particle of every pooled run died"):
         truth_of(dead)
+
+
+def test_nothing_missing_of_an_enumerated_truth_is_an_error_of_zero():
+    """A row's minus infinity is text in its file: of a model whose beams dropped nothing, and
+    of one that excludes every text."""
+    rows = study_rows({"is": 0.8, "smc": 0.2})
+    rows[1]["result"]["log_unsure"] = "-inf"
+    assert truth_of(rows).error == 0
+    assert recommend(rows, error=0.3).prune == "topk"
+    rows[1]["result"]["log_truth"] = "-inf"
+    with pytest.raises(ExperimentError, match="each of the 2 texts .* probability zero"):
+        truth_of(rows)
+
+
+def test_runs_that_all_find_the_same_can_be_compared():
+    """As they do where the texts of a constraint differ early."""
+    rows = study_rows({"is": 0.0, "smc": 0.0})
+    advice = recommend(rows, error=0.3)
+    assert advice.particles == 1 and advice.error == 0
+    assert {e["worth"] for e in bias.summarise(rows[2:], -5.0) if e["method"] == "smc"} == {
+        math.inf
+    }
+
+
+def test_methods_whose_runs_all_died_are_not_recommended():
+    rows = study_rows({"is": 0.8, "smc": 4.0})
+    for row in rows:
+        if row["config"].get("method") == "is":
+            row["result"] |= {"log_ml": ["-inf"] * 12, "local": ["-inf"] * 12}
+    assert recommend(rows, error=0.3).ess == 0.5
+    for row in rows:
+        if row["config"]["part"] == "runs":
+            row["result"] |= {"log_ml": ["-inf"] * 12, "local": ["-inf"] * 12}
+    with pytest.raises(ExperimentError, match="every run of every setting died"):
+        recommend(rows, error=0.3)
 
 
 def test_commands_say_what_is_wrong(tmp_path, capsys):
