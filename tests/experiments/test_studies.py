@@ -4,11 +4,15 @@ import json
 import math
 
 import pytest
+import torch
 
+from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.cli import main
 from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, bias, recommend
 from genlm_bytes_smc.experiments.advice import truth_of
+from genlm_bytes_smc.experiments.constrained import _peer_rows
 from genlm_bytes_smc.experiments.job import Job, attempt, timeless
+from tests.toys import ToyLM
 
 TINY = {"name": "tiny", "device": "cpu"}
 
@@ -78,6 +82,16 @@ def test_constraints(tmp_path):
         assert r["lm_rows"] >= 10 and 0 <= r["distance"] <= 1
         assert r["success"] == 1.0  # nothing but dates can be drawn
     written("constraints", rows, tmp_path)
+
+
+async def test_peers_are_given_rows_as_wide_as_the_vocabulary():
+    """genlm-bytes refuses the rows of a padded head."""
+    lm = ToyLM(pad=3)
+    with _peer_rows(engine := as_engine(lm)) as seen:
+        row = (await engine.batch_next_token_logprobs([[0, 1]]))[0]
+    assert seen == {(0, 1)}
+    want = torch.log_softmax(lm.row((0, 1))[:-3], dim=0)
+    torch.testing.assert_close(row.double(), want)
 
 
 EXPERIMENTS_METHODS = ("local", "smc", "lookahead", "pilot", "bytellm", "awrs")
@@ -156,7 +170,7 @@ def test_nothing_missing_of_an_enumerated_truth_is_an_error_of_zero():
     assert truth_of(rows).error == 0
     assert recommend(rows, error=0.3).prune == "topk"
     rows[1]["result"]["log_truth"] = "-inf"
-    with pytest.raises(ExperimentError, match="each of the 2 texts .* probability zero"):
+    with pytest.raises(ExperimentError, match=r"each of the 2 texts .* probability zero"):
         truth_of(rows)
 
 
