@@ -427,6 +427,13 @@ def test_demo_shows_completion_beam_next_bytes_and_speed(ask, ask_json, monkeypa
     assert found["bytes_per_second_lanes"] > 0
 
 
+def test_demo_keeps_within_a_short_window(ask_json, tiny, monkeypatch):
+    """It draws more bytes than such a model can read, and ended in an error."""
+    monkeypatch.setattr(tiny, "window", 40)
+    assert ask_json("demo")["completion"].startswith("doctor")
+    assert ask_json("demo", "a" * 39)["completion"] != ""
+
+
 # -- errors ----------------------------------------------------------------------------
 
 FAILED, USAGE = 1, 2

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from genlm.control import SMC, WFSA, BoolFSA, Ensemble, direct_token_sampler
+from genlm.control import SMC, WCFG, WFSA, BoolCFG, BoolFSA, Ensemble, direct_token_sampler
 from genlm.control.constant import EOS
 from genlm.control.potential.base import Potential
 from genlm.control.potential.product import Product
@@ -150,6 +150,39 @@ async def test_an_automaton_of_genlm_control_becomes_tables_in_a_product(to_byte
     assert await both.p2.complete(split("é".encode())) == 0
     weighted = llm * WFSA.from_regex("a(b|c)", to_bytes=to_bytes)
     assert isinstance(weighted.p2, ByteWFSA)
+
+
+@pytest.mark.parametrize("kind", ["weighted", "boolean"])
+async def test_a_grammar_admits_no_byte_that_is_not_of_its_alphabet(kind):
+    """genlm-grammar numbers nonterminals from the last terminal on, and takes a byte of such a
+    number for one: coerced to all bytes, a grammar over `a` and `b` admitted `d` and `e`."""
+    if kind == "weighted":
+        grammar = WCFG.from_string("0.3: S -> S S\n0.4: S -> a\n0.3: S -> b")
+        weight = {b"a": 0.4, b"ab": 0.3 * 0.4 * 0.3, b"aab": 2 * 0.3**2 * 0.4**2 * 0.3, b"": 0}
+    else:
+        grammar = BoolCFG.from_lark('start: "a" start "b" | "ab" | "b"')
+        weight = {b"a": 0, b"ab": 1, b"aab": 0, b"": 0}
+    llm = toy(3, 0.05)
+    both = llm * grammar
+    alone = both.p2
+    others = [b for b in range(256) if b not in b"ab"]
+    for text, w in weight.items():
+        context = split(text)
+        row = np.asarray((await alone.logw_next(context)).weights)
+        assert (row[others] == -np.inf).all()
+        before = await grammar.prefix(list(text))
+        for b in b"ab":
+            assert row[b] == pytest.approx(await grammar.prefix([*text, b]) - before, abs=1e-9)
+            assert await alone.prefix(split(text + bytes([b]))) == pytest.approx(row[b] + before)
+        assert math.exp(await alone.complete(context)) == pytest.approx(w)
+        assert math.exp(row[256] + before) == pytest.approx(w)
+        for b in others:
+            assert await alone.prefix([*context, BYTES[b]]) == -math.inf
+            assert await alone.complete([*context, BYTES[b]]) == -math.inf
+    with pytest.raises(ValueError, match="weight zero"):
+        await alone.logw_next(split(b"ad"))
+    await both.assert_contract([[], split(b"ab")], rtol=1e-9, atol=1e-9)
+    assert (await smc(both, 3, max_bytes=5, seed=0)).log_ml < 0
 
 
 async def test_product_with_a_constraint_of_this_package():

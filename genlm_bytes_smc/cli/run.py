@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -92,16 +93,17 @@ async def demonstrate(options: BeamOptions, prompt: str) -> None:
     """The command `demo`."""
     text, seed = read_argument(prompt), seed_of(options)
     state = await _after(options, text, seed)
+    room = _room(state)
     start = time.perf_counter()
     completed = bytearray()
-    async for byte in completion(state.lanes, DEMO_STEPS, None, _End()):
+    async for byte in completion(state.lanes, min(DEMO_STEPS, room), None, _End()):
         completed.append(byte)
         if byte in b".!?\n":
             break
     first = time.perf_counter() - start
     entries = await _next_bytes(state, SHOWN)
-    one = await _timed(state.lanes)
-    many = await _timed(state.lanes.gather([0] * TIMED_LANES))
+    one = await _timed(state.lanes, room)
+    many = await _timed(state.lanes.gather([0] * TIMED_LANES), room)
     if options.json:
         found: dict[str, Any] = {
             "prompt": as_text(text),
@@ -231,11 +233,19 @@ def _print_beam(state: ByteBeamState) -> None:
     out.out(display.as_text(state.logZ, state.candidates, colour=colour), highlight=False)
 
 
-async def _timed(lanes: ByteLanes) -> float:
-    """Bytes a second, over all lanes, of texts drawn from fixed seeds."""
+def _room(state: ByteBeamState) -> int:
+    """Bytes that fit the model's window after the text for sure: even if each were a token."""
+    window = state.lanes.model.engine.window
+    if window is None:
+        return sys.maxsize
+    return max(0, window - max(len(c.tokens) for c in state.candidates) - 1)
+
+
+async def _timed(lanes: ByteLanes, most: int) -> float:
+    """Bytes a second, over all lanes, of texts of at most `most` bytes from fixed seeds."""
     rng = np.random.default_rng(0)
     lanes = lanes.prune()
-    steps = TIMED_BYTES if len(lanes) == 1 else TIMED_BYTES // 4
+    steps = min(most, TIMED_BYTES if len(lanes) == 1 else TIMED_BYTES // 4)
     start, read = time.perf_counter(), 0
     for _ in range(steps):
         rows = (await lanes.logp_next())[:, :EOS_COLUMN]

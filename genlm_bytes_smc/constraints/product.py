@@ -11,6 +11,7 @@ from genlm.control.potential.product import Product
 from genlm.control.typing import Atomic
 
 from genlm_bytes_smc.alphabet import TABLES
+from genlm_bytes_smc.constraints.relabelled import OverBytes, speaks_bytes
 
 
 class ByteProduct(Product):  # type: ignore[misc]
@@ -35,6 +36,8 @@ def times(own: Potential, other: Potential) -> ByteProduct:
         with suppress(ConstraintError):  # what has no tables is taken as it is
             other = from_genlm(other, device=_device(own))
     if isinstance(other, Potential) and other.token_type == Atomic(int):
+        if speaks_bytes(other):
+            return ByteProduct(own, OverBytes(other))
         other = other.coerce(own, f=b"".join, prune=False, tables=TABLES)
     return ByteProduct(own, other)
 

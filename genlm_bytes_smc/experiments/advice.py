@@ -60,14 +60,19 @@ def truth_of(rows: list[Row]) -> Truth:
     """The enumerated value, or the pooled estimate with its error.
 
     Raises:
-        ExperimentError: every pooled run died.
+        ExperimentError: the model gives every text weight zero, or every pooled run died.
     """
     for row in rows:
         if row["config"]["part"] == "enumerate":
             r = row["result"]
+            log_ml, unsure = float(r["log_truth"]), float(r["log_unsure"])  # "-inf" in a file
+            if log_ml == -math.inf:
+                raise ExperimentError(
+                    f"the model gives each of the {r['texts']} texts that the constraint admits "
+                    "probability zero; another prompt or constraint may help"
+                )
             how = f"by summing over all {r['texts']} texts that the constraint admits"
-            off = math.log1p(math.exp(r["log_unsure"] - r["log_truth"]))
-            return Truth(r["log_truth"], off, True, how)
+            return Truth(log_ml, math.log1p(math.exp(unsure - log_ml)), True, how)
     pooled: dict[str, list[float]] = {}
     for row in (r for r in rows if r["config"]["part"] == "pool"):
         found = pooled.setdefault(row["config"]["method"], [])
@@ -103,12 +108,22 @@ def recommend(rows: list[Row], error: float = 0.5) -> Advice:
     Args:
         rows: of `run_study`.
         error: wanted standard deviation of the log marginal likelihood, nats.
+
+    Raises:
+        ExperimentError: as `truth_of`, or every run of every setting died.
     """
     truth = truth_of(rows)
     entries = bias.summarise([r for r in rows if r["config"]["part"] == "runs"], truth.log_ml)
     entries = [e for e in entries if e["method"] != "local"]
     fine = [e for e in entries if _usable(e, truth)]
-    scaled = [_scaled(e, error) for e in fine or entries]
+    alive = [e for e in entries if math.isfinite(e["log_rmse"])]
+    if not alive:
+        raise ExperimentError(
+            f"every run of every setting died, though the log marginal likelihood is "
+            f"{truth.log_ml:.1f} nats: the model all but excludes this constraint; another prompt "
+            "may help"
+        )
+    scaled = [_scaled(e, error) for e in fine or alive]
     best = min(scaled, key=lambda e: (e["rows"], e["particles"]))
     point, told = _beam_choice(rows)
     reasons = [told, _pruning_reason(entries, best, truth), _method_reason(scaled, best)]

@@ -205,13 +205,14 @@ def summarise(rows: list[Row], log_truth: float | None = None) -> list[dict[str,
     out = []
     for row in rows:
         c, r = row["config"], row["result"]
-        truth = r["log_truth"] if log_truth is None else log_truth
+        truth = float(r["log_truth"]) if log_truth is None else log_truth
         kinds = [(c["method"], "log_ml")] + [("local", "local")] * (c["method"] == "is")
         for method, field in kinds:
             logs = [float(x) for x in r[field]]
             quality = estimate_quality(logs, truth)
             lm_rows = float(np.mean(r["lm_rows"]))
-            worth = 1 / quality["relative_variance"] if method != "local" else math.nan
+            spread = quality["relative_variance"] if method != "local" else math.nan
+            worth = 1 / spread if spread != 0 else math.inf  # 0: every run found the same
             out.append(
                 {
                     "target": c.get("target", "your target"),
@@ -240,8 +241,8 @@ def report(rows: list[Row]) -> Report:
         sections += [_means(target, mine, middle), _cost(target, mine), table_of(target, mine)]
     results = {r["config"]["target"]: r["result"] for r in rows}
     truths = "; ".join(
-        f"{t}: {len(TARGETS[t].texts)} texts, log {x['log_truth']:.4f}, off by a factor of at most "
-        f"1 + {math.exp(x['log_unsure'] - x['log_truth']):.1e}"
+        f"{t}: {len(TARGETS[t].texts)} texts, log {float(x['log_truth']):.4f}, off by a factor of "
+        f"at most 1 + {math.exp(float(x['log_unsure']) - float(x['log_truth'])):.1e}"
         for t, x in results.items()
     )
     return Report(

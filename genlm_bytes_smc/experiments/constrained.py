@@ -272,13 +272,17 @@ async def _ours(
 
 @contextmanager
 def _peer_rows(engine: RowEngine) -> Iterator[set[tuple[int, ...]]]:
-    """The distinct contexts that others than our own beams ask an engine for."""
+    """The distinct contexts that others than our own beams ask an engine for.
+
+    They are given rows as wide as the vocabulary: genlm-bytes refuses those of a padded head.
+    """
     seen: set[tuple[int, ...]] = set()
-    evaluate = engine.evaluate_async
+    evaluate, size = engine.evaluate_async, len(engine.byte_vocab)
 
     async def counted(nodes: IntArray) -> torch.Tensor:
         seen.update(tuple(engine.tree.tokens(int(n))) for n in nodes)
-        return await evaluate(nodes)
+        rows = await evaluate(nodes)
+        return rows if rows.shape[1] <= size else torch.log_softmax(rows[:, :size], dim=1)
 
     engine.evaluate_async = counted  # type: ignore[method-assign]
     try:

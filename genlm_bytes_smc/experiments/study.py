@@ -197,15 +197,15 @@ async def _calibrated(config: Config) -> Outcome:
         found |= dict.fromkeys(pilot.texts[i] for i in order.tolist()[:8] if ended[i])
     prompt = llm.prompt_bytes
     texts = [prompt + t for t in found if prompt + t][:16]
+    shown = [t[len(prompt) :].decode("utf-8", "replace") for t in texts]
     if len(texts) < 3:
-        return Outcome({"texts": [t.decode("utf-8", "replace") for t in texts], "curve": []})
+        return Outcome({"texts": shown, "curve": []})
     try:
         curve = (
             await calibrate(llm.llm, texts, config["tolerance"], max_bytes=4096, **_GRIDS)
         ).curve
     except CalibrationError as error:
         curve = error.curve
-    shown = [t[len(prompt) :].decode("utf-8", "replace") for t in texts]
     return Outcome({"texts": shown, "curve": [_packed(p) for p in curve]})
 
 

@@ -4,11 +4,15 @@ import json
 import math
 
 import pytest
+import torch
 
+from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.cli import main
-from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, recommend
+from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, bias, recommend
 from genlm_bytes_smc.experiments.advice import truth_of
+from genlm_bytes_smc.experiments.constrained import _peer_rows
 from genlm_bytes_smc.experiments.job import Job, attempt, timeless
+from tests.toys import ToyLM
 
 TINY = {"name": "tiny", "device": "cpu"}
 
@@ -80,6 +84,16 @@ def test_constraints(tmp_path):
     written("constraints", rows, tmp_path)
 
 
+async def test_peers_are_given_rows_as_wide_as_the_vocabulary():
+    """genlm-bytes refuses the rows of a padded head."""
+    lm = ToyLM(pad=3)
+    with _peer_rows(engine := as_engine(lm)) as seen:
+        row = (await engine.batch_next_token_logprobs([[0, 1]]))[0]
+    assert seen == {(0, 1)}
+    want = torch.log_softmax(lm.row((0, 1))[:-3], dim=0)
+    torch.testing.assert_close(row.double(), want)
+
+
 EXPERIMENTS_METHODS = ("local", "smc", "lookahead", "pilot", "bytellm", "awrs")
 
 
@@ -146,6 +160,41 @@ def test_a_pooled_truth_is_that_of_the_method_that_found_most():
     dead = [{**pool["is"], "result": {"log_ml": ["-inf"] * 4}}]
     with pytest.raises(ExperimentError, match="every particle of every pooled run died"):
         truth_of(dead)
+
+
+def test_nothing_missing_of_an_enumerated_truth_is_an_error_of_zero():
+    """A row's minus infinity is text in its file: of a model whose beams dropped nothing, and
+    of one that excludes every text."""
+    rows = study_rows({"is": 0.8, "smc": 0.2})
+    rows[1]["result"]["log_unsure"] = "-inf"
+    assert truth_of(rows).error == 0
+    assert recommend(rows, error=0.3).prune == "topk"
+    rows[1]["result"]["log_truth"] = "-inf"
+    with pytest.raises(ExperimentError, match=r"each of the 2 texts .* probability zero"):
+        truth_of(rows)
+
+
+def test_runs_that_all_find_the_same_can_be_compared():
+    """As they do where the texts of a constraint differ early."""
+    rows = study_rows({"is": 0.0, "smc": 0.0})
+    advice = recommend(rows, error=0.3)
+    assert advice.particles == 1 and advice.error == 0
+    assert {e["worth"] for e in bias.summarise(rows[2:], -5.0) if e["method"] == "smc"} == {
+        math.inf
+    }
+
+
+def test_methods_whose_runs_all_died_are_not_recommended():
+    rows = study_rows({"is": 0.8, "smc": 4.0})
+    for row in rows:
+        if row["config"].get("method") == "is":
+            row["result"] |= {"log_ml": ["-inf"] * 12, "local": ["-inf"] * 12}
+    assert recommend(rows, error=0.3).ess == 0.5
+    for row in rows:
+        if row["config"]["part"] == "runs":
+            row["result"] |= {"log_ml": ["-inf"] * 12, "local": ["-inf"] * 12}
+    with pytest.raises(ExperimentError, match="every run of every setting died"):
+        recommend(rows, error=0.3)
 
 
 def test_commands_say_what_is_wrong(tmp_path, capsys):
