@@ -453,6 +453,8 @@ FAILED, USAGE = 1, 2
         (["next", "x", "--prune", "hard"], USAGE, "hard"),
         (["next", "x", "--backend", "frob"], USAGE, "frob"),
         (["next", "x", "--seed", "-1"], USAGE, "--seed"),
+        (["next", "x", "--model", "./none", "--threshold", "1"], USAGE, "--threshold must be"),
+        (["score", ".ci/run", "--model", "./none", "--temperature", "0"], USAGE, "--temperature"),
         (["complete", "x", "--steps", "-1"], USAGE, "--steps"),
         (["next", "x", "--backend", "vllm"], FAILED, 'pip install "genlm-bytes-smc[vllm]"'),
         (["next", "x", "--model", "./no-such-model"], FAILED, "no such model directory"),

@@ -13,8 +13,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from genlm_bytes_smc.cli.constraint import regex_of
 from genlm_bytes_smc.cli.inputs import (
     as_prompt,
+    eos_spellings,
     open_model,
     parameters,
     read_argument,
@@ -37,7 +39,6 @@ from genlm_bytes_smc.constraints import (
     ByteConstraint,
     ByteGrammar,
     ByteJsonSchema,
-    ByteRegex,
     ConstraintError,
     Utf8,
 )
@@ -72,7 +73,7 @@ async def show_generated(
         _check_place(save)
     text, seed = read_argument(prompt), seed_of(options)
     engine = open_model(options)
-    params, transform = parameters(options, engine, seed)
+    params, transform = parameters(options, eos_spellings(engine), seed)
     llm = ByteLLM(engine, params, transform=transform)
     llm = llm.with_prompt(as_prompt(options, text, llm.model))
     about = {
@@ -128,10 +129,7 @@ def _constraint(given: dict[str, str]) -> tuple[str, ByteConstraint]:
         return "UTF-8", Utf8()
     [(option, source)] = given.items()
     if option == "--regex":
-        try:
-            return f"regex {source}", ByteRegex(source)
-        except ConstraintError as error:
-            raise UsageError(f"--regex {source!r}: {error}") from None
+        return f"regex {source}", regex_of(source)
     kind: Any = ByteGrammar if option == "--grammar" else ByteJsonSchema
     try:
         return f"{option[2:]} {source}", kind(read_file(source).decode("utf-8"))

@@ -18,7 +18,13 @@ from genlm_bytes_smc.lm.engine import RowEngine
 
 
 def open_model(options: ModelOptions) -> RowEngine:
-    """The model that the options name."""
+    """The model that the options name.
+
+    Raises:
+        UsageError: a beam option out of range; said before the model is loaded.
+    """
+    if isinstance(options, BeamOptions):
+        parameters(options, set(), seed_of(options))
     announce_compilation()
     with busy(f"loading {options.model}"):
         backend = options.backend and options.backend.value
@@ -42,8 +48,13 @@ def eos_spellings(llm: RowEngine) -> set[bytes]:
     return found - {b""}
 
 
-def parameters(options: BeamOptions, llm: RowEngine, seed: int) -> tuple[BeamParams, RowTransform]:
+def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamParams, RowTransform]:
     """Beam parameters and row transform.
+
+    Args:
+        options: what was asked for.
+        eos: spellings that end a text, unless the options say that none does.
+        seed: of unbiased pruning.
 
     Raises:
         UsageError: a value out of range.
@@ -53,7 +64,7 @@ def parameters(options: BeamOptions, llm: RowEngine, seed: int) -> tuple[BeamPar
             K=options.width,
             prune_threshold=options.threshold,
             prune=options.prune.value,
-            eos_byte_strings=set() if options.no_eos else eos_spellings(llm),
+            eos_byte_strings=set() if options.no_eos else eos,
             seed=seed,
         )
         return params, RowTransform(temperature=options.temperature)
@@ -63,7 +74,7 @@ def parameters(options: BeamOptions, llm: RowEngine, seed: int) -> tuple[BeamPar
 
 async def new_beam(options: BeamOptions, llm: RowEngine, seed: int) -> ByteBeamState:
     """A beam that has read nothing."""
-    params, transform = parameters(options, llm, seed)
+    params, transform = parameters(options, eos_spellings(llm), seed)
     return await ByteBeamState.initial(llm, params, transform=transform)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from genlm_bytes_smc.cli.constraint import regex_of
 from genlm_bytes_smc.cli.experiment import finished, model_of, say_files, told
 from genlm_bytes_smc.cli.inputs import read_argument, read_file
 from genlm_bytes_smc.cli.options import ModelOptions
@@ -88,6 +89,7 @@ def _constraint(given: dict[str, str | None]) -> tuple[str, str, tuple[str, str]
         raise UsageError(f"one constraint is due ({', '.join(given)}), got {got}")
     [(option, source)] = chosen
     if option == "--regex":
+        regex_of(source)  # refused before any work
         return option, source, ("regex", source)
     try:
         text = read_file(source).decode("utf-8")

@@ -203,7 +203,7 @@ def test_commands_say_what_is_wrong(tmp_path, capsys):
         (["experiment", "bais", *out], "known: approximation, bias, boundary"),
         (["study", *out], "one constraint is due"),
         (["study", "--regex", "a", "--grammar", "b", *out], "got --regex and --grammar"),
-        (["study", "--regex", "(", *out], "--regex"),
+        (["study", "--regex", "(", *out], "error: --regex '(': the pattern"),
         (["study", "--regex", "a", "--error", "0", *out], "--error must be above 0"),
         (["study", "--regex", "a", "--tolerance", "-1", *out], "--tolerance must be above 0"),
         (["study", "--grammar", str(tmp_path / "none"), *out], "cannot read"),
