@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from benchmarks import beam, forward, measure, report
+from benchmarks import beam, forward, measure, parts, report
 from benchmarks.measure import Record, Sizes, check
 from benchmarks.ngram import NgramLM
 
@@ -53,6 +53,16 @@ async def test_engine_alone_agrees_with_genlm_bytes():
     # Asked for the same bytes, both want about the same rows; ours in far fewer forwards.
     prefill = records[3].work
     assert prefill["ours_forwards"] < 0.75 * max(prefill["ours_rows"], 1)
+
+
+async def test_parts_of_a_byte_add_up():
+    rows, steps = NgramLM.rows, parts.WholeSteps.read
+    found = await parts.measure(NgramLM(n_bytes=20_000, n_tokens=SIZES.ngram_tokens), 24)
+    assert [case.split(",")[0] for case, _ in found] == 2 * ["prefill", "loop", "greedy"]
+    for _, spent in found:
+        assert sum(spent[p] for p in parts.PARTS) == pytest.approx(spent["in all"])
+        assert all(spent[p] > 0 for p in parts.PARTS)
+    assert (NgramLM.rows, parts.WholeSteps.read) == (rows, steps)  # timed no longer
 
 
 def test_trie_records():
