@@ -1,5 +1,7 @@
 """This package against genlm-bytes 0.2.0: `python -m benchmarks.beam [--quick] [--only a,b]`.
 
+`--model smollm2` measures parts c to e on a real model, with less of everything and one thread.
+
 Every measurement runs in a process of its own, once with one thread and once with as many as
 torch chooses (its thread pools keep their size), and measures both packages there, one right
 after the other. Results are printed, and written to --out as JSON lines and as a figure.
@@ -32,24 +34,26 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write."""
     args = _arguments(argv)
     if args.child:
-        print(json.dumps(_measure(args.child, args.threads, args.quick)), flush=True)
+        print(json.dumps(_measure(args)), flush=True)
         return
-    wanted = args.only.split(",")
-    unknown = set(wanted) - set(PARTS)
+    bundled = args.model == "tiny"
+    parts = PARTS if bundled else "cde"
+    wanted = (args.only or ",".join(parts)).split(",")
+    unknown = set(wanted) - set(parts)
     if unknown:
-        raise SystemExit(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+        raise SystemExit(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(parts)}")
     records = []
     for part, gives in RUNS.items():
         if not set(gives) & set(wanted):
             continue
         # The trie is built by Python code alone, and counts do not depend on threads.
-        settings = ["1"] if part == "b" or args.quick else ["1", "default"]
+        settings = ["1"] if part == "b" or args.quick or not bundled else ["1", "default"]
         for threads in args.threads.split(",") if args.threads else settings:
             print(f"measuring {part}, threads: {threads} ...", file=sys.stderr, flush=True)
-            found = [r for r in _child(part, threads, args.quick) if r.part in wanted]
+            found = [r for r in _child(part, threads, args) if r.part in wanted]
             records += [r for r in found if r.part != "e" or threads == "1"]
     records.sort(key=lambda r: r.part)
-    machine = report.machine()
+    machine = report.machine(args.model)
     report.show(records, machine)
     report.write(records, machine, args.out, quick=args.quick)
     if args.docs:
@@ -59,7 +63,8 @@ def main(argv: list[str] | None = None) -> None:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beam", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes: a minute or less")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, as in a,c (default: all)")
+    parser.add_argument("--only", default="", help="parts, as in a,c (default: all)")
+    parser.add_argument("--model", default="tiny", help="of parts c, d and e (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument("--threads", default="", help="1, default, or both: 1,default")
     parser.add_argument("--docs", action="store_true", help="update docs/performance.md too")
@@ -67,27 +72,28 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _child(part: str, threads: str, quick: bool) -> list[Record]:
+def _child(part: str, threads: str, args: argparse.Namespace) -> list[Record]:
     """Records of one part, each side or both measured in a process of their own."""
     if part == "b":
-        records = measure.trie_records(*(_run(x, threads, quick)[0] for x in ("ours", "peer")))
+        records = measure.trie_records(*(_run(x, threads, args)[0] for x in ("ours", "peer")))
     else:
-        records = [Record(**r) for r in _run(part, threads, quick)]
+        records = [Record(**r) for r in _run(part, threads, args)]
     for record in records:
         record.threads = threads
     return records
 
 
-def _run(child: str, threads: str, quick: bool) -> list[dict[str, Any]]:
+def _run(child: str, threads: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """What a process that runs `_measure` printed last."""
     command = [sys.executable, "-m", "benchmarks.beam", "--child", child, "--threads", threads]
+    command += ["--model", args.model]
     env = dict(os.environ)
     if threads == "1":
         env["OMP_NUM_THREADS"] = "1"
     else:
         env.pop("OMP_NUM_THREADS", None)
     done = subprocess.run(
-        command + ["--quick"] * quick,
+        command + ["--quick"] * args.quick,
         cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -96,11 +102,12 @@ def _run(child: str, threads: str, quick: bool) -> list[dict[str, Any]]:
     return found
 
 
-def _measure(child: str, threads: str, quick: bool) -> list[dict[str, Any]]:
+def _measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One part, in this process."""
-    sizes = measure.QUICK if quick else measure.FULL
-    if threads != "default":
-        torch.set_num_threads(int(threads))
+    child, model = args.child, args.model
+    sizes = measure.QUICK if args.quick else measure.FULL if model == "tiny" else measure.REAL
+    if args.threads != "default":
+        torch.set_num_threads(int(args.threads))
     if child in ("ours", "peer"):
         return [measure.trie_of(child, sizes.trie_tokens)]
     if child == "a":
@@ -108,9 +115,9 @@ def _measure(child: str, threads: str, quick: bool) -> list[dict[str, Any]]:
             measure.engine_alone(measure.NgramLM(n_tokens=sizes.ngram_tokens), sizes)
         )
     elif child == "c":
-        records = asyncio.run(measure.bundled_model(sizes))
+        records = asyncio.run(measure.one_model(sizes, model))
     else:
-        records = asyncio.run(measure.lanes_and_length(sizes))
+        records = asyncio.run(measure.lanes_and_length(sizes, model))
     return [vars(r) for r in records]
 
 

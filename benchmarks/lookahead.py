@@ -5,6 +5,9 @@ computes; rows that fitting took are counted beside it, once a method. A standar
 log_ml is over seeds. `log of mean` is the log of the mean
 estimate, which all methods share in expectation and reach only if their runs find the texts
 that matter.
+
+`--model smollm2` measures the main methods on a real model: two cases unless `--only` says
+otherwise.
 """
 
 from __future__ import annotations
@@ -122,6 +125,9 @@ CASES = {
     # In each the likelier beginning commits to bytes that the model finds unlikely later.
     "rare ending": Case(ByteRegex(r"(The [a-z]{2,8} qzxv qjkw|In [a-z]{2,8} the same way)\.")),
     "late digits": Case(ByteRegex(r"(The [a-z]{3,8} of 7351902846|On [a-z]{3,8} the side)\.")),
+    "date": Case(
+        ByteRegex(r"(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"), b"Date: ", 12
+    ),
     "wrong symbol": Case(ByteRegex(r"(def [a-z]{2,8}\(\) %%%% #|class [a-z]{2,8}\(self\)):")),
     "schema": Case(
         ByteJsonSchema(POINT, "python"), b"A point: ", 80, approximation=ByteRegex(POINT_REGEX)
@@ -185,8 +191,9 @@ Make = Callable[[Any, Case], Awaitable[dict[str, Any]]]
 class Bench:
     """One model; caches are emptied before each run."""
 
-    def __init__(self) -> None:
-        self.llm = ByteLLM(load_model("tiny"), PARAMS)
+    def __init__(self, model: str = "tiny") -> None:
+        self.bundled = model == "tiny"
+        self.llm = ByteLLM(load_model(model), PARAMS)
         self.targets: dict[tuple[int, int], tuple[Any, Any]] = {}
         self.made: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -297,13 +304,15 @@ BRIEF = ("plain", "bigram, both", "4-gram, both", "pilot 4 x 32, both")
 
 
 async def table(bench: Bench, repeats: int, cases: Sequence[str]) -> AsyncIterator[Outcome]:
-    """Every method on a sentence by regex, the main ones on the others."""
+    """Measure every method on a sentence by regex, the main ones on the others and on a real
+    model."""
     for name in cases:
         case = CASES[name]
-        for method in METHODS if case is CASES["a sentence by regex"] else BRIEF:
-            sizes = (8, 32, 128, 512) if method == "plain" else (8, 32)
-            if method == "plain" and case is not CASES["a sentence by regex"]:
-                sizes = (8, 32, 128)
+        whole = bench.bundled and case is CASES["a sentence by regex"]
+        for method in METHODS if whole else BRIEF:
+            sizes = (8, 32)
+            if method == "plain" and bench.bundled:
+                sizes = (8, 32, 128, 512) if whole else (8, 32, 128)
             for n in sizes:
                 yield await bench.runs(name, case, method, METHODS[method], n, repeats)
 
@@ -385,20 +394,22 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lookahead", description=__doc__)
     parser.add_argument("--repeats", type=int, default=10, help="runs a row (%(default)s)")
+    parser.add_argument("--model", default="tiny", help="by name (%(default)s)")
     parser.add_argument(
-        "--only", default=",".join(["anatomy", *CASES]), help="parts, by commas (%(default)s)"
+        "--only", default="", help=f"parts, by commas, of {', '.join(['anatomy', *CASES])}"
     )
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument("--docs", action="store_true", help="update docs/lookahead.md too")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
 
-    parts = args.only.split(",")
+    usual = ["anatomy", *CASES] if args.model == "tiny" else ["a sentence by regex", "date"]
+    parts = args.only.split(",") if args.only else usual
     if unknown := set(parts) - {"anatomy", *CASES}:
         parser.error(f"--only names no such part: {', '.join(sorted(unknown))}")
 
     async def everything() -> None:
-        bench, out = Bench(), []
+        bench, out = Bench(args.model), []
         cases = [p for p in parts if p != "anatomy"]
         for part in ([anatomy(bench, args.repeats)] if "anatomy" in parts else []) + [
             table(bench, args.repeats, cases)
@@ -406,22 +417,21 @@ def main(argv: list[str] | None = None) -> None:
             async for outcome in part:
                 print(line(outcome), flush=True)
                 out.append(outcome)
-                save(out, args.out, args.repeats, args.docs)
+                save(out, args)
 
     asyncio.run(everything())
 
 
-def save(outcomes: list[Outcome], out: Path, repeats: int, docs: bool) -> None:
-    """What has been measured so far, as JSON lines and in the page."""
+def save(outcomes: list[Outcome], args: argparse.Namespace) -> None:
+    """Write what has been measured so far, as JSON lines and into the page."""
+    out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({"about": report.machine(), "repeats": repeats})
+    head = json.dumps({"about": report.machine(args.model), "repeats": args.repeats})
     rows = [json.dumps(asdict(o) | {"log_mls": list(map(str, o.log_mls))}) for o in outcomes]
     (out / "lookahead.jsonl").write_text("\n".join([head, *rows]) + "\n")
-    if docs:
-        before, rest = PAGE.read_text().split(report.BEGIN)
-        after = rest.split(report.END)[1]
-        text = "\n".join(markdown(outcomes))
-        PAGE.write_text(f"{before}{report.BEGIN}\n\n{text}\n{report.END}{after}")
+    if args.docs:
+        table = "\n".join(markdown(outcomes)).rstrip("\n")
+        report.put(PAGE, table, "" if args.model == "tiny" else args.model)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from genlm.bytes import ByteBeamState as PeerBeam
 
 from benchmarks.ngram import NgramLM, gpt2_tokens
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, TokenTrie, Vocabulary, load_model
+from genlm_bytes_smc.experiments.models import held_out, real_texts
+from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 K = 5
 TINY_THRESHOLD = 0.05
@@ -61,6 +62,10 @@ QUICK = Sizes(
     long=1000,
     repeats=1,
 )
+
+
+# Of a real model, whose forwards take all the time: less of everything, once.
+REAL = Sizes(peer_seconds=20.0, prompt=500, decoded=60, steps=16, long=1000, repeats=1)
 
 
 @dataclass
@@ -401,17 +406,15 @@ def _resident() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-# -- c: the bundled model ---------------------------------------------------------------------
+# -- c: a model ---------------------------------------------------------------------
 
 
-def heldout_text(n: int) -> bytes:
-    """At least `n` bytes of what the bundled model was not trained on, in whole texts."""
-    file = resources.files("genlm_bytes_smc.lm").joinpath("tiny", "heldout.jsonl")
-    texts = [json.loads(line) for line in file.read_text().splitlines()]
-    prose = [t["text"] for t in texts if t["kind"] == "story"]
+def heldout_text(n: int, model: str = "tiny") -> bytes:
+    """Join at least `n` bytes of prose that the model was not trained on, in whole texts."""
+    prose = held_out()["story"] if model == "tiny" else real_texts()["prose"]
     out = b""
     for one in prose:
-        out += one.encode() + b"\n\n"
+        out += one + b"\n\n"
         if len(out) >= n:
             return out
     raise ValueError(f"the held-out texts have {len(out)} bytes, {n} are needed")
@@ -423,16 +426,20 @@ def licence(n: int) -> bytes:
     return Path(__file__).parents[1].joinpath("LICENSE").read_bytes()[:n]
 
 
-def _peer_model() -> tuple[Any, dict[str, int]]:
-    """genlm-backend's own transformer over the bundled model, and counters of its work."""
-    from genlm.backend.llm import AsyncTransformer
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+def _loaded(name: str) -> TreeTransformer:
+    """Load a model of its own, in float32 on the CPU."""
+    engine = load_model(name, device="cpu", dtype=torch.float32)
+    assert isinstance(engine, TreeTransformer)
+    return engine
 
-    logging.disable_progress_bar()
-    with resources.as_file(resources.files("genlm_bytes_smc.lm").joinpath("tiny")) as path:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        llm = AsyncTransformer(model, AutoTokenizer.from_pretrained(path))
+
+def _peer_model(name: str = "tiny") -> tuple[Any, dict[str, int]]:
+    """Give a model to genlm-backend's own transformer; also return counters of its work."""
+    from genlm.backend.llm import AsyncTransformer
+
+    loaded = _loaded(name)
+    model = loaded.model
+    llm = AsyncTransformer(model, loaded.tokenizer)
     counts = {"forwards": 0, "rows": 0}
     run = model.forward
 
@@ -445,14 +452,14 @@ def _peer_model() -> tuple[Any, dict[str, int]]:
     return llm, counts
 
 
-async def bundled_model(sizes: Sizes) -> list[Record]:
-    """Prefill and decoding of the bundled model, against genlm-bytes over genlm-backend."""
-    text = heldout_text(max(sizes.prompt, CONTEXT))
+async def one_model(sizes: Sizes, name: str = "tiny") -> list[Record]:
+    """Prefill and decoding of a model, against genlm-bytes over genlm-backend."""
+    text = heldout_text(max(sizes.prompt, CONTEXT), name)
     prompt, context = text[: sizes.prompt], text[: min(CONTEXT, sizes.prompt)]
-    engine = load_model("tiny", device="cpu", dtype=torch.float32)
+    goals = (50.0, 8.0) if name == "tiny" else (None, None)
     params = BeamParams(K=K, prune_threshold=TINY_THRESHOLD)
-    ours = _ours(await ByteBeamState.initial(engine, params))
-    llm, counts = _peer_model()
+    ours = _ours(await ByteBeamState.initial(_loaded(name), params))
+    llm, counts = _peer_model(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peer = Side(
@@ -465,22 +472,27 @@ async def bundled_model(sizes: Sizes) -> list[Record]:
         await peer.prefill(context[:3])
 
         prefills = [
-            await _prefilled(ours, peer, prompt, f"prefill of {sizes.prompt:,} bytes", sizes),
-            await _prefilled(ours, peer, licence(sizes.prompt), "the same, of a licence", sizes),
+            await _prefilled(ours, peer, read, case, sizes, goals[0])
+            for read, case in (
+                (prompt, f"prefill of {sizes.prompt:,} bytes"),
+                (licence(sizes.prompt), "the same, of a licence"),
+            )
         ]
 
         theirs, dear = await peer.greedy_for(context, sizes.decoded, 2 * sizes.peer_seconds)
         mine, cheap = await _best(sizes.repeats, lambda: ours.greedy(context, sizes.decoded))
-        decode = Record("c", "greedy decoding", goal=8.0, **_versus(cheap, dear))
+        decode = Record("c", "greedy decoding", goal=goals[1], **_versus(cheap, dear))
         decode.work |= _agreeing(mine, theirs)
         await peer.beam.cleanup()
     return [*prefills, decode, *_lm_work(prefills[0], decode)]
 
 
-async def _prefilled(ours: Side, peer: Side, text: bytes, case: str, sizes: Sizes) -> Record:
+async def _prefilled(
+    ours: Side, peer: Side, text: bytes, case: str, sizes: Sizes, goal: float | None
+) -> Record:
     theirs, dear, _ = await peer.prefill(text)
     mine, cheap, _ = await _best(sizes.repeats, lambda: ours.prefill(text))
-    record = Record("c", case, goal=50.0, **_versus(cheap, dear))
+    record = Record("c", case, goal=goal, **_versus(cheap, dear))
     record.apart, record.log_z = abs(mine.logZ - theirs.logZ), theirs.logZ
     check(record)
     return record
@@ -499,13 +511,13 @@ def _lm_work(*records: Record) -> list[Record]:
 # -- d: many lanes, and long contexts ---------------------------------------------------------
 
 
-async def lanes_and_length(sizes: Sizes) -> list[Record]:
+async def lanes_and_length(sizes: Sizes, name: str = "tiny") -> list[Record]:
     """Many lanes against one, and a byte late in a text against one early."""
-    engine = load_model("tiny", device="cpu", dtype=torch.float32)
+    engine = _loaded(name)
     params = BeamParams(K=K, prune_threshold=TINY_THRESHOLD)
     start = await ByteBeamState.initial(engine, params)
     side = _ours(start)
-    text = heldout_text(sizes.long)
+    text = heldout_text(sizes.long, name)
     prompt = text[:CONTEXT]
     await _sampled(side, prompt, 2, 3, seed=0)
 

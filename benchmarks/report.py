@@ -27,15 +27,16 @@ INK, FAINT, PURPLE, GREEN, ORANGE = "#24292f", "#8c959f", "#8250df", "#1a7f37", 
 TITLES = {
     "a": "engine alone: n-gram LM, 50,257 tokens, K=5",
     "b": "trie of the vocabulary",
-    "c": "bundled model, K=5, threshold 0.05",
-    "d": "many lanes and long contexts, bundled model (second column: the easy case)",
-    "e": "work asked of the bundled model",
+    "c": "{model}, K=5, threshold 0.05",
+    "d": "many lanes and long contexts, {model} (second column: the easy case)",
+    "e": "work asked of the model, {model}",
 }
 
 
-def machine() -> dict[str, str]:
-    """What figures depend on: versions, processor, threads, and when."""
+def machine(model: str = "tiny") -> dict[str, str]:
+    """Collect what figures depend on: model, versions, processor, threads, and when."""
     out = {"date": date.today().isoformat(), "python": platform.python_version()}
+    out["model"] = "bundled model" if model == "tiny" else model
     for name in PACKAGES:
         try:
             out[name] = version(name)
@@ -70,7 +71,7 @@ def show(records: Sequence[Record], about: dict[str, str]) -> None:
         if record.part != part:
             part = record.part
             table.add_section()
-            table.add_row(f"[bold]{part}  {TITLES[part]}[/]")
+            table.add_row(f"[bold]{part}  {TITLES[part].format(**about)}[/]")
         style = {True: "green", False: "red", None: None}[record.met]
         cells = _cells(record)
         cells[4] = f"[{style}]{cells[4]}[/]" if style else cells[4]
@@ -119,6 +120,7 @@ def markdown(records: Sequence[Record], about: dict[str, str]) -> str:
         mine = [r for r in records if r.part == part]
         if not mine:
             continue
+        title = title.format(**about)
         lines += [f"**{part}. {title[0].upper()}{title[1:]}**", ""]
         rows = [_cells(r) for r in mine]
         used = [i for i in range(len(HEADS)) if i == 0 or any(row[i] for row in rows)]
@@ -133,7 +135,7 @@ def markdown(records: Sequence[Record], about: dict[str, str]) -> str:
 
 
 def write(records: Sequence[Record], about: dict[str, str], out: Path, *, quick: bool) -> None:
-    """`beam.jsonl` (first line: the machine), `beam.png` and `beam.svg` in `out`."""
+    """Write `beam.jsonl` (first line: the machine), `beam.png` and `beam.svg` into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     head = json.dumps({"about": about, "quick": quick})
     lines = [head, *(r.to_json() for r in records)]
@@ -142,13 +144,19 @@ def write(records: Sequence[Record], about: dict[str, str], out: Path, *, quick:
 
 
 def update_docs(records: Sequence[Record], about: dict[str, str]) -> None:
-    """Put table and figure into docs/performance.md."""
-    page = DOCS / "performance.md"
-    text = page.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(records, about)}\n\n{END}{after}")
-    _save(records, DOCS / "images" / "performance")
+    """Put the table, and the figure of the bundled model, into docs/performance.md."""
+    bundled = about["model"] == "bundled model"
+    put(DOCS / "performance.md", markdown(records, about), "" if bundled else about["model"])
+    if bundled:
+        _save(records, DOCS / "images" / "performance")
+
+
+def put(page: Path, table: str, model: str = "") -> None:
+    """Replace what stands between the marks of a page, those of a model if it is named."""
+    begin, end = (m.replace("measured", f"measured {model}".strip()) for m in (BEGIN, END))
+    before, rest = page.read_text().split(begin)
+    after = rest.split(end)[1]
+    page.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}")
 
 
 def _save(records: Sequence[Record], stem: Path) -> None:

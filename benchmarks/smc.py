@@ -1,10 +1,10 @@
 """SMC over bytes against genlm-control 0.4: `python -m benchmarks.smc [--quick] [--docs]`.
 
-Both sides run over one model object (the bundled model), with the same beam parameters,
-resampling and threshold, in one process, one right after the other. genlm-control is given
-some seconds a case; after that its particles are stopped at the end of the byte they read, and
-this package is measured over as many bytes. Every run starts with empty caches; time counts
-from when the prompt has been read.
+Both sides run over one model object (the bundled one, or that of `--model`), with the same beam
+parameters, resampling and threshold, in one process, one right after the other. genlm-control
+is given some seconds a case; after that its particles are stopped at the end of the byte they
+read, and this package is measured over as many bytes. Every run starts with empty caches; time
+counts from when the prompt has been read.
 
 Part e is what a program waits for that makes a potential, sets its prompt and samples once, to
 the end: time counts from the constructor, with no trie made yet on either side.
@@ -84,6 +84,7 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(0.5, (8, 32), (8, 128, 1024), 2, (8,), 1)
+REAL = Sizes(30.0, (8, 32), (1, 8, 32, 128), 8, (8,), 1)  # forwards take all the time
 
 
 @dataclass
@@ -138,14 +139,15 @@ class _Timed(DirectTokenSampler):  # type: ignore[misc]
 class Bench:
     """The two sides over one model."""
 
-    def __init__(self) -> None:
-        self.llm, _ = measure._peer_model()
+    def __init__(self, model: str = "tiny") -> None:
+        self.llm, _ = measure._peer_model(model)
+        self.goals = GOALS if model == "tiny" else {}
         self.counts = {"forwards": 0, "rows": 0}
         del self.llm.model.forward  # the counter there, which takes other callers badly
         self.params = PeerParams(
             K=measure.K,
             prune_threshold=measure.TINY_THRESHOLD,
-            eos_byte_strings=[b"<|endoftext|>"],
+            eos_byte_strings=[self.llm.tokenizer.eos_token.encode()],
         )
 
     def _count(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -270,7 +272,7 @@ async def regexes(bench: Bench, sizes: Sizes) -> list[Record]:
         await bench.ours(prompt, pair[0], 2, 4)  # compile
         for n in sizes.particles:
             record = await bench.versus(("a", f"{name}, N={n}"), prompt, pair, n, sizes)
-            record.goal = GOALS.get(n)
+            record.goal = bench.goals.get(n)
             out.append(record)
     return out
 
@@ -321,14 +323,14 @@ async def whole_runs(bench: Bench, sizes: Sizes) -> list[Record]:
         record = await bench.versus(
             ("e", f"whole run, date, N={n}"), prompt, pair, n, sizes, whole=True
         )
-        record.goal = GOALS.get(n)
+        record.goal = bench.goals.get(n)
         out.append(record)
     return out
 
 
-async def everything(sizes: Sizes, only: str) -> list[Record]:
+async def everything(sizes: Sizes, only: str, model: str = "tiny") -> list[Record]:
     """All parts that are asked for."""
-    bench, out = Bench(), []
+    bench, out = Bench(model), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         await bench.peer("", BoolFSA.from_regex("[a-z]+"), 1, 0.0)  # first uses of libraries
@@ -454,28 +456,28 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.smc", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes: under a minute")
+    parser.add_argument("--model", default="tiny", help="by name (%(default)s)")
     parser.add_argument("--only", default="abcde", help="parts, as in ac (default: all)")
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (%(default)s)")
     parser.add_argument("--docs", action="store_true", help="update docs/performance_smc.md too")
     args = parser.parse_args(argv)
     only = args.only.replace(",", "")
+    sizes = QUICK if args.quick else FULL if args.model == "tiny" else REAL
     if not only or set(only) - set(TITLES):
         parser.error(f"--only takes letters of {''.join(TITLES)}")
     torch.set_num_threads(args.threads)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # genlm-bytes leaves tasks behind
-    records = asyncio.run(everything(QUICK if args.quick else FULL, only))
-    about = report.machine() | {"genlm-control": version("genlm-control")}
+    records = asyncio.run(everything(sizes, only, args.model))
+    about = report.machine(args.model) | {"genlm-control": version("genlm-control")}
     show(records, about)
     head = json.dumps({"about": about, "threads": args.threads, "quick": args.quick})
     save(records, args.out / "smc")
     (args.out / "smc.jsonl").write_text("\n".join([head, *map(_line, records)]) + "\n")
     if args.docs:
-        before, rest = PAGE.read_text().split(report.BEGIN)
-        after = rest.split(report.END)[1]
-        table = markdown(records, about)
-        PAGE.write_text(f"{before}{report.BEGIN}\n\n{table}\n\n{report.END}{after}")
-        save(records, report.DOCS / "images" / "performance_smc")
+        report.put(PAGE, markdown(records, about), "" if args.model == "tiny" else args.model)
+        if args.model == "tiny":
+            save(records, report.DOCS / "images" / "performance_smc")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def test_trie_records():
 
 
 async def test_bundled_model_agrees_with_genlm_bytes():
-    records = await measure.bundled_model(SIZES)
+    records = await measure.one_model(SIZES)
     prefill, unlike, decode = records[:3]
     for record in (prefill, unlike):
         assert record.apart < 1e-2

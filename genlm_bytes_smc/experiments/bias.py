@@ -24,7 +24,7 @@ from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.experiments import figures
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
 from genlm_bytes_smc.experiments.measures import estimate_quality
-from genlm_bytes_smc.experiments.models import beam, ending, fresh_engine
+from genlm_bytes_smc.experiments.models import beam, ending, fresh_engine, is_bundled
 from genlm_bytes_smc.experiments.reading import metered, symbol_table
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.lookahead import ByteNgram, Lookahead
@@ -32,7 +32,7 @@ from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, smc
 from genlm_bytes_smc.smc.many import run_blocking
 
-WIDE = 128  # of the beam that enumerates
+WIDE, REAL_WIDE = 128, 20  # of the beam that enumerates; on a real model, whose rows are dear
 
 METHODS = {
     "local": "locally constrained decoding",
@@ -78,7 +78,8 @@ TARGETS = {
 def jobs(quick: bool, model: Config) -> list[Config]:
     """A job a target, method, beam and number of particles: many seeded runs."""
     beams = [(5, "topk"), (1, "unbiased")] if quick else BEAMS
-    counts = (8,) if quick else (4, 16, 64)
+    bundled = is_bundled(model)
+    counts = (8,) if quick else (4, 16, 64) if bundled else (8, 32)
     names = ["surprise"] if quick else list(TARGETS)
     return [
         {
@@ -89,7 +90,7 @@ def jobs(quick: bool, model: Config) -> list[Config]:
             "prune": prune,
             "threshold": 0.0,
             "particles": n,
-            "runs": 12 if quick else 60,
+            "runs": 12 if quick else 60 if bundled else 20,
             "seed": 0,
         }
         for name in names
@@ -177,11 +178,16 @@ async def enumerate_texts(
     return float(total) - before, float(np.logaddexp.reduce(lanes.log_dropped)) - before
 
 
+def wide(model: Config) -> int:
+    """Choose how many candidates the beam keeps that enumerates texts."""
+    return WIDE if is_bundled(model) else REAL_WIDE
+
+
 @lru_cache(maxsize=4)
 def _truth(model: str, target: str) -> tuple[float, float]:
     """`enumerate_texts` of a target, once a process."""
     source = byte_model(fresh_engine(json.loads(model)))
-    return run_blocking(enumerate_texts(source, TARGETS[target].texts, WIDE))
+    return run_blocking(enumerate_texts(source, TARGETS[target].texts, wide(json.loads(model))))
 
 
 @lru_cache(maxsize=1)
@@ -245,6 +251,7 @@ def report(rows: list[Row]) -> Report:
         f"at most 1 + {math.exp(float(x['log_unsure']) - float(x['log_truth'])):.1e}"
         for t, x in results.items()
     )
+    width = wide(rows[0]["config"]["model"])
     return Report(
         "Can the estimate be trusted?",
         "How often a model writes a text that a constraint admits (the marginal likelihood) can "
@@ -253,7 +260,7 @@ def report(rows: list[Row]) -> Report:
         _findings(entries),
         sections,
         [
-            f"The truth is the sum over every text, each read by a beam of {WIDE} candidates "
+            f"The truth is the sum over every text, each read by a beam of {width} candidates "
             f"without threshold, whose dropped mass bounds what is missing ({truths}). Texts "
             "come after the model's start token, without a prompt, so that nothing else "
             "is estimated. Each dot is a mean over seeded runs, with two standard errors.",

@@ -94,6 +94,7 @@ def run_experiment(
     report.about |= rows[0]["versions"]
     if command is None:
         command = f"genlm-bytes-smc experiment {chosen.name} --out {out}" + " --quick" * quick
+        command += "" if model == TINY else f" --model {model['name']}"
     files = report.write(Path(out), command)
     return Done(rows, files, len(jobs))
 

@@ -8,7 +8,7 @@ import torch
 
 from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.cli import main
-from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, bias, recommend
+from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, bias, models, recommend
 from genlm_bytes_smc.experiments.advice import truth_of
 from genlm_bytes_smc.experiments.constrained import _peer_rows
 from genlm_bytes_smc.experiments.job import Job, attempt, timeless
@@ -226,3 +226,25 @@ def test_a_study_of_a_finite_constraint(tmp_path, capsys):
     assert (tmp_path / "report.html").exists() and len(found["reasons"]) >= 4
     assert main(arguments) == 0  # nothing is done again
     assert json.loads(capsys.readouterr().out)["ran"] == 0
+
+
+def test_studies_of_a_real_model_are_smaller_and_read_texts_of_their_own():
+    """A row of a real model is dear: fewer jobs, narrower references that the jobs name."""
+    real = {"name": "smollm2"}
+    kinds = models.real_texts()
+    assert list(kinds) == ["prose", "code", "french", "german", "chinese", "json"]
+    assert all(len(texts) >= 4 for texts in kinds.values())
+    for name in ("approximation", "bias", "boundary", "constraints"):
+        few, many = (EXPERIMENTS[name].jobs(False, m) for m in (real, TINY))
+        assert 0 < len(few) < len(many)
+    for name in ("approximation", "boundary"):
+        for config in EXPERIMENTS[name].jobs(False, real):
+            assert config["reference"] == 20
+    [german] = [t for t in kinds["german"] if b"beschlossen" in t]
+    read = [c["text"] for c in EXPERIMENTS["boundary"].jobs(False, real)]
+    assert german[:96].decode("utf-8", "ignore") in read
+
+
+def test_a_study_reads_with_the_reference_that_its_job_names(tmp_path):
+    rows = rows_of("boundary", {"reference": 9}, lambda c: c["text"].startswith("An apple"))
+    assert "K=9;" in written("boundary", rows, tmp_path)
