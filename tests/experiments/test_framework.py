@@ -13,6 +13,7 @@ from genlm_bytes_smc.experiments.job import plain, timeless
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from tests.experiments import jobs
 from tests.experiments.jobs import EXPERIMENT, N_JOBS
+from tests.offline.sitecustomize import ALLOWED
 
 TINY = {"name": "tiny", "device": "cpu"}
 
@@ -152,9 +153,10 @@ def test_ray_that_is_not_installed_is_told_of(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own: unclosed sockets and files
-def test_a_killed_worker_costs_one_job_in_a_pool_and_on_ray(tmp_path):
+def test_a_killed_worker_costs_one_job_in_a_pool_and_on_ray(tmp_path, monkeypatch):
     """The same rows from this process, from two processes and from a local Ray cluster, where
     a worker is killed with SIGKILL in the middle of a job in the latter two."""
+    monkeypatch.setenv(ALLOWED, "1")  # Ray's processes talk by the machine's own address
     for name in ("pool", "ray"):
         (tmp_path / name).mkdir()
     plainly = run_experiment(jobs.deadly(None, TINY), tmp_path / "here", workers=0)
