@@ -17,6 +17,7 @@ from urllib.request import getproxies
 
 import torch
 from genlm.backend.llm import AsyncLM, AsyncTransformer
+from huggingface_hub import is_offline_mode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
@@ -299,6 +300,8 @@ def _source(name: str | os.PathLike[str]) -> str:
 
 def _hub_in_reach() -> bool:
     """Whether the hub's name resolves. If not, its client would retry for most of a minute."""
+    if is_offline_mode():  # the user said so: nothing is looked up
+        return False
     host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     if getproxies() or host is None:
         return True
@@ -346,7 +349,12 @@ def _load_other(
     if backend == "mlx":
         if dtype is not None:
             raise ValueError("dtype does not apply to backend 'mlx'")
-        return classes.AsyncMlxLM.from_name(name, **opts)
+        import mlx_lm
+
+        # as `AsyncMlxLM.from_name`, which leaves it to the tokenizer to ask
+        own_code = {"trust_remote_code": bool(opts.pop("trust_remote_code", None))}
+        model, tokenizer = mlx_lm.load(name, tokenizer_config=own_code)
+        return classes.AsyncMlxLM(model, tokenizer, **opts)
     if dtype is not None:
         opts.setdefault("dtype", str(dtype).removeprefix("torch."))
     return classes.AsyncSGLTransformer.from_name(name, engine_opts=opts)

@@ -107,6 +107,7 @@ class VLLMEngine(RowEngine):
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
+            "trust_remote_code": False,
             **(opts or {}),
         }
         if "worker_extension_cls" in out:

@@ -1,8 +1,9 @@
 """Reaching out to other machines is an error, in the process of the tests and in those it starts.
 
-Its folder is on the path of those: Python imports a module of this name when it starts. What is watched are the audit events of the module `socket`;
-sockets of this machine (pairs, Unix sockets, loopback addresses) are left alone, and those that
-compiled libraries open for themselves (Ray's, ZeroMQ's) are not seen.
+Its folder is on the path of those: Python imports a module of this name when it starts. What is
+watched are the audit events of the module `socket`; sockets of this machine (pairs, Unix sockets,
+loopback addresses) are left alone, and those that compiled libraries open for themselves (Ray's,
+ZeroMQ's) are not seen.
 """
 
 import os
