@@ -30,11 +30,23 @@ def run_page(
         result: of a run; with `record=True`, the page shows the particles of each step.
         about: what the run was asked for (prompt, model, constraint, ess_threshold), if known.
         title: of the page.
+
+    Raises:
+        ValueError: steps of another number of particles than the result has, as in a run that
+            died inside a roll-out of several candidates.
     """
-    about = about or {}
+    about, n = about or {}, result.size
+    for info in result.history:
+        arrays = [a for a in (info.symbols, info.log_weights, info.ancestors) if a is not None]
+        if any(len(a) != n for a in arrays):
+            raise ValueError(
+                f"step {info.step} notes {' and '.join(str(len(a)) for a in arrays)} particles, "
+                f"and the result has {n}: only steps of all its particles can be drawn"
+            )
+    shown = html.escape(_shown_text(title))
     recorded = all(i.symbols is not None and i.log_weights is not None for i in result.history)
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>{shown}</h1>",
         _asked(about),
         _facts(result),
         "<h2>Posterior</h2>",
@@ -62,7 +74,7 @@ def run_page(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<title>{shown}</title><style>{_STYLE}</style></head>\n"
         f"<body><main>\n{body}\n</main>{script}</body></html>\n"
     )
 
@@ -70,7 +82,7 @@ def run_page(
 def _asked(about: Mapping[str, Any]) -> str:
     names = [n for n in ("prompt", "constraint", "model", "resampling") if about.get(n)]
     rows = "".join(
-        f"<dt>{n}</dt><dd><code>{html.escape(_shown(str(about[n]).encode()))}</code></dd>"
+        f"<dt>{n}</dt><dd><code>{html.escape(_shown_text(str(about[n])))}</code></dd>"
         for n in names
     )
     return f"<dl>{rows}</dl>" if rows else ""
@@ -261,9 +273,13 @@ def _data(result: SMCResult) -> str:
 
 
 def _shown(text: bytes) -> str:
-    """Text with escapes for what cannot be seen."""
-    decoded = text.decode("utf-8", errors="backslashreplace")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in decoded)
+    """Bytes as text, with escapes for what cannot be seen."""
+    return _shown_text(text.decode("utf-8", errors="backslashreplace"))
+
+
+def _shown_text(text: str) -> str:
+    """Text with escapes for what cannot be seen, lone surrogates too."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 _STEPS = """<h2>Particles by step</h2>

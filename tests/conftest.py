@@ -1,5 +1,8 @@
-"""What several tests share: the bundled model, once a process."""
+"""What all tests share: no network, and the bundled model, once a process."""
 
+import tests.offline  # noqa: F401 - before anything can open a socket
+
+# isort: split
 import pytest
 import torch
 

@@ -466,7 +466,7 @@ FAILED, USAGE = 1, 2
     ],
 )
 def test_errors_are_one_line(ask, monkeypatch, arguments, code, told):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     if "vllm" in arguments and importlib.util.find_spec("vllm"):
         pytest.skip("vllm is installed")
     found, out, err = ask(*arguments, "--json")

@@ -39,8 +39,10 @@ def show_experiment(
 
 def model_of(options: ModelOptions) -> dict[str, Any]:
     """The model that the options name, as experiments describe it."""
-    named = {"name": options.model, "device": options.device}
+    named: dict[str, Any] = {"name": options.model, "device": options.device}
     named["backend"] = options.backend and options.backend.value
+    if options.trust_remote_code:
+        named["engine_opts"] = {"trust_remote_code": True}
     return {k: v for k, v in named.items() if v is not None}
 
 

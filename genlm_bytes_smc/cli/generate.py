@@ -156,7 +156,7 @@ async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Looka
 
 def _check_place(path: str) -> None:
     """Refuse a place that cannot be written, before the run and not after it."""
-    folder = Path(path).parent
+    folder = Path(os.path.realpath(path)).parent  # of the file itself, where it is a link
     if Path(path).is_dir():
         raise CliError(f"cannot write {path}: it is a folder")
     if not folder.is_dir():

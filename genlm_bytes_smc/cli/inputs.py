@@ -28,7 +28,8 @@ def open_model(options: ModelOptions) -> RowEngine:
     announce_compilation()
     with busy(f"loading {options.model}"):
         backend = options.backend and options.backend.value
-        return load_model(options.model, backend, device=options.device)
+        opts = {"trust_remote_code": True} if options.trust_remote_code else None
+        return load_model(options.model, backend, device=options.device, engine_opts=opts)
 
 
 def seed_of(options: BeamOptions) -> int:

@@ -72,6 +72,15 @@ class ModelOptions:
             rich_help_panel=MODEL,
         ),
     ] = None
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with the model. Only for models whose authors you "
+            "trust. [default: refuse such models]",
+            rich_help_panel=MODEL,
+        ),
+    ] = False
     json: Annotated[
         bool,
         typer.Option(

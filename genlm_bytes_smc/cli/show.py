@@ -15,7 +15,10 @@ from genlm_bytes_smc.viz import run_page
 def show_run(run: str, out: str | None, browse: bool) -> None:
     """The command `show`."""
     result, about = _load(run)
-    page = run_page(result, about, title=Path(run).name)
+    try:
+        page = run_page(result, about, title=Path(run).name)
+    except ValueError as error:
+        raise CliError(f"cannot show {run}: {error}") from None
     if out == "-":
         if browse:
             raise UsageError("--open needs a file, not --out -")
@@ -36,24 +39,19 @@ def show_run(run: str, out: str | None, browse: bool) -> None:
 def _load(path: str) -> tuple[SMCResult, dict[str, Any]]:
     try:
         data = files.read(path)
-        result = SMCResult(*files.unpack(data))
-        _check(result)
+        return SMCResult(*files.unpack(data)), _about(files.Field("run", data))
     except OSError as error:
         raise CliError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        told = f"no {error} in it" if isinstance(error, KeyError) else str(error)
-        raise CliError(f"{path} is no saved run: {told}") from None
-    about = data.get("about")
-    return result, about if isinstance(about, dict) else {}
+    except ValueError as error:
+        raise CliError(f"{path} is no saved run: {error}") from None
 
 
-def _check(result: SMCResult) -> None:
-    """Raise ValueError unless every array is as long as there are particles."""
-    particles, n = result.state.particles, result.size
-    arrays: list[Any] = [particles.length, particles.ended, particles.text, particles.eve]
-    for info in result.history:
-        arrays += [a for a in (info.symbols, info.log_weights, info.ancestors) if a is not None]
-        if info.ancestors is not None and not ((info.ancestors >= 0) & (info.ancestors < n)).all():
-            raise ValueError(f"step {info.step} has an ancestor that is no particle")
-    if n < 1 or any(len(a) != n for a in arrays):
-        raise ValueError("its arrays differ in length")
+def _about(run: files.Field) -> dict[str, Any]:
+    """What the page shows of what the run was asked for."""
+    about = run.members().get("about")
+    given = {} if about is None else about.members()
+    named = ("prompt", "constraint", "model", "resampling")
+    found: dict[str, Any] = {name: given[name].text() for name in named if name in given}
+    if "ess_threshold" in given:
+        found["ess_threshold"] = given["ess_threshold"].number(0, 1)
+    return found

@@ -31,6 +31,7 @@ from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, TABLES, Context, as_bytes
 from genlm_bytes_smc.constraints.product import ByteProduct, times
+from genlm_bytes_smc.lm.transfer import device_of
 
 DEAD = -1
 _CONTEXTS_KEPT = 16_384
@@ -57,7 +58,7 @@ class ByteConstraint(Potential):  # type: ignore[misc]
 
     def __init__(self, device: torch.device | str | None = None) -> None:
         super().__init__(BYTES, tables=TABLES)
-        self.device = torch.device("cpu" if device is None else device)
+        self.device = device_of("cpu" if device is None else device)
         self._known: OrderedDict[bytes, int] = OrderedDict()
 
     # -- states: the vectorised side ---------------------------------------------------
@@ -185,7 +186,7 @@ class ByteConstraint(Potential):  # type: ignore[misc]
 
     def to(self, device: torch.device | str) -> Self:
         """A copy of this constraint on another device, with no memory of states."""
-        return self._copy(torch.device(device))
+        return self._copy(device_of(device))
 
     def spawn(self) -> Self:
         """An independent copy that shares the compiled tables and none of the memory."""

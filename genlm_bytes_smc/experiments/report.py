@@ -131,17 +131,22 @@ _SETTINGS: Any = {"svg.hashsalt": "genlm-bytes-smc", "svg.fonttype": "none"}
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    with mpl.rc_context(_SETTINGS):
-        figure.savefig(paths[0], dpi=130, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
+    write(paths[0], _drawn(figure, format="png", dpi=130, metadata={"Software": None}))
+    write(paths[1], _drawn(figure, format="svg", metadata={"Date": None}))
     return paths
 
 
 def _inline(figure: Figure) -> str:
+    drawn = _drawn(figure, format="png", dpi=160, metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(drawn).decode()
+
+
+def _drawn(figure: Figure, **options: Any) -> bytes:
+    """A figure as the content of a file."""
     buffer = io.BytesIO()
     with mpl.rc_context(_SETTINGS):
-        figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        figure.savefig(buffer, **options)
+    return buffer.getvalue()
 
 
 _STYLE = """

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from genlm_bytes_smc.experiments.job import OWN, Config, Row, key_of, versions
-from genlm_bytes_smc.smc.files import write
+from filelock import FileLock, Timeout
+
+from genlm_bytes_smc.experiments.job import OWN, Config, ExperimentError, Row, key_of, versions
+from genlm_bytes_smc.smc.files import Field, parse, write
 
 
 class RowFile:
@@ -15,8 +19,7 @@ class RowFile:
     A line is written in one piece and flushed, so that an interrupt or a crash costs at most
     the line in the making. Such a torn last line is cut off when the file is opened again.
 
-    Args:
-        path: the file; made with its folder if it is not there.
+    Use `RowFile.alone`: what one process adds, another would lose when it puts rows in order.
 
     Raises:
         ValueError: the file holds something else than rows.
@@ -25,18 +28,41 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             self._read()
+
+    @classmethod
+    @contextmanager
+    def alone(cls, path: Path) -> Iterator[RowFile]:
+        """The file, which nobody else opens by this method until the context ends.
+
+        A lock file beside it is held meanwhile; it stays there, and the system frees it if
+        this process dies.
+
+        Args:
+            path: the file; made with its folder if it is not there.
+
+        Raises:
+            ExperimentError: another run has the file.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(f"{path}.lock").acquire(blocking=False)
+        except Timeout:
+            raise ExperimentError(
+                f"another run is writing to {path}; wait for its end, or choose another folder"
+            ) from None
+        with held:
+            yield cls(path)
 
     def _read(self) -> None:
         data = self.path.read_bytes()
         whole = data.rfind(b"\n") + 1
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
-                row = json.loads(line)
-                row["config"], row["result"], row["versions"], row["run"]
-            except (ValueError, KeyError, TypeError) as error:
+                row = parse(line)
+                _check(Field("row", row))
+            except ValueError as error:
                 raise ValueError(
                     f"{self.path}, line {number}, is no row of an experiment ({error}); "
                     "remove the line or choose another folder"
@@ -76,3 +102,12 @@ class RowFile:
         self.rows = [*first, *rest]
         write(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         return first
+
+
+def _check(row: Field) -> None:
+    """Raise ValueError for a value that is no row."""
+    row["experiment"].text()
+    for version in row["versions"].members().values():
+        version.text()
+    for name in ("config", "result", "run"):
+        row[name].members()

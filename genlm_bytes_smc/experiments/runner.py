@@ -72,14 +72,34 @@ def run_experiment(
     Raises:
         ValueError: an unknown experiment, or a file of other rows.
         ImportError: Ray is asked for and not installed.
-        ExperimentError: a job failed, or lost its worker again and again.
+        ExperimentError: a job failed, or lost its worker again and again; another run is
+            writing to the folder.
     """
     chosen = find(experiment) if isinstance(experiment, str) else experiment
     if workers is not None and (isinstance(workers, bool) or workers < 0):
         raise ValueError(f"workers must be an integer of at least 0, got {workers!r}")
     model = model or TINY
     configs = chosen.jobs(quick, model)
-    file = RowFile(Path(out) / ROWS)
+    with RowFile.alone(Path(out) / ROWS) as file:
+        rows, ran = _rows(file, chosen, configs, model, workers, ray, progress)
+        report = chosen.report(rows)
+        report.about |= rows[0]["versions"]
+        if command is None:
+            command = f"genlm-bytes-smc experiment {chosen.name} --out {out}" + " --quick" * quick
+            command += "" if model == TINY else f" --model {model['name']}"
+        return Done(rows, report.write(Path(out), command), ran)
+
+
+def _rows(
+    file: RowFile,
+    chosen: Experiment,
+    configs: list[Config],
+    model: Config,
+    workers: int | None,
+    ray: str | None,
+    progress: bool | None,
+) -> tuple[list[Row], int]:
+    """A row a configuration, and how many of them were made now."""
     done = file.done(chosen.name)
     todo = [c for c in configs if key_of(c) not in done]
     jobs = [Job(chosen.name, chosen.run, c) for c in todo]
@@ -89,14 +109,7 @@ def run_experiment(
             for _, row in results:
                 file.append(row)
                 step()
-    rows = file.settle(chosen.name, configs)
-    report = chosen.report(rows)
-    report.about |= rows[0]["versions"]
-    if command is None:
-        command = f"genlm-bytes-smc experiment {chosen.name} --out {out}" + " --quick" * quick
-        command += "" if model == TINY else f" --model {model['name']}"
-    files = report.write(Path(out), command)
-    return Done(rows, files, len(jobs))
+    return file.settle(chosen.name, configs), len(jobs)
 
 
 def find(name: str) -> Experiment:

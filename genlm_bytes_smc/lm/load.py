@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import socket
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from urllib.request import getproxies
 
 import torch
 from genlm.backend.llm import AsyncLM, AsyncTransformer
+from huggingface_hub import is_offline_mode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
@@ -23,6 +25,7 @@ from genlm_bytes_smc.lm.adapter import AdapterEngine, overrides
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
 from genlm_bytes_smc.lm.start import start_tokens
+from genlm_bytes_smc.lm.transfer import device_of
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from genlm_bytes_smc.lm.vllm_engine import VLLMEngine, require_vllm
 
@@ -74,7 +77,8 @@ def load_model(
         engine_opts: passed on: to `AutoModelForCausalLM.from_pretrained` for ``"hf"``; to
             `vllm.LLM` for ``"vllm"`` (`tensor_parallel_size`, `gpu_memory_utilization`,
             `quantization`, and `lora`: see `VLLMEngine.load`); to the engine of SGLang; to
-            `AsyncMlxLM` for ``"mlx"``.
+            `AsyncMlxLM` for ``"mlx"``. Python code that comes with a model is run only with
+            ``{"trust_remote_code": True}``.
         start: token ids that contexts begin with; None chooses as `start_tokens` does.
         limit_bytes: for ``"hf"``, the most memory for keys and values (None: 1 GiB).
 
@@ -82,7 +86,8 @@ def load_model(
         An engine; also an `AsyncLM`, so genlm-control and genlm-bytes can use it.
 
     Raises:
-        ValueError: an unknown backend, device or dtype, or an option that does not apply.
+        ValueError: an unknown backend, device or dtype, an option that does not apply, or a
+            model that cannot be loaded from its files.
         FileNotFoundError: no such directory or model.
         ImportError: the backend's package is not installed.
         ModelTooLargeError: the weights alone exceed the device's free memory; found out
@@ -219,6 +224,7 @@ def _load_hf(
     name: str | os.PathLike[str], dtype: torch.dtype | None, opts: Mapping[str, Any] | None
 ) -> tuple[Any, Any]:
     options = {"dtype": "auto" if dtype is None else dtype, **(opts or {})}
+    options["trust_remote_code"] = _trusted(opts)
     source = _source(name)
     if not Path(source).is_dir() and not _hub_in_reach():
         options["local_files_only"] = True
@@ -226,9 +232,16 @@ def _load_hf(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+    except (ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # broken files make transformers and torch raise errors of any kind
         raise _not_found(source, error) from None
     return model, tokenizer
+
+
+def _trusted(opts: Mapping[str, Any] | None) -> bool:
+    """Whether code that comes with a model may be run; transformers asks on stdin if not told."""
+    return bool((opts or {}).get("trust_remote_code"))
 
 
 @contextmanager
@@ -252,15 +265,17 @@ def _load_vllm(
             return _load_vllm(path, dtype, opts, start)
     source = _source(name)
     if dtype is None and "dtype" not in opts:
-        dtype = _stored_dtype(source)  # vLLM's "auto" would make float16 of float32
+        dtype = _stored_dtype(source, _trusted(opts))  # vLLM's "auto" would make float16 of float32
     check_fits_vllm(source, dtype, opts)
     return VLLMEngine.load(source, dtype=dtype, engine_opts=opts, start=start)
 
 
-def _stored_dtype(source: str) -> torch.dtype | None:
+def _stored_dtype(source: str, trusted: bool) -> torch.dtype | None:
     """What the configuration says the weights are stored in, if it is at hand."""
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            source, local_files_only=True, trust_remote_code=trusted
+        )
     except (OSError, ValueError):
         return None
     stored = getattr(config.get_text_config(decoder=True), "dtype", None)
@@ -285,6 +300,8 @@ def _source(name: str | os.PathLike[str]) -> str:
 
 def _hub_in_reach() -> bool:
     """Whether the hub's name resolves. If not, its client would retry for most of a minute."""
+    if is_offline_mode():  # the user said so: nothing is looked up
+        return False
     host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     if getproxies() or host is None:
         return True
@@ -296,8 +313,21 @@ def _hub_in_reach() -> bool:
 
 
 def _not_found(source: str, error: Exception) -> Exception:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(source).is_dir():
+    told = str(error).strip().splitlines()
+    reason = told[0] if told else ""
+    if isinstance(error, pickle.UnpicklingError):
+        reason = (
+            "its weights are pickled Python objects other than tensors, which may run code when "
+            "they are loaded; have them converted to safetensors"
+        )
+    elif not reason or not isinstance(error, (OSError, ValueError)):
+        reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+    elif "trust_remote_code" in str(error):
+        reason += (
+            " To run it, pass engine_opts={'trust_remote_code': True} (--trust-remote-code on the "
+            "command line)."
+        )
+    if Path(source).is_dir() or not isinstance(error, OSError):
         return ValueError(f"cannot load the model in {source!r}: {reason}")
     return FileNotFoundError(
         f"cannot load model {source!r}: no such directory, and no such model on the Hugging Face "
@@ -319,7 +349,12 @@ def _load_other(
     if backend == "mlx":
         if dtype is not None:
             raise ValueError("dtype does not apply to backend 'mlx'")
-        return classes.AsyncMlxLM.from_name(name, **opts)
+        import mlx_lm
+
+        # as `AsyncMlxLM.from_name`, which leaves it to the tokenizer to ask
+        own_code = {"trust_remote_code": bool(opts.pop("trust_remote_code", None))}
+        model, tokenizer = mlx_lm.load(name, tokenizer_config=own_code)
+        return classes.AsyncMlxLM(model, tokenizer, **opts)
     if dtype is not None:
         opts.setdefault("dtype", str(dtype).removeprefix("torch."))
     return classes.AsyncSGLTransformer.from_name(name, engine_opts=opts)
@@ -338,21 +373,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}
-    known = [
-        name if i == 0 else f"{name}:{i}" for name, count in here.items() for i in range(count)
-    ]
-    try:
-        out = torch.device(device)
-    except RuntimeError:
-        out = None
-    if out is None or (out.index or 0) >= here.get(out.type, 0):
-        raise ValueError(f"unknown device {str(device)!r}; on this machine: {', '.join(known)}")
-    return out
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
+    return device_of(device, known=True)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ _BYTES = {
 }  # fmt: skip
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _MOST_HEADER = 100_000_000
+_BROKEN = (ValueError, struct.error, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class ModelTooLargeError(EngineError, MemoryError):
@@ -122,12 +123,28 @@ def check_fits_vllm(source: str, dtype: torch.dtype | None, opts: Mapping[str, A
 
 
 def _file_bytes(path: Path, dtype: torch.dtype | None) -> int:
-    """Bytes of the tensors of one safetensors file after conversion."""
+    """Bytes of the tensors of one safetensors file after conversion.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return _tensor_bytes(_header(path), dtype)
+    except _BROKEN as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{str(path)!r} is no safetensors file ({told})") from None
+
+
+def _header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         if size > min(_MOST_HEADER, os.path.getsize(path)):
-            raise ValueError(f"{str(path)!r} is no safetensors file: its header is {size} bytes")
-        header = json.loads(file.read(size))
+            raise ValueError(f"its header is {size} bytes")
+        header: dict[str, Any] = json.loads(file.read(size))
+    return header
+
+
+def _tensor_bytes(header: dict[str, Any], dtype: torch.dtype | None) -> int:
     total = 0
     for name, tensor in header.items():
         if name == "__metadata__":
@@ -142,11 +159,11 @@ def _file_bytes(path: Path, dtype: torch.dtype | None) -> int:
 
 def _built_bytes(source: str, dtype: torch.dtype | None) -> int | None:
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True)
+        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
             return None
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception:  # unknown architectures, remote code, nothing cached: it cannot be told
         return None
     stored = getattr(config, "dtype", None)
@@ -159,7 +176,7 @@ def _built_bytes(source: str, dtype: torch.dtype | None) -> int | None:
 def _config_json(path: Path) -> dict[str, Any]:
     try:
         out = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return out if isinstance(out, dict) else {}
 

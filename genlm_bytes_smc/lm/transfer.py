@@ -1,4 +1,4 @@
-"""Small host arrays on their way to the device, without waiting for it.
+"""Devices by name, and small host arrays on their way to one, without waiting for it.
 
 `array.to(device)` from ordinary memory first waits until the device has done all it was given,
 which costs more than the copy. From page-locked memory the copy takes its place in the queue.
@@ -6,6 +6,7 @@ which costs more than the copy. From page-locked memory the copy takes its place
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,29 @@ import numpy.typing as npt
 import torch
 
 _NOT_PINNED = ("cpu", "mps")
+
+
+def device_of(device: Any, *, known: bool = False) -> torch.device:
+    """The device of a name, as torch has it.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or what else `torch.device` takes.
+        known: refuse other kinds of devices than these.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    here = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    with suppress(RuntimeError, TypeError):
+        out = torch.device(device)
+        if (out.index or 0) < here.get(out.type, 0) or not (known or out.type in here):
+            return out
+    names = [f"{name}:{i}" if i else name for name, n in here.items() for i in range(n)]
+    raise ValueError(f"unknown device {str(device)!r}; on this machine: {', '.join(names)}")
 
 
 def send(array: npt.NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -23,6 +23,7 @@ from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import EngineError, RowEngine
 from genlm_bytes_smc.lm.rows import BadRowError
 from genlm_bytes_smc.lm.start import start_tokens
+from genlm_bytes_smc.lm.transfer import device_of
 from genlm_bytes_smc.lm.vllm_env import process_kept, setting
 
 _CAPTURE = "genlm_bytes_smc.lm.vllm_capture"
@@ -81,7 +82,7 @@ class VLLMEngine(RowEngine):
 
         self.llm: Any = llm
         self._lora = lora
-        self._target = None if device is None else torch.device(device)
+        self._target = None if device is None else device_of(device)
         self._params = SamplingParams
         self._failure: BaseException | None = None
         setting.hold()
@@ -106,6 +107,7 @@ class VLLMEngine(RowEngine):
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
+            "trust_remote_code": False,
             **(opts or {}),
         }
         if "worker_extension_cls" in out:

@@ -17,6 +17,7 @@ import torch
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
 from genlm_bytes_smc.constraints.approximation import MAX_STATES
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
+from genlm_bytes_smc.lm.transfer import device_of
 from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
 from genlm_bytes_smc.lookahead.find import Course, course_of, language_models_of
 from genlm_bytes_smc.lookahead.local import LocalRows
@@ -118,7 +119,7 @@ class Lookahead(Ahead):
         self.n_texts = n_texts
         self.fit_bytes = fit_bytes
         self.seed = seed
-        self.device = None if device is None else torch.device(device)
+        self.device = None if device is None else device_of(device)
         self.local: LocalRows | None = None
         self._made: list[tuple[tuple[Any, ...], int | None, Tracker, FutureTable]] = []
         self._courses: list[tuple[tuple[Any, ...], Course]] = []

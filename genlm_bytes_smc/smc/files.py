@@ -1,27 +1,75 @@
-"""States of a run as JSON and back."""
+"""Files that are written whole or not at all; states of a run as JSON and back."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import reprlib
+import secrets
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.smc.particles import Particles
-from genlm_bytes_smc.smc.state import SMCState, StepInfo
+from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
+from genlm_bytes_smc.smc.state import NO_SYMBOL, SMCState, StepInfo
 
 _FORMAT = "genlm_bytes_smc.SMCResult/1"
-_ARRAYS = {"ancestors": np.int64, "symbols": np.int16, "log_weights": np.float64}
+_ARRAYS = ("ancestors", "symbols", "log_weights")  # of a StepInfo
+_INT64 = 2**63 - 1
 
 
-def write(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file whole or not at all."""
-    target = Path(path)
-    part = target.with_name(target.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(target)
+def write(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file whole or not at all; `str` as UTF-8.
+
+    The content goes to a new file in the same folder, which then takes the place of the old
+    one. A symbolic link is followed to the file it names; that file keeps its permissions, and
+    a new one gets those that the umask leaves. A device or a pipe is written to directly.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left in the folder.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    target = Path(os.path.realpath(path))
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode):
+        Path(path).write_bytes(data)
+        return
+    part = target.with_name(f".{secrets.token_hex(8)}.part")
+    access = 0o666 if mode is None else 0o600
+    # "x": made here or not at all, so that a link of that name is not followed.
+    file = open(part, "xb", opener=lambda name, flags: os.open(name, flags, access))  # noqa: SIM115
+    try:
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            os.chmod(part, stat.S_IMODE(mode))
+        os.replace(part, target)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def parse(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
 
 
 def read(path: str | os.PathLike[str]) -> Any:
@@ -31,9 +79,98 @@ def read(path: str | os.PathLike[str]) -> Any:
         ValueError: it holds none.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse(Path(path).read_bytes())
+    except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r} is no saved result: {error}") from None
+
+
+@dataclass(slots=True)
+class Field:
+    """A JSON value that was read from a file, and its name there, for errors.
+
+    Every method raises ValueError, with the name and the value, for another value than it is
+    meant for.
+    """
+
+    name: str
+    value: Any
+
+    def refuse(self, due: str) -> ValueError:
+        """The error for a value that is not as it should be."""
+        return ValueError(f"{self.name} must be {due}, got {reprlib.repr(self.value)}")
+
+    def __getitem__(self, key: str) -> Field:
+        """A member of an object."""
+        members = self.members()
+        if key not in members:
+            raise ValueError(f"{self.name} has no {key!r}")
+        return members[key]
+
+    def members(self) -> dict[str, Field]:
+        """The members of an object, by their keys."""
+        if not isinstance(self.value, dict):
+            raise self.refuse("an object")
+        return {key: Field(f"{self.name}.{key}", value) for key, value in self.value.items()}
+
+    def items(self, n: int | None = None) -> list[Field]:
+        """The items of an array, of which there must be `n` (None: any number)."""
+        if not isinstance(self.value, list) or n not in (None, len(self.value)):
+            raise self.refuse("an array" if n is None else f"an array of {n} values")
+        return [Field(f"{self.name}[{i}]", value) for i, value in enumerate(self.value)]
+
+    def text(self) -> str:
+        """A string."""
+        if not isinstance(self.value, str):
+            raise self.refuse("a string")
+        return self.value
+
+    def flag(self) -> bool:
+        """True or false."""
+        if not isinstance(self.value, bool):
+            raise self.refuse("true or false")
+        return self.value
+
+    def count(self, most: int = _INT64, least: int = 0) -> int:
+        """An integer in [least, most]."""
+        if type(self.value) is not int or not least <= self.value <= most:
+            end = "or more" if most == _INT64 else f"to {most}"
+            raise self.refuse(f"an integer of {least} {end}")
+        return self.value
+
+    def number(self, least: float = -math.inf, most: float = math.inf) -> float:
+        """A finite number in [least, most]."""
+        value = self._float()
+        if value is None or not (math.isfinite(value) and least <= value <= most):
+            ends = "" if least == -math.inf else f" in [{least:g}, {most:g}]"
+            raise self.refuse(f"a finite number{ends}")
+        return value
+
+    def log_weight(self) -> float:
+        """A finite number, or "-inf"."""
+        value = -math.inf if self.value == "-inf" else self._float()
+        if value is None or math.isnan(value) or value == math.inf:
+            raise self.refuse('a finite number or "-inf"')
+        return value
+
+    def counts(self, n: int, most: int, least: int = 0) -> IntArray:
+        """`n` integers in [least, most], int64[n]."""
+        return np.array([item.count(most, least) for item in self.items(n)], dtype=np.int64)
+
+    def numbers(self, n: int) -> FloatArray:
+        """`n` finite numbers, float64[n]."""
+        return np.array([item.number() for item in self.items(n)], dtype=np.float64)
+
+    def log_weights(self, n: int) -> FloatArray:
+        """`n` finite numbers or "-inf", float64[n]."""
+        return np.array([item.log_weight() for item in self.items(n)], dtype=np.float64)
+
+    def _float(self) -> float | None:
+        if type(self.value) not in (int, float):
+            return None
+        try:
+            return float(self.value)
+        except OverflowError:
+            return None
 
 
 def pack(state: SMCState, resumable: SMCState) -> dict[str, Any]:
@@ -61,26 +198,29 @@ def unpack(data: Any) -> tuple[SMCState, SMCState]:
     """What `pack` was given.
 
     Raises:
-        ValueError: other data.
+        ValueError: other data; it names the field that is not as it should be.
     """
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         raise ValueError(f"a result saved as {_FORMAT!r} is due, got other data")
-    history = tuple(_unpack_info(info) for info in data["history"])
+    run = Field("run", data)
+    history = tuple(_unpack_info(info) for info in run["history"].items())
+    beams, most = run["beam_seed"], run.members().get("max_bytes")
     state = SMCState(
-        _unpack_particles(data["particles"]),
-        data["step"],
-        data["seed"],
-        data["beam_seed"],
-        float(data["start"]),
+        _unpack_particles(run["particles"]),
+        run["step"].count(),
+        run["seed"].count(),
+        None if beams.value is None else beams.count(),
+        run["start"].number(),
         history,
-        data.get("max_bytes"),
+        None if most is None or most.value is None else most.count(),
     )
-    before = data["resumable"]
-    if before is None:
+    before = run["resumable"]
+    if before.value is None:
         return state, state
-    particles = _unpack_particles(before["particles"])
     return state, state._replace(
-        particles=particles, step=before["step"], history=history[: before["history"]]
+        particles=_unpack_particles(before["particles"]),
+        step=before["step"].count(),
+        history=history[: before["history"].count(len(history))],
     )
 
 
@@ -96,18 +236,40 @@ def _pack_particles(particles: Particles) -> dict[str, Any]:
     }
 
 
-def _unpack_particles(data: dict[str, Any]) -> Particles:
-    rows = [bytes.fromhex(row) for row in data["text"]]
-    text = np.array([list(row) for row in rows], dtype=np.uint8)
+def _unpack_particles(data: Field) -> Particles:
+    rows = [_unhex(row) for row in data["text"].items()]
+    n = len(rows)
+    if not n:
+        raise data["text"].refuse("an array of one text a particle")
+    t = len(rows[0])
+    if any(len(row) != t for row in rows):
+        raise ValueError(f"{data.name}.text must have rows of one length")
     return Particles(
-        text=text.reshape(len(rows), len(rows[0])),
-        length=np.array(data["length"], dtype=np.int64),
-        ended=np.array(data["ended"], dtype=bool),
-        log_weights=np.array([float(w) for w in data["log_weights"]]),
-        twist=np.array(data["twist"], dtype=np.float64),
-        eve=np.array(data["eve"], dtype=np.int64),
-        salt=None if data.get("salt") is None else np.array(data["salt"], dtype=np.uint64),
+        text=np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(n, t).copy(),
+        length=data["length"].counts(n, most=t),
+        ended=np.array([item.flag() for item in data["ended"].items(n)]),
+        log_weights=data["log_weights"].log_weights(n),
+        twist=data["twist"].numbers(n),
+        eve=data["eve"].counts(n, most=n - 1),
+        salt=_unpack_salt(data.members().get("salt"), n, t),
     )
+
+
+def _unhex(row: Field) -> bytes:
+    try:
+        return bytes.fromhex(row.text())
+    except ValueError:
+        raise row.refuse("bytes as hexadecimal digits") from None
+
+
+def _unpack_salt(salt: Field | None, n: int, t: int) -> Any:
+    """uint64[n, t + 1], or uint64[n, t] where every particle died of the last byte."""
+    if salt is None or salt.value is None:
+        return None
+    rows = salt.items(n)
+    width = t if len(rows[0].items()) == t else t + 1
+    values = [[item.count(2**64 - 1) for item in row.items(width)] for row in rows]
+    return np.array(values, dtype=np.uint64).reshape(n, width)
 
 
 def _pack_info(info: StepInfo) -> dict[str, Any]:
@@ -119,13 +281,36 @@ def _pack_info(info: StepInfo) -> dict[str, Any]:
     return {k: v for k, v in out.items() if v is not None}
 
 
-def _unpack_info(data: dict[str, Any]) -> StepInfo:
-    values = dict(data)
-    for name, kind in _ARRAYS.items():
-        if name in values:
-            values[name] = np.array([float(v) for v in values[name]]).astype(kind)
-    values["log_ml"] = float(values["log_ml"])
-    values["deaths"] = tuple((name, k) for name, k in values["deaths"])
+def _unpack_info(info: Field) -> StepInfo:
+    """A step; inside a roll-out of several candidates there are more of them than particles."""
+    given = {key: member for key, member in info.members().items() if member.value is not None}
+    counted = ("step", "active", "ended", "dead", "lanes", "rows", "forwards", "moved")
+    values: dict[str, Any] = {}
+    n = sum(info[name].count(_INT64 // 4) for name in ("active", "ended", "dead"))
+    for name, field in given.items():
+        if name in counted:
+            values[name] = field.count()
+        elif name in ("ess", "uncovered", "seconds"):
+            values[name] = field.number(least=0)
+        elif name == "log_ml":
+            values[name] = field.log_weight()
+        elif name == "forced":
+            values[name] = field.flag()
+        elif name == "deaths":
+            pairs = [pair.items(2) for pair in field.items()]
+            values[name] = tuple((factor.text(), count.count()) for factor, count in pairs)
+        elif name == "ancestors":
+            size = len(field.items())
+            values[name] = field.counts(size, most=size - 1)
+        elif name == "symbols":
+            values[name] = field.counts(n, most=EOS_COLUMN, least=NO_SYMBOL).astype(np.int16)
+        elif name == "log_weights":
+            values[name] = field.log_weights(n)
+        else:
+            raise ValueError(f"{info.name} has an unknown member {name!r}")
+    missing = [name for name in ("step", "ess", "log_ml", "lanes") if name not in values]
+    if missing:
+        raise ValueError(f"{info.name} has no {missing[0]!r}")
     return StepInfo(**values)
 
 

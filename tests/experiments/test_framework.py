@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ from genlm_bytes_smc.experiments.job import plain, timeless
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from tests.experiments import jobs
 from tests.experiments.jobs import EXPERIMENT, N_JOBS
+from tests.offline.sitecustomize import ALLOWED
 
 TINY = {"name": "tiny", "device": "cpu"}
 
@@ -67,10 +69,52 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     assert len(lines(tmp_path)) == N_JOBS
 
 
-def test_other_lines_than_rows_are_told_of(tmp_path):
-    (tmp_path / "rows.jsonl").write_text("what is this?\n")
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1, is no row"):
+ROW = {"experiment": "x", "config": {}, "result": {}, "versions": {}, "run": {}}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("what is this?", "Expecting value"),
+        ("[]", r"row must be an object, got \[\]"),
+        ("[" * 100_000, "nested too deeply"),
+        *((json.dumps({k: v for k, v in ROW.items() if k != n}), f"row has no '{n}'") for n in ROW),
+        *((json.dumps(ROW | {n: 5}), f"row.{n} must be a") for n in ROW),
+        (json.dumps(ROW | {"versions": {"torch": None}}), "row.versions.torch must be a string"),
+    ],
+)
+def test_other_lines_than_rows_are_told_of(tmp_path, line, told):
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n{line}\n")
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2, is no row .*{told}"):
         run_experiment(EXPERIMENT, tmp_path, workers=0)
+
+
+def test_a_second_run_into_one_folder_is_refused(tmp_path):
+    """It put in order what it had read at its start: 127 of 300 rows were left."""
+
+    def twice(config):
+        with pytest.raises(ExperimentError, match=r"another run is writing to .*rows\.jsonl"):
+            run_experiment(EXPERIMENT, tmp_path, workers=0)
+        return jobs.run(config)
+
+    run_experiment(dataclasses.replace(EXPERIMENT, run=twice), tmp_path, workers=0)
+    assert len(lines(tmp_path)) == N_JOBS
+    assert run_experiment(EXPERIMENT, tmp_path, workers=0).ran == 0
+
+
+def test_a_run_that_dies_gives_the_folder_up(tmp_path):
+    hold = (
+        "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire()\n"
+        "print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", hold, tmp_path / "rows.jsonl.lock"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(ExperimentError, match="another run"):
+            run_experiment(EXPERIMENT, tmp_path, workers=0)
+        other.kill()
+    assert run_experiment(EXPERIMENT, tmp_path, workers=0).ran == N_JOBS
 
 
 def test_a_failing_job_keeps_the_rows_before_it(tmp_path):
@@ -109,9 +153,10 @@ def test_ray_that_is_not_installed_is_told_of(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own: unclosed sockets and files
-def test_a_killed_worker_costs_one_job_in_a_pool_and_on_ray(tmp_path):
+def test_a_killed_worker_costs_one_job_in_a_pool_and_on_ray(tmp_path, monkeypatch):
     """The same rows from this process, from two processes and from a local Ray cluster, where
     a worker is killed with SIGKILL in the middle of a job in the latter two."""
+    monkeypatch.setenv(ALLOWED, "1")  # Ray's processes talk by the machine's own address
     for name in ("pool", "ray"):
         (tmp_path / name).mkdir()
     plainly = run_experiment(jobs.deadly(None, TINY), tmp_path / "here", workers=0)

@@ -1,13 +1,24 @@
 """Loading by name, start tokens, and the errors a user meets there."""
 
+import io
+import json
+import pickle
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import dynamic_module_utils
 
+from genlm_bytes_smc.cli import main
+from genlm_bytes_smc.cli.experiment import model_of
+from genlm_bytes_smc.cli.options import ModelOptions
+from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.lm import load
 from genlm_bytes_smc.lm.load import as_engine, load_model
+from genlm_bytes_smc.lm.size import weight_bytes
 from genlm_bytes_smc.lm.start import start_tokens
+from genlm_bytes_smc.lookahead import Lookahead
 from tests.lm.families import distance, make_tokenizer, whole_rows
 
 
@@ -105,6 +116,144 @@ def test_a_directory_that_is_no_model(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "abacus"}')
     with pytest.raises(ValueError, match="cannot load the model in"):
         load_model(tmp_path)
+
+
+CODE = """
+from pathlib import Path
+Path({!r}).touch()
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+class Config(GPT2Config):
+    model_type = "own"
+class Model(GPT2LMHeadModel):
+    config_class = Config
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def changed(path, **values):
+    """Change values of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture
+def with_code(tmp_path, directory, monkeypatch):
+    """A model whose directory brings the code of its classes, and a file that the code makes."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    path = tmp_path / "model"
+    shutil.copytree(directory, path)
+    (path / "code.py").write_text(CODE.format(str(tmp_path / "ran")))
+    names = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    changed(path / "config.json", model_type="own", auto_map=names)
+    names = {"AutoTokenizer": [None, "code.Tokenizer"]}
+    changed(path / "tokenizer_config.json", tokenizer_class="Tokenizer", auto_map=names)
+    return path, tmp_path / "ran"
+
+
+@pytest.fixture
+def says_yes(monkeypatch):
+    """Whoever is asked on stdin agrees."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+
+
+@pytest.mark.usefixtures("says_yes")
+@pytest.mark.parametrize("given", [None, {}, {"trust_remote_code": None}])
+def test_a_models_own_code_is_not_run_unasked(with_code, given):
+    """transformers asked on stdin, and any `y` that came along there ran it."""
+    path, ran = with_code
+    with pytest.raises(
+        ValueError, match=r"custom code.*engine_opts=.*--trust-remote-code"
+    ) as error:
+        load_model(path, device="cpu", engine_opts=given)
+    assert "\n" not in str(error.value)
+    assert not ran.exists()
+    (path / "tokenizer_config.json").unlink()  # now only the model has code
+    with pytest.raises(ValueError, match="custom code"):
+        load_model(path, device="cpu", engine_opts=given)
+    (path / "model.safetensors").unlink()
+    assert weight_bytes(str(path), None) is None
+    assert load._stored_dtype(str(path), False) is None
+    assert not ran.exists()
+
+
+def test_a_models_own_code_is_run_where_that_is_asked_for(with_code, gpt2, capsys):
+    path, ran = with_code
+    engine = load_model(path, device="cpu", engine_opts={"trust_remote_code": True})
+    assert type(engine.model).__name__ == "Model" and ran.exists()
+    assert (
+        distance(engine.batch_next_token_logprobs_sync([[1, 5]]), whole_rows(gpt2, [[1, 5]])) < 1e-4
+    )
+    ran.unlink()
+    assert load._stored_dtype(str(path), True) == torch.float32
+
+
+@pytest.mark.usefixtures("says_yes")
+def test_the_command_line_asks_for_it_by_an_option(with_code, capsys):
+    path, ran = with_code
+    assert main(["info", "--model", str(path), "--device", "cpu"]) == 1
+    out, err = capsys.readouterr()
+    assert "custom code" in err and err.count("\n") == 1 and out == ""
+    assert not ran.exists()
+    assert main(["info", "--model", str(path), "--device", "cpu", "--trust-remote-code"]) == 0
+    assert ran.exists()
+
+
+def test_experiments_take_the_option_too():
+    options = ModelOptions(model="x", trust_remote_code=True)
+    assert model_of(options) == {"name": "x", "engine_opts": {"trust_remote_code": True}}
+    assert model_of(ModelOptions(model="x")) == {"name": "x"}
+
+
+class Pickled:
+    """Not a tensor."""
+
+
+@pytest.mark.filterwarnings("ignore")  # what the libraries say of such files
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("pytorch_model.bin", pickle.dumps(Pickled()), "pickled Python objects"),
+        ("pytorch_model.bin", b"", "EOFError"),
+        ("pytorch_model.bin", b"junk" * 100, "KeyError"),
+        ("model.safetensors", b"", "no safetensors file"),
+        ("model.safetensors", b"junk" * 9, "no safetensors file"),
+        ("model.safetensors", (2).to_bytes(8, "little") + b"[]", "no safetensors file"),
+        ("model.safetensors", (10**5).to_bytes(8, "little") + b"[" * 10**5, "no safetensors file"),
+        ("config.json", b"[]", "TypeError"),
+        ("config.json", b"[" * 10**5, "RecursionError"),
+        ("config.json", b'{"model_type": "gpt2", "n_layer": "x"}', "n_layer"),
+        ("tokenizer.json", b"{}", "KeyError"),
+        ("tokenizer_config.json", b"[]", "AttributeError"),
+    ],
+)
+def test_broken_files_are_told_of_in_one_line(tmp_path, directory, name, content, told):
+    path = tmp_path / "model"
+    shutil.copytree(directory, path)
+    if name == "pytorch_model.bin":
+        (path / "model.safetensors").unlink()
+    (path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=told) as error:
+        load_model(path, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_an_option_that_the_model_does_not_take(directory):
+    with pytest.raises(ValueError, match="unexpected keyword argument 'abacus'"):
+        load_model(directory, device="cpu", engine_opts={"abacus": 3})
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "cpu:1", "", 1.5, object()])
+def test_unknown_devices_are_told_of_wherever_one_is_named(device):
+    makes = [
+        lambda: load_model("tiny", device=device),
+        lambda: ByteRegex("a", device=device),
+        lambda: ByteRegex("a").to(device),
+        lambda: Lookahead(device=device),
+    ]
+    for make in makes:
+        with pytest.raises(ValueError, match=r"unknown device .*; on this machine: cpu"):
+            make()
+    assert ByteRegex("a", device="meta").device == torch.device("meta")
 
 
 # -- start tokens ----------------------------------------------------------------------
