@@ -84,6 +84,9 @@ _CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gemma": (tf.GemmaConfig, {**_COMMON, "head_dim": 8}),
     "gemma2": (tf.Gemma2Config, {**_COMMON, **_GEMMA, "attn_logit_softcapping": 20.0}),
     "gemma3": (tf.Gemma3TextConfig, {**_COMMON, **_GEMMA, **_MIXED}),
+    "gpt-neox": (tf.GPTNeoXConfig, _COMMON),
+    "olmo2": (tf.Olmo2Config, _COMMON),
+    "smollm3": (tf.SmolLM3Config, _COMMON),
     "gpt-oss": (
         tf.GptOssConfig,
         {**_COMMON, **_SLIDES, **_MIXED, **_EXPERTS, **_ROPE, "head_dim": 8},
@@ -111,10 +114,21 @@ CACHED = (
     "gemma",
     "gemma2",
     "gemma3",
+    "gpt-neox",
+    "olmo2",
+    "smollm3",
     "gpt-oss",
 )
+WRITTEN_OUT = ("gpt2", "llama", "mistral", "qwen2", "qwen2-mixed", "qwen3")
 UNCACHED = ("mamba", "bloom", "gpt-neo", "falcon-alibi")
 WINDOWED = ("qwen2-mixed", "mistral", "phi3", "gemma2", "gemma3", "gpt-oss")
+
+
+def forward_of(family: str) -> str:
+    """The forward that a family runs by."""
+    if family in UNCACHED:
+        return "whole"
+    return "written out" if family in WRITTEN_OUT else "modules"
 
 
 def make_model(family: str, seed: int = 0) -> Any:
