@@ -81,6 +81,7 @@ class Bench:
         """Rows of `count` contexts that share all but their last token."""
         self.engine.clear_cache()
         self.engine._forward.doubt = None if direct else "the modules are timed"
+        self.engine._told_forward = True  # nobody need be warned of it
         shared = self._tokens(self.sizes.prefix)
         self._rows([shared])
         seconds = self.seconds(

@@ -1,13 +1,18 @@
 """Small random models of many families, and a tokenizer for them."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from genlm_bytes_smc.fast_path import FastPathWarning, Way
+from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 WINDOW = 48  # the most tokens of a context
 SLIDING = 6  # tokens that sliding-window layers see
@@ -136,6 +141,22 @@ def make_model(family: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     kind, options = _CONFIGS[family]
     return tf.AutoModelForCausalLM.from_config(kind(**options)).float().eval()
+
+
+def make_engine(model: Any, tokenizer: Any) -> TreeTransformer:
+    """Its engine; a model with eager attention is slower than it could be, which is told."""
+    eager = model.config._attn_implementation == "eager" and model.config.model_type == "gpt2"
+    told = pytest.warns(FastPathWarning, match="attn_implementation='eager'")
+    with told if eager else nullcontext():
+        return TreeTransformer(model, tokenizer)
+
+
+def use_forward(engine: TreeTransformer, name: str) -> None:
+    """Have it run by this forward, or again by the one it chose ("written out"), in silence."""
+    engine._told_forward = True
+    engine._forward.doubt = None if name == "written out" else "a test wants it so"
+    engine._forward.refusal = Way("whole", "a test wants it so") if name == "whole" else None
+    assert engine.forward == name
 
 
 def make_tokenizer(**special: str | None) -> Any:

@@ -6,10 +6,10 @@ import pytest
 from genlm_bytes_smc import BeamParams, ByteBeamState, as_engine, load_model
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.constraints import ByteRegex
-from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import smc, smc_many
+from tests.lm.families import use_forward
 
 TEXT = b"An apple a day keeps the doctor away, said the"
 PARAMS = {
@@ -22,7 +22,7 @@ PARAMS = {
 def whole(tiny):
     """The same weights by whole forwards, without any cache of keys and values."""
     engine = load_model("tiny", device="cpu")
-    engine._forward.doubt, engine._forward.refusal = "", Way("whole", "by a test")
+    use_forward(engine, "whole")
     return engine
 
 
