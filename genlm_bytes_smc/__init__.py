@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ByteRegex,
         ByteWFSA,
     )
+    from genlm_bytes_smc.fast_path import FastPathWarning
     from genlm_bytes_smc.llamppl import ByteContext
     from genlm_bytes_smc.lm.engine import ContextTooLongError, EngineError, LMCounts, RowEngine
     from genlm_bytes_smc.lm.load import as_engine, load_model
@@ -49,6 +50,7 @@ _HOMES = {
     "beam.prompt": ("Prompt",),
     "beam.single": ("ByteBeamState",),
     "constraints": ("ByteGrammar", "ByteJsonSchema", "BytePredicate", "ByteRegex", "ByteWFSA"),
+    "fast_path": ("FastPathWarning",),
     "llamppl": ("ByteContext",),
     "lm.engine": ("ContextTooLongError", "EngineError", "LMCounts", "RowEngine"),
     "lm.load": ("as_engine", "load_model"),
@@ -89,6 +91,7 @@ __all__ = [
     "ByteWFSA",
     "ContextTooLongError",
     "EngineError",
+    "FastPathWarning",
     "LMCounts",
     "LazyByteProbs",
     "ModelTooLargeError",

@@ -408,10 +408,15 @@ def test_info(ask, ask_json):
     assert found["window_tokens"] == 2048
     assert found["end"] == ["<|endoftext|>"]
     assert found["tree_cache"] is True
+    assert found["forward"] == "written out"
+    assert found["forward_reason"].startswith("GPT2LMHeadModel is known; weights p")
+    assert (found["kernels"], found["row_dtype"]) == ("NumbaKernels", "float64")
+    assert found["row_bytes"] >= 8 * 8192
     assert found["trie_nodes"] > 8192
     code, out, _ = ask("info")
     assert code == 0
     assert f"{found['trie_nodes']:,}" in out.decode()
+    assert "written out" in out.decode()
 
 
 def test_demo_shows_completion_beam_next_bytes_and_speed(ask, ask_json, monkeypatch):

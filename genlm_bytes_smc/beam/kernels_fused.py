@@ -17,7 +17,6 @@ The torch version is the oracle, and what is left when something goes wrong:
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from genlm_bytes_smc.beam.kernels_torch import TorchKernels, most_of
 from genlm_bytes_smc.beam.range_sums import FLAT_LIMIT, Cut
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
 from genlm_bytes_smc.beam.state import Array, BeamState
+from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 
@@ -413,11 +413,9 @@ def _bits(x: float) -> int:
 
 def _refuse(name: tuple[str, torch.device], why: str) -> None:
     _judged[name] = False
-    warnings.warn(
+    warn_lost(
         f"the fused kernel of {name[0]!r} on {name[1]} {why}; torch does its work from here on "
-        f"(GENLM_BYTES_SMC_FUSED=0 leaves out all of them)",
-        RuntimeWarning,
-        stacklevel=4,
+        f"(GENLM_BYTES_SMC_FUSED=0 leaves out all of them)"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+import sys
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, NumbaKernels
 from genlm_bytes_smc.beam.respell import NEVER, Span, first_ends, spans, splits_before
 from genlm_bytes_smc.beam.steps import Rescues
+from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine, not_pickled
 from genlm_bytes_smc.lm.load import as_engine
@@ -50,6 +51,7 @@ class ByteModel:
         self.rescues = lru_cache(maxsize=16)(self._rescues_of)
         self._single_bytes = lru_cache(maxsize=16)(self._has_single_bytes)
         self.rescuable = lru_cache(maxsize=1 << 16)(self._rescuable)
+        self._guide_lost = False
 
     def __deepcopy__(self, memo: object) -> ByteModel:
         """The model itself: copies of beams share it."""
@@ -125,15 +127,26 @@ class ByteModel:
         return len(tokens)
 
     def _encode(self, text: str) -> list[int]:
-        """The tokenizer's tokens of a text; none if it cannot say."""
+        """The tokenizer's tokens of a text; none if it cannot say, which is one warning."""
         if not text or not hasattr(self.engine.tokenizer, "encode"):
             return []
         try:
             tokens = list(self.engine.tokenizer.encode(text, add_special_tokens=False))
-        except (TypeError, ValueError):
-            return []
-        inside = all(isinstance(t, int) and 0 <= t < len(self.vocab) for t in tokens)
-        return tokens if inside else []
+        except (TypeError, ValueError) as error:
+            return self._lose_guide(f"fails ({type(error).__name__}: {error})")
+        for token in tokens:
+            if not isinstance(token, int) or not 0 <= token < len(self.vocab):
+                return self._lose_guide(f"gave {token!r} for a token, of {len(self.vocab)}")
+        return tokens
+
+    def _lose_guide(self, why: str) -> list[int]:
+        if not self._guide_lost:
+            self._guide_lost = True
+            warn_lost(
+                f"the tokenizer's encode {why}: what a known text will ask for cannot be guessed, "
+                "so that reading it takes more forwards"
+            )
+        return []
 
     def _spelling(self, tokens: list[int], text: bytes) -> tuple[list[int], int]:
         """The first of `tokens` that spell what `text` begins with, and how many bytes."""
@@ -237,21 +250,21 @@ FUSED = "GENLM_BYTES_SMC_FUSED"
 
 
 def _kernels(store: RowStore) -> Kernels:
-    if store.engine.device.type == "cpu":
+    kind = store.engine.device.type
+    if kind == "cpu":
         return NumbaKernels(store)
     from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 
-    # Builds of torch for CUDA bring Triton on Linux; where it is not, nothing is missing.
-    if store.engine.device.type == "cuda" and os.environ.get(FUSED) != "0" and find_spec("triton"):
+    # Builds of torch for CUDA bring Triton on Linux; elsewhere there may be none.
+    wanted = kind == "cuda" and os.environ.get(FUSED) != "0"
+    if wanted and (sys.platform == "linux" or find_spec("triton")):
         try:
             from genlm_bytes_smc.beam.kernels_fused import FusedKernels
 
             return FusedKernels(store)
         except Exception as error:  # an optimisation must not be what a run dies of
-            warnings.warn(
-                f"Triton cannot be used ({type(error).__name__}: {error}); torch does its work",
-                RuntimeWarning,
-                stacklevel=4,
+            warn_lost(
+                f"Triton cannot be used ({type(error).__name__}: {error}); torch does its work"
             )
     return TorchKernels(store)
 

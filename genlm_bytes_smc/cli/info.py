@@ -48,9 +48,13 @@ def _facts(options: ModelOptions, llm: RowEngine) -> dict[str, Any]:
         "trie_nodes": len(bytes_.trie),
         "trie_depth": int(bytes_.trie.depth.max()),
         "trie_bytes": bytes_.trie.nbytes,
+        "forward": str(llm.forward),
+        "forward_reason": llm.forward.reason,
+        "kernels": type(bytes_.kernels).__name__,
         "tree_cache": getattr(llm, "cached", None),
         "cache_limit_bytes": getattr(llm, "limit_bytes", None),
-        "row_bytes": 8 * bytes_.trie.n_tokens,
+        "row_dtype": "float64" if bytes_.store.exact else "float32",
+        "row_bytes": bytes_.store.row_bytes,
         "row_limit_bytes": bytes_.store.limit_bytes,
     }
     return facts

@@ -6,7 +6,16 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from genlm_bytes_smc.fast_path import Way
+
+# Families that never took position ids, or keys and values to go on from.
+_WITHOUT = {
+    "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "bloom", "cpmant", "marian",
+    "mbart", "mpt", "musicgen", "musicgen_melody", "mvp", "openai-gpt", "pegasus", "plbart",
+    "prophetnet", "reformer", "roformer", "trocr", "whisper", "xlnet",
+}  # fmt: skip
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_CACHE_NAMES = ("cache", "past_key_values")  # since transformers 5.24, and before
 _MASKED = {"sdpa", "eager"}  # attention implementations that take any 4-D mask
 
 
@@ -26,7 +35,10 @@ class Architecture:
         masks_padding: whether the model takes a mask of padding.
         reach: contexts longer than this are computed with other position encodings
             (`longrope`) and share no keys with shorter ones; None if there is no such length.
-        refusal: why the tree cache cannot be used, or None.
+        cache_name: what the model's forward calls the argument for keys and values; "" if it
+            takes none.
+        refusal: "whole" and why, if the model's own modules cannot use the tree cache; None if
+            they can, as far as the configuration tells.
     """
 
     window: int | None
@@ -38,7 +50,8 @@ class Architecture:
     row_index: bool
     masks_padding: bool
     reach: int | None
-    refusal: str | None
+    cache_name: str
+    refusal: Way | None
 
     @classmethod
     def of(cls, model: Any) -> Architecture:
@@ -59,6 +72,7 @@ class Architecture:
             row_index="logits_to_keep" in takes,
             masks_padding="attention_mask" in takes,
             reach=_reach(config),
+            cache_name=next((name for name in _CACHE_NAMES if name in takes), ""),
             refusal=_refusal(model, config, kinds, set(takes)),
         )
 
@@ -67,17 +81,36 @@ def _implementation(model: Any) -> str:
     return str(getattr(model.config, "_attn_implementation", None) or "eager")
 
 
-def _refusal(model: Any, config: Any, kinds: set[str], takes: set[str]) -> str | None:
+def _refusal(model: Any, config: Any, kinds: set[str], takes: set[str]) -> Way | None:
+    if reason := _never(model, config, kinds):
+        return Way("whole", reason)
+    if reason := _missing(model, config, takes):
+        return Way("whole", reason, lost=True)
+    return None
+
+
+def _never(model: Any, config: Any, kinds: set[str]) -> str | None:
+    """Why models of this family have no tree cache; None if they should."""
     if getattr(model, "_is_stateful", False):
         return "it keeps a recurrent state, not keys and values"
     if getattr(model.config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
     if kinds - _KNOWN_LAYERS:
         return f"it has layers of type {', '.join(sorted(kinds - _KNOWN_LAYERS))}"
-    if not {"past_key_values", "position_ids", "attention_mask"} <= takes:
-        return "its forward takes no position ids, no mask or no cache"
     if "local" in (getattr(config, "attention_layers", None) or ()):
         return "its local attention goes by distance in memory"
+    if getattr(config, "alibi", False):
+        return "its attention (ALiBi) goes by distance in memory"
+    if getattr(config, "model_type", None) in _WITHOUT:
+        return "models of its kind take no position ids, or no keys and values to go on from"
+    return None
+
+
+def _missing(model: Any, config: Any, takes: set[str]) -> str | None:
+    """What the tree cache needs of a model and this one lacks."""
+    for names in (_CACHE_NAMES, ("position_ids",), ("attention_mask",)):
+        if not takes.intersection(names):
+            return f"its forward takes no argument {' or '.join(names)}"
     if _implementation(model) not in _MASKED:
         return (
             f"its attention implementation, {_implementation(model)}, takes no tree mask; load "

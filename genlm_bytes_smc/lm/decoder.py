@@ -19,8 +19,9 @@ import torch
 import transformers as tf
 from torch.nn.functional import scaled_dot_product_attention
 
+from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
-from genlm_bytes_smc.lm.linear import Linear, can_pack, is_linear
+from genlm_bytes_smc.lm.linear import Linear, is_linear, layout
 
 Masks = dict[str, torch.Tensor] | torch.Tensor | None
 
@@ -37,15 +38,20 @@ class Decoder(ABC):
         pack_bytes: most memory for a second copy of the weights, laid out for few positions.
 
     Attributes:
-        packed: whether there is that copy.
+        weights: "packed" if there is that copy, else "plain", and why.
     """
 
     def __init__(self, model: Any, pack_bytes: int) -> None:
         config = model.config
         kinds = getattr(config, "layer_types", None)
         self.kinds: list[str] = list(kinds or ["full_attention"] * config.num_hidden_layers)
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        self.packed = weights <= pack_bytes and can_pack(model.get_input_embeddings().weight)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.weights = layout(model.get_input_embeddings().weight)
+        if self.weights == "packed" and size > pack_bytes:
+            self.weights = Way(
+                "plain", f"they take {size:,} bytes, and pack_bytes is {pack_bytes:,}"
+            )
+        self.packed = self.weights == "packed"
         self.embedding: torch.Tensor = model.get_input_embeddings().weight.detach()
         self.head = Linear([model.lm_head], self.packed)
 
@@ -121,18 +127,21 @@ class GPT2Decoder(Decoder):
         self._positions: torch.Tensor = body.wpe.weight.detach()
         self._heads = model.config.num_attention_heads
         self._norm = _layer_norm(body.ln_f)
+        scale = (body.wte.weight.shape[1] / self._heads) ** -0.5
+        scale = scale if model.config.scale_attn_weights else 1.0
+        layered = model.config.scale_attn_by_inverse_layer_idx
         self._layers = [
             _Layer(
                 norm=_layer_norm(block.ln_1),
                 into=Linear([block.attn.c_attn], self.packed),
-                scale=block.attn.scaling,
+                scale=scale / (i + 1) if layered else scale,
                 out=Linear([block.attn.c_proj], self.packed),
                 norm_mlp=_layer_norm(block.ln_2),
                 up=Linear([block.mlp.c_fc], self.packed),
                 act=block.mlp.act,
                 down=Linear([block.mlp.c_proj], self.packed),
             )
-            for block in body.h
+            for i, block in enumerate(body.h)
         ]
 
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -186,7 +195,7 @@ class LlamaDecoder(Decoder):
 
     def turn(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines float[T, 1, head_dim], and sines of their first half."""
-        cos, sin = self._rotary(x[None], position_ids=positions[None])
+        cos, sin = self._rotary(x[None], positions[None])
         return cos[0, :, None], sin[0, :, None, : self._width // 2]
 
     def layer(
@@ -313,13 +322,24 @@ _KNOWN: dict[type, type[Decoder]] = {
 }
 
 
-def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | None:
-    """The model's forward written out, or None if it must run by its own modules."""
-    known = _KNOWN.get(type(model))
-    if known is None or model.config._attn_implementation != "sdpa" or not _bare(model):
-        return None
-    with torch.inference_mode(False), torch.no_grad():
-        return known(model, pack_bytes)
+def is_known(model: Any) -> bool:
+    """Whether models of this class can be written out."""
+    return type(model) in _KNOWN
+
+
+def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | str:
+    """The model's forward written out, or why it must run by its own modules.
+
+    It takes the model's weights, and depends on no argument of the forward it stands for.
+    """
+    reason = _obstacle(model)
+    if reason is not None:
+        return reason
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            return _KNOWN[type(model)](model, pack_bytes)
+    except (AttributeError, TypeError) as error:  # modules that are built otherwise than we know
+        return f"its modules are not as expected ({type(error).__name__}: {error})"
 
 
 def is_hooked(module: Any) -> bool:
@@ -327,14 +347,22 @@ def is_hooked(module: Any) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def _bare(model: Any) -> bool:
-    """Whether every module is transformers' or torch's own, unwatched, on one device."""
-    own = ("transformers.", "torch.")
-    modules = list(model.modules())
-    if any(is_hooked(m) or not type(m).__module__.startswith(own) for m in modules):
-        return False
-    linear = [m for m in modules if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
-    if not all(is_linear(m) or type(m) is torch.nn.Embedding for m in linear):
-        return False
-    parameters = list(model.parameters())
-    return len({(p.device, p.dtype) for p in parameters}) == 1
+def _obstacle(model: Any) -> str | None:
+    """What keeps a model from being written out: every module must be transformers' or torch's
+    own and unwatched, and all weights of one dtype on one device."""
+    if not is_known(model):
+        return f"the forward of {type(model).__name__} is not written out"
+    attention = model.config._attn_implementation
+    if attention != "sdpa":
+        return f"it was loaded with attn_implementation={attention!r}, not 'sdpa'"
+    for name, module in model.named_modules():
+        kind, weight = type(module), getattr(module, "weight", None)
+        if is_hooked(module):
+            return f"something watches or replaces the forward of {name or 'the model'}"
+        matrix = weight is not None and weight.ndim == 2
+        if not kind.__module__.startswith(("transformers.", "torch.")) or (
+            matrix and not is_linear(module) and kind is not torch.nn.Embedding
+        ):
+            return f"{name} is a {kind.__module__}.{kind.__qualname__}"
+    kinds = {f"{p.dtype} on {p.device}" for p in model.parameters()}
+    return None if len(kinds) == 1 else f"its weights are {' and '.join(sorted(kinds))}"

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from genlm.backend.llm import AsyncLM
 
+from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 _SPELLED = 4096  # contexts whose ids are remembered by their tokens
@@ -152,6 +153,16 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
     def input_size(self) -> int | None:
         """Token ids that the model takes are below it; None where that is not known."""
         return None
+
+    @property
+    def forward(self) -> Way:
+        """How rows are computed: a string whose `reason` says why it is this way.
+
+        "outside" where another package or program does it its own way; see
+        `TreeTransformer.forward` for the ways of this one.
+        """
+        source = type(getattr(self, "llm", self))
+        return Way("outside", f"rows come from {source.__module__}.{source.__qualname__}")
 
     def __deepcopy__(self, memo: object) -> RowEngine:
         """The engine itself: copies of what stands on a model share the model."""

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm import intake
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.trie import TokenTrie
@@ -56,8 +57,8 @@ class HostRows:
     up to EXACT_WIDTH tokens are kept in float64. Wider ones that come in float32 are kept in
     float32 (each probability to 1e-7 of itself, less than the rounding of the row it came
     from; sums are taken in float64), with a bias in the exponent that keeps tokens alive down
-    to `intake.LOWEST` nats. The first row that goes lower, or comes in float64, turns the
-    store to float64.
+    to `intake.LOWEST` nats. The first row that comes in float64 turns the store to float64, and
+    so does the first that goes lower, with a `FastPathWarning`.
 
     Args:
         trie: which tokens spell something, and where its nodes are.
@@ -119,7 +120,12 @@ class HostRows:
         if not exact and (low or (odd and not np.isfinite(total).all())):
             if low or not np.isnan(total).all():
                 self._make_exact()
-                return self.take(slots, rows)
+                total = self.take(slots, rows)
+                if np.isfinite(total).all():
+                    warn_lost(
+                        f"a row gives a token less than {intake.LOWEST:g} nats, or is far from "
+                        "normalised: rows are kept in float64 from here on, in twice the memory"
+                    )
             return total
         if not self._all_spelled or logp.shape[1] > self.width:
             constant = self._scale[slots]

@@ -84,7 +84,7 @@ class _TreeLayer(CacheLayerMixin):  # type: ignore[misc]
         out = place[:size].view(heads, len(index), width)
         return torch.index_select(buffer, 1, index, out=out)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         """Number of keys that `update` will return, and the offset of the first."""
         return self.access.keys, 0
 
@@ -95,6 +95,8 @@ class _TreeLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         """No limit of its own."""
         return -1
+
+    get_max_cache_shape = get_max_length  # its name in early versions of transformers 5
 
     def resize(self, capacity: int, keep: torch.Tensor | None, used: int) -> None:
         """Move to buffers of `capacity` slots with the entries `keep` (or the first `used`)."""
@@ -120,6 +122,11 @@ class _TreeLayer(CacheLayerMixin):  # type: ignore[misc]
     def _empty(like: torch.Tensor, capacity: int) -> torch.Tensor:
         # Slots are read only after they were written, so nothing needs to be there yet.
         return like.new_empty((1, like.shape[1], capacity, like.shape[3]))
+
+
+# What a version of transformers may ask for beside these, only its own modules call, and a small
+# tree is tried before they are trusted; a forward that is written out needs none of it.
+_TreeLayer.__abstractmethods__ = frozenset()
 
 
 class KVBuffer(Cache):  # type: ignore[misc]

@@ -18,6 +18,8 @@ from torch import nn
 from torch.nn.functional import linear, pad
 from transformers.pytorch_utils import Conv1D
 
+from genlm_bytes_smc.fast_path import Way
+
 _PACKABLE = (torch.float32, torch.bfloat16)
 # oneDNN compiles a product for each number of positions, and keeps nearly a megabyte for it. So
 # only these numbers occur, and more positions than the last go the usual way.
@@ -32,7 +34,7 @@ class Linear:
 
     Args:
         layers: `nn.Linear` or transformers' `Conv1D`, of equal input width.
-        packed: whether to keep a copy of the weights in oneDNN's layout; see `can_pack`.
+        packed: whether to keep a copy of the weights in oneDNN's layout; see `layout`.
     """
 
     def __init__(self, layers: Sequence[Any], packed: bool) -> None:
@@ -65,9 +67,16 @@ def is_linear(module: Any) -> bool:
     return type(module) in (nn.Linear, Conv1D)
 
 
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether weights like this one can be laid out by oneDNN, and it is known to pay."""
-    return weight.device.type == "cpu" and weight.dtype in _PACKABLE and _works(weight.dtype)
+def layout(weight: torch.Tensor) -> Way:
+    """How weights like this one are kept: "packed" where oneDNN can and it pays, else "plain"."""
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if weight.device.type != "cpu" or weight.dtype not in _PACKABLE:
+        return Way(
+            "plain",
+            f"packing is for float32 and bfloat16 on a CPU, not {dtype} on a "
+            f"{weight.device.type} device",
+        )
+    return _tried(weight.dtype)
 
 
 # The operators that `torch.compile` uses for frozen weights on a CPU.
@@ -82,15 +91,19 @@ def _apply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 @cache
-def _works(dtype: torch.dtype) -> bool:
+def _tried(dtype: torch.dtype) -> Way:
     """Whether this build of torch has them for the processor, tried on a small product."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return Way("plain", "this build of torch has no oneDNN")
     x, weight = torch.eye(3, 4, dtype=dtype), torch.arange(8, dtype=dtype).view(2, 4)
     try:
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return False
-        return bool(torch.allclose(_apply(x, _reorder(weight), None), linear(x, weight)))
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
+            return Way("plain", "the processor has no bfloat16 products")
+        if torch.allclose(_apply(x, _reorder(weight), None), linear(x, weight)):
+            return Way("packed", "laid out by oneDNN")
+    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        return Way("plain", f"oneDNN's products fail ({type(error).__name__}: {error})", lost=True)
+    return Way("plain", "oneDNN's products come out wrong", lost=True)
 
 
 def _beside(

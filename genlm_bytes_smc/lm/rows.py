@@ -136,8 +136,17 @@ class RowStore:
     @property
     def nbytes(self) -> int:
         """Memory of the slots opened so far, in bytes."""
-        row = 8 * self.trie.n_tokens if self._host is None else self._host.row_bytes()
-        return row * self.table.open
+        return self.row_bytes * self.table.open
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of one row, in bytes."""
+        return 8 * self.trie.n_tokens if self._host is None else self._host.row_bytes()
+
+    @property
+    def exact(self) -> bool:
+        """Whether rows are kept in float64; see `HostRows` for when they need not be."""
+        return self._host is None or self._host.exact
 
     @property
     def probs(self) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from genlm_bytes_smc.fast_path import Way, warn_lost
 from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Layout
 from genlm_bytes_smc.lm.contexts import IntArray
@@ -39,7 +40,8 @@ class TreeTransformer(RowEngine):
     tree (recurrent ones, or with an attention that takes no mask) are found out when the
     engine is made, by their configuration and by comparing a small tree with whole
     forwards; they are then run by whole forwards, which is slower and gives the same rows.
-    `cached` says which, and the log (level INFO) says why.
+    `forward` says which forward runs and why. If that is a slower one than models of its family
+    should have, the engine warns once (`FastPathWarning`).
 
     If the model's weights change (an adapter, training), call `clear_cache`.
 
@@ -53,7 +55,6 @@ class TreeTransformer(RowEngine):
         device: where to move the model; None leaves it where it is.
 
     Attributes:
-        cached: whether keys and values are kept.
         logit_bytes: most memory for the logits of one forward; larger requests take several
             forwards.
         mask_bytes: the same for the attention mask.
@@ -103,16 +104,29 @@ class TreeTransformer(RowEngine):
         self._evicted = 0
         self._row_bytes = width * (sample.element_size() + 4)
         self._forward = TreeForward(self.model, self._architecture, self.tree, self.limit_bytes)
-        refusal = self._architecture.refusal or self._probe(sample.dtype)
-        if refusal is not None and self._forward.decoder is not None:
-            self._forward.direct = False
-            refusal = self._probe(sample.dtype)
-        self.cached = refusal is None
-        if refusal is not None:
-            logger.info("%s runs without a cache: %s", type(self.model).__name__, refusal)
+        self._told_forward, self._told_room = False, True
+        self._choose(sample.dtype)
+        self._told_room = False
+        self._tell_forward()
         self.clear_cache()
         self.tree.collect()
         self.counts.reset()
+
+    @property
+    def forward(self) -> Way:
+        """Which forward runs at this moment; its `reason` says why, and `lost` whether models of
+        its family should have a faster one.
+
+        - "written out": the model's weights in a forward of our own (`decoder_of`), the fastest;
+        - "modules": the model's own modules, with keys and values kept in a tree;
+        - "whole": its own modules over whole contexts, nothing kept.
+        """
+        return self._forward.way
+
+    @property
+    def cached(self) -> bool:
+        """Whether keys and values are kept."""
+        return self._forward.refusal is None or self._forward.decoder is not None
 
     @property
     def pack_bytes(self) -> int:
@@ -139,6 +153,8 @@ class TreeTransformer(RowEngine):
         nodes = np.asarray(nodes, dtype=np.int64)
         if len(nodes) == 0:
             return self._empty(0)
+        if self._forward.decoder is None:
+            self._tell_forward()
         reach = self._architecture.reach
         if not self.cached:
             rows = self._plain(nodes)
@@ -160,6 +176,7 @@ class TreeTransformer(RowEngine):
             evicted = self._forward.make_room(nodes, len(work.nodes))
         except MemoryError:
             if len(nodes) == 1:
+                self._tell_room(int(self.tree.depth[nodes[0]]))
                 return self._plain(nodes)
             half = len(nodes) // 2
             return torch.cat([self._tree(nodes[:half]), self._tree(nodes[half:])])
@@ -244,6 +261,34 @@ class TreeTransformer(RowEngine):
             )
 
     # -- making and ending -------------------------------------------------------------
+
+    def _choose(self, dtype: torch.dtype) -> None:
+        """Have the fastest forward run whose rows come right."""
+        forward = self._forward
+        if forward.decoder is not None:
+            forward.doubt = self._probe(dtype)
+        if forward.decoder is None and forward.refusal is None:
+            reason = self._probe(dtype)
+            forward.refusal = None if reason is None else Way("whole", reason, lost=True)
+
+    def _tell_forward(self) -> None:
+        """Warn, once, if a slower forward runs than models of this family should have."""
+        if not self._told_forward and (way := self.forward).lost:
+            self._told_forward = True
+            warn_lost(
+                f"{type(self.model).__name__} runs more slowly than it should: its forward is "
+                f"{way!r}, as {way.reason}"
+            )
+
+    def _tell_room(self, tokens: int) -> None:
+        """Warn, once, that a context is too long for the room that keys and values have."""
+        if not self._told_room:
+            self._told_room = True
+            warn_lost(
+                f"a context of {tokens} tokens does not fit into limit_bytes={self.limit_bytes:,} "
+                "of keys and values: it is computed as a whole each time it is asked for; load "
+                "the model with a larger limit_bytes"
+            )
 
     def _probe(self, dtype: torch.dtype) -> str | None:
         """Why the cache cannot be trusted with this model, or None if a small tree comes right."""

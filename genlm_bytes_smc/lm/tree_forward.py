@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend
 from genlm_bytes_smc.lm.attention_costs import ON_CPU, AttentionCosts, KeyShape, costs_for
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
-from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked
+from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked, is_known
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 from genlm_bytes_smc.lm.transfer import send
 from genlm_bytes_smc.lm.tree_cache import TreeCache
@@ -30,8 +31,8 @@ class TreeForward:
         cache: which contexts have entries.
         limit_slots: the most entries; unknown, and unlimited, before the first forward.
         layout: force one way of laying out keys (see `attend`); None takes the cheapest.
-        direct: whether the model's forward may be written out (see `decoder_of`). It is left
-            to the model's own modules as long as something watches or replaces its `forward`.
+        doubt: why the forward is not written out although it could be; None: it is.
+        refusal: "whole" and why, if the model's own modules cannot compute a tree; None: they can.
         pack_bytes: most memory for a second copy of the weights on a CPU (see `Linear`); heeded
             when the forward is next written out, after `clear`.
     """
@@ -45,23 +46,43 @@ class TreeForward:
         self.limit_bytes = limit_bytes
         self.limit_slots: int | None = None
         self.layout: Layout | None = None
-        self.direct = True
+        self.doubt: str | None = None
+        self.refusal = architecture.refusal
         self.pack_bytes = 1 << 30
         self.cache = TreeCache(tree)
         self._buffer = KVBuffer(architecture.layers)
         weight = model.get_input_embeddings().weight
         self._device, self._dtype = weight.device, weight.dtype
-        self._decoder: Decoder | None = None
-        self._decoder_made = False
+        self._decoder: Decoder | str | None = None  # None: not tried yet
 
     @property
     def decoder(self) -> Decoder | None:
-        """The model's forward written out; None where it runs by its own modules."""
-        if not self.direct or is_hooked(self.model):
+        """The model's forward written out; None where it is left to the model's own modules, as
+        it is for as long as something watches or replaces its `forward`."""
+        if self.doubt is not None or is_hooked(self.model):
             return None
-        if not self._decoder_made:
-            self._decoder, self._decoder_made = decoder_of(self.model, self.pack_bytes), True
-        return self._decoder
+        if self._decoder is None:
+            self._decoder = decoder_of(self.model, self.pack_bytes)
+        return None if isinstance(self._decoder, str) else self._decoder
+
+    @property
+    def way(self) -> Way:
+        """See `TreeTransformer.forward`; it may lay out weights that the next forward needs."""
+        decoder, kind = self.decoder, type(self.model).__name__
+        if decoder is not None:
+            weights = decoder.weights
+            reason = f"{kind} is known; weights {weights}: {weights.reason}"
+            return Way("written out", reason, weights.lost)
+        if self.refusal is not None and not is_known(self.model):
+            return self.refusal
+        reason = "something watches or replaces the forward of the model"
+        if self.doubt is not None:
+            reason = self.doubt
+        elif isinstance(self._decoder, str):
+            reason = self._decoder
+        if self.refusal is None:
+            return Way("modules", reason, is_known(self.model))
+        return Way("whole", f"{reason}; and {self.refusal.reason}", True)
 
     @property
     def nbytes(self) -> int:
@@ -149,8 +170,8 @@ class TreeForward:
             input_ids=tokens.view(shape),
             position_ids=positions.view(shape),
             attention_mask=masks,
-            past_key_values=buffer,
             use_cache=True,
+            **{self.architecture.cache_name: buffer},
             **inputs,
         ).logits
         logits = logits[:, 0] if batched else logits[0]
@@ -160,7 +181,7 @@ class TreeForward:
         """Drop all entries and what was made of the model's weights, and free their memory."""
         self.cache.clear()
         self._buffer.clear()
-        self._decoder, self._decoder_made = None, False
+        self._decoder = None
 
     def _masks(self, attention: Attention) -> Masks:
         """What the model takes as its mask: None, one 4-D tensor, or one for each kind of layer."""

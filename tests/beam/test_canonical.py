@@ -6,7 +6,15 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from genlm_bytes_smc import BeamParams, ByteBeamState, as_engine, byte_model
+from genlm_bytes_smc import (
+    BeamParams,
+    ByteBeamState,
+    ByteModel,
+    FastPathWarning,
+    RowTransform,
+    as_engine,
+    byte_model,
+)
 from tests.toys import ToyLM
 
 WORDS = ["the", "cat", "sat", "on", "mat"]
@@ -112,6 +120,35 @@ def test_a_tokenizer_that_changes_the_text_is_followed_as_far_as_it_keeps_it(tin
         b"the cat",
         b"the cat ",
     )
+
+
+@pytest.mark.parametrize(
+    ("encode", "cause"),
+    [
+        ("fail", r"encode fails \(TypeError: .*add_special_tokens"),
+        ("beyond", "encode gave 9999 for a token, of 8192"),
+        ("words", "encode gave 'the' for a token"),
+    ],
+)
+async def test_a_tokenizer_that_guesses_nothing_is_told_of_once(encode, cause, tiny):
+    class Broken:
+        bos_token_id = 8191
+
+        def encode(self, text, **options):
+            if encode == "fail":
+                raise TypeError(f"got an unexpected keyword argument {next(iter(options))!r}")
+            return [9999] if encode == "beyond" else text.split()
+
+    lm = ToyLM([bytes(t) for t in tiny.byte_vocab])
+    lm.tokenizer = Broken()
+    model = byte_model(lm)
+    with pytest.warns(FastPathWarning, match=cause):
+        assert model.canonical(b"the cat") == []
+    assert model.canonical(b"the dog") == []
+    beam = await (await ByteBeamState.initial(lm, BeamParams(3))).prefill(b"the cat")
+    assert beam.logZ > -np.inf
+    model.engine.tokenizer = None  # nothing to guess by, and nothing to say
+    assert ByteModel(model.engine, RowTransform(), 1 << 26).canonical(b"the cat") == []
 
 
 @pytest.mark.parametrize("prepend", [True, False])

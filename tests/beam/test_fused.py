@@ -14,6 +14,7 @@ import torch
 
 from genlm_bytes_smc.beam import model
 from genlm_bytes_smc.beam.kernels_torch import TorchKernels
+from genlm_bytes_smc.fast_path import FastPathWarning
 from tests.beam.test_kernels import (
     bytes_for,
     close,
@@ -117,13 +118,15 @@ def test_which_kernels_a_device_gets(monkeypatch):
     made = []
     monkeypatch.setattr(TorchKernels, "__init__", lambda self, store: made.append("torch"))
     monkeypatch.setattr(model, "find_spec", lambda name: None)
-    model._kernels(store)  # no Triton: nothing to say
+    monkeypatch.setattr(sys, "platform", "win32")
+    model._kernels(store)  # no Triton where there never was one: nothing to say
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(model, "find_spec", lambda name: object())
     monkeypatch.setenv("GENLM_BYTES_SMC_FUSED", "0")
     model._kernels(store)
     monkeypatch.delenv("GENLM_BYTES_SMC_FUSED")
     monkeypatch.setitem(sys.modules, "genlm_bytes_smc.beam.kernels_fused", None)
-    with pytest.warns(RuntimeWarning, match="Triton cannot be used"):
+    with pytest.warns(FastPathWarning, match="Triton cannot be used"):
         model._kernels(store)
     assert made == ["torch"] * 3
 

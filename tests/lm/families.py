@@ -1,13 +1,18 @@
 """Small random models of many families, and a tokenizer for them."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from genlm_bytes_smc.fast_path import FastPathWarning, Way
+from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 WINDOW = 48  # the most tokens of a context
 SLIDING = 6  # tokens that sliding-window layers see
@@ -84,6 +89,9 @@ _CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gemma": (tf.GemmaConfig, {**_COMMON, "head_dim": 8}),
     "gemma2": (tf.Gemma2Config, {**_COMMON, **_GEMMA, "attn_logit_softcapping": 20.0}),
     "gemma3": (tf.Gemma3TextConfig, {**_COMMON, **_GEMMA, **_MIXED}),
+    "gpt-neox": (tf.GPTNeoXConfig, _COMMON),
+    "olmo2": (tf.Olmo2Config, _COMMON),
+    "smollm3": (tf.SmolLM3Config, _COMMON),
     "gpt-oss": (
         tf.GptOssConfig,
         {**_COMMON, **_SLIDES, **_MIXED, **_EXPERTS, **_ROPE, "head_dim": 8},
@@ -111,10 +119,21 @@ CACHED = (
     "gemma",
     "gemma2",
     "gemma3",
+    "gpt-neox",
+    "olmo2",
+    "smollm3",
     "gpt-oss",
 )
+WRITTEN_OUT = ("gpt2", "llama", "mistral", "qwen2", "qwen2-mixed", "qwen3")
 UNCACHED = ("mamba", "bloom", "gpt-neo", "falcon-alibi")
 WINDOWED = ("qwen2-mixed", "mistral", "phi3", "gemma2", "gemma3", "gpt-oss")
+
+
+def forward_of(family: str) -> str:
+    """The forward that a family runs by."""
+    if family in UNCACHED:
+        return "whole"
+    return "written out" if family in WRITTEN_OUT else "modules"
 
 
 def make_model(family: str, seed: int = 0) -> Any:
@@ -122,6 +141,22 @@ def make_model(family: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     kind, options = _CONFIGS[family]
     return tf.AutoModelForCausalLM.from_config(kind(**options)).float().eval()
+
+
+def make_engine(model: Any, tokenizer: Any) -> TreeTransformer:
+    """Its engine; a model with eager attention is slower than it could be, which is told."""
+    eager = model.config._attn_implementation == "eager" and model.config.model_type == "gpt2"
+    told = pytest.warns(FastPathWarning, match="attn_implementation='eager'")
+    with told if eager else nullcontext():
+        return TreeTransformer(model, tokenizer)
+
+
+def use_forward(engine: TreeTransformer, name: str) -> None:
+    """Have it run by this forward, or again by the one it chose ("written out"), in silence."""
+    engine._told_forward = True
+    engine._forward.doubt = None if name == "written out" else "a test wants it so"
+    engine._forward.refusal = Way("whole", "a test wants it so") if name == "whole" else None
+    assert engine.forward == name
 
 
 def make_tokenizer(**special: str | None) -> Any:

@@ -8,7 +8,7 @@ from genlm_bytes_smc.lm.rows import RowStore
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from genlm_bytes_smc.trie import TokenTrie
 from genlm_bytes_smc.vocab import Vocabulary
-from tests.lm.families import make_model
+from tests.lm.families import make_model, use_forward
 
 DEVICES = [
     "cpu",
@@ -29,7 +29,7 @@ CONTEXTS = [[1, 5], [1, 5, 9], [1, 7, 8, 9, 10]]
 def test_rows_are_the_softmax_of_the_logits_in_full_precision(family, dtype, device, tokenizer):
     model = make_model(family).to(device, dtype)
     engine = TreeTransformer(model, tokenizer)
-    engine.cached = False  # so that the logits are those of a whole forward, to the bit
+    use_forward(engine, "whole")  # so that the logits are the same to the bit
     rows = engine.batch_next_token_logprobs_sync(CONTEXTS)
     assert rows.dtype == torch.float32
     assert engine.model.dtype == dtype

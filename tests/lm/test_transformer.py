@@ -1,12 +1,14 @@
 """TreeTransformer against whole forwards, its counts and its limits."""
 
-import logging
+import inspect
+import pickle
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
+from genlm_bytes_smc.fast_path import FastPathWarning
 from genlm_bytes_smc.lm.engine import ContextTooLongError
 from genlm_bytes_smc.lm.rows import BadRowError
 from genlm_bytes_smc.lm.transformer import TreeTransformer
@@ -18,6 +20,8 @@ from tests.lm.families import (
     WINDOW,
     WINDOWED,
     distance,
+    forward_of,
+    make_engine,
     make_model,
     random_contexts,
     whole_rows,
@@ -40,11 +44,12 @@ def branches(rng, count, length, trunk=()):
 
 
 class ModelCalls:
-    """Counts the calls of a model while it stands in for its forward."""
+    """Counts the calls of a model while it stands in for its forward, so that its modules run."""
 
-    def __init__(self, model):
-        self.forward, self.inputs = model.forward, []
-        self.patch = patch.object(model, "forward", self)
+    def __init__(self, engine):
+        engine._told_forward = True
+        self.forward, self.inputs = engine.model.forward, []
+        self.patch = patch.object(engine.model, "forward", self)
 
     def __call__(self, *args, **kwargs):
         self.inputs.append(kwargs)
@@ -64,7 +69,7 @@ class ModelCalls:
 @pytest.mark.parametrize("family", CACHED)
 def test_rows_equal_whole_forwards_on_random_trees(family, tokenizer):
     model = make_model(family)
-    engine = TreeTransformer(model, tokenizer)
+    engine = make_engine(model, tokenizer)
     assert engine.cached
     rng = np.random.default_rng(0)
     known = [[1]]
@@ -90,7 +95,7 @@ def test_gathered_and_packed_plans_agree(family, tokenizer):
     children = [[*p, 7] for p in parents]
     want = whole_rows(model, children)
     for layout in (None, "range", "listed", "rows"):
-        engine = TreeTransformer(model, tokenizer)
+        engine = make_engine(model, tokenizer)
         rows_of(engine, parents)
         engine._forward.layout = layout
         assert distance(rows_of(engine, children), want) < TOLERANCE
@@ -114,12 +119,10 @@ def test_sliding_windows_go_by_depth(family, tokenizer):
 
 
 @pytest.mark.parametrize("family", UNCACHED)
-def test_models_without_a_tree_cache_are_found_out(family, tokenizer, caplog):
+def test_models_without_a_tree_cache_are_found_out(family, tokenizer):
     model = make_model(family)
-    with caplog.at_level(logging.INFO, logger="genlm_bytes_smc"):
-        engine = TreeTransformer(model, tokenizer)
+    engine = TreeTransformer(model, tokenizer)
     assert not engine.cached
-    assert "runs without a cache" in caplog.text
     rng = np.random.default_rng(3)
     known = [[1]]
     for _ in range(4):
@@ -137,7 +140,9 @@ def test_model_that_ignores_its_mask_is_found_out(tokenizer):
 
     careless.__signature__ = __import__("inspect").signature(forward)
     model.forward = careless
-    assert not TreeTransformer(model, tokenizer).cached
+    with pytest.warns(FastPathWarning, match="'whole', as something watches .* other rows than"):
+        engine = TreeTransformer(model, tokenizer)
+    assert not engine.cached
 
 
 @pytest.mark.parametrize("layout", [None, "range", "listed", "rows"])
@@ -197,6 +202,61 @@ def test_half_precision_models_give_float32_rows(family, dtype, tokenizer):
     assert float((rows.exp() - want.exp()).abs().sum(1).max()) < 0.1
 
 
+# -- which forward runs ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [*CACHED, *UNCACHED])
+def test_each_family_runs_by_the_forward_that_it_should(family, tokenizer):
+    engine = make_engine(make_model(family), tokenizer)
+    assert engine.forward == forward_of(family)
+    assert engine.cached == (forward_of(family) != "whole")
+    assert engine.forward.reason
+    assert engine.forward.lost == (family == "gpt2-eager")
+
+
+def test_the_forward_is_a_string_that_keeps_its_reason(engine):
+    way = pickle.loads(pickle.dumps(engine.forward))
+    assert (way, way.reason, way.lost) == (engine.forward, engine.forward.reason, False)
+    assert f"{way}" == "written out"
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_keys_and_values_are_passed_by_the_name_that_the_forward_takes(
+    name, tokenizer, monkeypatch
+):
+    model = make_model("gemma")
+    forward, takes = type(model).forward, inspect.signature(model.forward).parameters
+    known = "cache" if "cache" in takes else "past_key_values"
+
+    def renamed(self, *args, **kwargs):
+        if name in kwargs:
+            kwargs[known] = kwargs.pop(name)
+        return forward(self, *args, **kwargs)
+
+    renamed.__signature__ = inspect.Signature(
+        [p.replace(name=name if p.name == known else p.name) for p in takes.values()]
+    )
+    monkeypatch.setattr(type(model), "forward", renamed)
+    assert TreeTransformer(model, tokenizer).forward == "modules"
+
+
+def test_a_family_that_loses_its_cache_is_told_of_once(tokenizer, monkeypatch):
+    """As all families did when transformers 5.24 renamed the argument."""
+    model = make_model("gemma")
+    forward = type(model).forward
+
+    def renamed(self, input_ids, attention_mask=None, position_ids=None, use_cache=None, kv=None):
+        return forward(self, input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    monkeypatch.setattr(type(model), "forward", renamed)
+    cause = "Gemma.*'whole', as its forward takes no argument cache or past_key_values"
+    with pytest.warns(FastPathWarning, match=cause) as told:
+        engine = TreeTransformer(model, tokenizer)
+    assert len(told) == 1
+    asked = [[1, 5], [1, 5, 6]]
+    assert distance(rows_of(engine, asked), whole_rows(model, asked)) < TOLERANCE
+
+
 # -- counts ----------------------------------------------------------------------------
 
 
@@ -204,7 +264,7 @@ def test_a_prompt_is_one_forward_and_so_is_a_step_of_many_lanes(gpt2, tokenizer)
     engine = TreeTransformer(gpt2, tokenizer)
     rng = np.random.default_rng(4)
     prompt = [1, *rng.integers(0, VOCAB, size=20).tolist()]
-    with ModelCalls(gpt2) as calls:
+    with ModelCalls(engine) as calls:
         rows_of(engine, [prompt])
         assert (engine.counts.forwards, engine.counts.positions) == (1, 21)
         lanes = [[*prompt, t] for t in range(40)]
@@ -220,6 +280,7 @@ def test_a_prompt_is_one_forward_and_so_is_a_step_of_many_lanes(gpt2, tokenizer)
 def test_the_head_is_applied_only_where_a_row_is_asked(gpt2, tokenizer):
     engine = TreeTransformer(gpt2, tokenizer)
     sizes = []
+    engine._told_forward = True
     handle = gpt2.lm_head.register_forward_hook(lambda m, i, o: sizes.append(o.shape[1]))
     rows_of(engine, [[1, 5, 6, 7, 8]])
     handle.remove()
@@ -241,7 +302,7 @@ def test_making_an_engine_counts_nothing(engine):
 
 def test_a_plain_chain_needs_no_mask(gpt2, tokenizer):
     engine = TreeTransformer(gpt2, tokenizer)
-    with ModelCalls(gpt2) as calls:
+    with ModelCalls(engine) as calls:
         rows_of(engine, [[1, 5, 6, 7]])
         rows_of(engine, [[1, 5, 6, 7, 8]])
         rows_of(engine, [[1, 5, 6, 7, 8, 9, 10]])
@@ -288,7 +349,10 @@ def test_requests_larger_than_the_cache_are_still_answered(gpt2, tokenizer):
     assert distance(rows_of(engine, together), whole_rows(gpt2, together)) < TOLERANCE
     assert engine.memory()["bytes"] <= 20 * 512
     alone = branches(rng, 1, 30)  # no room for one: without the cache
-    assert distance(rows_of(engine, alone), whole_rows(gpt2, alone)) < TOLERANCE
+    with pytest.warns(FastPathWarning, match="context of 30 tokens .* limit_bytes=10,240"):
+        rows = rows_of(engine, alone)
+    assert distance(rows, whole_rows(gpt2, alone)) < TOLERANCE
+    assert distance(rows_of(engine, alone), rows) < TOLERANCE  # said once
 
 
 def test_reachable_and_recent_contexts_outlive_the_others(gpt2, tokenizer):
@@ -312,6 +376,7 @@ def test_reachable_and_recent_contexts_outlive_the_others(gpt2, tokenizer):
 def test_large_requests_are_cut_by_the_bytes_of_their_logits(family, tokenizer):
     model = make_model(family)
     engine = TreeTransformer(model, tokenizer)
+    engine._told_forward = True
     engine.logit_bytes = 4 * engine._row_bytes
     prompt = list(range(1, 20))
     prefixes = [prompt[:n] for n in range(1, 20)]
@@ -351,6 +416,7 @@ def test_cleared_and_closed_engines_still_answer(engine, gpt2):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_bad_logits_are_named(gpt2, tokenizer, bad):
     engine = TreeTransformer(gpt2, tokenizer)
+    engine._told_forward = True
 
     def spoil(module, inputs, output):
         output[..., 3] = bad
@@ -382,6 +448,7 @@ def test_wider_rows_are_padding(tokenizer):
 
 def test_a_failing_forward_leaves_the_engine_usable(gpt2, tokenizer):
     engine = TreeTransformer(gpt2, tokenizer)
+    engine._told_forward = True
     rows_of(engine, [[1, 5]])
     with (
         patch.object(gpt2, "forward", side_effect=RuntimeError("out of memory")),

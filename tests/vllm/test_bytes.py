@@ -9,6 +9,7 @@ from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import smc, smc_many
+from tests.lm.families import use_forward
 
 TEXT = b"An apple a day keeps the doctor away, said the"
 PARAMS = {
@@ -21,7 +22,7 @@ PARAMS = {
 def whole(tiny):
     """The same weights by whole forwards, without any cache of keys and values."""
     engine = load_model("tiny", device="cpu")
-    engine.cached = False
+    use_forward(engine, "whole")
     return engine
 
 
