@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from genlm_bytes_smc.lm.adapter import AdapterEngine, overrides
 from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.gguf import directory_of
 from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
 from genlm_bytes_smc.lm.start import start_tokens
 from genlm_bytes_smc.lm.transformer import TreeTransformer
@@ -205,6 +206,7 @@ def _load_here(
         with _bundled() as path, _quiet():
             model, tokenizer = _load_hf(path, dtype, opts)
     else:
+        name = directory_of(name, dtype)
         # These spread the weights or shrink them, by rules that the check does not know.
         if not {"device_map", "quantization_config"} & set(opts or {}):
             advice = "a smaller dtype, engine_opts={'device_map': 'auto'} or backend 'vllm' may do"
@@ -250,7 +252,7 @@ def _load_vllm(
     if name == "tiny":
         with _bundled() as path:
             return _load_vllm(path, dtype, opts, start)
-    source = _source(name)
+    source = _source(directory_of(name, dtype))
     if dtype is None and "dtype" not in opts:
         dtype = _stored_dtype(source)  # vLLM's "auto" would make float16 of float32
     check_fits_vllm(source, dtype, opts)
