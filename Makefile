@@ -2,11 +2,13 @@
 # 3.11 or newer.
 #
 #   make demo PYTHON=/opt/python3.12/bin/python    a Python that is not on the path
+#   make demo MODEL=smollm2                         another model than the bundled one
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                                                  torch from another index, here without CUDA
 
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 TORCH_INDEX ?=
+MODEL ?= tiny
 ARGS ?=
 
 # What the API reference covers: the package and the parts that users import from.
@@ -22,6 +24,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 help:
 	@echo "make demo     set everything up and complete a text with the bundled model"
+	@echo "                (MODEL=smollm2: with a real one)"
 	@echo "make test     set everything up and run all checks"
 	@echo "make test-newest  the models' tests with the newest transformers that is allowed"
 	@echo "make test-vllm  vLLM on the CPU, in .venv-vllm of its own (3.3 GB, some minutes)"
@@ -55,7 +58,7 @@ setup: .venv/ready
 	@touch $@
 
 demo: .venv/ready
-	@$(BIN)/genlm-bytes-smc demo $(ARGS)
+	@$(BIN)/genlm-bytes-smc demo --model $(MODEL) $(ARGS)
 
 lint: .venv/ready
 	$(PY) -m ruff check

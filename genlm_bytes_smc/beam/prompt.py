@@ -162,13 +162,13 @@ class Prompt:
                 raise TypeError(f"a message's content is text, got {message['content']!r}")
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("this model's tokenizer has no chat template; use Prompt.text")
-        plain = _split_special(_render(tokenizer, messages), byte_model)
+        plain = _split_special(_render(byte_model, messages), byte_model)
         # The template sees marks from the private-use area in place of the contents, so that
         # what is the template's and what is a user's can be told apart afterwards.
         marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
         marked = [dict(m, content=k) for m, k in zip(messages, marks, strict=True)]
         segments: list[Segment] = []
-        for piece in re.split("(\ue000\\d+\ue001)", _render(tokenizer, marked)):
+        for piece in re.split("(\ue000\\d+\ue001)", _render(byte_model, marked)):
             if piece in marks:
                 content = messages[marks.index(piece)]["content"]
                 part = cls.text(content, special_tokens=special_tokens, model=byte_model)
@@ -187,11 +187,14 @@ def _special(segments: Sequence[Segment]) -> list[Tokens]:
     return [s for s in segments if isinstance(s, Tokens)]
 
 
-def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
-    """Messages through the template, without BOS: the engine's start tokens stand for it."""
+def _render(model: ByteModel, messages: Sequence[Mapping[str, str]]) -> str:
+    """Messages through the template, without a BOS token that the engine's start has already."""
+    tokenizer = model.engine.tokenizer
     text: str = tokenizer.apply_chat_template(
         [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
     )
+    if getattr(tokenizer, "bos_token_id", None) not in model.engine.start:
+        return text
     return text.removeprefix(getattr(tokenizer, "bos_token", None) or "")
 
 

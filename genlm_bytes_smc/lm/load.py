@@ -9,6 +9,7 @@ import socket
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers.utils import logging as hf_logging
 
 from genlm_bytes_smc.lm.adapter import AdapterEngine, overrides
 from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.gguf import SMOLLM2, directory_of
 from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
 from genlm_bytes_smc.lm.start import start_tokens
 from genlm_bytes_smc.lm.transfer import device_of
@@ -63,8 +65,11 @@ def load_model(
 
     Args:
         name: ``"tiny"`` for the small English model that comes with this package (nothing is
-            downloaded); a directory in Hugging Face's format; the name of a model on the
-            Hugging Face hub; or an `AsyncLM` or `RowEngine`, for which see `as_engine`.
+            downloaded); ``"smollm2"`` for SmolLM2-135M-Instruct, fetched and converted at
+            first use; a directory in Hugging Face's format; a GGUF file, or a directory with
+            one, for ``"hf"`` and ``"vllm"`` converted at first use (see docs/models.md); the
+            name of a model on the Hugging Face hub; or an `AsyncLM` or `RowEngine`, for which
+            see `as_engine`.
         backend: ``"hf"`` (the default) runs the model here by tree attention
             (`TreeTransformer`); ``"vllm"`` runs it by vLLM (`VLLMEngine`; `close` it when
             done, or use it in a `with` block); ``"mlx"`` and ``"sgl"`` run it by
@@ -89,7 +94,8 @@ def load_model(
         ValueError: an unknown backend, device or dtype, an option that does not apply, or a
             model that cannot be loaded from its files.
         FileNotFoundError: no such directory or model.
-        ImportError: the backend's package is not installed.
+        ImportError: the backend's package is not installed, or one that GGUF needs.
+        OSError: the directory for converted models cannot be written, or is full.
         ModelTooLargeError: the weights alone exceed the device's free memory; found out
             before loading where the files or the configuration tell.
         EngineError: vLLM could not start.
@@ -210,6 +216,7 @@ def _load_here(
         with _bundled() as path, _quiet():
             model, tokenizer = _load_hf(path, dtype, opts)
     else:
+        name = directory_of(name, dtype)
         # These spread the weights or shrink them, by rules that the check does not know.
         if not {"device_map", "quantization_config"} & set(opts or {}):
             advice = "a smaller dtype, engine_opts={'device_map': 'auto'} or backend 'vllm' may do"
@@ -263,7 +270,7 @@ def _load_vllm(
     if name == "tiny":
         with _bundled() as path:
             return _load_vllm(path, dtype, opts, start)
-    source = _source(name)
+    source = _source(directory_of(name, dtype))
     if dtype is None and "dtype" not in opts:
         dtype = _stored_dtype(source, _trusted(opts))  # vLLM's "auto" would make float16 of float32
     check_fits_vllm(source, dtype, opts)
@@ -329,9 +336,11 @@ def _not_found(source: str, error: Exception) -> Exception:
         )
     if Path(source).is_dir() or not isinstance(error, OSError):
         return ValueError(f"cannot load the model in {source!r}: {reason}")
+    near = get_close_matches(source.lower(), ("tiny", SMOLLM2), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     return FileNotFoundError(
         f"cannot load model {source!r}: no such directory, and no such model on the Hugging Face "
-        f"hub or in its local cache ({reason})"
+        f"hub or in its local cache ({reason}){hint}"
     )
 
 

