@@ -4,18 +4,12 @@ Every array among the arguments of a compiled call costs Python about 0.2 micros
 named tuple of them one more. A step reads twenty such arrays, which change seldom, and does
 often little work; so their addresses and lengths stand in one int64 array, from which the
 compiled side makes the named tuples again at no cost.
-
-numba keeps compiled functions on disk, and looks for changes only in the file of the function
-itself. One compiled for another layout would read other addresses, so the array also carries
-a stamp of the files that the layout follows from, and a stale function refuses it.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
-import zlib
-from pathlib import Path
 from typing import Any
 
 import numba as nb
@@ -24,23 +18,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from genlm_bytes_smc.beam import masses_numba
 from genlm_bytes_smc.beam.masses_numba import TrieArrays
-from genlm_bytes_smc.lm import context_index, host_rows
+from genlm_bytes_smc.compiled import inner
 from genlm_bytes_smc.lm.context_index import TreeArrays
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.host_rows import FAN, RowArrays
 
 _SIZES = 8
-
-
-def _stamp() -> int:
-    """Another number for other sources of what lies where."""
-    files = (__file__, masses_numba.__file__, context_index.__file__, host_rows.__file__)
-    return zlib.crc32(b"".join(Path(str(f)).read_bytes() for f in files))
-
-
-LAYOUT = _stamp()
 
 
 class Handles:
@@ -66,7 +50,7 @@ class Handles:
             arrays: list[np.ndarray[Any, Any]] = [*self.trie, *rows[1:], *tree]
             assert all(a.flags.c_contiguous for a in arrays)
             addresses = [a.__array_interface__["data"][0] for a in arrays]
-            self._found = np.array([LAYOUT, *sizes, *addresses], dtype=np.int64)
+            self._found = np.array([*sizes, *addresses], dtype=np.int64)
         return self._found
 
 
@@ -78,20 +62,15 @@ def _pointer(typingctx, address):
     return types.voidptr(types.int64), code
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def opened(handles, probs):
     """The `TrieArrays`, `RowArrays` and `TreeArrays` that `Handles.of` was given.
 
     handles int64[h]; probs is the first of the RowArrays, whose dtype the others lack.
     """
-    if handles[0] != LAYOUT:
-        raise RuntimeError(
-            "compiled code of another version of genlm_bytes_smc was found; delete the files "
-            "*.nbi and *.nbc in the __pycache__ folders of the package (or in NUMBA_CACHE_DIR)"
-        )
-    m, s, v, t, n_heavy = handles[1], handles[2], handles[3], handles[4], handles[5]
-    slots, n, places = handles[6], handles[7], handles[8]
-    at = handles[1 + _SIZES :]
+    m, s, v, t, n_heavy = handles[0], handles[1], handles[2], handles[3], handles[4]
+    slots, n, places = handles[5], handles[6], handles[7]
+    at = handles[_SIZES:]
     trie = TrieArrays(
         nb.carray(_pointer(at[0]), (m,), np.int32),
         nb.carray(_pointer(at[1]), (m,), np.int32),

@@ -14,8 +14,10 @@ of trie, rows and tree come in as `Handles`.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
+from numba import types
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
 
 from genlm_bytes_smc.beam.handles import opened
 from genlm_bytes_smc.beam.kernels_numba import (
@@ -24,28 +26,48 @@ from genlm_bytes_smc.beam.kernels_numba import (
     end_read,
     extensions,
     keep_extensions,
+    kept_of,
     logsumexp_rows,
     select_topk,
     take,
 )
-from genlm_bytes_smc.beam.masses_numba import add_children, add_masses, sum_root
+from genlm_bytes_smc.beam.masses_numba import ROOT, add_children, add_masses, sum_root
+from genlm_bytes_smc.compiled import entry, inner
 from genlm_bytes_smc.lm.context_index import NO_ROOM, child_of
 
 _NONE = np.empty(0, np.int64)
 
 
-@nb.njit(cache=True, nogil=True)
+@intrinsic
+def _as_floats(typingctx, array):
+    """What `array.view(np.float64)` is for int64: numba's own takes seconds to compile."""
+
+    def code(context, builder, signature, args):
+        given = context.make_array(signature.args[0])(context, builder, args[0])
+        out = context.make_array(signature.return_type)(context, builder)
+        for name in ("meminfo", "parent", "nitems", "itemsize", "shape", "strides"):
+            setattr(out, name, getattr(given, name))
+        out.data = builder.bitcast(given.data, out.data.type)
+        return impl_ret_borrowed(context, builder, signature.return_type, out._getvalue())
+
+    return array.copy(dtype=types.float64)(array), code
+
+
+@inner()
 def _pack(ctx, node, logu, logw):
-    out = np.empty((4, *ctx.shape), np.int64)
-    out[0] = ctx
-    out[1] = node
-    weights = out[2:].view(np.float64)
-    weights[0] = logu
-    weights[1] = logw
+    n_lanes, n_cands = ctx.shape
+    out = np.empty((4, n_lanes, n_cands), np.int64)
+    weights = _as_floats(out)
+    for n in range(n_lanes):
+        for c in range(n_cands):
+            out[0, n, c] = ctx[n, c]
+            out[1, n, c] = node[n, c]
+            weights[2, n, c] = logu[n, c]
+            weights[3, n, c] = logw[n, c]
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _add_logs(a, b):
     top = max(a, b)
     if top == -np.inf:
@@ -53,17 +75,17 @@ def _add_logs(a, b):
     return top + np.log(np.exp(a - top) + np.exp(b - top))
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _nothing():
     return np.empty((4, 0, 0), np.int64)
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _lacks(rows, context):
     return context >= len(rows.slot_of) - 1 or rows.slot_of[context] < 0
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _lacking(rows, ctx, logw):
     """Contexts of candidates whose rows are missing (evicted since), int64[m]."""
     count = 0
@@ -80,7 +102,7 @@ def _lacking(rows, ctx, logw):
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _children(tree, rows, ctx, lane, cand, token):
     """Contexts of extensions, and those that lack a row; or [NO_ROOM] if the tree is full."""
     contexts = np.empty(len(lane), np.int64)
@@ -99,13 +121,13 @@ def _children(tree, rows, ctx, lane, cand, token):
     return contexts, missing
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _unpack(packed):
-    weights = packed[2:].view(np.float64)
-    return packed[0], packed[1], weights[0], weights[1]
+    weights = _as_floats(packed)
+    return packed[0], packed[1], weights[2], weights[3]
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def prune(packed, log_dropped, k, log_threshold):
     """`select_topk`: (packed state, float64[2, N]: log_z, and all that was dropped so far)."""
     ctx, node, logu, logw = _unpack(packed)
@@ -118,7 +140,7 @@ def prune(packed, log_dropped, k, log_threshold):
     return _pack(ctx, node, logu, logw), numbers
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def read(handles, probs, packed, log_dropped, byte, cut, k, log_prune, log_threshold):
     """Prune (k < 0 and log_prune -inf: do not), and read a known byte a lane.
 
@@ -137,7 +159,7 @@ def read(handles, probs, packed, log_dropped, byte, cut, k, log_prune, log_thres
     return out, numbers, missing
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
     numbers = np.full((2, len(byte)), -np.inf)
     missing = _lacking(rows, ctx, logw)
@@ -157,7 +179,7 @@ def _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
     return _pack(ctx, node, logu, logw), numbers, missing
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def extend(handles, probs, packed, log_z, cut, log_threshold):
     """The candidates and their admitted extensions: (packed state, dropped [N], missing)."""
     trie, rows, tree = opened(handles, probs)
@@ -165,7 +187,7 @@ def extend(handles, probs, packed, log_z, cut, log_threshold):
     return _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold)
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
     missing = _lacking(rows, ctx, logw)
     dropped = np.full(len(log_z), -np.inf)
@@ -173,7 +195,7 @@ def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
         return _nothing(), dropped, missing
     lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
     keep, dropped = keep_extensions(lane, ext, log_z, log_threshold)
-    lane, cand, token, ext = lane[keep], cand[keep], token[keep], ext[keep]
+    lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
     new, missing = _children(tree, rows, ctx, lane, cand, token)
     if len(missing):
         return _nothing(), dropped, missing
@@ -182,7 +204,7 @@ def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
     return _pack(ctx, node, logu, logw), dropped, missing
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _set_aside(trie, rows, context, out, rescue, share, cut):
     """One lane's `reserve`, its shares by the root of the best candidate's row.
 
@@ -191,7 +213,7 @@ def _set_aside(trie, rows, context, out, rescue, share, cut):
     slot = rows.slot_of[context]
     sum_root(rows, slot)
     mass = np.full(256, 1e-9)  # none of them reads as impossible
-    add_children(trie, rows, slot, 0, 1.0, cut, mass)
+    add_children(trie, rows, slot, ROOT, 1.0, cut, mass)
     total = 0.0
     for b in range(256):
         mass[b] = mass[b] if rescue[b] and out[b] == 0.0 else 0.0
@@ -203,7 +225,7 @@ def _set_aside(trie, rows, context, out, rescue, share, cut):
             out[b] += share * mass[b] / total
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _rescued(node, logw, rescue_of, rescues, out):
     """Union of what healing could read from a lane's nodes; False if some is not known."""
     out[:] = False
@@ -217,7 +239,7 @@ def _rescued(node, logw, rescue_of, rescues, out):
     return True
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, share):
     """Next-byte rows of lanes whose candidates extend to `extended`.
 
@@ -228,6 +250,11 @@ def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, 
     """
     trie, rows, _ = opened(handles, probs)
     ctx, node, _, logw = _unpack(packed)
+    return _rows(trie, rows, ctx, node, logw, extended, lossy, cut, rescue_of, rescues, share)
+
+
+@inner()
+def _rows(trie, rows, ctx, node, logw, extended, lossy, cut, rescue_of, rescues, share):
     ectx, enode, elogu, elogw = _unpack(extended)
     known = True
     rescue = np.empty(256, np.bool_)
@@ -236,9 +263,12 @@ def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, 
         out = block[n]
         alone = len(lossy) == 1
         add_masses(trie, rows, ectx[n], enode[n], elogu[n], elogw[n], cut, alone, out)
-        total = out.sum()
+        total = 0.0
+        for b in range(257):
+            total += out[b]
         if total > 0.0:
-            out /= total
+            for b in range(257):
+                out[b] /= total
         if lossy[n] and logw.shape[1] and logw[n, 0] > -np.inf:
             if _rescued(node[n], logw[n], rescue_of, rescues, rescue):
                 _set_aside(trie, rows, ctx[n, 0], out, rescue, share, cut)
@@ -249,7 +279,7 @@ def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, 
     return block, known
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def extend_rows(
     handles, probs, packed, log_z, log_dropped, cut, log_threshold, rescue_of, rescues, share
 ):
@@ -258,18 +288,22 @@ def extend_rows(
     A lane is lossy if anything was ever dropped; with share 0 none is. Returns (packed
     state, dropped [N], missing, the rows, whether the rows are complete).
     """
-    extended, dropped, missing = extend(handles, probs, packed, log_z, cut, log_threshold)
+    trie, rows, tree = opened(handles, probs)
+    ctx, node, logu, logw = _unpack(packed)
+    extended, dropped, missing = _extend(
+        trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold
+    )
     if len(missing):
         return extended, dropped, missing, np.empty((0, 257)), False
     lossy = np.zeros(len(dropped), np.bool_)
     if share > 0.0:
         for n in range(len(dropped)):
             lossy[n] = max(log_dropped[n], dropped[n]) > -np.inf
-    out, known = next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, share)
+    out, known = _rows(trie, rows, ctx, node, logw, extended, lossy, cut, rescue_of, rescues, share)
     return extended, dropped, missing, out, known
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
     """The likeliest symbol after one lane's candidates; contexts without rows."""
     log_z = logsumexp_rows(logw)
@@ -284,7 +318,7 @@ def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
     return np.argmax(mass), missing
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold, steps):
     """Prune, find the likeliest byte, read it: up to `steps` times, for one lane.
 
@@ -328,14 +362,17 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
     return _pack(ctx, node, logu, logw), numbers, read_[:done], missing, ends
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _grown(array):
-    out = np.empty((array.shape[0], 2 * array.shape[1]), np.int64)
-    out[:, : array.shape[1]] = array
+    height, width = array.shape
+    out = np.empty((height, 2 * width), np.int64)
+    for i in range(height):
+        for j in range(width):
+            out[i, j] = array[i, j]
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _heaviest(rows, contexts, ext):
     """The heaviest of `contexts` that has a row; -1 if none has."""
     best, out = -np.inf, -1
@@ -345,16 +382,16 @@ def _heaviest(rows, contexts, ext):
     return out
 
 
-@nb.njit(cache=True, nogil=True)
-def _lend(rows, known, above, new, heavy):
+@inner()
+def _lend(rows, known, ctx, cand, new, ext, least):
     """Have rows stand in for those that `new` lack; which go on, and whether by a guess.
 
     Args:
         rows: their `slot_of` is written to.
         known: a context that has read the same bytes, or -1.
-        above: int64[E], the contexts before their last token.
-        new: int64[E].
-        heavy: bool[E], which may go on by a guess.
+        ctx, cand: the contexts before their last token are ctx[cand], int64[E].
+        new, ext: contexts int64[E], and their weights.
+        least: weight, nats, above which they may go on by a guess.
     """
     goes = np.ones(len(new), np.bool_)
     guess = False
@@ -365,15 +402,15 @@ def _lend(rows, known, above, new, heavy):
         if _lacks(rows, new[e]):
             if same >= 0:
                 rows.slot_of[new[e]] = same
-            elif heavy[e]:
-                rows.slot_of[new[e]] = rows.slot_of[above[e]]
+            elif ext[e] > least:
+                rows.slot_of[new[e]] = rows.slot_of[ctx[cand[e]]]
                 guess = True
             else:
                 goes[e] = False
     return goes, guess
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def run_text(
     handles, probs, packed, log_dropped, text, known, cut, k, log_threshold, horizon, reach, heavy
 ):
@@ -426,14 +463,14 @@ def run_text(
         if len(missing):
             while count + len(missing) > missed.shape[1]:
                 missed = _grown(missed)
-            missed[0, count : count + len(missing)] = missing
-            missed[1, count : count + len(missing)] = at
-            count += len(missing)
-            share = np.exp(ext - logsumexp_rows(logw)[0])
-            goes, guess = _lend(rows, known[at], ctx[0][cand], new, share > heavy)
+            for context in missing:
+                missed[0, count], missed[1, count] = context, at
+                count += 1
+            least = np.log(heavy) + logsumexp_rows(logw)[0]
+            goes, guess = _lend(rows, known[at], ctx[0], cand, new, ext, least)
             if guess:
                 guessed = min(guessed, at)
-            lane, new, ext = lane[goes], new[goes], ext[goes]
+            lane, _, new, ext = kept_of(goes, lane, cand, new, ext)
         ctx, node, logu, logw, log_z = end_read(
             trie, rows, ctx, moved, logu, able, lane, new, ext, byte, cut
         )
@@ -443,7 +480,8 @@ def run_text(
             done = at + 1
             kept = _pack(ctx, node, logu, logw)
             numbers[0] = log_dropped
-    rows.slot_of[missed[0, :count]] = -1  # nothing stands in for them any more
+    for i in range(count):
+        rows.slot_of[missed[0, i]] = -1  # nothing stands in for it any more
     numbers[1] = done
     if full:
         return kept, numbers, np.full((2, 1), NO_ROOM)

@@ -1,0 +1,89 @@
+"""Compiling functions with numba: what is compiled is kept, and made anew when its sources change.
+
+numba keeps compiled functions beside their source, or in the user's cache directory where that
+is read-only. It looks for changes in the file of the function alone, though a function holds the
+code of those that it calls, in other files too; so here each is stamped with all files that hold
+compiled functions. Where nothing can be written, functions are compiled in each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba as nb
+from numba.core.caching import FunctionCache
+
+SOURCES = (
+    "beam/handles.py",
+    "beam/kernels_numba.py",
+    "beam/masses_numba.py",
+    "beam/steps_numba.py",
+    "compiled.py",
+    "lm/context_index.py",
+    "lm/host_rows.py",  # the layout of its arrays
+    "lm/intake.py",
+)
+
+
+@cache
+def _stamp() -> str:
+    """Digest of the files that compiled functions are made of."""
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join((here / name).read_bytes() for name in SOURCES)).hexdigest()
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """numba's files of one function, valid as long as none of `SOURCES` changes."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = _stamp()
+
+
+def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    # Division by zero gives inf or NaN as in numpy. Pointers for C callers are left out.
+    decorate = nb.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)
+    dispatcher = decorate(function)
+    with contextlib.suppress(RuntimeError):  # numba found no directory that can be written
+        dispatcher._cache = _Cache(function)
+    return dispatcher
+
+
+def entry(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function that Python calls, and perhaps other compiled functions too.
+
+    Args:
+        options: of `numba.njit`.
+    """
+    return lambda function: _compile(function, options)
+
+
+def inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function that only compiled functions call.
+
+    What turns Python's objects into arrays is left out, which takes long to compile. A call
+    from Python raises TypeError.
+
+    Args:
+        options: of `numba.njit`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = _compile(function, {"no_cpython_wrapper": True, **options})
+
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise TypeError(f"{function.__qualname__} can only be called by compiled functions")
+
+        def add_overload(result: Any) -> None:
+            dispatcher.overloads[tuple(result.signature.args)] = result
+
+        # numba's own would offer Python an address that is null.
+        dispatcher.add_overload, dispatcher._compile_for_args = add_overload, refuse
+        return dispatcher
+
+    return decorate
