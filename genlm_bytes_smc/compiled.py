@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numba as nb
+from filelock import FileLock
 from numba.core.caching import FunctionCache
 
 SOURCES = (
@@ -43,6 +44,20 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file._source_stamp = _stamp()
+
+        # numba writes index and code apart: of two processes at once, one could take the other's
+        # code, or an older one, for its own.
+        self._lock = FileLock(Path(self.cache_path) / "compiled.lock")
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """What was kept for a signature, or None."""
+        with self._lock:
+            return super().load_overload(signature, context)
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep what was compiled."""
+        with self._lock:
+            super().save_overload(signature, result)
 
 
 def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numba
@@ -56,6 +57,31 @@ def test_code_is_kept_for_the_user_of_a_read_only_package_until_a_source_changes
     assert source.count("order = _descending(logw[n])") == 2
     callee.write_text(source.replace("_descending(logw[n])", "_descending(-logw[n])"))
     assert run(site, caches) == {"found": [[0.25]], "hits": 0}
+
+
+def double(x):
+    return 2 * x
+
+
+def test_two_processes_that_keep_code_at_once_do_not_mix_it_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    function = numba.njit(double)
+    assert (function(1), function(1.0)) == (2, 2.0)
+    (one, first), (two, second) = function.overloads.items()
+    cache, other = compiled._Cache(double), compiled._Cache(double)
+    beside = threading.Thread(target=other.save_overload, args=(two, second))
+    save = cache._cache_file._save_index
+
+    def save_late(index):
+        beside.start()
+        beside.join(1.0)
+        save(index)
+
+    monkeypatch.setattr(cache._cache_file, "_save_index", save_late)
+    cache.save_overload(one, first)
+    beside.join()
+    found = [compiled._Cache(double).load_overload(s, function.targetctx) for s in (one, two)]
+    assert [f.signature.args for f in found] == [one, two]
 
 
 def test_every_file_of_compiled_functions_counts_as_a_source():
