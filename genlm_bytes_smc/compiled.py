@@ -17,7 +17,12 @@ from typing import Any
 
 import numba as nb
 from filelock import FileLock
+from numba import types
+from numba.core import cgutils
 from numba.core.caching import FunctionCache
+from numba.core.imputils import impl_ret_new_ref
+from numba.extending import intrinsic
+from numba.np import arrayobj
 
 SOURCES = (
     "beam/handles.py",
@@ -102,3 +107,31 @@ def inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         return dispatcher
 
     return decorate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def full(typingctx: Any, shape: Any, value: Any) -> Any:
+    """Make an array with `value`, of its type, in each place; for compiled functions.
+
+    What `np.full`, `np.zeros` and `np.empty` do; numba compiles each of those again and again.
+
+    Args:
+        shape: an integer, or a tuple of them.
+        value: a number.
+    """
+    array = types.Array(types.unliteral(value), getattr(shape, "count", 1), "C")
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        given, of = signature.args
+        tupled = isinstance(given, types.BaseTuple)
+        lengths = cgutils.unpack_tuple(builder, args[0]) if tupled else [args[0]]
+        kinds = given if tupled else [given]
+        lengths = [context.cast(builder, *x, types.intp) for x in zip(lengths, kinds, strict=True)]
+        out = arrayobj._empty_nd_impl(context, builder, array, lengths)
+        item = context.cast(builder, args[1], of, array.dtype)
+        with cgutils.for_range(builder, out.nitems) as loop:
+            at = cgutils.gep(builder, out.data, loop.index)
+            arrayobj.store_item(context, builder, array, item, at)
+        return impl_ret_new_ref(context, builder, array, out._getvalue())
+
+    return array(shape, value), code

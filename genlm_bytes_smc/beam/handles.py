@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba as nb
 import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 from genlm_bytes_smc.beam.masses_numba import TrieArrays
 from genlm_bytes_smc.compiled import inner
@@ -55,11 +55,23 @@ class Handles:
 
 
 @intrinsic
-def _pointer(typingctx, address):
-    def code(context, builder, signature, args):
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
+def _array(typingctx, address, shape, dtype):
+    """The array that lies at an address: `nb.carray`, without compiling it for each type."""
+    array = types.Array(dtype.dtype, shape.count, "C")
 
-    return types.voidptr(types.int64), code
+    def code(context, builder, signature, args):
+        data = builder.inttoptr(args[0], context.get_data_type(array.dtype).as_pointer())
+        lengths = cgutils.unpack_tuple(builder, args[1])
+        size = context.get_abi_sizeof(context.get_data_type(array.dtype))
+        strides = [context.get_constant(types.intp, size)]
+        for length in lengths[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], length))
+        out = context.make_array(array)(context, builder)
+        item = context.get_constant(types.intp, size)
+        arrayobj.populate_array(out, data, lengths, strides, item, None)
+        return out._getvalue()
+
+    return array(address, shape, dtype), code
 
 
 @inner()
@@ -72,30 +84,30 @@ def opened(handles, probs):
     slots, n, places = handles[5], handles[6], handles[7]
     at = handles[_SIZES:]
     trie = TrieArrays(
-        nb.carray(_pointer(at[0]), (m,), np.int32),
-        nb.carray(_pointer(at[1]), (m,), np.int32),
-        nb.carray(_pointer(at[2]), (m,), np.int32),
-        nb.carray(_pointer(at[3]), (m + 1,), np.int32),
-        nb.carray(_pointer(at[4]), (m,), np.uint8),
+        _array(at[0], (m,), np.int32),
+        _array(at[1], (m,), np.int32),
+        _array(at[2], (m,), np.int32),
+        _array(at[3], (m + 1,), np.int32),
+        _array(at[4], (m,), np.uint8),
     )
     rows = RowArrays(
         probs,
-        nb.carray(_pointer(at[5]), (s,), np.float64),
-        nb.carray(_pointer(at[6]), (s, FAN * n_heavy), np.float64),
-        nb.carray(_pointer(at[7]), (s,), np.bool_),
-        nb.carray(_pointer(at[8]), (t,), np.uint32),
-        nb.carray(_pointer(at[9]), (n_heavy,), np.int64),
-        nb.carray(_pointer(at[10]), (n_heavy, 3), np.int64),
-        nb.carray(_pointer(at[11]), (v,), np.uint16),
-        nb.carray(_pointer(at[12]), (slots,), np.int64),
+        _array(at[5], (s,), np.float64),
+        _array(at[6], (s, FAN * n_heavy), np.float64),
+        _array(at[7], (s,), np.bool_),
+        _array(at[8], (t,), np.uint32),
+        _array(at[9], (n_heavy,), np.int64),
+        _array(at[10], (n_heavy, 3), np.int64),
+        _array(at[11], (v,), np.uint16),
+        _array(at[12], (slots,), np.int64),
     )
     tree = TreeArrays(
-        nb.carray(_pointer(at[13]), (n,), np.int64),
-        nb.carray(_pointer(at[14]), (n,), np.int64),
-        nb.carray(_pointer(at[15]), (n,), np.int64),
-        nb.carray(_pointer(at[16]), (n,), np.bool_),
-        nb.carray(_pointer(at[17]), (places,), np.int64),
-        nb.carray(_pointer(at[18]), (n,), np.int64),
-        nb.carray(_pointer(at[19]), (2,), np.int64),
+        _array(at[13], (n,), np.int64),
+        _array(at[14], (n,), np.int64),
+        _array(at[15], (n,), np.int64),
+        _array(at[16], (n,), np.bool_),
+        _array(at[17], (places,), np.int64),
+        _array(at[18], (n,), np.int64),
+        _array(at[19], (2,), np.int64),
     )
     return trie, rows, tree

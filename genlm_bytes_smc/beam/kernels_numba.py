@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from genlm_bytes_smc.beam.masses_numba import child_mass, sum_range
-from genlm_bytes_smc.compiled import entry, inner
+from genlm_bytes_smc.compiled import entry, full, inner
 
 # Not as literals, for which numba compiles what they are passed to once more.
 _FIRST = np.int64(0)
@@ -38,7 +38,7 @@ def _child(trie, node, byte):
 @entry()
 def logsumexp_rows(logw):
     """float64[N] from float64[N, C]; -inf for an empty row."""
-    out = np.empty(logw.shape[0])
+    out = full(logw.shape[0], 0.0)
     for n in range(logw.shape[0]):
         top = -np.inf
         for c in range(logw.shape[1]):
@@ -62,10 +62,10 @@ def extensions(trie, rows, ctx, node, logu, logw, cut):
         for c in range(n_cands):
             if logw[n, c] > -np.inf:
                 count += trie.ends[node[n, c]]
-    lane = np.empty(count, np.int64)
-    cand = np.empty(count, np.int64)
-    token = np.empty(count, np.int64)
-    out = np.empty(count)
+    lane = full(count, 0)
+    cand = full(count, 0)
+    token = full(count, 0)
+    out = full(count, 0.0)
     e = 0
     for n in range(n_lanes):
         for c in range(n_cands):
@@ -100,20 +100,20 @@ def keep_extensions(lane, logw, base, log_threshold):
     top = base.copy()
     for e in range(len(lane)):
         top[lane[e]] = max(top[lane[e]], logw[e])
-    total = np.zeros(n_lanes)
+    total = full(n_lanes, 0.0)
     for n in range(n_lanes):
         if top[n] > -np.inf:
             total[n] = np.exp(base[n] - top[n])
     for e in range(len(lane)):
         total[lane[e]] += np.exp(logw[e] - top[lane[e]])
-    keep = np.empty(len(lane), np.bool_)
-    lost = np.zeros(n_lanes)
+    keep = full(len(lane), False)
+    lost = full(n_lanes, 0.0)
     for e in range(len(lane)):
         n = lane[e]
         keep[e] = logw[e] - (top[n] + np.log(total[n])) > log_threshold
         if not keep[e]:
             lost[n] += np.exp(logw[e] - top[n])
-    dropped = np.full(n_lanes, -np.inf)
+    dropped = full(n_lanes, -np.inf)
     for n in range(n_lanes):
         if lost[n] > 0.0:
             dropped[n] = top[n] + np.log(lost[n])
@@ -123,8 +123,8 @@ def keep_extensions(lane, logw, base, log_threshold):
 @inner()
 def kept_of(keep, lane, cand, token, ext):
     """The extensions that `keep` bool[E] marks."""
-    out = np.empty((3, len(keep)), np.int64)
-    logw = np.empty(len(keep))
+    out = full((3, len(keep)), 0)
+    logw = full(len(keep), 0.0)
     count = 0
     for e in range(len(keep)):
         if keep[e]:
@@ -140,7 +140,7 @@ def thin_extensions(lane, logw, log_z, log_threshold, uniform):
 
     `uniform` is float64[N], one number a lane. Returns (keep bool[E], new logw float64[E]).
     """
-    keep = np.empty(len(lane), np.bool_)
+    keep = full(len(lane), False)
     out = logw.copy()
     point = uniform.copy()  # distance to the next systematic point, in units of tau Z
     for e in range(len(lane)):
@@ -161,16 +161,16 @@ def thin_extensions(lane, logw, log_z, log_threshold, uniform):
 def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
     """The state with extended candidates, at the root, after the others: [N, C + E']."""
     n_lanes, n_cands = logw.shape
-    count = np.zeros(n_lanes, np.int64)
+    count = full(n_lanes, 0)
     for n in lane:
         count[n] += 1
     width = n_cands
     for n in range(n_lanes):
         width = max(width, n_cands + count[n])
-    out_ctx = np.full((n_lanes, width), -1, np.int64)
-    out_node = np.zeros((n_lanes, width), np.int64)
-    out_logu = np.full((n_lanes, width), -np.inf)
-    out_logw = np.full((n_lanes, width), -np.inf)
+    out_ctx = full((n_lanes, width), -1)
+    out_node = full((n_lanes, width), 0)
+    out_logu = full((n_lanes, width), -np.inf)
+    out_logw = full((n_lanes, width), -np.inf)
     for n in range(n_lanes):
         count[n] = n_cands
         for c in range(n_cands):
@@ -191,7 +191,7 @@ def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
 @entry()
 def normalise(block, total):
     """Each row of float64[N, B] less its total float64[N]; -inf where the total is."""
-    out = np.empty(block.shape)
+    out = full(block.shape, 0.0)
     for n in range(block.shape[0]):
         for b in range(block.shape[1]):
             out[n, b] = block[n, b] - total[n] if total[n] > -np.inf else -np.inf
@@ -221,8 +221,8 @@ def advance(trie, rows, ctx, node, logu, logw, byte, cut):
 
     `byte` int64[N]; a byte of -1 leaves its lane empty.
     """
-    out_node = np.empty(node.shape, np.int64)
-    out_logw = np.empty(logw.shape)
+    out_node = full(node.shape, 0)
+    out_logw = full(logw.shape, 0.0)
     _move(trie, rows, ctx, node, logu, logw, _FIRST, byte, cut, out_node, out_logw)
     return out_node, out_logw
 
@@ -230,7 +230,7 @@ def advance(trie, rows, ctx, node, logu, logw, byte, cut):
 @entry()
 def node_logw(trie, rows, ctx, node, logu, logw, cut):
     """Weights of the same candidates when the positions in `cut` are left out: [N, C]."""
-    out = np.full(logw.shape, -np.inf)
+    out = full(logw.shape, -np.inf)
     for n in range(logw.shape[0]):
         for c in range(logw.shape[1]):
             if logw[n, c] == -np.inf:
@@ -251,10 +251,10 @@ def node_logw(trie, rows, ctx, node, logu, logw, cut):
 def take(ctx, node, logu, logw, pick, new_logw):
     """Candidates `pick` int64[N, K] (-1: empty), with weights `new_logw` float64[N, K]."""
     shape = pick.shape
-    out_ctx = np.full(shape, -1, np.int64)
-    out_node = np.zeros(shape, np.int64)
-    out_logu = np.full(shape, -np.inf)
-    out_logw = np.full(shape, -np.inf)
+    out_ctx = full(shape, -1)
+    out_node = full(shape, 0)
+    out_logu = full(shape, -np.inf)
+    out_logw = full(shape, -np.inf)
     for n in range(shape[0]):
         for k in range(shape[1]):
             c = pick[n, k]
@@ -274,7 +274,7 @@ def _descending(weight):
     numpy's, in numba's form, takes seconds to compile.
     """
     n = len(weight)
-    order, merged = np.empty(n, np.int64), np.empty(n, np.int64)
+    order, merged = full(n, 0), full(n, 0)
     for i in range(n):
         order[i] = i
     width = 1
@@ -297,8 +297,8 @@ def _descending(weight):
 @inner()
 def _narrowed(pick, weight, width):
     """The first `width` columns of both, as arrays of their own: one type for all callers."""
-    out_pick = np.empty((len(pick), width), np.int64)
-    out_weight = np.empty((len(pick), width))
+    out_pick = full((len(pick), width), 0)
+    out_weight = full((len(pick), width), 0.0)
     for n in range(len(pick)):
         for k in range(width):
             out_pick[n, k] = pick[n, k]
@@ -315,9 +315,9 @@ def select_topk(logw, k, log_threshold):
     """
     n_lanes, n_cands = logw.shape
     most = n_cands if k < 0 else min(k, n_cands)
-    pick = np.full((n_lanes, most), -1, np.int64)
-    out = np.full((n_lanes, most), -np.inf)
-    dropped = np.full(n_lanes, -np.inf)
+    pick = full((n_lanes, most), -1)
+    out = full((n_lanes, most), -np.inf)
+    dropped = full(n_lanes, -np.inf)
     total = logsumexp_rows(logw)
     widest = 0
     for n in range(n_lanes):
@@ -354,8 +354,8 @@ def select_unbiased(logw, k, uniform):
     """
     n_lanes, n_cands = logw.shape
     most = n_cands if k < 0 else min(k, n_cands)
-    pick = np.full((n_lanes, most), -1, np.int64)
-    out = np.full((n_lanes, most), -np.inf)
+    pick = full((n_lanes, most), -1)
+    out = full((n_lanes, most), -np.inf)
     widest = 0
     for n in range(n_lanes):
         order = _descending(logw[n])
@@ -371,7 +371,7 @@ def select_unbiased(logw, k, uniform):
         top = logw[n, order[0]]
         # With the `big` largest kept, c = (sum of the others) / (K - big); raise `big` until
         # the next one is below c.
-        rest = np.zeros(count + 1)
+        rest = full(count + 1, 0.0)
         for i in range(count - 1, -1, -1):
             rest[i] = rest[i + 1] + np.exp(logw[n, order[i]] - top)
         big = 0
@@ -444,7 +444,7 @@ def open_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_th
     return ctx, node, logu, logw, pruned, lane, cand, token, ext, dropped
 
 
-@inner()
+@inner(inline="always")
 def begin_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):
     """`open_read` that also tells, before the extensions, where the candidates come to by
     `byte` and what they weigh there: for `end_read`, which need not sum that again."""
@@ -452,7 +452,7 @@ def begin_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_t
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
     moved, able = advance(trie, rows, ctx, node, logu, logw, byte, cut)
     lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
-    dropped = np.full(len(byte), -np.inf)
+    dropped = full(len(byte), -np.inf)
     if len(lane):
         keep, dropped = keep_extensions(lane, ext, logsumexp_rows(able), log_threshold)
         lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
@@ -469,7 +469,7 @@ def close_read(trie, rows, ctx, node, logu, logw, lane, new_ctx, ext_logw, byte,
     return end_read(trie, rows, ctx, moved, logu, able, lane, new_ctx, ext_logw, byte, cut)
 
 
-@inner()
+@inner(inline="always")
 def end_read(trie, rows, ctx, moved, logu, able, lane, new_ctx, ext_logw, byte, cut):
     """`close_read` of candidates that have come to `moved`, with weights `able`, already."""
     node, logw = moved, able

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.compiled import entry, inner
+from genlm_bytes_smc.compiled import entry, full, inner
 from genlm_bytes_smc.lm.host_rows import FAN
 
 # No nnan/ninf: -inf is a legitimate weight here.
@@ -152,7 +152,7 @@ def _sum_by_label(labels, values, bins):
 def _nested(rows, bins, scale):
     """Masses below each byte after each heavy node, float64[H * 257], from `bins` of labels."""
     n_heavy = len(rows.heavy)
-    out = np.empty(FAN * n_heavy)
+    out = full(FAN * n_heavy, 0.0)
     for label in range(len(out)):
         out[label] = scale * (
             (bins[0, label] + bins[1, label]) + (bins[2, label] + bins[3, label])
@@ -169,7 +169,7 @@ def _nested(rows, bins, scale):
 def sum_root(rows, slot):
     """Have `roots` of a slot."""
     if not rows.summed[slot]:
-        bins = np.zeros((4, FAN * len(rows.heavy) + 1))
+        bins = full((4, FAN * len(rows.heavy) + 1), 0.0)
         _sum_by_label(rows.labels, rows.probs[slot, : len(rows.labels)], bins)
         mass = _nested(rows, bins, rows.scale[slot])
         for label in range(len(mass)):
@@ -187,7 +187,7 @@ def sum_roots(rows, slots, scales, cut):
     float64[H * 257], as `RowArrays.roots`; tokens at positions `cut` do not count.
     """
     labels = rows.labels
-    bins = np.zeros((4, FAN * len(rows.heavy) + 1))
+    bins = full((4, FAN * len(rows.heavy) + 1), 0.0)
     block = np.empty(_BLOCK, rows.probs.dtype)  # as exact as what is added up
     shared = rows.scale[slots[0]]  # a row's own is too small for single precision
     factors = np.empty(len(slots), rows.probs.dtype)
@@ -222,8 +222,8 @@ def _add_heavy(rows, h, ctx, node, factor, cut, out):
     """
     count = 0
     x = rows.heavy[h]
-    slots = np.empty(len(ctx), np.int64)
-    scales = np.empty(len(ctx))
+    slots = full(len(ctx), 0)
+    scales = full(len(ctx), 0.0)
     for c in range(len(ctx)):
         if node[c] == x and factor[c] > 0.0 and not rows.summed[rows.slot_of[ctx[c]]]:
             slots[count], scales[count] = rows.slot_of[ctx[c]], factor[c]
@@ -252,7 +252,7 @@ def add_masses(trie, rows, ctx, node, logu, logw, cut, alone, out):
         top = max(top, logw[c])
     if top == -np.inf:
         return top
-    factor = np.zeros(len(logw))
+    factor = full(len(logw), 0.0)
     for c in range(len(logw)):
         if logw[c] > -np.inf:
             factor[c] = np.exp(logu[c] - top)
@@ -274,7 +274,7 @@ def add_masses(trie, rows, ctx, node, logu, logw, cut, alone, out):
 @entry()
 def next_block(trie, rows, ctx, node, logu, logw, cut):
     """Log mass of each next byte and of ending: float64[N, 257], not normalised."""
-    out = np.zeros((len(logw), 257))
+    out = full((len(logw), 257), 0.0)
     for n in range(len(logw)):
         alone = len(logw) == 1
         top = add_masses(trie, rows, ctx[n], node[n], logu[n], logw[n], cut, alone, out[n])

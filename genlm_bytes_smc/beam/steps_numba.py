@@ -32,7 +32,7 @@ from genlm_bytes_smc.beam.kernels_numba import (
     take,
 )
 from genlm_bytes_smc.beam.masses_numba import ROOT, add_children, add_masses, sum_root
-from genlm_bytes_smc.compiled import entry, inner
+from genlm_bytes_smc.compiled import entry, full, inner
 from genlm_bytes_smc.lm.context_index import NO_ROOM, child_of
 
 _NONE = np.empty(0, np.int64)
@@ -56,7 +56,7 @@ def _as_floats(typingctx, array):
 @inner()
 def _pack(ctx, node, logu, logw):
     n_lanes, n_cands = ctx.shape
-    out = np.empty((4, n_lanes, n_cands), np.int64)
+    out = full((4, n_lanes, n_cands), 0)
     weights = _as_floats(out)
     for n in range(n_lanes):
         for c in range(n_cands):
@@ -77,7 +77,7 @@ def _add_logs(a, b):
 
 @inner()
 def _nothing():
-    return np.empty((4, 0, 0), np.int64)
+    return full((4, 0, 0), 0)
 
 
 @inner()
@@ -92,7 +92,7 @@ def _lacking(rows, ctx, logw):
     for n in range(logw.shape[0]):
         for c in range(logw.shape[1]):
             count += logw[n, c] > -np.inf and _lacks(rows, ctx[n, c])
-    out = np.empty(count, np.int64)
+    out = full(count, 0)
     count = 0
     for n in range(logw.shape[0]):
         for c in range(logw.shape[1]):
@@ -105,14 +105,14 @@ def _lacking(rows, ctx, logw):
 @inner()
 def _children(tree, rows, ctx, lane, cand, token):
     """Contexts of extensions, and those that lack a row; or [NO_ROOM] if the tree is full."""
-    contexts = np.empty(len(lane), np.int64)
+    contexts = full(len(lane), 0)
     count = 0
     for e in range(len(lane)):
         contexts[e] = child_of(tree, ctx[lane[e], cand[e]], token[e])
         if contexts[e] == NO_ROOM:
-            return contexts, np.full(1, NO_ROOM)
+            return contexts, full(1, NO_ROOM)
         count += _lacks(rows, contexts[e])
-    missing = np.empty(count, np.int64)
+    missing = full(count, 0)
     count = 0
     for context in contexts:
         if _lacks(rows, context):
@@ -133,7 +133,7 @@ def prune(packed, log_dropped, k, log_threshold):
     ctx, node, logu, logw = _unpack(packed)
     pick, weight, dropped = select_topk(logw, k, log_threshold)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
-    numbers = np.empty((2, len(dropped)))
+    numbers = full((2, len(dropped)), 0.0)
     numbers[0] = logsumexp_rows(logw)
     for n in range(len(dropped)):
         numbers[1, n] = _add_logs(log_dropped[n], dropped[n])
@@ -152,16 +152,16 @@ def read(handles, probs, packed, log_dropped, byte, cut, k, log_prune, log_thres
         pick, weight, lost = select_topk(logw, k, log_prune)
         ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
     else:
-        lost = np.full(len(byte), -np.inf)
+        lost = full(len(byte), -np.inf)
     out, numbers, missing = _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold)
     for n in range(len(byte)):
         numbers[1, n] = _add_logs(_add_logs(log_dropped[n], lost[n]), numbers[1, n])
     return out, numbers, missing
 
 
-@inner()
+@inner(inline="always")
 def _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
-    numbers = np.full((2, len(byte)), -np.inf)
+    numbers = full((2, len(byte)), -np.inf)
     missing = _lacking(rows, ctx, logw)
     if len(missing):
         return _nothing(), numbers, missing
@@ -187,10 +187,10 @@ def extend(handles, probs, packed, log_z, cut, log_threshold):
     return _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold)
 
 
-@inner()
+@inner(inline="always")
 def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
     missing = _lacking(rows, ctx, logw)
-    dropped = np.full(len(log_z), -np.inf)
+    dropped = full(len(log_z), -np.inf)
     if len(missing):
         return _nothing(), dropped, missing
     lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
@@ -212,7 +212,7 @@ def _set_aside(trie, rows, context, out, rescue, share, cut):
     """
     slot = rows.slot_of[context]
     sum_root(rows, slot)
-    mass = np.full(256, 1e-9)  # none of them reads as impossible
+    mass = full(256, 1e-9)  # none of them reads as impossible
     add_children(trie, rows, slot, ROOT, 1.0, cut, mass)
     total = 0.0
     for b in range(256):
@@ -253,12 +253,12 @@ def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, 
     return _rows(trie, rows, ctx, node, logw, extended, lossy, cut, rescue_of, rescues, share)
 
 
-@inner()
+@inner(inline="always")
 def _rows(trie, rows, ctx, node, logw, extended, lossy, cut, rescue_of, rescues, share):
     ectx, enode, elogu, elogw = _unpack(extended)
     known = True
-    rescue = np.empty(256, np.bool_)
-    block = np.zeros((len(lossy), 257))
+    rescue = full(256, False)
+    block = full((len(lossy), 257), 0.0)
     for n in range(len(lossy)):
         out = block[n]
         alone = len(lossy) == 1
@@ -294,8 +294,8 @@ def extend_rows(
         trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold
     )
     if len(missing):
-        return extended, dropped, missing, np.empty((0, 257)), False
-    lossy = np.zeros(len(dropped), np.bool_)
+        return extended, dropped, missing, full((0, 257), 0.0), False
+    lossy = full(len(dropped), False)
     if share > 0.0:
         for n in range(len(dropped)):
             lossy[n] = max(log_dropped[n], dropped[n]) > -np.inf
@@ -303,7 +303,7 @@ def extend_rows(
     return extended, dropped, missing, out, known
 
 
-@inner()
+@inner(inline="always")
 def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
     """The likeliest symbol after one lane's candidates; contexts without rows."""
     log_z = logsumexp_rows(logw)
@@ -313,7 +313,7 @@ def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
     if len(missing):
         return -1, missing
     ectx, enode, elogu, elogw = _unpack(ext)
-    mass = np.zeros(257)
+    mass = full(257, 0.0)
     add_masses(trie, rows, ectx[0], enode[0], elogu[0], elogw[0], cut, True, mass)
     return np.argmax(mass), missing
 
@@ -331,8 +331,8 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
     """
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = _unpack(packed)
-    read_ = np.empty(steps, np.int64)
-    numbers = np.empty((2, 1))
+    read_ = full(steps, 0)
+    numbers = full((2, 1), 0.0)
     numbers[0], numbers[1] = logsumexp_rows(logw), log_dropped
     ends = False
     missing = _NONE
@@ -350,7 +350,7 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
         if ends:
             break
         state, out, missing = _read(
-            trie, rows, tree, c, x, u, w, np.full(1, symbol), cut, log_threshold
+            trie, rows, tree, c, x, u, w, full(1, symbol), cut, log_threshold
         )
         if len(missing) or out[0, 0] == -np.inf:
             break
@@ -365,7 +365,7 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
 @inner()
 def _grown(array):
     height, width = array.shape
-    out = np.empty((height, 2 * width), np.int64)
+    out = full((height, 2 * width), 0)
     for i in range(height):
         for j in range(width):
             out[i, j] = array[i, j]
@@ -393,7 +393,7 @@ def _lend(rows, known, ctx, cand, new, ext, least):
         new, ext: contexts int64[E], and their weights.
         least: weight, nats, above which they may go on by a guess.
     """
-    goes = np.ones(len(new), np.bool_)
+    goes = full(len(new), True)
     guess = False
     same = -1
     if known >= 0 and not _lacks(rows, known):
@@ -440,11 +440,12 @@ def run_text(
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = _unpack(packed)
     kept = packed
-    numbers = np.array([log_dropped, 0.0])
-    missed = np.empty((2, 64), np.int64)
+    numbers = full(2, 0.0)
+    numbers[0] = log_dropped
+    missed = full((2, 64), 0)
     count, done, guessed = 0, 0, len(text)
-    full = False
-    byte = np.empty(1, np.int64)
+    no_room = False
+    byte = full(1, 0)
     for at in range(len(text)):
         if (count and at > done + horizon) or at > guessed + reach:
             break
@@ -454,8 +455,8 @@ def run_text(
         )
         log_dropped = _add_logs(_add_logs(log_dropped, lost[0]), dropped[0])
         new, missing = _children(tree, rows, ctx, lane, cand, token)
-        full = len(missing) > 0 and missing[0] == NO_ROOM
-        if full:
+        no_room = len(missing) > 0 and missing[0] == NO_ROOM
+        if no_room:
             break
         heaviest = _heaviest(rows, new, ext)
         if heaviest >= 0:
@@ -483,6 +484,6 @@ def run_text(
     for i in range(count):
         rows.slot_of[missed[0, i]] = -1  # nothing stands in for it any more
     numbers[1] = done
-    if full:
-        return kept, numbers, np.full((2, 1), NO_ROOM)
+    if no_room:
+        return kept, numbers, full((2, 1), NO_ROOM)
     return kept, numbers, missed[:, :count]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.compiled import entry, inner
+from genlm_bytes_smc.compiled import entry, full, inner
 
 SIZE, FREE = 0, 1
 NO_ROOM = -2
@@ -130,7 +130,7 @@ def lacking(slot_of, contexts):
     count = 0
     for c in contexts:
         count += slot_of[c] < 0
-    out = np.empty(count, np.int64)
+    out = full(count, 0)
     count = 0
     for c in contexts:
         if slot_of[c] < 0:

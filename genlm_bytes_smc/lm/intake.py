@@ -19,7 +19,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from genlm_bytes_smc.compiled import entry, inner
+from genlm_bytes_smc.compiled import entry, full, inner
 
 _DOUBLINGS = 115
 BIAS = _DOUBLINGS * 0.6931471805599453
@@ -167,7 +167,7 @@ def take_32(rows, slots, probs, scale, summed, rounding):
     summed in float32, which vector code does to 1e-7 of the sum, and added up in float64.
     """
     n, width = len(slots), probs.shape[1]
-    total = np.zeros(n)
+    total = full(n, 0.0)
     low, odd = False, False
     for i in range(n):
         lowest = np.uint32(0)
@@ -187,7 +187,7 @@ def take_32(rows, slots, probs, scale, summed, rounding):
 @entry()
 def take_64(rows, slots, probs, scale, summed, rounding):
     """probs[slots] = exp(rows): as `take_32`, float64, for rows of either precision."""
-    total = np.zeros(len(slots))
+    total = full(len(slots), 0.0)
     odd = False
     for i in range(len(slots)):
         total[i] = _fill64(rows[i], probs[slots[i]])
