@@ -10,6 +10,8 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 TORCH_INDEX ?=
 MODEL ?= tiny
 ARGS ?=
+# Processes that the tests are shared out to: one a core, but at most four (each holds some 1.5 GB).
+WORKERS ?= logical --maxprocesses 4
 
 # What the API reference covers: the package and the parts that users import from.
 MODULES := genlm_bytes_smc $(addprefix genlm_bytes_smc,.potential .proposal .constraints .smc .lookahead \
@@ -66,7 +68,7 @@ lint: .venv/ready
 	$(PY) -m mypy
 
 test: lint
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # The newest transformers that pyproject.toml allows, and what it needs newer: in .venv-newest, which
 # has everything else from .venv. Tests of models, rows and beams; warnings are errors there too.

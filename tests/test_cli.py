@@ -6,10 +6,10 @@ import importlib.util
 import io
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
-from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -251,24 +251,26 @@ def terminal(monkeypatch):
     return screen
 
 
-def test_the_first_compilation_is_told_once_and_on_a_terminal_only(monkeypatch):
+def test_compilation_is_counted_on_a_line_of_a_terminal_only():
     import numba
     from numba.core import event
 
-    numba.njit(lambda x: x)(1)  # what the command line registered in this process has told by now
-    screen = io.StringIO()
-    for on_terminal, told in ((True, f"{compiling.NOTICE}\n"), (False, "")):
-        screen.seek(0)
-        screen.truncate()
-        kind = partial(
-            Console, file=screen, force_terminal=on_terminal, color_system=None, width=99
-        )
-        monkeypatch.setattr(compiling, "Console", lambda stderr, kind=kind: kind())
-        notice = compiling._Notice()
+    def screen_after(hushed=False, **options):
+        screen = io.StringIO()
+        notice = compiling._Notice(Console(file=screen, color_system=None, width=99, **options))
+        notice.hushed = hushed
+        inner = numba.njit(lambda x: x + 1)
         with event.install_listener("numba:compile", notice):
-            for k in range(2):
-                assert numba.njit(lambda x, k=k: x + k)(1) == 1 + k
-        assert screen.getvalue() == told
+            assert numba.njit(lambda x: inner(x))(1) == 2
+            numba.njit(lambda x: x)(1)
+        return screen.getvalue()
+
+    seen = screen_after(force_terminal=True).split("\r\x1b[2K")
+    told = [re.sub(", [0-9]+ s$", "", line) for line in seen]
+    counts = ["1 functions", "2 functions", "", "3 functions", ""]  # the inner one within the other
+    assert told == ["", *(n and f"{compiling.UNKEPT}: {n}" for n in counts)]
+    assert screen_after(force_terminal=False) == ""
+    assert screen_after(force_terminal=True, hushed=True) == ""
 
 
 def test_half_characters_never_reach_a_terminal(monkeypatch):

@@ -4,43 +4,27 @@ Every array among the arguments of a compiled call costs Python about 0.2 micros
 named tuple of them one more. A step reads twenty such arrays, which change seldom, and does
 often little work; so their addresses and lengths stand in one int64 array, from which the
 compiled side makes the named tuples again at no cost.
-
-numba keeps compiled functions on disk, and looks for changes only in the file of the function
-itself. One compiled for another layout would read other addresses, so the array also carries
-a stamp of the files that the layout follows from, and a stale function refuses it.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
-import zlib
-from pathlib import Path
 from typing import Any
 
-import numba as nb
 import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
-from genlm_bytes_smc.beam import masses_numba
 from genlm_bytes_smc.beam.masses_numba import TrieArrays
-from genlm_bytes_smc.lm import context_index, host_rows
+from genlm_bytes_smc.compiled import inner
 from genlm_bytes_smc.lm.context_index import TreeArrays
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.host_rows import FAN, RowArrays
 
 _SIZES = 8
-
-
-def _stamp() -> int:
-    """Another number for other sources of what lies where."""
-    files = (__file__, masses_numba.__file__, context_index.__file__, host_rows.__file__)
-    return zlib.crc32(b"".join(Path(str(f)).read_bytes() for f in files))
-
-
-LAYOUT = _stamp()
 
 
 class Handles:
@@ -66,57 +50,64 @@ class Handles:
             arrays: list[np.ndarray[Any, Any]] = [*self.trie, *rows[1:], *tree]
             assert all(a.flags.c_contiguous for a in arrays)
             addresses = [a.__array_interface__["data"][0] for a in arrays]
-            self._found = np.array([LAYOUT, *sizes, *addresses], dtype=np.int64)
+            self._found = np.array([*sizes, *addresses], dtype=np.int64)
         return self._found
 
 
 @intrinsic
-def _pointer(typingctx, address):
+def _array(typingctx, address, shape, dtype):
+    """The array that lies at an address: `nb.carray`, without compiling it for each type."""
+    array = types.Array(dtype.dtype, shape.count, "C")
+
     def code(context, builder, signature, args):
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
+        data = builder.inttoptr(args[0], context.get_data_type(array.dtype).as_pointer())
+        lengths = cgutils.unpack_tuple(builder, args[1])
+        size = context.get_abi_sizeof(context.get_data_type(array.dtype))
+        strides = [context.get_constant(types.intp, size)]
+        for length in lengths[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], length))
+        out = context.make_array(array)(context, builder)
+        item = context.get_constant(types.intp, size)
+        arrayobj.populate_array(out, data, lengths, strides, item, None)
+        return out._getvalue()
 
-    return types.voidptr(types.int64), code
+    return array(address, shape, dtype), code
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def opened(handles, probs):
     """The `TrieArrays`, `RowArrays` and `TreeArrays` that `Handles.of` was given.
 
     handles int64[h]; probs is the first of the RowArrays, whose dtype the others lack.
     """
-    if handles[0] != LAYOUT:
-        raise RuntimeError(
-            "compiled code of another version of genlm_bytes_smc was found; delete the files "
-            "*.nbi and *.nbc in the __pycache__ folders of the package (or in NUMBA_CACHE_DIR)"
-        )
-    m, s, v, t, n_heavy = handles[1], handles[2], handles[3], handles[4], handles[5]
-    slots, n, places = handles[6], handles[7], handles[8]
-    at = handles[1 + _SIZES :]
+    m, s, v, t, n_heavy = handles[0], handles[1], handles[2], handles[3], handles[4]
+    slots, n, places = handles[5], handles[6], handles[7]
+    at = handles[_SIZES:]
     trie = TrieArrays(
-        nb.carray(_pointer(at[0]), (m,), np.int32),
-        nb.carray(_pointer(at[1]), (m,), np.int32),
-        nb.carray(_pointer(at[2]), (m,), np.int32),
-        nb.carray(_pointer(at[3]), (m + 1,), np.int32),
-        nb.carray(_pointer(at[4]), (m,), np.uint8),
+        _array(at[0], (m,), np.int32),
+        _array(at[1], (m,), np.int32),
+        _array(at[2], (m,), np.int32),
+        _array(at[3], (m + 1,), np.int32),
+        _array(at[4], (m,), np.uint8),
     )
     rows = RowArrays(
         probs,
-        nb.carray(_pointer(at[5]), (s,), np.float64),
-        nb.carray(_pointer(at[6]), (s, FAN * n_heavy), np.float64),
-        nb.carray(_pointer(at[7]), (s,), np.bool_),
-        nb.carray(_pointer(at[8]), (t,), np.uint32),
-        nb.carray(_pointer(at[9]), (n_heavy,), np.int64),
-        nb.carray(_pointer(at[10]), (n_heavy, 3), np.int64),
-        nb.carray(_pointer(at[11]), (v,), np.uint16),
-        nb.carray(_pointer(at[12]), (slots,), np.int64),
+        _array(at[5], (s,), np.float64),
+        _array(at[6], (s, FAN * n_heavy), np.float64),
+        _array(at[7], (s,), np.bool_),
+        _array(at[8], (t,), np.uint32),
+        _array(at[9], (n_heavy,), np.int64),
+        _array(at[10], (n_heavy, 3), np.int64),
+        _array(at[11], (v,), np.uint16),
+        _array(at[12], (slots,), np.int64),
     )
     tree = TreeArrays(
-        nb.carray(_pointer(at[13]), (n,), np.int64),
-        nb.carray(_pointer(at[14]), (n,), np.int64),
-        nb.carray(_pointer(at[15]), (n,), np.int64),
-        nb.carray(_pointer(at[16]), (n,), np.bool_),
-        nb.carray(_pointer(at[17]), (places,), np.int64),
-        nb.carray(_pointer(at[18]), (n,), np.int64),
-        nb.carray(_pointer(at[19]), (2,), np.int64),
+        _array(at[13], (n,), np.int64),
+        _array(at[14], (n,), np.int64),
+        _array(at[15], (n,), np.int64),
+        _array(at[16], (n,), np.bool_),
+        _array(at[17], (places,), np.int64),
+        _array(at[18], (n,), np.int64),
+        _array(at[19], (2,), np.int64),
     )
     return trie, rows, tree

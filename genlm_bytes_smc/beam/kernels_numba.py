@@ -9,13 +9,17 @@ comes from `masses_numba`.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
 from genlm_bytes_smc.beam.masses_numba import child_mass, sum_range
+from genlm_bytes_smc.compiled import entry, full, inner
+
+# Not as literals, for which numba compiles what they are passed to once more.
+_FIRST = np.int64(0)
+_ALL = np.int64(-1)
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _child(trie, node, byte):
     edge = trie.edge
     a, b = trie.first_child[node], trie.first_child[node + 1]
@@ -31,10 +35,10 @@ def _child(trie, node, byte):
     return -1
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def logsumexp_rows(logw):
     """float64[N] from float64[N, C]; -inf for an empty row."""
-    out = np.empty(logw.shape[0])
+    out = full(logw.shape[0], 0.0)
     for n in range(logw.shape[0]):
         top = -np.inf
         for c in range(logw.shape[1]):
@@ -49,7 +53,7 @@ def logsumexp_rows(logw):
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def extensions(trie, rows, ctx, node, logu, logw, cut):
     """Every token that ends at a candidate's node: (lane, cand, token, logw)."""
     count = 0
@@ -58,10 +62,10 @@ def extensions(trie, rows, ctx, node, logu, logw, cut):
         for c in range(n_cands):
             if logw[n, c] > -np.inf:
                 count += trie.ends[node[n, c]]
-    lane = np.empty(count, np.int64)
-    cand = np.empty(count, np.int64)
-    token = np.empty(count, np.int64)
-    out = np.empty(count)
+    lane = full(count, 0)
+    cand = full(count, 0)
+    token = full(count, 0)
+    out = full(count, 0.0)
     e = 0
     for n in range(n_lanes):
         for c in range(n_cands):
@@ -86,7 +90,7 @@ def extensions(trie, rows, ctx, node, logu, logw, cut):
     return lane[:e], cand[:e], token[:e], out[:e]
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def keep_extensions(lane, logw, base, log_threshold):
     """Which extensions hold more than the threshold of base + all extensions of the lane.
 
@@ -96,33 +100,47 @@ def keep_extensions(lane, logw, base, log_threshold):
     top = base.copy()
     for e in range(len(lane)):
         top[lane[e]] = max(top[lane[e]], logw[e])
-    total = np.zeros(n_lanes)
+    total = full(n_lanes, 0.0)
     for n in range(n_lanes):
         if top[n] > -np.inf:
             total[n] = np.exp(base[n] - top[n])
     for e in range(len(lane)):
         total[lane[e]] += np.exp(logw[e] - top[lane[e]])
-    keep = np.empty(len(lane), np.bool_)
-    lost = np.zeros(n_lanes)
+    keep = full(len(lane), False)
+    lost = full(n_lanes, 0.0)
     for e in range(len(lane)):
         n = lane[e]
         keep[e] = logw[e] - (top[n] + np.log(total[n])) > log_threshold
         if not keep[e]:
             lost[n] += np.exp(logw[e] - top[n])
-    dropped = np.full(n_lanes, -np.inf)
+    dropped = full(n_lanes, -np.inf)
     for n in range(n_lanes):
         if lost[n] > 0.0:
             dropped[n] = top[n] + np.log(lost[n])
     return keep, dropped
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
+def kept_of(keep, lane, cand, token, ext):
+    """The extensions that `keep` bool[E] marks."""
+    out = full((3, len(keep)), 0)
+    logw = full(len(keep), 0.0)
+    count = 0
+    for e in range(len(keep)):
+        if keep[e]:
+            out[0, count], out[1, count], out[2, count] = lane[e], cand[e], token[e]
+            logw[count] = ext[e]
+            count += 1
+    return out[0, :count], out[1, :count], out[2, :count], logw[:count]
+
+
+@entry()
 def thin_extensions(lane, logw, log_z, log_threshold, uniform):
     """Unbiased thinning: keep w >= tau Z, draw the rest systematically at weight tau Z.
 
     `uniform` is float64[N], one number a lane. Returns (keep bool[E], new logw float64[E]).
     """
-    keep = np.empty(len(lane), np.bool_)
+    keep = full(len(lane), False)
     out = logw.copy()
     point = uniform.copy()  # distance to the next systematic point, in units of tau Z
     for e in range(len(lane)):
@@ -139,23 +157,27 @@ def thin_extensions(lane, logw, log_z, log_threshold, uniform):
     return keep, out
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
     """The state with extended candidates, at the root, after the others: [N, C + E']."""
     n_lanes, n_cands = logw.shape
-    count = np.zeros(n_lanes, np.int64)
+    count = full(n_lanes, 0)
     for n in lane:
         count[n] += 1
-    width = n_cands + (count.max() if n_lanes else 0)
-    out_ctx = np.full((n_lanes, width), -1, np.int64)
-    out_node = np.zeros((n_lanes, width), np.int64)
-    out_logu = np.full((n_lanes, width), -np.inf)
-    out_logw = np.full((n_lanes, width), -np.inf)
-    out_ctx[:, :n_cands] = ctx
-    out_node[:, :n_cands] = node
-    out_logu[:, :n_cands] = logu
-    out_logw[:, :n_cands] = logw
-    count[:] = n_cands
+    width = n_cands
+    for n in range(n_lanes):
+        width = max(width, n_cands + count[n])
+    out_ctx = full((n_lanes, width), -1)
+    out_node = full((n_lanes, width), 0)
+    out_logu = full((n_lanes, width), -np.inf)
+    out_logw = full((n_lanes, width), -np.inf)
+    for n in range(n_lanes):
+        count[n] = n_cands
+        for c in range(n_cands):
+            out_ctx[n, c] = ctx[n, c]
+            out_node[n, c] = node[n, c]
+            out_logu[n, c] = logu[n, c]
+            out_logw[n, c] = logw[n, c]
     for e in range(len(lane)):
         n = lane[e]
         c = count[n]
@@ -166,17 +188,17 @@ def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
     return out_ctx, out_node, out_logu, out_logw
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def normalise(block, total):
     """Each row of float64[N, B] less its total float64[N]; -inf where the total is."""
-    out = np.empty(block.shape)
+    out = full(block.shape, 0.0)
     for n in range(block.shape[0]):
         for b in range(block.shape[1]):
             out[n, b] = block[n, b] - total[n] if total[n] > -np.inf else -np.inf
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _move(trie, rows, ctx, node, logu, logw, first, byte, cut, out_node, out_logw):
     """`advance` of the candidates from place `first` on, into other arrays or the same."""
     for n in range(logw.shape[0]):
@@ -193,22 +215,22 @@ def _move(trie, rows, ctx, node, logu, logw, first, byte, cut, out_node, out_log
             out_logw[n, c] = weight
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def advance(trie, rows, ctx, node, logu, logw, byte, cut):
     """Read one byte a lane: (node int64[N, C], logw float64[N, C]); lost ones at -inf.
 
     `byte` int64[N]; a byte of -1 leaves its lane empty.
     """
-    out_node = np.empty(node.shape, np.int64)
-    out_logw = np.empty(logw.shape)
-    _move(trie, rows, ctx, node, logu, logw, 0, byte, cut, out_node, out_logw)
+    out_node = full(node.shape, 0)
+    out_logw = full(logw.shape, 0.0)
+    _move(trie, rows, ctx, node, logu, logw, _FIRST, byte, cut, out_node, out_logw)
     return out_node, out_logw
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def node_logw(trie, rows, ctx, node, logu, logw, cut):
     """Weights of the same candidates when the positions in `cut` are left out: [N, C]."""
-    out = np.full(logw.shape, -np.inf)
+    out = full(logw.shape, -np.inf)
     for n in range(logw.shape[0]):
         for c in range(logw.shape[1]):
             if logw[n, c] == -np.inf:
@@ -225,14 +247,14 @@ def node_logw(trie, rows, ctx, node, logu, logw, cut):
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def take(ctx, node, logu, logw, pick, new_logw):
     """Candidates `pick` int64[N, K] (-1: empty), with weights `new_logw` float64[N, K]."""
     shape = pick.shape
-    out_ctx = np.full(shape, -1, np.int64)
-    out_node = np.zeros(shape, np.int64)
-    out_logu = np.full(shape, -np.inf)
-    out_logw = np.full(shape, -np.inf)
+    out_ctx = full(shape, -1)
+    out_node = full(shape, 0)
+    out_logu = full(shape, -np.inf)
+    out_logw = full(shape, -np.inf)
     for n in range(shape[0]):
         for k in range(shape[1]):
             c = pick[n, k]
@@ -244,7 +266,47 @@ def take(ctx, node, logu, logw, pick, new_logw):
     return out_ctx, out_node, out_logu, out_logw
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
+def _descending(weight):
+    """Places of the numbers in `weight`, largest first, equal ones as they stand.
+
+    A merge sort of our own (Knuth, The Art of Computer Programming, volume 3, section 5.2.4):
+    numpy's, in numba's form, takes seconds to compile.
+    """
+    n = len(weight)
+    order, merged = full(n, 0), full(n, 0)
+    for i in range(n):
+        order[i] = i
+    width = 1
+    while width < n:
+        for start in range(0, n, 2 * width):
+            middle, end = min(start + width, n), min(start + 2 * width, n)
+            a, b = start, middle
+            for at in range(start, end):
+                if a < middle and (b == end or weight[order[a]] >= weight[order[b]]):
+                    merged[at] = order[a]
+                    a += 1
+                else:
+                    merged[at] = order[b]
+                    b += 1
+        order, merged = merged, order
+        width *= 2
+    return order
+
+
+@inner()
+def _narrowed(pick, weight, width):
+    """The first `width` columns of both, as arrays of their own: one type for all callers."""
+    out_pick = full((len(pick), width), 0)
+    out_weight = full((len(pick), width), 0.0)
+    for n in range(len(pick)):
+        for k in range(width):
+            out_pick[n, k] = pick[n, k]
+            out_weight[n, k] = weight[n, k]
+    return out_pick, out_weight
+
+
+@entry()
 def select_topk(logw, k, log_threshold):
     """The K best candidates above the threshold of their lane's total, best first.
 
@@ -253,15 +315,15 @@ def select_topk(logw, k, log_threshold):
     """
     n_lanes, n_cands = logw.shape
     most = n_cands if k < 0 else min(k, n_cands)
-    pick = np.full((n_lanes, most), -1, np.int64)
-    out = np.full((n_lanes, most), -np.inf)
-    dropped = np.full(n_lanes, -np.inf)
+    pick = full((n_lanes, most), -1)
+    out = full((n_lanes, most), -np.inf)
+    dropped = full(n_lanes, -np.inf)
     total = logsumexp_rows(logw)
     widest = 0
     for n in range(n_lanes):
         if total[n] == -np.inf:
             continue
-        order = np.argsort(-logw[n], kind="mergesort")
+        order = _descending(logw[n])
         kept = 0
         lost = 0.0
         for c in order:
@@ -277,10 +339,11 @@ def select_topk(logw, k, log_threshold):
         if lost > 0.0:
             dropped[n] = total[n] + np.log(lost)
         widest = max(widest, kept)
-    return pick[:, :widest], out[:, :widest], dropped
+    pick, out = _narrowed(pick, out, widest)
+    return pick, out, dropped
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def select_unbiased(logw, k, uniform):
     """K candidates by optimal resampling (Fearnhead & Clifford 2003, section 3).
 
@@ -291,11 +354,11 @@ def select_unbiased(logw, k, uniform):
     """
     n_lanes, n_cands = logw.shape
     most = n_cands if k < 0 else min(k, n_cands)
-    pick = np.full((n_lanes, most), -1, np.int64)
-    out = np.full((n_lanes, most), -np.inf)
+    pick = full((n_lanes, most), -1)
+    out = full((n_lanes, most), -np.inf)
     widest = 0
     for n in range(n_lanes):
-        order = np.argsort(-logw[n], kind="mergesort")
+        order = _descending(logw[n])
         count = 0
         while count < n_cands and logw[n, order[count]] > -np.inf:
             count += 1
@@ -308,7 +371,7 @@ def select_unbiased(logw, k, uniform):
         top = logw[n, order[0]]
         # With the `big` largest kept, c = (sum of the others) / (K - big); raise `big` until
         # the next one is below c.
-        rest = np.zeros(count + 1)
+        rest = full(count + 1, 0.0)
         for i in range(count - 1, -1, -1):
             rest[i] = rest[i + 1] + np.exp(logw[n, order[i]] - top)
         big = 0
@@ -342,10 +405,10 @@ def select_unbiased(logw, k, uniform):
             out[n, kept] = level
             kept += 1
         widest = max(widest, kept)
-    return pick[:, :widest], out[:, :widest]
+    return _narrowed(pick, out, widest)
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def reserve(row, proxy, rescue, share):
     """Rows in which impossible but rescuable bytes hold `share` of the mass, by `proxy`.
 
@@ -368,7 +431,7 @@ def reserve(row, proxy, rescue, share):
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def open_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):
     """`select_topk`, then the extensions that `keep_extensions` admits for `byte`, fused.
 
@@ -381,7 +444,7 @@ def open_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_th
     return ctx, node, logu, logw, pruned, lane, cand, token, ext, dropped
 
 
-@nb.njit(cache=True, nogil=True)
+@inner(inline="always")
 def begin_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):
     """`open_read` that also tells, before the extensions, where the candidates come to by
     `byte` and what they weigh there: for `end_read`, which need not sum that again."""
@@ -389,14 +452,14 @@ def begin_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_t
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
     moved, able = advance(trie, rows, ctx, node, logu, logw, byte, cut)
     lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
-    dropped = np.full(len(byte), -np.inf)
+    dropped = full(len(byte), -np.inf)
     if len(lane):
         keep, dropped = keep_extensions(lane, ext, logsumexp_rows(able), log_threshold)
-        lane, cand, token, ext = lane[keep], cand[keep], token[keep], ext[keep]
+        lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
     return ctx, node, logu, logw, pruned, moved, able, lane, cand, token, ext, dropped
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def close_read(trie, rows, ctx, node, logu, logw, lane, new_ctx, ext_logw, byte, cut):
     """`append_extensions`, `advance` and a sort, best first, fused.
 
@@ -406,7 +469,7 @@ def close_read(trie, rows, ctx, node, logu, logw, lane, new_ctx, ext_logw, byte,
     return end_read(trie, rows, ctx, moved, logu, able, lane, new_ctx, ext_logw, byte, cut)
 
 
-@nb.njit(cache=True, nogil=True)
+@inner(inline="always")
 def end_read(trie, rows, ctx, moved, logu, able, lane, new_ctx, ext_logw, byte, cut):
     """`close_read` of candidates that have come to `moved`, with weights `able`, already."""
     node, logw = moved, able
@@ -414,6 +477,6 @@ def end_read(trie, rows, ctx, moved, logu, able, lane, new_ctx, ext_logw, byte, 
         old = logw.shape[1]
         ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw)
         _move(trie, rows, ctx, node, logu, logw, old, byte, cut, node, logw)
-    pick, weight, _ = select_topk(logw, -1, -np.inf)
+    pick, weight, _ = select_topk(logw, _ALL, -np.inf)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
     return ctx, node, logu, logw, logsumexp_rows(logw)

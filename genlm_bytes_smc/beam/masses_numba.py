@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from genlm_bytes_smc.compiled import entry, full, inner
 from genlm_bytes_smc.lm.host_rows import FAN
 
 # No nnan/ninf: -inf is a legitimate weight here.
 _SUM = {"reassoc", "nsz", "contract", "arcp"}
+
+
+ROOT = np.int64(0)  # not a literal, for which numba would compile `add_children` once more
 
 
 class TrieArrays(NamedTuple):
@@ -34,7 +37,7 @@ class TrieArrays(NamedTuple):
     edge: npt.NDArray[np.uint8]
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_SUM)
+@inner(fastmath=_SUM)
 def _sum(row, order, lo, hi):
     s = 0.0
     for i in range(lo, hi):
@@ -42,7 +45,7 @@ def _sum(row, order, lo, hi):
     return s
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_SUM)
+@inner(fastmath=_SUM)
 def _sum_labelled(row, labels, first, count):
     """Sum of the tokens with a label in first .. first + count: for many, faster than
     fetching each."""
@@ -52,7 +55,7 @@ def _sum_labelled(row, labels, first, count):
     return s
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _heavy_index(heavy, node):
     """Which heavy node `node` is, or -1."""
     for h in range(len(heavy)):
@@ -61,18 +64,19 @@ def _heavy_index(heavy, node):
     return -1
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def sum_range(row, order, lo, hi, cut):
     """Sum of a row (as it is stored) over positions lo..hi without those in the sorted `cut`."""
     s = 0.0
+    first, end = np.int64(lo), np.int64(hi)
     for c in cut:
-        if lo <= c < hi:
-            s += _sum(row, order, lo, c)
-            lo = c + 1
-    return s + _sum(row, order, lo, hi)
+        if first <= c < end:
+            s += _sum(row, order, first, c)
+            first = c + 1
+    return s + _sum(row, order, first, end)
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _touches(lo, hi, cut):
     found = False
     for c in cut:
@@ -80,7 +84,7 @@ def _touches(lo, hi, cut):
     return found
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def child_mass(trie, rows, slot, node, child, cut):
     """Mass below an edge of `node`; those of heavy nodes may have been summed already."""
     lo, hi = trie.lo[child], trie.hi[child]
@@ -99,7 +103,7 @@ def child_mass(trie, rows, slot, node, child, cut):
     return sum_range(rows.probs[slot], rows.order, lo, hi, cut) * rows.scale[slot]
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def add_children(trie, rows, slot, node, factor, cut, out):
     """out[byte] += factor * mass below that edge of `node`, for every edge.
 
@@ -123,13 +127,13 @@ def add_children(trie, rows, slot, node, factor, cut, out):
 # -- sorting whole rows -------------------------------------------------------------------
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_SUM)
+@inner(fastmath=_SUM)
 def _add_scaled(out, row, scale):
     for i in range(len(out)):
         out[i] += scale * row[i]
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _sum_by_label(labels, values, bins):
     """bins[any, label] += value; four lines, as sums into one place wait for each other."""
     one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)  # no test for a negative index
@@ -144,41 +148,46 @@ def _sum_by_label(labels, values, bins):
         bins[0, labels[a]] += values[a]
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _nested(rows, bins, scale):
     """Masses below each byte after each heavy node, float64[H * 257], from `bins` of labels."""
     n_heavy = len(rows.heavy)
-    out = np.empty(FAN * n_heavy)
+    out = full(FAN * n_heavy, 0.0)
     for label in range(len(out)):
         out[label] = scale * (
             (bins[0, label] + bins[1, label]) + (bins[2, label] + bins[3, label])
         )  # fmt: skip
     for h in range(n_heavy - 1, 0, -1):  # what is below it is complete by now
-        out[FAN * rows.nest[h, 0] + rows.nest[h, 1]] = out[FAN * h : FAN * (h + 1)].sum()
+        total = 0.0
+        for label in range(FAN * h, FAN * (h + 1)):
+            total += out[label]
+        out[FAN * rows.nest[h, 0] + rows.nest[h, 1]] = total
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def sum_root(rows, slot):
     """Have `roots` of a slot."""
     if not rows.summed[slot]:
-        bins = np.zeros((4, FAN * len(rows.heavy) + 1))
+        bins = full((4, FAN * len(rows.heavy) + 1), 0.0)
         _sum_by_label(rows.labels, rows.probs[slot, : len(rows.labels)], bins)
-        rows.roots[slot] = _nested(rows, bins, rows.scale[slot])
+        mass = _nested(rows, bins, rows.scale[slot])
+        for label in range(len(mass)):
+            rows.roots[slot, label] = mass[label]
         rows.summed[slot] = True
 
 
 _BLOCK = 1024  # tokens summed at a time, so that everything stays in the first cache
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def sum_roots(rows, slots, scales, cut):
     """Mass below each byte after each heavy node, summed over rows `slots` times `scales`.
 
     float64[H * 257], as `RowArrays.roots`; tokens at positions `cut` do not count.
     """
     labels = rows.labels
-    bins = np.zeros((4, FAN * len(rows.heavy) + 1))
+    bins = full((4, FAN * len(rows.heavy) + 1), 0.0)
     block = np.empty(_BLOCK, rows.probs.dtype)  # as exact as what is added up
     shared = rows.scale[slots[0]]  # a row's own is too small for single precision
     factors = np.empty(len(slots), rows.probs.dtype)
@@ -187,7 +196,8 @@ def sum_roots(rows, slots, scales, cut):
     for a in range(0, len(labels), _BLOCK):
         b = min(len(labels), a + _BLOCK)
         values = block[: b - a]
-        values[:] = 0.0
+        for i in range(len(values)):
+            values[i] = 0.0
         for i in range(len(slots)):
             _add_scaled(values, rows.probs[slots[i], a:b], factors[i])
         for c in cut:
@@ -202,7 +212,7 @@ def sum_roots(rows, slots, scales, cut):
 _TOGETHER = 3  # rows of one lane from which adding them up first is cheaper than sorting each
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _add_heavy(rows, h, ctx, node, factor, cut, out):
     """Have what candidates at heavy node `h` need sorted; or add them to out[257] at once.
 
@@ -212,8 +222,8 @@ def _add_heavy(rows, h, ctx, node, factor, cut, out):
     """
     count = 0
     x = rows.heavy[h]
-    slots = np.empty(len(ctx), np.int64)
-    scales = np.empty(len(ctx))
+    slots = full(len(ctx), 0)
+    scales = full(len(ctx), 0.0)
     for c in range(len(ctx)):
         if node[c] == x and factor[c] > 0.0 and not rows.summed[rows.slot_of[ctx[c]]]:
             slots[count], scales[count] = rows.slot_of[ctx[c]], factor[c]
@@ -223,13 +233,14 @@ def _add_heavy(rows, h, ctx, node, factor, cut, out):
             sum_root(rows, slots[i])
         return
     mass = sum_roots(rows, slots[:count], scales[:count], cut)
-    out[:256] += mass[FAN * h : FAN * h + 256]
+    for b in range(256):
+        out[b] += mass[FAN * h + b]
     for c in range(len(ctx)):
         if node[c] == x and factor[c] > 0.0 and not rows.summed[rows.slot_of[ctx[c]]]:
             factor[c] = 0.0
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def add_masses(trie, rows, ctx, node, logu, logw, cut, alone, out):
     """Add the mass of each next byte after one lane's candidates, and of ending, to out[257].
 
@@ -241,7 +252,7 @@ def add_masses(trie, rows, ctx, node, logu, logw, cut, alone, out):
         top = max(top, logw[c])
     if top == -np.inf:
         return top
-    factor = np.zeros(len(logw))
+    factor = full(len(logw), 0.0)
     for c in range(len(logw)):
         if logw[c] > -np.inf:
             factor[c] = np.exp(logu[c] - top)
@@ -260,10 +271,10 @@ def add_masses(trie, rows, ctx, node, logu, logw, cut, alone, out):
     return top
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def next_block(trie, rows, ctx, node, logu, logw, cut):
     """Log mass of each next byte and of ending: float64[N, 257], not normalised."""
-    out = np.zeros((len(logw), 257))
+    out = full((len(logw), 257), 0.0)
     for n in range(len(logw)):
         alone = len(logw) == 1
         top = add_masses(trie, rows, ctx[n], node[n], logu[n], logw[n], cut, alone, out[n])

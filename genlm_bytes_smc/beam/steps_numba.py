@@ -14,8 +14,10 @@ of trie, rows and tree come in as `Handles`.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
+from numba import types
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
 
 from genlm_bytes_smc.beam.handles import opened
 from genlm_bytes_smc.beam.kernels_numba import (
@@ -24,28 +26,48 @@ from genlm_bytes_smc.beam.kernels_numba import (
     end_read,
     extensions,
     keep_extensions,
+    kept_of,
     logsumexp_rows,
     select_topk,
     take,
 )
-from genlm_bytes_smc.beam.masses_numba import add_children, add_masses, sum_root
+from genlm_bytes_smc.beam.masses_numba import ROOT, add_children, add_masses, sum_root
+from genlm_bytes_smc.compiled import entry, full, inner
 from genlm_bytes_smc.lm.context_index import NO_ROOM, child_of
 
 _NONE = np.empty(0, np.int64)
 
 
-@nb.njit(cache=True, nogil=True)
+@intrinsic
+def _as_floats(typingctx, array):
+    """What `array.view(np.float64)` is for int64: numba's own takes seconds to compile."""
+
+    def code(context, builder, signature, args):
+        given = context.make_array(signature.args[0])(context, builder, args[0])
+        out = context.make_array(signature.return_type)(context, builder)
+        for name in ("meminfo", "parent", "nitems", "itemsize", "shape", "strides"):
+            setattr(out, name, getattr(given, name))
+        out.data = builder.bitcast(given.data, out.data.type)
+        return impl_ret_borrowed(context, builder, signature.return_type, out._getvalue())
+
+    return array.copy(dtype=types.float64)(array), code
+
+
+@inner()
 def _pack(ctx, node, logu, logw):
-    out = np.empty((4, *ctx.shape), np.int64)
-    out[0] = ctx
-    out[1] = node
-    weights = out[2:].view(np.float64)
-    weights[0] = logu
-    weights[1] = logw
+    n_lanes, n_cands = ctx.shape
+    out = full((4, n_lanes, n_cands), 0)
+    weights = _as_floats(out)
+    for n in range(n_lanes):
+        for c in range(n_cands):
+            out[0, n, c] = ctx[n, c]
+            out[1, n, c] = node[n, c]
+            weights[2, n, c] = logu[n, c]
+            weights[3, n, c] = logw[n, c]
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _add_logs(a, b):
     top = max(a, b)
     if top == -np.inf:
@@ -53,24 +75,24 @@ def _add_logs(a, b):
     return top + np.log(np.exp(a - top) + np.exp(b - top))
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _nothing():
-    return np.empty((4, 0, 0), np.int64)
+    return full((4, 0, 0), 0)
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _lacks(rows, context):
     return context >= len(rows.slot_of) - 1 or rows.slot_of[context] < 0
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _lacking(rows, ctx, logw):
     """Contexts of candidates whose rows are missing (evicted since), int64[m]."""
     count = 0
     for n in range(logw.shape[0]):
         for c in range(logw.shape[1]):
             count += logw[n, c] > -np.inf and _lacks(rows, ctx[n, c])
-    out = np.empty(count, np.int64)
+    out = full(count, 0)
     count = 0
     for n in range(logw.shape[0]):
         for c in range(logw.shape[1]):
@@ -80,17 +102,17 @@ def _lacking(rows, ctx, logw):
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _children(tree, rows, ctx, lane, cand, token):
     """Contexts of extensions, and those that lack a row; or [NO_ROOM] if the tree is full."""
-    contexts = np.empty(len(lane), np.int64)
+    contexts = full(len(lane), 0)
     count = 0
     for e in range(len(lane)):
         contexts[e] = child_of(tree, ctx[lane[e], cand[e]], token[e])
         if contexts[e] == NO_ROOM:
-            return contexts, np.full(1, NO_ROOM)
+            return contexts, full(1, NO_ROOM)
         count += _lacks(rows, contexts[e])
-    missing = np.empty(count, np.int64)
+    missing = full(count, 0)
     count = 0
     for context in contexts:
         if _lacks(rows, context):
@@ -99,26 +121,26 @@ def _children(tree, rows, ctx, lane, cand, token):
     return contexts, missing
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _unpack(packed):
-    weights = packed[2:].view(np.float64)
-    return packed[0], packed[1], weights[0], weights[1]
+    weights = _as_floats(packed)
+    return packed[0], packed[1], weights[2], weights[3]
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def prune(packed, log_dropped, k, log_threshold):
     """`select_topk`: (packed state, float64[2, N]: log_z, and all that was dropped so far)."""
     ctx, node, logu, logw = _unpack(packed)
     pick, weight, dropped = select_topk(logw, k, log_threshold)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
-    numbers = np.empty((2, len(dropped)))
+    numbers = full((2, len(dropped)), 0.0)
     numbers[0] = logsumexp_rows(logw)
     for n in range(len(dropped)):
         numbers[1, n] = _add_logs(log_dropped[n], dropped[n])
     return _pack(ctx, node, logu, logw), numbers
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def read(handles, probs, packed, log_dropped, byte, cut, k, log_prune, log_threshold):
     """Prune (k < 0 and log_prune -inf: do not), and read a known byte a lane.
 
@@ -130,16 +152,16 @@ def read(handles, probs, packed, log_dropped, byte, cut, k, log_prune, log_thres
         pick, weight, lost = select_topk(logw, k, log_prune)
         ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
     else:
-        lost = np.full(len(byte), -np.inf)
+        lost = full(len(byte), -np.inf)
     out, numbers, missing = _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold)
     for n in range(len(byte)):
         numbers[1, n] = _add_logs(_add_logs(log_dropped[n], lost[n]), numbers[1, n])
     return out, numbers, missing
 
 
-@nb.njit(cache=True, nogil=True)
+@inner(inline="always")
 def _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
-    numbers = np.full((2, len(byte)), -np.inf)
+    numbers = full((2, len(byte)), -np.inf)
     missing = _lacking(rows, ctx, logw)
     if len(missing):
         return _nothing(), numbers, missing
@@ -157,7 +179,7 @@ def _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
     return _pack(ctx, node, logu, logw), numbers, missing
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def extend(handles, probs, packed, log_z, cut, log_threshold):
     """The candidates and their admitted extensions: (packed state, dropped [N], missing)."""
     trie, rows, tree = opened(handles, probs)
@@ -165,15 +187,15 @@ def extend(handles, probs, packed, log_z, cut, log_threshold):
     return _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold)
 
 
-@nb.njit(cache=True, nogil=True)
+@inner(inline="always")
 def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
     missing = _lacking(rows, ctx, logw)
-    dropped = np.full(len(log_z), -np.inf)
+    dropped = full(len(log_z), -np.inf)
     if len(missing):
         return _nothing(), dropped, missing
     lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
     keep, dropped = keep_extensions(lane, ext, log_z, log_threshold)
-    lane, cand, token, ext = lane[keep], cand[keep], token[keep], ext[keep]
+    lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
     new, missing = _children(tree, rows, ctx, lane, cand, token)
     if len(missing):
         return _nothing(), dropped, missing
@@ -182,7 +204,7 @@ def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
     return _pack(ctx, node, logu, logw), dropped, missing
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _set_aside(trie, rows, context, out, rescue, share, cut):
     """One lane's `reserve`, its shares by the root of the best candidate's row.
 
@@ -190,8 +212,8 @@ def _set_aside(trie, rows, context, out, rescue, share, cut):
     """
     slot = rows.slot_of[context]
     sum_root(rows, slot)
-    mass = np.full(256, 1e-9)  # none of them reads as impossible
-    add_children(trie, rows, slot, 0, 1.0, cut, mass)
+    mass = full(256, 1e-9)  # none of them reads as impossible
+    add_children(trie, rows, slot, ROOT, 1.0, cut, mass)
     total = 0.0
     for b in range(256):
         mass[b] = mass[b] if rescue[b] and out[b] == 0.0 else 0.0
@@ -203,7 +225,7 @@ def _set_aside(trie, rows, context, out, rescue, share, cut):
             out[b] += share * mass[b] / total
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _rescued(node, logw, rescue_of, rescues, out):
     """Union of what healing could read from a lane's nodes; False if some is not known."""
     out[:] = False
@@ -217,7 +239,7 @@ def _rescued(node, logw, rescue_of, rescues, out):
     return True
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, share):
     """Next-byte rows of lanes whose candidates extend to `extended`.
 
@@ -228,17 +250,25 @@ def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, 
     """
     trie, rows, _ = opened(handles, probs)
     ctx, node, _, logw = _unpack(packed)
+    return _rows(trie, rows, ctx, node, logw, extended, lossy, cut, rescue_of, rescues, share)
+
+
+@inner(inline="always")
+def _rows(trie, rows, ctx, node, logw, extended, lossy, cut, rescue_of, rescues, share):
     ectx, enode, elogu, elogw = _unpack(extended)
     known = True
-    rescue = np.empty(256, np.bool_)
-    block = np.zeros((len(lossy), 257))
+    rescue = full(256, False)
+    block = full((len(lossy), 257), 0.0)
     for n in range(len(lossy)):
         out = block[n]
         alone = len(lossy) == 1
         add_masses(trie, rows, ectx[n], enode[n], elogu[n], elogw[n], cut, alone, out)
-        total = out.sum()
+        total = 0.0
+        for b in range(257):
+            total += out[b]
         if total > 0.0:
-            out /= total
+            for b in range(257):
+                out[b] /= total
         if lossy[n] and logw.shape[1] and logw[n, 0] > -np.inf:
             if _rescued(node[n], logw[n], rescue_of, rescues, rescue):
                 _set_aside(trie, rows, ctx[n, 0], out, rescue, share, cut)
@@ -249,7 +279,7 @@ def next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, 
     return block, known
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def extend_rows(
     handles, probs, packed, log_z, log_dropped, cut, log_threshold, rescue_of, rescues, share
 ):
@@ -258,18 +288,22 @@ def extend_rows(
     A lane is lossy if anything was ever dropped; with share 0 none is. Returns (packed
     state, dropped [N], missing, the rows, whether the rows are complete).
     """
-    extended, dropped, missing = extend(handles, probs, packed, log_z, cut, log_threshold)
+    trie, rows, tree = opened(handles, probs)
+    ctx, node, logu, logw = _unpack(packed)
+    extended, dropped, missing = _extend(
+        trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold
+    )
     if len(missing):
-        return extended, dropped, missing, np.empty((0, 257)), False
-    lossy = np.zeros(len(dropped), np.bool_)
+        return extended, dropped, missing, full((0, 257), 0.0), False
+    lossy = full(len(dropped), False)
     if share > 0.0:
         for n in range(len(dropped)):
             lossy[n] = max(log_dropped[n], dropped[n]) > -np.inf
-    out, known = next_rows(handles, probs, packed, extended, lossy, cut, rescue_of, rescues, share)
+    out, known = _rows(trie, rows, ctx, node, logw, extended, lossy, cut, rescue_of, rescues, share)
     return extended, dropped, missing, out, known
 
 
-@nb.njit(cache=True, nogil=True)
+@inner(inline="always")
 def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
     """The likeliest symbol after one lane's candidates; contexts without rows."""
     log_z = logsumexp_rows(logw)
@@ -279,12 +313,12 @@ def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
     if len(missing):
         return -1, missing
     ectx, enode, elogu, elogw = _unpack(ext)
-    mass = np.zeros(257)
+    mass = full(257, 0.0)
     add_masses(trie, rows, ectx[0], enode[0], elogu[0], elogw[0], cut, True, mass)
     return np.argmax(mass), missing
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold, steps):
     """Prune, find the likeliest byte, read it: up to `steps` times, for one lane.
 
@@ -297,8 +331,8 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
     """
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = _unpack(packed)
-    read_ = np.empty(steps, np.int64)
-    numbers = np.empty((2, 1))
+    read_ = full(steps, 0)
+    numbers = full((2, 1), 0.0)
     numbers[0], numbers[1] = logsumexp_rows(logw), log_dropped
     ends = False
     missing = _NONE
@@ -316,7 +350,7 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
         if ends:
             break
         state, out, missing = _read(
-            trie, rows, tree, c, x, u, w, np.full(1, symbol), cut, log_threshold
+            trie, rows, tree, c, x, u, w, full(1, symbol), cut, log_threshold
         )
         if len(missing) or out[0, 0] == -np.inf:
             break
@@ -328,14 +362,17 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
     return _pack(ctx, node, logu, logw), numbers, read_[:done], missing, ends
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _grown(array):
-    out = np.empty((array.shape[0], 2 * array.shape[1]), np.int64)
-    out[:, : array.shape[1]] = array
+    height, width = array.shape
+    out = full((height, 2 * width), 0)
+    for i in range(height):
+        for j in range(width):
+            out[i, j] = array[i, j]
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _heaviest(rows, contexts, ext):
     """The heaviest of `contexts` that has a row; -1 if none has."""
     best, out = -np.inf, -1
@@ -345,18 +382,18 @@ def _heaviest(rows, contexts, ext):
     return out
 
 
-@nb.njit(cache=True, nogil=True)
-def _lend(rows, known, above, new, heavy):
+@inner()
+def _lend(rows, known, ctx, cand, new, ext, least):
     """Have rows stand in for those that `new` lack; which go on, and whether by a guess.
 
     Args:
         rows: their `slot_of` is written to.
         known: a context that has read the same bytes, or -1.
-        above: int64[E], the contexts before their last token.
-        new: int64[E].
-        heavy: bool[E], which may go on by a guess.
+        ctx, cand: the contexts before their last token are ctx[cand], int64[E].
+        new, ext: contexts int64[E], and their weights.
+        least: weight, nats, above which they may go on by a guess.
     """
-    goes = np.ones(len(new), np.bool_)
+    goes = full(len(new), True)
     guess = False
     same = -1
     if known >= 0 and not _lacks(rows, known):
@@ -365,15 +402,15 @@ def _lend(rows, known, above, new, heavy):
         if _lacks(rows, new[e]):
             if same >= 0:
                 rows.slot_of[new[e]] = same
-            elif heavy[e]:
-                rows.slot_of[new[e]] = rows.slot_of[above[e]]
+            elif ext[e] > least:
+                rows.slot_of[new[e]] = rows.slot_of[ctx[cand[e]]]
                 guess = True
             else:
                 goes[e] = False
     return goes, guess
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def run_text(
     handles, probs, packed, log_dropped, text, known, cut, k, log_threshold, horizon, reach, heavy
 ):
@@ -403,11 +440,12 @@ def run_text(
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = _unpack(packed)
     kept = packed
-    numbers = np.array([log_dropped, 0.0])
-    missed = np.empty((2, 64), np.int64)
+    numbers = full(2, 0.0)
+    numbers[0] = log_dropped
+    missed = full((2, 64), 0)
     count, done, guessed = 0, 0, len(text)
-    full = False
-    byte = np.empty(1, np.int64)
+    no_room = False
+    byte = full(1, 0)
     for at in range(len(text)):
         if (count and at > done + horizon) or at > guessed + reach:
             break
@@ -417,8 +455,8 @@ def run_text(
         )
         log_dropped = _add_logs(_add_logs(log_dropped, lost[0]), dropped[0])
         new, missing = _children(tree, rows, ctx, lane, cand, token)
-        full = len(missing) > 0 and missing[0] == NO_ROOM
-        if full:
+        no_room = len(missing) > 0 and missing[0] == NO_ROOM
+        if no_room:
             break
         heaviest = _heaviest(rows, new, ext)
         if heaviest >= 0:
@@ -426,14 +464,14 @@ def run_text(
         if len(missing):
             while count + len(missing) > missed.shape[1]:
                 missed = _grown(missed)
-            missed[0, count : count + len(missing)] = missing
-            missed[1, count : count + len(missing)] = at
-            count += len(missing)
-            share = np.exp(ext - logsumexp_rows(logw)[0])
-            goes, guess = _lend(rows, known[at], ctx[0][cand], new, share > heavy)
+            for context in missing:
+                missed[0, count], missed[1, count] = context, at
+                count += 1
+            least = np.log(heavy) + logsumexp_rows(logw)[0]
+            goes, guess = _lend(rows, known[at], ctx[0], cand, new, ext, least)
             if guess:
                 guessed = min(guessed, at)
-            lane, new, ext = lane[goes], new[goes], ext[goes]
+            lane, _, new, ext = kept_of(goes, lane, cand, new, ext)
         ctx, node, logu, logw, log_z = end_read(
             trie, rows, ctx, moved, logu, able, lane, new, ext, byte, cut
         )
@@ -443,8 +481,9 @@ def run_text(
             done = at + 1
             kept = _pack(ctx, node, logu, logw)
             numbers[0] = log_dropped
-    rows.slot_of[missed[0, :count]] = -1  # nothing stands in for them any more
+    for i in range(count):
+        rows.slot_of[missed[0, i]] = -1  # nothing stands in for it any more
     numbers[1] = done
-    if full:
-        return kept, numbers, np.full((2, 1), NO_ROOM)
+    if no_room:
+        return kept, numbers, full((2, 1), NO_ROOM)
     return kept, numbers, missed[:, :count]

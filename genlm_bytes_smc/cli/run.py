@@ -15,6 +15,7 @@ import torch
 from genlm_bytes_smc import ByteBeamState, ByteLanes
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.beam import display
+from genlm_bytes_smc.cli.compiling import announce_compilation
 from genlm_bytes_smc.cli.inputs import as_prompt, new_beam, open_model, read_argument, seed_of
 from genlm_bytes_smc.cli.options import BeamOptions
 from genlm_bytes_smc.cli.output import (
@@ -59,6 +60,8 @@ async def write_completion(
     """The command `complete`."""
     text, seed = read_argument(prompt), seed_of(options)
     state = await _after(options, text, seed)
+    await state.prune().lanes.logp_next()  # what must be compiled is, before the text appears
+    announce_compilation().hushed = True
     stream = None if options.json else ByteStream()
     if stream and echo:
         stream.write(text, "dim")

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
+
+from genlm_bytes_smc.compiled import entry, full, inner
 
 SIZE, FREE = 0, 1
 NO_ROOM = -2
@@ -40,14 +41,14 @@ class TreeArrays(NamedTuple):
     meta: npt.NDArray[np.int64]
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _place(node, token, mask):
     x = np.uint64(node) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(token)
     x = (x ^ (x >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
     return np.int64((x ^ (x >> np.uint64(29))) & np.uint64(mask))
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def child_of(tree, node, token):
     """The child of `node` along `token`, made if new; NO_ROOM if the arrays are full."""
     mask = len(tree.table) - 1
@@ -73,7 +74,7 @@ def child_of(tree, node, token):
     return new
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def find_children(tree, nodes, tokens, out):
     """out[i] = child of nodes[i] along tokens[i]; how many were done before the room ended."""
     for i in range(len(nodes)):
@@ -83,7 +84,7 @@ def find_children(tree, nodes, tokens, out):
     return len(nodes)
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def find_path(tree, node, tokens, out):
     """out[i] = the context `node` followed by tokens[:i + 1]; how many were done."""
     for i in range(len(tokens)):
@@ -94,7 +95,7 @@ def find_path(tree, node, tokens, out):
     return len(tokens)
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def spelled(parent, of, node, out):
     """out[-1 - i] = of[the i-th node from `node` up]; `out` is as long as `node` is deep."""
     for i in range(len(out) - 1, -1, -1):
@@ -102,7 +103,7 @@ def spelled(parent, of, node, out):
         node = parent[node]
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def fill_table(tree):
     """Enter every node in use into the table, which must be empty."""
     mask = len(tree.table) - 1
@@ -114,7 +115,7 @@ def fill_table(tree):
             tree.table[at] = node
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def mark(parent, roots, mask):
     """Mark `roots` (negative ids ignored) and all their ancestors."""
     for node in roots:
@@ -123,24 +124,16 @@ def mark(parent, roots, mask):
             node = parent[node]
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def lacking(slot_of, contexts):
-    """Distinct ids of `contexts` without a slot, ascending."""
+    """Ids of `contexts` without a slot, as often as they occur."""
     count = 0
     for c in contexts:
         count += slot_of[c] < 0
-    out = np.empty(count, np.int64)
+    out = full(count, 0)
     count = 0
     for c in contexts:
         if slot_of[c] < 0:
             out[count] = c
             count += 1
-    if count < 2:
-        return out
-    out.sort()
-    kept = 1
-    for i in range(1, count):
-        if out[i] != out[i - 1]:
-            out[kept] = out[i]
-            kept += 1
-    return out[:kept]
+    return out

@@ -19,6 +19,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
+from genlm_bytes_smc.compiled import entry, full, inner
+
 _DOUBLINGS = 115
 BIAS = _DOUBLINGS * 0.6931471805599453
 _UNBIAS = float(np.exp(-BIAS))
@@ -106,7 +108,7 @@ def _exp64(x):
     return p * a * b
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_SUM)
+@inner(fastmath=_SUM)
 def _count_low(row):
     """How many possible tokens are too unlikely for float32."""
     count = np.float32(0)
@@ -126,7 +128,7 @@ def _plus(typingctx, a, b):
     return a(a, b), code
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_EXACT)
+@inner(fastmath=_EXACT)
 def _fill32(row, out):
     """out[:] = exp(row + BIAS); its sum, and the largest pattern of bits in `row`.
 
@@ -143,7 +145,7 @@ def _fill32(row, out):
     return total, bits
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_EXACT)
+@inner(fastmath=_EXACT)
 def _fill64(row, out):
     """out[:] = exp(row); its sum."""
     total = 0.0
@@ -154,7 +156,7 @@ def _fill64(row, out):
     return total
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def take_32(rows, slots, probs, scale, summed, rounding):
     """probs[slots] = exp(rows + BIAS), read and summed in one pass.
 
@@ -165,7 +167,7 @@ def take_32(rows, slots, probs, scale, summed, rounding):
     summed in float32, which vector code does to 1e-7 of the sum, and added up in float64.
     """
     n, width = len(slots), probs.shape[1]
-    total = np.zeros(n)
+    total = full(n, 0.0)
     low, odd = False, False
     for i in range(n):
         lowest = np.uint32(0)
@@ -182,10 +184,10 @@ def take_32(rows, slots, probs, scale, summed, rounding):
     return total, low, odd
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def take_64(rows, slots, probs, scale, summed, rounding):
     """probs[slots] = exp(rows): as `take_32`, float64, for rows of either precision."""
-    total = np.zeros(len(slots))
+    total = full(len(slots), 0.0)
     odd = False
     for i in range(len(slots)):
         total[i] = _fill64(rows[i], probs[slots[i]])
@@ -194,7 +196,7 @@ def take_64(rows, slots, probs, scale, summed, rounding):
     return total, False, odd
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_SUM)
+@entry(fastmath=_SUM)
 def masked_total(row, mask):
     """Sum of row[V] where mask bool[V] holds."""
     s = 0.0

@@ -60,7 +60,7 @@ class SlotTable:
     def missing(self, contexts: IntArray) -> IntArray:
         """Distinct ids >= 0 among `contexts` (any shape) without a slot, int64[m]."""
         out: IntArray = lacking(self.slot_of, contexts.ravel())
-        return out
+        return np.unique(out) if len(out) > 1 else out
 
     def touch(self, contexts: IntArray) -> None:
         """Count `contexts` (any shape, all held) as just used."""
