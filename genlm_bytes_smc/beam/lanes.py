@@ -231,7 +231,7 @@ class ByteLanes:
             if params.unbiased:
                 ext = thin(ext, self.log_z, self._log_threshold, self.state.key)
             else:
-                ext = keep_above(ext, self.log_z, params.log_prune_threshold)
+                ext = keep_above(ext, self.log_z, params.log_prune_threshold, within=True)
             self._extended = await commit(self.model, self.state, ext)
             self._ext_dropped = ext.dropped
         else:  # rows may have been evicted since
@@ -244,7 +244,9 @@ class ByteLanes:
         With `prune="topk"` each row sums to one. Bytes that no candidate can read but that
         healing would rescue share `reserve.HEAL_RESERVE` of the row, in proportion to how
         likely the best candidate's row holds a token to begin with them: what they weigh
-        exactly would cost LM rows for bytes that are mostly never read. With
+        exactly would cost LM rows for bytes that are mostly never read. What healing would
+        rescue is judged by spellings; where the model itself has zeros (top-k, top-p), such a
+        byte may turn out impossible when it is read. With
         `prune="unbiased"` rows are masses over the lane's weight, which sum to one in
         expectation. Rows of lanes that are dead or have ended are -inf.
         """

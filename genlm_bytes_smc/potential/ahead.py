@@ -81,7 +81,7 @@ def _dry_run(
             if params.unbiased:
                 ext = thin(ext, log_z, params.log_prune_threshold, state.key)
             else:
-                ext = keep_above(ext, log_z, params.log_prune_threshold)
+                ext = keep_above(ext, log_z, params.log_prune_threshold, within=True)
             ext, new = stand_ins.lend(i, state, ext, log_z)
             if len(ext.lane):
                 state = kernels.extend(state, ext, new)
