@@ -267,14 +267,15 @@ class ByteBeamState:
     async def _endings(self) -> list[Candidate]:
         """What the text may have ended after, best first."""
         lanes, kernels = self.lanes, self.lanes.model.kernels
-        state = await lanes.extended()
-        nodes, contexts = kernels.nodes(state)[0], kernels.contexts(state)[0]
         ids = lanes.model.eos_ids(self.params.eos)
         found = []
-        for c in np.flatnonzero(nodes == 0).tolist():
-            p = sum(lanes.model.store.prob(int(contexts[c]), token) for token in ids)
-            if p > 0:
-                found.append((float(state.logu[0, c]) + float(np.log(p)), int(contexts[c])))
+        with lanes.model.engine.tree.one_thread:
+            state = await lanes.extended()
+            nodes, contexts = kernels.nodes(state)[0], kernels.contexts(state)[0]
+            for c in np.flatnonzero(nodes == 0).tolist():
+                p = sum(lanes.model.store.prob(int(contexts[c]), token) for token in ids)
+                if p > 0:
+                    found.append((float(state.logu[0, c]) + float(np.log(p)), int(contexts[c])))
         total = float(np.logaddexp.reduce([logw for logw, _ in found])) if found else -np.inf
         ordered = sorted(found, reverse=True)
         return [self._candidate(context, 0, logw, total, ended=True) for logw, context in ordered]

@@ -41,6 +41,7 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
     guides = [Guide(lanes, text, n) for n, text in enumerate(texts)]
     fetched = [NOTHING]
     with ExitStack() as pins:
+        pins.enter_context(tree.one_thread)
         at, read, wanted = 0, 0, NOTHING
         while True:
             if at == 0 or read >= HORIZON // 2:

@@ -123,7 +123,9 @@ async def test_rows_sum_to_one_and_prefixes_agree_with_them(world, seed):
         assert p.sum() == pytest.approx(1, abs=1e-9), text
         prefix = await lm.prefix(text)
         after = [text + bytes([b]) for b in np.flatnonzero(p[:256])]
-        for longer, weight in zip(after, await lm.batch_prefix(after) if after else [], strict=True):
+        for longer, weight in zip(
+            after, await lm.batch_prefix(after) if after else [], strict=True
+        ):
             assert weight - prefix == pytest.approx(row[longer[-1]], abs=1e-9)
         assert await lm.complete(text) == pytest.approx(prefix + row[256], abs=1e-9)
         if not after:
