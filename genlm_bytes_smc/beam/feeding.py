@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from genlm_bytes_smc.beam.kernels import N_BYTES
+from genlm_bytes_smc.beam.commit import commit
+from genlm_bytes_smc.beam.kernels import N_BYTES, keep_above
+from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.rng import read_keys
-from genlm_bytes_smc.beam.state import Extensions
+from genlm_bytes_smc.beam.state import BeamState, Extensions
 
 if TYPE_CHECKING:
     from genlm_bytes_smc.beam.lanes import ByteLanes
+
+FloatArray = npt.NDArray[np.float64]
 
 
 async def feed(lanes: ByteLanes, tokens: Sequence[int]) -> ByteLanes:
@@ -42,19 +47,44 @@ async def _foresee(lanes: ByteLanes, tokens: Sequence[int]) -> None:
 
 async def _feed_one(lanes: ByteLanes, token: int) -> ByteLanes:
     model, n = lanes.model, len(lanes)
-    kernels, store = model.kernels, model.store
-    state = await lanes.extended()
-    nodes, contexts = kernels.nodes(state), kernels.contexts(state)
-    weights = np.asarray(state.logw.tolist(), dtype=np.float64)
-    lane, cand = np.nonzero(nodes == 0)
-    above = contexts[lane, cand]
-    with np.errstate(divide="ignore"):
-        p = np.log(np.array([store.prob(int(c), token) for c in above], dtype=np.float64))
-    new = model.engine.tree.children(above, np.full(len(above), token, dtype=np.int64))
-    ext = Extensions(lane, cand, above, weights[lane, cand] + p, np.full(n, -np.inf))
-    await store.ensure(np.concatenate([contexts.ravel(), new]))
+    kernels = model.kernels
+    state, dropped = await _extended(lanes, token)
+    ext = _followed(model, state, token)
+    contexts = kernels.contexts(state)
+    new = model.engine.tree.children(ext.token, np.full(len(ext.token), token, dtype=np.int64))
+    await model.store.ensure(np.concatenate([contexts.ravel(), new]))
     empty = kernels.advance(state, np.full(n, -1, dtype=np.int64), lanes.cut)
     fed = kernels.extend(empty, ext, new)
     fed = fed._replace(key=read_keys(lanes.state.key, np.full(n, token + N_BYTES)))
     fed, _ = kernels.select(fed, None, -np.inf)
-    return lanes.replace(fed)
+    return lanes.replace(fed, log_dropped=np.logaddexp(lanes.log_dropped, dropped))
+
+
+async def _extended(lanes: ByteLanes, token: int) -> tuple[BeamState, FloatArray]:
+    """The candidates with their extensions, and the log mass dropped, float64[N].
+
+    With top-K pruning the threshold is taken against the candidates that can take the token,
+    as `ByteLanes.read` takes it against those that can read its byte: the others are lost.
+    """
+    params, model = lanes.params, lanes.model
+    if params.unbiased:
+        return await lanes.extended(), np.full(len(lanes), -np.inf)
+    await model.store.ensure(model.kernels.contexts(lanes.state))
+    stand = _followed(model, lanes.state, token)
+    able = np.full(len(lanes), -np.inf)
+    np.logaddexp.at(able, stand.lane, stand.logw)
+    ext = model.kernels.extensions(lanes.state, lanes.cut)
+    ext = keep_above(ext, able, params.log_prune_threshold)
+    return await commit(model, lanes.state, ext), ext.dropped
+
+
+def _followed(model: ByteModel, state: BeamState, token: int) -> Extensions:
+    """The candidates at the root followed by `token`; in place of a token, their contexts."""
+    nodes, contexts = model.kernels.nodes(state), model.kernels.contexts(state)
+    weights = np.asarray(state.logw.tolist(), dtype=np.float64).reshape(nodes.shape)
+    lane, cand = np.nonzero(nodes == 0)
+    above = contexts[lane, cand]
+    with np.errstate(divide="ignore"):
+        p = np.log(np.array([model.store.prob(int(c), token) for c in above], dtype=np.float64))
+    nothing = np.full(len(nodes), -np.inf)
+    return Extensions(lane, cand, above, weights[lane, cand] + p, nothing)

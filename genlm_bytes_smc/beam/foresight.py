@@ -96,7 +96,8 @@ class Guide:
     def _begin(self, lanes: ByteLanes, at: int) -> None:
         """From the best candidate after `at` bytes, which may be inside a token."""
         kernels, model = self._model.kernels, self._model
-        node = int(kernels.nodes(lanes.state)[self._lane, 0])  # candidates stand best first
+        nodes = kernels.nodes(lanes.state)[self._lane]  # best first; none if every lane is dead
+        node = int(nodes[0]) if len(nodes) else -1
         self._context = int(kernels.contexts(lanes.state)[self._lane, 0]) if node >= 0 else 0
         self._partial = model.trie.spell(max(node, 0))
         self._at = at - len(self._partial)

@@ -91,7 +91,8 @@ class Kernels(Protocol):
     def select(
         self, state: BeamState, k: int | None, log_threshold: float
     ) -> tuple[BeamState, FloatArray]:
-        """Top-K and threshold pruning, best first; and the log mass dropped, float64[N]."""
+        """Top-K and threshold pruning, which never drops a lane's best candidate, best first;
+        and the log mass dropped, float64[N]."""
         ...
 
     def resample(self, state: BeamState, k: int | None) -> BeamState:
@@ -131,15 +132,21 @@ class Kernels(Protocol):
         ...
 
 
-def keep_above(ext: Extensions, base: FloatArray, log_threshold: float) -> Extensions:
+def keep_above(
+    ext: Extensions, base: FloatArray, log_threshold: float, *, within: bool = False
+) -> Extensions:
     """Extensions above the threshold of base + all extensions of their lane.
+
+    A threshold never drops the heaviest part of a lane: where no extension is above it, the
+    heaviest one is kept if it weighs more than what is left without extensions.
 
     Args:
         ext: all extensions.
         base: float64[N] log weight that counts beside the extensions, nats.
         log_threshold: nats.
+        within: whether `base` holds the weight of the extensions, too.
     """
-    keep, dropped = nk.keep_extensions(ext.lane, ext.logw, base, log_threshold)
+    keep, dropped = nk.keep_extensions(ext.lane, ext.logw, base, log_threshold, within)
     ext = ext if keep.all() else ext.take(keep)
     return ext._replace(dropped=np.logaddexp(ext.dropped, dropped))
 

@@ -91,10 +91,12 @@ def extensions(trie, rows, ctx, node, logu, logw, cut):
 
 
 @entry()
-def keep_extensions(lane, logw, base, log_threshold):
+def keep_extensions(lane, logw, base, log_threshold, within):
     """Which extensions hold more than the threshold of base + all extensions of the lane.
 
-    Returns (keep bool[E], dropped float64[N]); the share is genlm-bytes 0.2's.
+    The share is genlm-bytes 0.2's. Where no extension holds it, the heaviest is kept if it
+    outweighs what the lane has without them: base, or base less the extensions if they are
+    `within` it. Returns (keep bool[E], dropped float64[N]).
     """
     n_lanes = len(base)
     top = base.copy()
@@ -107,12 +109,22 @@ def keep_extensions(lane, logw, base, log_threshold):
     for e in range(len(lane)):
         total[lane[e]] += np.exp(logw[e] - top[lane[e]])
     keep = full(len(lane), False)
-    lost = full(n_lanes, 0.0)
+    heaviest = full(n_lanes, -1)
     for e in range(len(lane)):
         n = lane[e]
         keep[e] = logw[e] - (top[n] + np.log(total[n])) > log_threshold
+        if heaviest[n] < 0 or logw[e] > logw[heaviest[n]]:
+            heaviest[n] = e
+    for n in range(n_lanes):
+        e = heaviest[n]
+        if e >= 0 and not keep[e]:
+            own = np.exp(base[n] - top[n])
+            left = own - (total[n] - own) if within else own
+            keep[e] = np.exp(logw[e] - top[n]) > left * (1.0 + 1e-9)  # not by rounding alone
+    lost = full(n_lanes, 0.0)
+    for e in range(len(lane)):
         if not keep[e]:
-            lost[n] += np.exp(logw[e] - top[n])
+            lost[lane[e]] += np.exp(logw[e] - top[lane[e]])
     dropped = full(n_lanes, -np.inf)
     for n in range(n_lanes):
         if lost[n] > 0.0:
@@ -310,7 +322,7 @@ def _narrowed(pick, weight, width):
 def select_topk(logw, k, log_threshold):
     """The K best candidates above the threshold of their lane's total, best first.
 
-    k < 0 keeps all. Returns (pick int64[N, K'], logw float64[N, K'], dropped float64[N])
+    The best is kept in any case. k < 0 keeps all. Returns (pick int64[N, K'], logw float64[N, K'], dropped float64[N])
     with K' the most that any lane keeps.
     """
     n_lanes, n_cands = logw.shape
@@ -330,7 +342,7 @@ def select_topk(logw, k, log_threshold):
             w = logw[n, c]
             if w == -np.inf:
                 break
-            if kept < most and w - total[n] > log_threshold:
+            if kept < most and (kept == 0 or w - total[n] > log_threshold):
                 pick[n, kept] = c
                 out[n, kept] = w
                 kept += 1
@@ -454,7 +466,7 @@ def begin_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_t
     lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
     dropped = full(len(byte), -np.inf)
     if len(lane):
-        keep, dropped = keep_extensions(lane, ext, logsumexp_rows(able), log_threshold)
+        keep, dropped = keep_extensions(lane, ext, logsumexp_rows(able), log_threshold, False)
         lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
     return ctx, node, logu, logw, pruned, moved, able, lane, cand, token, ext, dropped
 

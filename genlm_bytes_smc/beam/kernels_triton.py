@@ -260,7 +260,7 @@ def select(
     ranked, order, width, most, log_threshold, ctx, ctx_stride, node, node_stride, logu,
     logu_stride, out, weights, packed, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Keep at most `most` above the threshold's share of a lane.
+    """Keep at most `most` above the threshold's share of a lane, the best in any case.
 
     out int64[2, N, K]: ctx, node; weights float64[2, N, K]: logu, logw; packed int64[N, 2K + 2],
     for the host: ctx, node (-1: none), the bits of the total and of what was dropped. Grid: N.
@@ -275,7 +275,7 @@ def select(
     sum_ = tl.sum(p, 0)
     total = tl.where(full, top + tl.log(tl.where(full, sum_, 1.0)), float("-inf"))
     share = tl.where(some, weight - total, float("-inf"))
-    keep = (share > _float(log_threshold)) & (i < most)
+    keep = some & ((i == 0) | (share > _float(log_threshold))) & (i < most)
     lost = tl.sum(tl.where(keep | (some == 0), 0.0, tl.exp(tl.where(some, share, 0.0))), 0)
     gone = lost > 0
     dropped = tl.where(gone, total + tl.log(tl.where(gone, lost, 1.0)), float("-inf"))

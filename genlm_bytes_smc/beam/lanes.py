@@ -13,8 +13,9 @@ resampled) by indexing arrays that hold no model state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,23 @@ from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.transfer import send
 
 FloatArray = npt.NDArray[np.float64]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _one_thread(
+    verb: Callable[Concatenate[ByteLanes, P], Awaitable[T]],
+) -> Callable[Concatenate[ByteLanes, P], Coroutine[Any, Any, T]]:
+    """A verb of `ByteLanes` that refuses to run beside another thread: it changes what all
+    lanes of a model share, from its first row to its last context."""
+
+    @functools.wraps(verb)
+    async def alone(self: ByteLanes, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.model.engine.tree.one_thread:
+            return await verb(self, *args, **kwargs)
+
+    return alone
 
 
 class ByteLanes:
@@ -114,15 +132,16 @@ class ByteLanes:
             lane_seeds: one further seed a lane, for independent beams; n of them.
         """
         tree = model.engine.tree
-        node = tree.insert(model.engine.start if context is None else context)
         seeds = np.full(n, params.seed, dtype=np.uint64)
         if lane_seeds is not None:
             if len(lane_seeds) != n:
                 raise ValueError(f"lane_seeds must hold {n} numbers, got {len(lane_seeds)}")
             seeds = start_keys(seeds) ^ np.asarray(lane_seeds, dtype=np.uint64)
-        lanes = cls(model, params, model.kernels.initial(node, start_keys(seeds)))
-        await model.store.ensure(np.array([node], dtype=np.int64))
-        return lanes
+        with tree.one_thread:
+            node = tree.insert(model.engine.start if context is None else context)
+            lanes = cls(model, params, model.kernels.initial(node, start_keys(seeds)))
+            await model.store.ensure(np.array([node], dtype=np.int64))
+            return lanes
 
     def __len__(self) -> int:
         """Number of lanes, N."""
@@ -213,6 +232,7 @@ class ByteLanes:
 
     # -- one byte step -----------------------------------------------------------------
 
+    @_one_thread
     async def extended(self) -> BeamState:
         """The candidates and their admitted token-ending extensions, computed once."""
         steps = self._steps
@@ -231,20 +251,23 @@ class ByteLanes:
             if params.unbiased:
                 ext = thin(ext, self.log_z, self._log_threshold, self.state.key)
             else:
-                ext = keep_above(ext, self.log_z, params.log_prune_threshold)
+                ext = keep_above(ext, self.log_z, params.log_prune_threshold, within=True)
             self._extended = await commit(self.model, self.state, ext)
             self._ext_dropped = ext.dropped
         else:  # rows may have been evicted since
             await self.model.store.ensure(self.model.kernels.contexts(self._extended))
         return self._extended
 
+    @_one_thread
     async def logp_next(self) -> torch.Tensor:
         """Log probabilities of the next byte, and of ending last: float64[N, 257].
 
         With `prune="topk"` each row sums to one. Bytes that no candidate can read but that
         healing would rescue share `reserve.HEAL_RESERVE` of the row, in proportion to how
         likely the best candidate's row holds a token to begin with them: what they weigh
-        exactly would cost LM rows for bytes that are mostly never read. With
+        exactly would cost LM rows for bytes that are mostly never read. What healing would
+        rescue is judged by spellings; where the model itself has zeros (top-k, top-p), such a
+        byte may turn out impossible when it is read. With
         `prune="unbiased"` rows are masses over the lane's weight, which sum to one in
         expectation. Rows of lanes that are dead or have ended are -inf.
         """
@@ -283,6 +306,7 @@ class ByteLanes:
                 return torch.from_numpy(rows)
             wanted = await self._have_rows_too(wanted, found.missing)
 
+    @_one_thread
     async def step(self, symbols: Sequence[int] | IntArray) -> ByteLanes:
         """Read one symbol a lane and prune.
 
@@ -337,6 +361,7 @@ class ByteLanes:
         heals[lanes] = healed
         return put_lanes(kernels, state, lanes, lost.state), heals
 
+    @_one_thread
     async def read(self, byte: int | Sequence[int] | IntArray) -> ByteLanes:
         """Read a known byte in every lane (or one a lane), without pruning the result.
 
@@ -382,6 +407,7 @@ class ByteLanes:
             packed, log_z, dropped, missing = steps.read(*arguments)
         return Reading(unpack(packed, self.state.key), log_z, dropped)
 
+    @_one_thread
     async def prune_and_read(self, byte: int) -> ByteLanes:
         """`prune` and `read`, in one compiled call where no row is missing for it."""
         if self._steps is not None:
@@ -411,6 +437,7 @@ class ByteLanes:
         log_z = np.where(self.ended, self.log_z, kernels.log_z(state))
         return self.replace(state, log_z=log_z, log_dropped=np.logaddexp(self.log_dropped, dropped))
 
+    @_one_thread
     async def follow_likeliest(self, steps: int) -> tuple[ByteLanes, list[int], bool] | None:
         """Prune, take the likeliest symbol and read it, `steps` times: one lane.
 
@@ -492,6 +519,7 @@ class ByteLanes:
         """
         return await self._in_mode(in_prompt=False, literal=False)
 
+    @_one_thread
     async def _in_mode(self, *, in_prompt: bool, literal: bool) -> ByteLanes:
         other = ByteLanes(
             self.model,
@@ -515,6 +543,7 @@ class ByteLanes:
         state, _ = kernels.select(state, None, -np.inf)  # best first
         return other.replace(state)
 
+    @_one_thread
     async def feed(self, tokens: Sequence[int]) -> ByteLanes:
         """Lanes after exactly these tokens, which begin where a token ends.
 

@@ -21,7 +21,8 @@ class BeamParams:
     Args:
         K: most candidates kept, or None to keep every one (exact, exponential cost).
         prune_threshold: share of the beam's weight, in [0, 1). With `prune="topk"`
-            candidates and token-ending extensions at or below it are dropped; with
+            candidates and token-ending extensions at or below it are dropped, the heaviest
+            part of a beam excepted; with
             `prune="unbiased"` extensions below it are thinned at random (`ByteLLM`
             spares its prompt that).
         verbose: write the beam to standard output after each byte.

@@ -52,6 +52,7 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
     guide, at, read = Guide(lanes, text), 0, 0
     wanted = NOTHING
     with ExitStack() as pins:
+        pins.enter_context(tree.one_thread)
         while at < len(text) and lanes.log_z[0] > -np.inf:
             # Only while it is a guide: what is asked for along it is not asked for elsewhere.
             if guide.falls_short(at) and (at == 0 or read >= HORIZON // 2):

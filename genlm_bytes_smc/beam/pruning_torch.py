@@ -22,11 +22,13 @@ class Kept(NamedTuple):
 
 
 def keep_largest(logw: torch.Tensor, most: int, log_threshold: float) -> Kept:
-    """The `most` largest of weights float64[N, C] above the threshold's share of their lane."""
+    """The `most` largest of weights float64[N, C] above the threshold's share of their lane; the
+    largest in any case."""
     ranked, order = torch.sort(logw, dim=1, descending=True, stable=True)
     total = torch.logsumexp(ranked, dim=1, keepdim=True)
     share = torch.where(ranked > -torch.inf, ranked - total, -torch.inf)
     keep = share > log_threshold
+    keep[:, :1] = share[:, :1] > -torch.inf
     keep[:, most:] = False
     lost = torch.where(keep, 0.0, share.exp()).sum(dim=1)
     dropped = torch.where(lost > 0, total[:, 0] + lost.log(), -torch.inf)

@@ -216,8 +216,9 @@ class ByteBeamState:
         kernels, state = self.lanes.model.kernels, self.lanes.state
         nodes, contexts = kernels.nodes(state)[0], kernels.contexts(state)[0]
         weights = state.logw[0].tolist()
+        best = max(weights, default=-np.inf)  # pruning keeps it in any case
         out = [
-            self._candidate(int(context), int(node), logw, self.logZ)
+            self._candidate(int(context), int(node), logw, self.logZ, best=logw == best)
             for node, context, logw in zip(nodes, contexts, weights, strict=True)
             if node >= 0
         ]
@@ -247,29 +248,37 @@ class ByteBeamState:
     # -- parts -------------------------------------------------------------------------
 
     def _candidate(
-        self, context: int, node: int, logw: float, log_z: float, ended: bool = False
+        self,
+        context: int,
+        node: int,
+        logw: float,
+        log_z: float,
+        *,
+        best: bool = False,
+        ended: bool = False,
     ) -> Candidate:
         model = self.lanes.model
         ids = tuple(model.engine.tree.tokens(context))
         share = float(np.exp(logw - log_z))
-        kept = share > self.params.prune_threshold
+        kept = best or share > self.params.prune_threshold
         partial = model.trie.spell(node)
         return Candidate(logw, share, model.spellings(ids), partial, kept, ended, ids)
 
     async def _endings(self) -> list[Candidate]:
         """What the text may have ended after, best first."""
         lanes, kernels = self.lanes, self.lanes.model.kernels
-        state = await lanes.extended()
-        nodes, contexts = kernels.nodes(state)[0], kernels.contexts(state)[0]
         ids = lanes.model.eos_ids(self.params.eos)
         found = []
-        for c in np.flatnonzero(nodes == 0).tolist():
-            p = sum(lanes.model.store.prob(int(contexts[c]), token) for token in ids)
-            if p > 0:
-                found.append((float(state.logu[0, c]) + float(np.log(p)), int(contexts[c])))
+        with lanes.model.engine.tree.one_thread:
+            state = await lanes.extended()
+            nodes, contexts = kernels.nodes(state)[0], kernels.contexts(state)[0]
+            for c in np.flatnonzero(nodes == 0).tolist():
+                p = sum(lanes.model.store.prob(int(contexts[c]), token) for token in ids)
+                if p > 0:
+                    found.append((float(state.logu[0, c]) + float(np.log(p)), int(contexts[c])))
         total = float(np.logaddexp.reduce([logw for logw, _ in found])) if found else -np.inf
         ordered = sorted(found, reverse=True)
-        return [self._candidate(context, 0, logw, total, True) for logw, context in ordered]
+        return [self._candidate(context, 0, logw, total, ended=True) for logw, context in ordered]
 
     def _after(self, lanes: ByteLanes, ends: Sequence[Candidate] = ()) -> ByteBeamState:
         beam = ByteBeamState(lanes, ends)

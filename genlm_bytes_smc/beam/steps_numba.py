@@ -194,7 +194,7 @@ def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
     if len(missing):
         return _nothing(), dropped, missing
     lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
-    keep, dropped = keep_extensions(lane, ext, log_z, log_threshold)
+    keep, dropped = keep_extensions(lane, ext, log_z, log_threshold, True)
     lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
     new, missing = _children(tree, rows, ctx, lane, cand, token)
     if len(missing):

@@ -169,19 +169,17 @@ class AdapterEngine(RowEngine):
 
     # -- ending ------------------------------------------------------------------------
 
-    def clear_cache(self) -> None:
+    def _clear_cache(self) -> None:
         """Have the model drop its caches, if it can."""
         clear = getattr(self.llm, "clear_cache", None)
         if clear is not None:
             clear()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """End the model if this engine owns it."""
         cleanup = getattr(self.llm, "cleanup", None)
         if self._owned and cleanup is not None:
             cleanup()
-
-    cleanup = close
 
 
 def _below_infinity(rows: torch.Tensor) -> bool:

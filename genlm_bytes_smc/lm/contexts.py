@@ -17,6 +17,7 @@ are used again; whoever keeps something per node hears of it through `on_free`.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -51,8 +52,40 @@ class HoldsContexts(Protocol):
         ...
 
 
+class OneThread:
+    """Refuses a second thread while one is at work: contexts and caches know no locks.
+
+    Entered, as often as need be, by everything that changes contexts, rows, or keys and values,
+    and left when they are whole again.
+    """
+
+    __slots__ = ("_depth", "_lock", "_thread")
+
+    def __init__(self) -> None:
+        self._thread, self._depth = 0, 0  # who is at work, and in how many blocks
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        with self._lock:
+            if self._depth and self._thread != me:
+                raise RuntimeError(
+                    "a model answers one thread at a time, and another is being answered: run "
+                    "all tasks in one event loop, or load the model once a thread"
+                )
+            self._thread = me
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._depth -= 1
+
+
 class ContextTree:
     """All token contexts in use with one model.
+
+    Attributes:
+        one_thread: entered by whoever changes the tree, or what is kept by its ids.
 
     `child`, `children`, `along` and `insert` find or make nodes; `tokens` spells one out;
     `collect` frees what no tracked object refers to.
@@ -66,6 +99,7 @@ class ContextTree:
         self._alive[0] = True
         self._free = np.empty(capacity, dtype=np.int64)
         self._meta = np.array([1, 0], dtype=np.int64)
+        self.one_thread = OneThread()
         self._holders: list[weakref.ref[HoldsContexts]] = []
         self._most_holders = _HOLDERS
         self._pins: dict[Pin, IntArray] = {}
@@ -182,10 +216,11 @@ class ContextTree:
 
     def track(self, holder: HoldsContexts) -> None:
         """Keep what `holder.context_ids()` names for as long as `holder` is alive."""
-        if len(self._holders) >= self._most_holders:
-            self._holders = [ref for ref in self._holders if ref() is not None]
-            self._most_holders = 2 * len(self._holders) + _HOLDERS
-        self._holders.append(weakref.ref(holder))
+        with self.one_thread:
+            if len(self._holders) >= self._most_holders:
+                self._holders = [ref for ref in self._holders if ref() is not None]
+                self._most_holders = 2 * len(self._holders) + _HOLDERS
+            self._holders.append(weakref.ref(holder))
 
     def on_free(self, listener: Callable[[IntArray], None]) -> None:
         """Call the bound method `listener(ids)` whenever `collect` frees ids."""
@@ -212,6 +247,10 @@ class ContextTree:
 
     def collect(self) -> IntArray:
         """Free every node that is not `live` and return the freed ids, int64[m]."""
+        with self.one_thread:
+            return self._collect()
+
+    def _collect(self) -> IntArray:
         mask = self.live()
         freed = np.flatnonzero(self._alive & ~mask)
         self._alive[freed] = False

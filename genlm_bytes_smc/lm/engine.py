@@ -11,7 +11,6 @@ genlm-bytes run on it unchanged.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -61,28 +60,6 @@ class LMCounts:
 class _Request:
     nodes: IntArray
     done: asyncio.Future[torch.Tensor | None] = field(repr=False)
-
-
-class _OneThread:
-    """Refuses a second thread while one is answered: contexts and caches know no locks."""
-
-    __slots__ = ("_askers", "_thread")
-
-    def __init__(self) -> None:
-        self._thread, self._askers = 0, 0  # who is asking for rows, and how many times over
-
-    def __enter__(self) -> None:
-        me = threading.get_ident()
-        if self._askers and self._thread != me:
-            raise RuntimeError(
-                "a model answers one thread at a time, and another is being answered: run all "
-                "tasks in one event loop, or load the model once a thread"
-            )
-        self._thread = me
-        self._askers += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._askers -= 1
 
 
 def not_pickled() -> TypeError:
@@ -146,7 +123,6 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self._spelled: dict[tuple[int, ...], int] = {}
         self._last_turn = 0.0
         self._crowd = 0  # requests to come that take it that there are other tasks
-        self._one_thread = _OneThread()
         self.tree.on_free(self._forget_spelling)
 
     @property
@@ -224,7 +200,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
             RuntimeError: another thread is being answered.
         """
         self.check(nodes)
-        with self._one_thread, self.tree.pinned(nodes):
+        with self.tree.one_thread, self.tree.pinned(nodes):
             if not self._requests and self._only_task():
                 await self._turn()
                 distinct, where = _distinct(nodes)
@@ -257,7 +233,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
     def rows_sync(self, nodes: IntArray) -> torch.Tensor:
         """As `rows`, without an event loop."""
         self.check(nodes)
-        with self._one_thread, self.tree.pinned(nodes):
+        with self.tree.one_thread, self.tree.pinned(nodes):
             distinct, where = _distinct(nodes)
             return _pick(self.evaluate(distinct), where)
 
@@ -321,6 +297,34 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
             else:  # a copy, unless the rows are all its own
                 request.done.set_result(rows if len(batch) == 1 else rows[mine].clone())
 
+    # -- ending ------------------------------------------------------------------------
+
+    def clear_cache(self) -> None:
+        """Drop what the model keeps of contexts; rows come out the same.
+
+        Raises:
+            RuntimeError: another thread is being answered.
+        """
+        with self.tree.one_thread:
+            self._clear_cache()
+
+    def _clear_cache(self) -> None:
+        """What `clear_cache` does, with no other thread in it."""
+
+    def close(self) -> None:
+        """Free what the engine holds.
+
+        Raises:
+            RuntimeError: another thread is being answered.
+        """
+        with self.tree.one_thread:
+            self._close()
+
+    cleanup = close
+
+    def _close(self) -> None:
+        """What `close` does, with no other thread in it."""
+
     # -- genlm-backend's AsyncLM -------------------------------------------------------
 
     async def next_token_logprobs(
@@ -333,10 +337,11 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
     ) -> torch.Tensor:
         """Rows of several contexts given as token ids: float[B, width], nats."""
-        nodes = self._nodes(token_ids_list, lora_name)
-        rows = await self.rows(nodes)
-        self.refuse_bad(nodes, rows)
-        return rows
+        with self.tree.one_thread:
+            nodes = self._nodes(token_ids_list, lora_name)
+            rows = await self.rows(nodes)
+            self.refuse_bad(nodes, rows)
+            return rows
 
     def next_token_logprobs_sync(
         self, token_ids: Sequence[int], lora_name: str | None = None
@@ -348,10 +353,11 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
     ) -> torch.Tensor:
         """As `batch_next_token_logprobs`, without an event loop."""
-        nodes = self._nodes(token_ids_list, lora_name)
-        rows = self.rows_sync(nodes)
-        self.refuse_bad(nodes, rows)
-        return rows
+        with self.tree.one_thread:
+            nodes = self._nodes(token_ids_list, lora_name)
+            rows = self.rows_sync(nodes)
+            self.refuse_bad(nodes, rows)
+            return rows
 
     def _nodes(self, contexts: Sequence[Sequence[int]], lora_name: str | None) -> IntArray:
         if lora_name is not None:

@@ -181,19 +181,20 @@ class RowStore:
         Nothing is evicted between the return and the caller's next await, and tasks that
         wait here at the same time do not evict each other's rows.
         """
-        missing = self.missing(contexts)
-        if len(missing):
-            ticket = object()
-            self._waiting[ticket] = contexts
-            try:
-                with self.engine.tree.pinned(contexts):
-                    self._collect()
-                    while len(missing):
-                        all_came = await self._ask(missing)
-                        missing = _NONE if all_came else self.missing(contexts)
-            finally:
-                del self._waiting[ticket]
-        self.table.touch(contexts)
+        with self.engine.tree.one_thread:
+            missing = self.missing(contexts)
+            if len(missing):
+                ticket = object()
+                self._waiting[ticket] = contexts
+                try:
+                    with self.engine.tree.pinned(contexts):
+                        self._collect()
+                        while len(missing):
+                            all_came = await self._ask(missing)
+                            missing = _NONE if all_came else self.missing(contexts)
+                finally:
+                    del self._waiting[ticket]
+            self.table.touch(contexts)
 
     async def _ask(self, missing: IntArray) -> bool:
         """Bring some of `missing`, or wait for another task that is bringing them.
@@ -232,15 +233,16 @@ class RowStore:
 
     def ensure_sync(self, contexts: IntArray) -> None:
         """As `ensure`, without an event loop."""
-        missing = self.missing(contexts)
-        if len(missing):
-            with self.engine.tree.pinned(contexts):
-                self._collect()
-                while len(missing):
-                    chunk = self._first_chunk(missing)
-                    self._insert(chunk, self.engine.rows_sync(chunk), contexts)
-                    missing = self.missing(contexts)
-        self.table.touch(contexts)
+        with self.engine.tree.one_thread:
+            missing = self.missing(contexts)
+            if len(missing):
+                with self.engine.tree.pinned(contexts):
+                    self._collect()
+                    while len(missing):
+                        chunk = self._first_chunk(missing)
+                        self._insert(chunk, self.engine.rows_sync(chunk), contexts)
+                        missing = self.missing(contexts)
+            self.table.touch(contexts)
 
     def prob(self, context: int, token: int) -> float:
         """Probability of one token after a context whose row is held.
@@ -327,8 +329,13 @@ class RowStore:
             self._probs[: len(old)] = old
 
     def clear(self) -> None:
-        """Drop every row."""
-        self.table.clear()
+        """Drop every row but those that calls under way are waiting for.
+
+        Raises:
+            RuntimeError: another thread is being answered.
+        """
+        with self.engine.tree.one_thread:
+            self.table.clear([c.ravel() for c in self._waiting.values()])
 
     def memory(self) -> dict[str, int]:
         """Rows held, bytes of the slots opened, rows evicted so far."""

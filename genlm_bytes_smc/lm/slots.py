@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -101,9 +101,10 @@ class SlotTable:
         slots = self.slot_of[contexts[contexts < len(self.slot_of) - 1]]
         self.release(slots[slots >= 0])
 
-    def clear(self) -> None:
-        """Give up everything."""
-        self.release(np.flatnonzero(self._context >= 0))
+    def clear(self, needed: Sequence[IntArray] = ()) -> None:
+        """Give up everything but the contexts `needed`."""
+        spared = np.concatenate([self._context[:0], *needed])
+        self.release(np.flatnonzero((self._context >= 0) & ~np.isin(self._context, spared)))
 
     def _make_room(self, n: int, needed: IntArray, live: Live) -> None:
         held = np.flatnonzero(self._context >= 0)

@@ -313,7 +313,7 @@ class TreeTransformer(RowEngine):
             return None
         return "a small tree of contexts gave other rows than whole forwards"
 
-    def clear_cache(self) -> None:
+    def _clear_cache(self) -> None:
         """Drop all keys and values, free their memory, and read the model's weights anew."""
         self._forward.clear()
 
@@ -325,11 +325,9 @@ class TreeTransformer(RowEngine):
             "evicted": self._evicted,
         }
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Free what the engine holds beside the model. It can still be used afterwards."""
-        self.clear_cache()
-
-    cleanup = close
+        self._clear_cache()
 
 
 def _default_limit(device: torch.device) -> int:

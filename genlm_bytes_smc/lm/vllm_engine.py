@@ -257,15 +257,15 @@ class VLLMEngine(RowEngine):
 
     # -- ending ------------------------------------------------------------------------
 
-    def clear_cache(self) -> None:
+    def _clear_cache(self) -> None:
         """Have vLLM drop its prefix cache; rows come out the same."""
         if self.llm is not None:
             self.llm.reset_prefix_cache()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """End vLLM's engine and its workers and free their memory. Closing again does nothing.
 
-        Raises nothing: an engine that died is beyond asking.
+        An engine that died is beyond asking, and raises nothing.
         """
         if self.llm is None:
             return
@@ -277,8 +277,6 @@ class VLLMEngine(RowEngine):
         del llm
         self._failure = None
         _clean(last=setting.release())
-
-    cleanup = close
 
     def __enter__(self) -> Self:
         return self

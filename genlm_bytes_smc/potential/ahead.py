@@ -41,6 +41,7 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
     guides = [Guide(lanes, text, n) for n, text in enumerate(texts)]
     fetched = [NOTHING]
     with ExitStack() as pins:
+        pins.enter_context(tree.one_thread)
         at, read, wanted = 0, 0, NOTHING
         while True:
             if at == 0 or read >= HORIZON // 2:
@@ -81,7 +82,7 @@ def _dry_run(
             if params.unbiased:
                 ext = thin(ext, log_z, params.log_prune_threshold, state.key)
             else:
-                ext = keep_above(ext, log_z, params.log_prune_threshold)
+                ext = keep_above(ext, log_z, params.log_prune_threshold, within=True)
             ext, new = stand_ins.lend(i, state, ext, log_z)
             if len(ext.lane):
                 state = kernels.extend(state, ext, new)

@@ -134,16 +134,25 @@ class Beams(Coalesced[bytes, Entry | None]):
         return entry.block.lanes
 
     def clear(self) -> None:
-        """Forget every beam, the prompt's too."""
-        for entry in self._known.values():
-            entry.block.entries = 0
-        self._known.clear()
-        self._root = None
-        self.nbytes = 0
+        """Forget every beam, the prompt's too.
+
+        Raises:
+            RuntimeError: the model is answering another thread.
+        """
+        with self.model.engine.tree.one_thread:
+            for entry in self._known.values():
+                entry.block.entries = 0
+            self._known.clear()
+            self._root = None
+            self.nbytes = 0
 
     # -- making beams ------------------------------------------------------------------
 
     async def _serve(self, questions: list[bytes]) -> dict[bytes, Entry | None]:
+        with self.model.engine.tree.one_thread:
+            return await self._step_to(questions)
+
+    async def _step_to(self, questions: list[bytes]) -> dict[bytes, Entry | None]:
         root = self._root
         if root is None:
             root = self._root = await self._read_prompt()

@@ -268,7 +268,11 @@ class ByteLLM(Potential):  # type: ignore[misc]
         return {"entries": len(b), "bytes": b.nbytes, "evicted": b.evicted, "batches": b.batches}
 
     def clear_cache(self) -> None:
-        """Forget every beam; they are made again, the same, when asked for."""
+        """Forget every beam; they are made again, the same, when asked for.
+
+        Raises:
+            RuntimeError: the model is answering another thread.
+        """
         self._beams.clear()
 
     async def cleanup(self) -> None:

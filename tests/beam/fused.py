@@ -48,7 +48,7 @@ class Both(FusedKernels):
 
 
 def prune(kernels: Both, state: BeamState) -> None:
-    for k, log_threshold in ((None, np.log(0.05)), (1, -np.inf), (3, np.log(0.05))):
+    for k, log_threshold in ((None, np.log(0.05)), (1, -np.inf), (3, np.log(0.9))):
         kernels.select(state, k, log_threshold)
         kernels.resample(state, k)
 

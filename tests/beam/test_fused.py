@@ -152,7 +152,8 @@ def test_a_gpu_says_what_torch_and_the_cpu_say(seed, cut):
         close(kernels.next_block(mine, world.cut), block)
         same_state(kernels.advance(mine, byte, world.cut), numba.advance(state, byte, world.cut))
         for k in (None, 1, 5):
-            same_state(kernels.select(mine, k, -3.0)[0], numba.select(state, k, -3.0)[0])
+            for at in (-3.0, -0.1):
+                same_state(kernels.select(mine, k, at)[0], numba.select(state, k, at)[0])
             same_state(kernels.resample(mine, k), numba.resample(state, k))
     again = [host(fused.resample(mine, 3)), fused.next_block(mine, world.cut).cpu().numpy()]
     np.testing.assert_array_equal(again[0].logw, host(fused.resample(mine, 3)).logw)

@@ -440,7 +440,7 @@ def test_blocks_and_steps_are_the_same_on_torch(both, seed):
 def test_pruning_is_the_same_on_torch(both):
     for a, b in both.pairs:
         for k in (None, 1, 3, 1000):
-            for log_threshold in (-np.inf, math.log(0.05)):
+            for log_threshold in (-np.inf, math.log(0.05), math.log(0.95)):
                 kept, dropped = both.torch.select(a, k, log_threshold)
                 want, want_dropped = both.numba.select(b, k, log_threshold)
                 same_state(kept, want)
@@ -811,16 +811,29 @@ def test_keep_above_leaves_out_and_counts_small_extensions():
     np.testing.assert_allclose(np.exp(got.dropped), [0.01, 0.04, 0.0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_keep_above_keeps_the_heaviest_unless_more_is_left_without_it(within):
+    weights = np.array([0.3, 0.4, 0.3, 0.4, 0.2, 0.2, 0.25])
+    lane = np.array([0, 0, 1, 1, 2, 2, 2])
+    ext = Extensions(lane, lane, np.arange(7), np.log(weights), np.full(4, -np.inf))
+    left = np.array([0.35, 0.45, 0.0, 1.0])  # beside the extensions
+    every = np.bincount(lane, weights, minlength=4)
+    with np.errstate(divide="ignore"):
+        got = keep_above(ext, np.log(left + within * every), math.log(0.6), within=within)
+    assert got.token.tolist() == [1, 6]
+    np.testing.assert_allclose(np.exp(got.dropped), [0.3, 0.7, 0.4, 0.0], rtol=1e-12)
+
+
 # -- whole beams ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("prune", ["topk", "unbiased"])
-@pytest.mark.parametrize("seed", [4, 8])
-async def test_beams_are_the_same_on_torch(seed, prune, device):
+@pytest.mark.parametrize(("seed", "threshold"), [(4, 0.02), (8, 0.02), (4, 0.6)])
+async def test_beams_are_the_same_on_torch(seed, threshold, prune, device):
     world = make_world(seed, cut=False)
     ends = next(t for t in world.tokens if t)
-    params = BeamParams(K=3, prune_threshold=0.02, prune=prune, eos_byte_strings=[ends])
+    params = BeamParams(K=3, prune_threshold=threshold, prune=prune, eos_byte_strings=[ends])
     models = [
         ByteModel(RandomEngine(world.tokens, at), RowTransform(), 1 << 20) for at in ("cpu", device)
     ]
@@ -843,7 +856,8 @@ async def test_beams_are_the_same_on_torch(seed, prune, device):
                 else rng.choice(257, p=p[n] / p[n].sum())
             )
         beams = [await b.step(symbols) for b in beams]
-    assert beams[0].heals.any() == (prune == "topk")  # these seeds heal
+    if threshold < 0.5:
+        assert beams[0].heals.any() == (prune == "topk")  # these seeds heal
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, byte_model, load_model
+from genlm_bytes_smc import (
+    BeamParams,
+    ByteBeamState,
+    ByteLLM,
+    Prompt,
+    byte_model,
+    load_model,
+)
 from genlm_bytes_smc.beam.prompt import Tokens
 from genlm_bytes_smc.lm.engine import ContextTooLongError
 from tests.toys import ToyLM
@@ -56,6 +64,45 @@ async def test_segments_join(root, tiny):
     assert all(tiny.byte_vocab[5] in c.tokens for c in beam)
     assert joined.spell(beam.lanes.model.vocab).startswith(b"A ")
     assert Prompt.text("A ") + Prompt.text("") == Prompt.text("A ")
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.9])
+async def test_a_threshold_spares_candidates_that_tokens_continue(threshold):
+    """Only the token `a` can be followed by a given token; `ab` in flight weighs more."""
+
+    class Lopsided(ToyLM):
+        def row(self, context):
+            logits = torch.tensor([1.0, 5.0, 6.0, 0.0, 0.0], dtype=torch.float64) + len(context)
+            return torch.log_softmax(logits / len(context), 0)
+
+    lm = Lopsided([b"a", b"ab", b"abc", b"b", b"<e>"])
+    beam = await ByteBeamState.initial(lm, BeamParams(3, prune_threshold=threshold))
+    beam = await beam.prefill(Prompt.from_bytes(b"a") + Prompt.tokens([3]) + Prompt.of(b"ab"))
+    a_then_b = lm.row([4])[0] + lm.row([4, 0])[3]
+    then_ab = lm.row([4, 0, 3])[1:3].exp().sum()
+    then_a_b = lm.row([4, 0, 3])[0].exp() * lm.row([4, 0, 3, 0])[3].exp()
+    exact = float(a_then_b + (then_ab + then_a_b).log())
+    assert beam.logZ <= exact + 1e-12
+    assert exact <= np.logaddexp(beam.logZ, beam.dropped) + 1e-12
+    assert beam.logZ > exact - 0.1
+
+
+async def test_a_special_token_after_a_space(tiny):
+    prompt = Prompt.text(f" {END}a", special_tokens=True, model=tiny)
+    exact = await (await ByteBeamState.initial(tiny, BeamParams(100))).prefill(prompt)
+    beam = await ByteBeamState.initial(tiny, BeamParams(8, prune_threshold=0.1))
+    assert (await beam.prefill(prompt)).logZ == pytest.approx(exact.logZ, abs=1e-6)
+
+
+async def test_what_follows_a_dead_segment():
+    """No token ends after `ab`: nothing can be followed by a token, nor by bytes after it."""
+    lm = ToyLM([b"abc", b"b", b"<e>"])
+    prompt = Prompt.from_bytes(b"ab") + Prompt.tokens([1]) + Prompt.from_bytes(b"bbb")
+    beam = await ByteBeamState.initial(lm, BeamParams(8, prune_threshold=0.1))
+    beam = await beam.prefill(prompt)
+    assert beam.logZ == -math.inf
+    with pytest.raises(ValueError, match="prompt probability zero"):
+        await ByteLLM(lm, BeamParams(8), prompt=prompt, model_eos=False).prefix(b"b")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from genlm.backend.llm import AsyncTransformer
 from genlm.bytes import BeamParams, ByteBeamState
 from genlm.control import PromptedLLM
 
-from genlm_bytes_smc import as_engine
+from genlm_bytes_smc import ByteLLM, as_engine, byte_model
 from genlm_bytes_smc.lm.contexts import ContextTree
 from genlm_bytes_smc.lm.engine import ContextTooLongError, RowEngine
 from genlm_bytes_smc.lm.transformer import TreeTransformer
@@ -271,6 +271,11 @@ def test_a_second_thread_is_refused_while_one_is_answered():
             return super().row(context)
 
     engine = as_engine(Slow())
+    go_on.set()
+    lm = ByteLLM(engine, BeamParams(3), model_eos=False)
+    lanes = asyncio.run(lm.lanes(2))
+    go_on.clear()
+    asked.clear()
     out = []
     first = threading.Thread(target=lambda: out.append(engine.next_token_logprobs_sync([1])))
     first.start()
@@ -279,6 +284,22 @@ def test_a_second_thread_is_refused_while_one_is_answered():
         for ask in (
             lambda: engine.next_token_logprobs_sync([2]),
             lambda: asyncio.run(engine.next_token_logprobs([2])),
+            engine.clear_cache,
+            engine.close,
+            engine.cleanup,
+            engine.tree.collect,
+            lm.clear_cache,
+            lm.model.store.clear,
+            lambda: asyncio.run(lm.cleanup()),
+            lambda: asyncio.run(lm.prefix(b"ab")),
+            lambda: asyncio.run(lm.model.store.ensure(np.array([1]))),
+            lambda: lm.model.store.ensure_sync(np.array([1])),
+            lambda: asyncio.run(lanes.extended()),
+            lambda: asyncio.run(lanes.logp_next()),
+            lambda: asyncio.run(lanes.step([97, 97])),
+            lambda: asyncio.run(lanes.read(97)),
+            lambda: asyncio.run(lanes.feed([1])),
+            lambda: lanes.gather([0]),
         ):
             with pytest.raises(RuntimeError, match="one thread at a time"):
                 ask()
@@ -286,6 +307,58 @@ def test_a_second_thread_is_refused_while_one_is_answered():
         go_on.set()
         first.join()
     assert torch.equal(out[0], engine.next_token_logprobs_sync([1])), "and one after the other"
+    engine.clear_cache()
+    lm.clear_cache()
+    assert len(lm.model.store) > 0
+    lm.model.store.clear()
+    assert len(lm.model.store) == 0
+
+
+async def test_a_model_that_works_through_a_whole_run_is_not_cleared_by_another_thread(engine):
+    """Between two forwards, too: the beams of a run stand on the rows they have."""
+    lm = ByteLLM(engine, BeamParams(3, prune_threshold=0.01), model_eos=False)
+    refused, evaluate = [], engine.evaluate
+
+    def clear():
+        for clear in (engine.clear_cache, lm.model.store.clear, lm.clear_cache):
+            try:
+                clear()
+            except RuntimeError as error:
+                refused.append(error)
+
+    def meanwhile(nodes):
+        other = threading.Thread(target=clear)
+        other.start()
+        other.join()
+        return evaluate(nodes)
+
+    engine.evaluate = meanwhile
+    try:
+        got = await lm.prefix(b"the an")
+    finally:
+        del engine.evaluate
+    assert len(refused) >= 6
+    engine.clear_cache()
+    lm.model.store.clear()
+    lm.clear_cache()
+    assert got == pytest.approx(await lm.prefix(b"the an"), abs=1e-5)
+
+
+async def test_rows_that_a_call_waits_for_survive_a_clear():
+    """A task may clear the store while another, in the same loop, waits for a missing row."""
+
+    class Waits(ToyLM):
+        async def next_token_logprobs(self, token_ids, lora_name=None):
+            await asyncio.sleep(0)
+            store.clear()
+            return self.row(token_ids)
+
+    engine = as_engine(Waits())
+    store = byte_model(engine).store
+    first, second = (engine.tree.insert(t) for t in ([1], [2]))
+    await store.ensure(np.array([first]))
+    await store.ensure(np.array([first, second]))
+    assert len(store.missing(np.array([first, second]))) == 0
 
 
 def test_what_was_tracked_and_is_gone_leaves_nothing_behind():
