@@ -115,7 +115,8 @@ async def test_chat_prompts_are_the_templates_tokens(smol):
         messages, tokenize=False, add_generation_prompt=True
     ).encode()
     assert text.startswith(b"<|im_start|>")
-    assert prompt.spell(byte_model(smol).vocab) == text
+    # The start has the first one already.
+    assert prompt.spell(byte_model(smol).vocab) == text.removeprefix(b"<|im_start|>")
     beam = await ByteBeamState.initial(smol, BeamParams(K=3, prune_threshold=0.01))
     beam = await beam.prefill(Prompt.chat([{"role": "user", "content": "Name a fruit."}], smol))
     assert (await beam.logp_next()).top(1)

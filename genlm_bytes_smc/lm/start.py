@@ -8,9 +8,6 @@ from typing import Any
 
 # Document separators of models trained without a BOS token, likeliest first.
 _SEPARATORS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "</s>")
-# What opens a message of a chat. As a tokenizer's BOS token (SmolLM2's) it begins no text: a role
-# is expected after it.
-_OPENS_MESSAGE = ("<|im_start|>",)
 
 
 def start_tokens(
@@ -19,10 +16,10 @@ def start_tokens(
     """Token ids to put before a text, so that its first token has a context.
 
     What the user gives comes first. Else the tokenizer's BOS token. A tokenizer without one
-    (the Qwen families), or whose BOS token opens a chat's message (SmolLM2), belongs to a
-    model that has seen texts follow one another, so the next choice is the token that stood
-    between them: `<|endoftext|>` or another well-known separator among the tokenizer's
-    special tokens, then its EOS token, then its padding token.
+    (the Qwen families) belongs to a model that has seen texts follow one another, so the
+    next choice is the token that stood between them: `<|endoftext|>` or another well-known
+    separator among the tokenizer's special tokens, then its EOS token, then its padding
+    token.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or anything with `bos_token_id`.
@@ -42,9 +39,8 @@ def start_tokens(
         if size is not None and max(ids) >= size:
             raise ValueError(f"start must be token ids below {size}, got {start!r}")
         return ids
-    opens_message = getattr(tokenizer, "bos_token", None) in _OPENS_MESSAGE
     for choice in (
-        None if opens_message else getattr(tokenizer, "bos_token_id", None),
+        getattr(tokenizer, "bos_token_id", None),
         _separator(tokenizer),
         getattr(tokenizer, "eos_token_id", None),
         getattr(tokenizer, "pad_token_id", None),

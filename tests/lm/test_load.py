@@ -275,12 +275,6 @@ def test_without_bos_the_document_separator_begins_a_text():
     assert start_tokens(padded) == (4,)
 
 
-def test_a_bos_token_that_opens_a_message_begins_no_text():
-    smol = make_tokenizer(bos_token="<|im_start|>", unk_token="<|endoftext|>")
-    assert start_tokens(smol) == (smol.convert_tokens_to_ids("<|endoftext|>"),)
-    assert start_tokens(smol, smol.bos_token_id) == (smol.bos_token_id,)
-
-
 @pytest.mark.parametrize(
     ("start", "error"),
     [([], ValueError), (-1, ValueError), ([1, -2], ValueError), ("abc", TypeError)],
