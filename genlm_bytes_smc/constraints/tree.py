@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES, Context
-from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint
+from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint, check_limit
 from genlm_bytes_smc.lm.contexts import ContextTree
 
 S = TypeVar("S")
@@ -56,8 +56,7 @@ class TreeConstraint(ByteConstraint, Generic[S]):
 
     def __init__(self, device: torch.device | str | None, max_states: int) -> None:
         super().__init__(device)
-        if max_states < 1:
-            raise ValueError(f"max_states must be at least 1, got {max_states}")
+        check_limit("max_states", max_states)
         self.max_states = max_states
         self._forget()
 
