@@ -198,7 +198,7 @@ class Subsets(NamedTuple):
         source, symbol, arc_target: int32, the arcs.
         slots: int32, a hash table of the subsets; its length is a power of two.
         cells: int64[2, n], scratch: lists of targets, one for each symbol.
-        count: int64[4], numbers of states, arcs, and of states whose arcs are all there; then
+        counts: int64[4], numbers of states, arcs, and of states whose arcs are all there; then
             how much room is wanted.
     """
 
@@ -211,7 +211,7 @@ class Subsets(NamedTuple):
     arc_target: Int32
     slots: Int32
     cells: Int64
-    count: Int64
+    counts: Int64
 
 
 @nb.njit(cache=True, nogil=True)
@@ -220,7 +220,7 @@ def _number(nfa, s, todo, n, seen, stamp):
 
     Those of `todo[:n]` are stamped. Only states that read or accept are members.
     """
-    begin = s.offset[s.count[0]]
+    begin = s.offset[s.counts[0]]
     end = begin
     hash_ = np.uint64(0)
     accept = False
@@ -249,14 +249,14 @@ def _number(nfa, s, todo, n, seen, stamp):
             if same:
                 return other
         slot = (slot + np.uint64(1)) & mask
-    new = s.count[0]
+    new = s.counts[0]
     if new == len(s.hashes):
         return -1
     s.slots[slot] = new
     s.hashes[new] = hash_
     s.accept[new] = accept
     s.offset[new + 1] = end
-    s.count[0] += 1
+    s.counts[0] += 1
     return new
 
 
@@ -275,29 +275,29 @@ def subsets(nfa, s, n_symbols, budget):
     touched = np.empty(n_symbols, dtype=np.int64)
     s.slots[:] = -1
     mask = np.uint64(len(s.slots) - 1)
-    for q in range(s.count[0]):
+    for q in range(s.counts[0]):
         slot = s.hashes[q] & mask
         while s.slots[slot] >= 0:
             slot = (slot + np.uint64(1)) & mask
         s.slots[slot] = q
     stamp = 1
-    if s.count[0] == 0:
+    if s.counts[0] == 0:
         if len(s.members) < n:
-            s.count[3] = n
+            s.counts[3] = n
             return MEMBERS
         todo[0] = 0
         seen[0] = stamp
         _number(nfa, s, todo, 1, seen, stamp)
-    while s.count[2] < s.count[0]:
+    while s.counts[2] < s.counts[0]:
         if budget <= 0:
             return SLICE
-        here = s.count[2]
-        arcs = s.count[1]
+        here = s.counts[2]
+        arcs = s.counts[1]
         room = 0
         for i in range(s.offset[here], s.offset[here + 1]):
             room += nfa.width[s.members[i]]
         if room > s.cells.shape[1]:
-            s.count[3] = room
+            s.counts[3] = room
             return CELLS
         budget -= room + s.offset[here + 1] - s.offset[here]
         n_touched = n_cells = 0
@@ -314,13 +314,13 @@ def subsets(nfa, s, n_symbols, budget):
                     head[symbol] = n_cells
                     n_cells += 1
         if arcs + n_touched > len(s.source):
-            s.count[3] = arcs + n_touched
+            s.counts[3] = arcs + n_touched
             return ARCS
         for t in range(n_touched):
             symbol = touched[t]
-            end = s.offset[s.count[0]]
+            end = s.offset[s.counts[0]]
             if end + n > len(s.members):
-                s.count[3] = end + n
+                s.counts[3] = end + n
                 return MEMBERS
             stamp += 1
             n_todo = 0
@@ -336,10 +336,10 @@ def subsets(nfa, s, n_symbols, budget):
             budget -= n_todo
             number = _number(nfa, s, todo, n_todo, seen, stamp)
             if number < 0:
-                s.count[3] = len(s.hashes) + 1
+                s.counts[3] = len(s.hashes) + 1
                 return STATES
             s.source[arcs], s.symbol[arcs], s.arc_target[arcs] = here, symbol, number
             arcs += 1
-        s.count[1] = arcs
-        s.count[2] += 1
+        s.counts[1] = arcs
+        s.counts[2] += 1
     return DONE

@@ -66,11 +66,11 @@ def determinize(nfa: Nfa, deadline: Deadline | None = None) -> Table:
     found = _room(len(arrays.accept))
     while (code := compiled.subsets(arrays, found, nfa.n_symbols, _SLICE)) != compiled.DONE:
         deadline.check()
-        if found.count[0] > 4 * nfa.limit:
+        if found.counts[0] > 4 * nfa.limit:
             raise too_large(nfa.limit)
         if code != compiled.SLICE:
             found = _enlarged(found, code)
-    states, arcs = found.count[:2].tolist()
+    states, arcs = found.counts[:2].tolist()
     if states > 4 * nfa.limit:
         raise too_large(nfa.limit)
     deterministic = Arcs(
@@ -128,20 +128,22 @@ def _flat(lists: Iterable[Sequence[int]]) -> IntArray:
 def _room(n: int) -> compiled.Subsets:
     """Room for the subsets of an automaton of `n` states, for a start."""
     return compiled.Subsets(
-        np.empty(2 * n, dtype=np.int32),
-        np.zeros(1025, dtype=np.int64),
-        np.empty(1024, dtype=np.uint64),
-        np.empty(1024, dtype=np.bool_),
-        *(np.empty(1024, dtype=np.int32) for _ in range(3)),
-        np.empty(4096, dtype=np.int32),
-        np.empty((2, 1024), dtype=np.int64),
-        np.zeros(4, dtype=np.int64),
+        members=np.empty(2 * n, dtype=np.int32),
+        offset=np.zeros(1025, dtype=np.int64),
+        hashes=np.empty(1024, dtype=np.uint64),
+        accept=np.empty(1024, dtype=np.bool_),
+        source=np.empty(1024, dtype=np.int32),
+        symbol=np.empty(1024, dtype=np.int32),
+        arc_target=np.empty(1024, dtype=np.int32),
+        slots=np.empty(4096, dtype=np.int32),
+        cells=np.empty((2, 1024), dtype=np.int64),
+        counts=np.zeros(4, dtype=np.int64),
     )
 
 
 def _enlarged(found: compiled.Subsets, what: int) -> compiled.Subsets:
     """The same with at least twice as much room for what lacks it."""
-    wanted = int(found.count[3])
+    wanted = int(found.counts[3])
     if wanted > MOST:
         raise ConstraintError(
             f"the construction of the automaton goes over more than {MOST} members of subsets or "
