@@ -19,7 +19,7 @@ import torch
 
 from genlm_bytes_smc.alphabet import as_bytes
 from genlm_bytes_smc.constraints.answers import Answers
-from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.base import ConstraintError, check_limit
 from genlm_bytes_smc.constraints.completions import Completions
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.exploration import Explorer
@@ -73,7 +73,7 @@ def approximate_automaton(
             f"got {type(constraint).__name__}"
         )
     for name, value in (("max_states", max_states), ("max_calls", max_calls), ("tests", tests)):
-        _check_limit(name, value)
+        check_limit(name, value)
     if isinstance(texts, bytes | str):
         raise TypeError(f"texts must be several texts, got one of type {type(texts).__name__}")
     known = [t.encode() if isinstance(t, str) else as_bytes(t) for t in texts]
@@ -128,10 +128,3 @@ def _of_texts(whole: list[bytes], most: int, device: torch.device | str) -> Byte
             "raise max_states or max_calls, or name texts that it admits"
         )
     return FiniteSet(kept, device=device)
-
-
-def _check_limit(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -234,6 +234,18 @@ def _host(weights: torch.Tensor) -> Float:
     return np.asarray(weights.cpu().numpy(), dtype=np.float64)
 
 
+def check_limit(name: str, value: object) -> None:
+    """Raise unless `value` is an int of at least 1.
+
+    Raises:
+        TypeError: no int. ValueError: below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 def show(value: object, limit: int = 60) -> str:
     """A short `repr` of `value`, for summaries."""
     text = repr(value)

@@ -18,7 +18,7 @@ from genlm_bytes_smc.constraints.automaton import (
     minimal,
     too_large,
 )
-from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint, ConstraintError
+from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint, ConstraintError, check_limit
 
 NEG_INF = float("-inf")
 
@@ -52,6 +52,7 @@ class ByteDFA(ByteConstraint):
         device: torch.device | str | None = None,
         max_states: int = MAX_STATES,
     ) -> None:
+        check_limit("max_states", max_states)
         automaton = minimal(_checked(np.asarray(table), np.asarray(accept)))
         self._adopt(automaton, device, max_states)
 

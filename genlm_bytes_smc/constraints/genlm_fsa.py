@@ -12,7 +12,7 @@ from genlm.control import BoolFSA
 from genlm.control.potential.built_in.wfsa import WFSA
 
 from genlm_bytes_smc.alphabet import N_BYTES
-from genlm_bytes_smc.constraints.automaton import MAX_STATES, minimal
+from genlm_bytes_smc.constraints.automaton import MAX_STATES
 from genlm_bytes_smc.constraints.base import ConstraintError
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.nfa import Nfa, determinize
@@ -52,7 +52,7 @@ def from_genlm(fsa: WFSA, *, device: torch.device | str | None = None) -> ByteWF
             if w > -math.inf:
                 nfa.arcs[source + 1].append((byte, target + 1))
         nfa.accept = {q + 1 for q, w in final if w > -math.inf}
-        return ByteDFA._of(minimal(determinize(nfa)), device, MAX_STATES)
+        return ByteDFA._of(determinize(nfa), device, MAX_STATES)
     return ByteWFSA(
         _vector(initial, n), arcs, _vector(final, n), device=device, max_states=MAX_SNAPSHOTS
     )

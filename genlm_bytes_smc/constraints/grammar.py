@@ -8,7 +8,7 @@ import torch
 from llguidance import LLMatcher
 
 from genlm_bytes_smc.constraints.base import ConstraintError, show
-from genlm_bytes_smc.constraints.matcher import ByteMatcher
+from genlm_bytes_smc.constraints.matcher import MAX_SIZE, ByteMatcher, check_size, on_large_stack
 from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
 
 
@@ -23,9 +23,12 @@ class ByteGrammar(ByteMatcher):
         start: the rule that derives whole texts.
         device: where weights are returned (None: the CPU).
         max_states: matchers held between calls (1 KiB and some 100 bytes a byte read, each).
+        max_size: refuse a grammar of more characters than this.
 
     Raises:
-        ConstraintError: the grammar does not parse or uses what llguidance does not support.
+        TypeError: a limit that is no int.
+        ConstraintError: the grammar is too long, does not parse, uses what llguidance does not
+            support, or admits no text.
     """
 
     def __init__(
@@ -35,11 +38,19 @@ class ByteGrammar(ByteMatcher):
         *,
         device: torch.device | str | None = None,
         max_states: int = MAX_SNAPSHOTS,
+        max_size: int = MAX_SIZE,
     ) -> None:
         if not isinstance(lark_source, str):
             raise ConstraintError(
                 f"a grammar is a str in Lark's notation, got {type(lark_source).__name__}"
             )
+        check_size(lark_source, max_size)
+        try:
+            lark_source.encode()
+        except UnicodeEncodeError as e:
+            raise ConstraintError(
+                f"a grammar is Unicode text, got a lone surrogate at position {e.start}"
+            ) from None
         if not re.fullmatch(r"[a-z_][a-z0-9_]*", start):
             raise ConstraintError(f"start must be the name of a rule (lower case), got {start!r}")
         self.lark_source = lark_source
@@ -52,7 +63,8 @@ class ByteGrammar(ByteMatcher):
                     "rename that rule"
                 )
             lark_source = f"start: {start}\n{lark_source}"
-        super().__init__(LLMatcher.grammar_from_lark(lark_source), device, max_states)
+        grammar = on_large_stack(len(lark_source), LLMatcher.grammar_from_lark, lark_source)
+        super().__init__(grammar, device, max_states)
 
     def summary(self) -> dict[str, str]:
         """What `repr` and the notebook view show, name by name."""

@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from jsonschema.exceptions import SchemaError
-from jsonschema.validators import validator_for
+from jsonschema.validators import (
+    Draft4Validator,
+    Draft6Validator,
+    Draft7Validator,
+    Draft201909Validator,
+    Draft202012Validator,
+    extend,
+)
 from llguidance import LLMatcher
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import specification_with
 
 from genlm_bytes_smc.constraints.base import ConstraintError, show
-from genlm_bytes_smc.constraints.matcher import ByteMatcher
+from genlm_bytes_smc.constraints.matcher import MAX_SIZE, ByteMatcher, check_size, on_large_stack
 from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
 
 _WHITESPACE: dict[str, dict[str, Any]] = {
     "any": {"whitespace_flexible": True},
     "none": {"whitespace_flexible": False},
     "python": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+}
+
+_LATEST = "https://json-schema.org/draft/2020-12/schema"
+_DRAFTS: dict[str, Any] = {  # those that llguidance knows
+    draft.META_SCHEMA["$schema"].removesuffix("#"): draft
+    for draft in (
+        Draft4Validator,
+        Draft6Validator,
+        Draft7Validator,
+        Draft201909Validator,
+        Draft202012Validator,
+    )
 }
 
 
@@ -37,10 +59,14 @@ class ByteJsonSchema(ByteMatcher):
             `json.dumps` writes, or a regular expression.
         device: where weights are returned (None: the CPU).
         max_states: matchers held between calls (1 KiB and some 100 bytes a byte read, each).
+        max_size: refuse a schema of more characters of JSON than this.
 
     Raises:
-        ConstraintError: the schema is no JSON, breaks its meta-schema (with the place), or
-            uses a keyword that llguidance does not support (named).
+        TypeError: a limit that is no int.
+        ConstraintError: the schema is no JSON, too long, of another draft than 4, 6, 7, 2019-09
+            or 2020-12, breaks its meta-schema (with the place), refers to something outside
+            itself (nothing is ever fetched), or uses a keyword that llguidance does not
+            support (named).
     """
 
     def __init__(
@@ -50,21 +76,28 @@ class ByteJsonSchema(ByteMatcher):
         *,
         device: torch.device | str | None = None,
         max_states: int = MAX_SNAPSHOTS,
+        max_size: int = MAX_SIZE,
     ) -> None:
-        self.schema = _checked(schema)
+        try:
+            self.schema, source = _checked(schema, max_size)
+        except RecursionError:
+            raise ConstraintError(
+                "the schema nests more deeply than Python's recursion limit lets it be checked; "
+                "write fewer schemas inside one another ($defs and $ref make it flat)"
+            ) from None
         self.whitespace = whitespace
         options = _WHITESPACE.get(whitespace, {"whitespace_pattern": whitespace})
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(self.schema), overrides=options)
+            grammar = on_large_stack(len(source), _grammar, source, options)
         except ValueError as e:
             raise ConstraintError(f"llguidance refuses this schema: {e}") from None
         super().__init__(grammar, device, max_states)
-        self._validator = validator_for(self.schema)(self.schema)
+        self._validator = _validator(self.schema)
 
     def _may_end(self, node: int) -> bool:
         # llguidance lets {"type": "number", "exclusiveMinimum": 0} be 0, for one.
         try:
-            return bool(self._validator.is_valid(json.loads(self.text(node))))
+            return self._validator(json.loads(self.text(node)))
         except RecursionError:  # nested too deeply to be looked at again
             return True
 
@@ -73,21 +106,29 @@ class ByteJsonSchema(ByteMatcher):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._validator = validator_for(self.schema)(self.schema)
+        self._validator = _validator(self.schema)
 
     def summary(self) -> dict[str, str]:
         """What `repr` and the notebook view show, name by name."""
         return {"schema": show(self.schema), "whitespace": self.whitespace, **super().summary()}
 
 
-def _checked(schema: Any) -> dict[str, Any]:
-    """The schema as plain JSON data, valid under its meta-schema."""
+def _grammar(source: str, options: dict[str, Any]) -> str:
+    return str(LLMatcher.grammar_from_json_schema(source, overrides=options))
+
+
+def _checked(schema: Any, max_size: int) -> tuple[dict[str, Any], str]:
+    """The schema as plain JSON data, valid under its meta-schema and whole; and as JSON text."""
     if isinstance(schema, type) and callable(getattr(schema, "model_json_schema", None)):
         schema = schema.model_json_schema()  # type: ignore[attr-defined]
     if isinstance(schema, bytes | bytearray):
         schema = schema.decode("utf-8", "replace")
     try:
-        data = json.loads(schema if isinstance(schema, str) else json.dumps(schema, default=_plain))
+        source = schema if isinstance(schema, str) else json.dumps(schema, default=_plain)
+        check_size(source, max_size)
+        data = json.loads(source)
+    except ConstraintError:
+        raise
     except (TypeError, ValueError) as e:
         raise ConstraintError(f"a schema is JSON data or JSON text: {e}") from None
     if not isinstance(data, dict | bool):
@@ -95,12 +136,78 @@ def _checked(schema: Any) -> dict[str, Any]:
     if isinstance(data, bool):
         if not data:
             raise ConstraintError("the schema false accepts nothing: no text would be left")
-        return {}
+        return {}, "{}"
     try:
-        validator_for(data).check_schema(data)
+        _draft(data).check_schema(data)
     except SchemaError as e:
         raise ConstraintError(f"not a JSON Schema: at {e.json_path}, {e.message}") from None
-    return data
+    _check_references(data)
+    return data, json.dumps(data)
+
+
+def _draft(schema: dict[str, Any]) -> Any:
+    """The validator class of a schema's draft."""
+    uri = schema.get("$schema", _LATEST)
+    draft = _DRAFTS.get(uri.removesuffix("#")) if isinstance(uri, str) else None
+    if draft is None:
+        raise ConstraintError(
+            f"$schema must name one of the drafts {', '.join(_DRAFTS)}, got {show(uri)}"
+        )
+    return draft
+
+
+def _check_references(schema: dict[str, Any]) -> None:
+    """Raise ConstraintError if a reference leads out of the schema, or a part has a draft of
+    its own."""
+    draft = specification_with(_draft(schema).META_SCHEMA["$schema"])
+    todo = [(schema, Registry().resolver_with_root(draft.create_resource(schema)))]
+    seen = set()
+    while todo:
+        part, resolver = todo.pop()
+        if not isinstance(part, dict) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if part is not schema and "$schema" in part:
+            raise ConstraintError("$schema may stand at the root only, got one in a part")
+        if isinstance(target := part.get("$ref"), str):
+            try:
+                found = resolver.lookup(target)
+            except Unresolvable:
+                raise ConstraintError(
+                    f"the reference {show(target)} leads to no place in this schema, and nothing "
+                    "is fetched; put what it means under $defs"
+                ) from None
+            todo.append((found.contents, found.resolver))
+        for inner in draft.create_resource(part).subresources():
+            todo.append((inner.contents, resolver.in_subresource(inner)))
+
+
+def _validator(schema: dict[str, Any]) -> Callable[[Any], bool]:
+    """Whether JSON data satisfies the schema.
+
+    A reference is followed once for each part of the data: references that double from one
+    level to the next would double the time. Nothing is fetched.
+    """
+    draft = _draft(schema)
+    follow = draft.VALIDATORS["$ref"]
+    known: dict[tuple[int, int], Any] = {}  # (reference, part of the data) -> first error
+
+    def remembered(validator: Any, target: Any, part: Any, place: Any) -> Iterator[Any]:
+        key = id(place), id(part)
+        if key not in known:
+            known[key] = next(iter(follow(validator, target, part, place) or ()), None)
+        if known[key] is not None:
+            yield known[key]
+
+    # With $schema, a reference to the root would go on with the class that does not remember.
+    root = {k: v for k, v in schema.items() if k != "$schema"}
+    checks = extend(draft, {"$ref": remembered})(root, registry=Registry())
+
+    def is_valid(data: Any) -> bool:
+        known.clear()
+        return bool(checks.is_valid(data))
+
+    return is_valid
 
 
 def _plain(part: Any) -> Any:

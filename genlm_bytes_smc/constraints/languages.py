@@ -10,12 +10,13 @@ import torch
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.constraints.automaton import (
     MAX_STATES,
+    Deadline,
     Table,
     in_walking_order,
     minimal,
     too_large,
 )
-from genlm_bytes_smc.constraints.base import ConstraintError, show
+from genlm_bytes_smc.constraints.base import ConstraintError, check_limit, show
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.nfa import Nfa, determinize
 from genlm_bytes_smc.constraints.utf8 import N_CODEPOINTS, bytes_of_characters
@@ -54,6 +55,7 @@ class Length(ByteDFA):
         device: Device = None,
         max_states: int = MAX_STATES,
     ) -> None:
+        check_limit("max_states", max_states)
         if minimum < 0 or (maximum is not None and maximum < minimum):
             raise ConstraintError(f"expected 0 <= minimum <= maximum, got {minimum}, {maximum}")
         if unit not in ("bytes", "characters"):
@@ -110,13 +112,11 @@ class _OfStrings(ByteDFA):
         max_states: int = MAX_STATES,
     ) -> None:
         self.strings = _byte_strings(strings, self._empty_is_fine)
-        self._adopt(minimal(self._automaton(max_states)), device, max_states)
-
-    def _automaton(self, limit: int) -> Table:
-        nfa = Nfa(N_BYTES, labels=[*([b] for b in _EVERY_BYTE), _EVERY_BYTE], limit=limit)
+        check_limit("max_states", max_states)
+        nfa = Nfa(N_BYTES, [*([b] for b in _EVERY_BYTE), _EVERY_BYTE], limit=max_states)
         nfa.state()
         self._draw(nfa)
-        return determinize(nfa)
+        self._adopt(determinize(nfa), device, max_states)
 
     def _draw(self, nfa: Nfa) -> None:
         """Draw the language from state 0."""
@@ -135,17 +135,8 @@ class FiniteSet(_OfStrings):
 
     _empty_is_fine = True
 
-    def _automaton(self, limit: int) -> Table:
-        # A prefix tree is deterministic already.
-        nfa = Nfa(N_BYTES, labels=[], limit=limit)
-        ends = _trie(nfa, None, self.strings)
-        table = np.full((len(nfa.arcs), N_BYTES), -1, dtype=np.int32)
-        for q, arcs in enumerate(nfa.arcs):
-            for byte, target in arcs:
-                table[q, byte] = target
-        accept = np.zeros(len(table), dtype=np.bool_)
-        accept[ends] = True
-        return Table(table, accept)
+    def _draw(self, nfa: Nfa) -> None:
+        nfa.accept.update(_trie(nfa, self.strings))
 
 
 class StopStrings(_OfStrings):
@@ -159,7 +150,7 @@ class StopStrings(_OfStrings):
         # Any bytes, then a stop: determinising gives the search automaton of Aho and Corasick
         # 1975. Cutting what leaves an accepting state makes the first stop the last thing.
         nfa.arcs[0].append((_ANY, 0))
-        nfa.accept.update(_trie(nfa, 0, self.strings))
+        nfa.accept.update(_trie(nfa, self.strings))
 
     def _adopt(self, automaton: Table, device: Device, limit: int) -> None:
         cut = np.where(automaton.accept[:, None], np.int32(-1), automaton.next)
@@ -176,7 +167,7 @@ class Ending(_OfStrings):
 
     def _draw(self, nfa: Nfa) -> None:
         nfa.arcs[0].append((_ANY, 0))
-        nfa.accept.update(_trie(nfa, 0, self.strings))
+        nfa.accept.update(_trie(nfa, self.strings))
 
 
 class Containing(_OfStrings):
@@ -184,7 +175,7 @@ class Containing(_OfStrings):
 
     def _draw(self, nfa: Nfa) -> None:
         nfa.arcs[0].append((_ANY, 0))
-        for end in _trie(nfa, 0, self.strings):
+        for end in _trie(nfa, self.strings):
             nfa.arcs[end].append((_ANY, end))
             nfa.accept.add(end)
 
@@ -222,14 +213,14 @@ class AtomicUnits(_OfStrings):
     def _draw(self, nfa: Nfa) -> None:
         nfa.accept.add(0)
         nfa.arcs[0] += [(byte, 0) for byte in set(self.ordinary)]
-        for end in _trie(nfa, 0, self.strings):
+        for end in _trie(nfa, self.strings):
             nfa.silent[end].append(0)
 
 
 def _of_characters(table: Table, limit: int = MAX_STATES) -> Table:
     """The byte automaton of one over a single class: every character."""
     every = np.zeros(N_CODEPOINTS, dtype=np.int64)
-    return in_walking_order(bytes_of_characters(table, every, limit))
+    return in_walking_order(bytes_of_characters(table, every, limit, Deadline()))
 
 
 def _byte_strings(strings: Iterable[str | bytes], empty: bool) -> tuple[bytes, ...]:
@@ -251,13 +242,12 @@ def _byte_strings(strings: Iterable[str | bytes], empty: bool) -> tuple[bytes, .
     return tuple(out)
 
 
-def _trie(nfa: Nfa, root: int | None, strings: Iterable[bytes]) -> list[int]:
-    """Draw the strings below `root`, common beginnings once; where each of them ends."""
+def _trie(nfa: Nfa, strings: Iterable[bytes]) -> list[int]:
+    """Draw the strings from state 0, common beginnings once; where each of them ends."""
     child: dict[tuple[int, int], int] = {}
     ends = []
     first = nfa.state()
-    if root is not None:
-        nfa.silent[root].append(first)
+    nfa.silent[0].append(first)
     for s in strings:
         q = first
         for byte in s:

@@ -8,24 +8,37 @@ not for each they passed. A text asked about again after it handed its matcher o
 of the one that now has it, rolled back. Masks (36 bytes) stay for as long as the text does.
 
 Not exact in one corner: llguidance does not look for rules of a grammar that derive nothing.
-Where one is all that is left, it goes on for ever, or gives up (`MatcherError`). Lexemes
+Where one is all that is left, it goes on for ever, or gives up (`MatcherError`); where it is
+all there is from the beginning, the grammar is refused. Lexemes
 (regular expressions, JSON strings and numbers) are exact. The byte 0xFF marks special tokens
 there and is never admitted; no UTF-8 text contains it.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cache
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
-from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.base import ConstraintError, check_limit, show
+from genlm_bytes_smc.constraints.probe import LONGEST_FORCED, Probe
 from genlm_bytes_smc.constraints.tree import BoolArray, IntArray, TreeConstraint
+
+T = TypeVar("T")
+MAX_SIZE = 2**18
+# llguidance calls itself once for each rule or reference that leads to another. A chain of rules
+# with the shortest names, in 1.9.1, takes between 256 and 512 bytes of stack a character.
+_STACK_A_CHARACTER = 2048
+_LEAST_STACK = 2**24
+_stack_size = threading.Lock()
 
 _EOS_BYTE, _EOS_BIT = EOS_COLUMN // 8, 1 << EOS_COLUMN % 8  # nothing comes after EOS in a mask
 
@@ -72,12 +85,14 @@ class ByteMatcher(TreeConstraint[Any]):
     def __init__(self, grammar: str, device: torch.device | str | None, max_states: int) -> None:
         super().__init__(device, max_states)
         self._grammar = grammar
-        self._matcher = _compiled(grammar)
+        self._matcher = on_large_stack(len(grammar), _compiled, grammar)
         self.warnings: list[str] = list(self._matcher.get_grammar_warnings())
         self._masks: dict[int, bytes] = {}
         self._heirs: dict[int, int] = {}
-        if not self._matcher.is_accepting() and not any(self._matcher.compute_bitmask()):
-            raise ConstraintError("the grammar admits no text at all")
+        forced, bits = Probe(self._matcher, most=1).forced(self.matcher())
+        if not bits and len(forced) < LONGEST_FORCED:
+            what = f"follow {show(forced)}" if forced else "stand first"
+            raise ConstraintError(f"the grammar admits no text at all: nothing may {what}")
 
     def matcher(self) -> Any:
         """A matcher of llguidance that has read nothing, for its caller alone."""
@@ -185,12 +200,57 @@ class ByteMatcher(TreeConstraint[Any]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._matcher = _compiled(self._grammar)
+        self._matcher = on_large_stack(len(self._grammar), _compiled, self._grammar)
 
     def summary(self) -> dict[str, str]:
         """What `repr` and the notebook view show, name by name."""
         held = f"{self.n_texts} ({self.n_snapshots} matchers, at most {self.max_states})"
         return {"texts": held, **super().summary()}
+
+
+def check_size(source: str, max_size: int) -> None:
+    """Raise ConstraintError if a source is longer than allowed."""
+    check_limit("max_size", max_size)
+    if len(source) > max_size:
+        raise ConstraintError(
+            f"the grammar or schema has {len(source):,} characters, more than "
+            f"max_size={max_size:,}; raise max_size (reading it may take "
+            f"{_STACK_A_CHARACTER // 1024} KiB of stack a character) or write a smaller one"
+        )
+
+
+def on_large_stack(size: int, function: Callable[..., T], *args: Any) -> T:
+    """What `function` returns, called where a source of `size` characters cannot overrun the stack.
+
+    That is a thread that ends before this returns: the stack of whoever calls may be small, and
+    a recursion that is too deep for it ends the process.
+
+    Raises:
+        ConstraintError: no such thread can be started.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(function(*args))
+        except BaseException as e:
+            done.set_exception(e)
+
+    stack = -(-max(_LEAST_STACK, size * _STACK_A_CHARACTER) // 2**20) * 2**20
+    thread = threading.Thread(target=run)
+    with _stack_size:
+        before = threading.stack_size(stack)
+        try:
+            thread.start()
+        except RuntimeError:
+            raise ConstraintError(
+                f"a source of {size:,} characters takes a stack of {stack // 2**20} MiB, and no "
+                "thread with one can be started; write a smaller grammar or schema"
+            ) from None
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    return done.result()
 
 
 def _compiled(grammar: str) -> Any:

@@ -1,14 +1,29 @@
-"""Nondeterministic automata, and the subset construction (Rabin and Scott 1959)."""
+"""Nondeterministic automata, and the deterministic ones that they become."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
-from genlm_bytes_smc.constraints.automaton import MAX_STATES, Table, too_large
-from genlm_bytes_smc.constraints.base import DEAD
+from genlm_bytes_smc.constraints import automaton_numba as compiled
+from genlm_bytes_smc.constraints.automaton import (
+    MAX_STATES,
+    MOST,
+    Arcs,
+    Deadline,
+    IntArray,
+    Table,
+    empty_language,
+    grouped,
+    minimal_of_arcs,
+    too_large,
+)
+from genlm_bytes_smc.constraints.base import ConstraintError
+
+_SLICE = 20_000_000  # members between two looks at the clock
 
 
 @dataclass
@@ -35,59 +50,115 @@ class Nfa:
         return len(self.arcs) - 1
 
 
-def determinize(nfa: Nfa) -> Table:
-    """The subset construction; sets of states are the bits of Python integers."""
-    closures: dict[int, int] = {}
+def determinize(nfa: Nfa, deadline: Deadline | None = None) -> Table:
+    """The minimal automaton of the same language.
 
-    def closure(start: int) -> int:
-        bits = closures.get(start)
-        if bits is None:
-            seen, stack, bits = {start}, [start], 0
-            while stack:
-                q = stack.pop()
-                if nfa.arcs[q] or q in nfa.accept:
-                    bits |= 1 << q
-                for r in nfa.silent[q]:
-                    if r not in seen:
-                        seen.add(r)
-                        stack.append(r)
-            closures[start] = bits
-        return bits
+    The states that no text finishes are left out first, so every subset that is numbered can
+    finish. There may be four times as many subsets as states in the end (a prefix tree has
+    many more than the automaton of its words).
 
-    accepting = sum(1 << q for q in nfa.accept)
-    number = {closure(0): 0}
-    queue = list(number)
-    rows: list[dict[int, int]] = []
-    for bits in queue:
-        by_label: dict[int, int] = {}
-        for q in _ones(bits):
-            for label, target in nfa.arcs[q]:
-                by_label[label] = by_label.get(label, 0) | closure(target)
-        by_symbol: dict[int, int] = {}
-        for label, targets in by_label.items():
-            for symbol in nfa.labels[label]:
-                by_symbol[symbol] = by_symbol.get(symbol, 0) | targets
-        row = {}
-        for symbol, targets in by_symbol.items():
-            if targets:
-                if targets not in number:
-                    if len(number) >= nfa.limit:
-                        raise too_large(nfa.limit)
-                    number[targets] = len(number)
-                    queue.append(targets)
-                row[symbol] = number[targets]
-        rows.append(row)
-    table = np.full((len(rows), nfa.n_symbols), DEAD, dtype=np.int32)
-    for q, row in enumerate(rows):
-        table[q, list(row)] = list(row.values())
-    return Table(table, np.array([bool(bits & accepting) for bits in queue]))
+    Raises:
+        ConstraintError: the language is empty, more than `nfa.limit` states are needed, or the
+            construction takes too much time or memory.
+    """
+    deadline = deadline or Deadline()
+    arrays = _arrays(nfa)
+    found = _room(len(arrays.accept))
+    while (code := compiled.subsets(arrays, found, nfa.n_symbols, _SLICE)) != compiled.DONE:
+        deadline.check()
+        if found.counts[0] > 4 * nfa.limit:
+            raise too_large(nfa.limit)
+        if code != compiled.SLICE:
+            found = _enlarged(found, code)
+    states, arcs = found.counts[:2].tolist()
+    if states > 4 * nfa.limit:
+        raise too_large(nfa.limit)
+    deterministic = Arcs(
+        found.source[:arcs].astype(np.int64),
+        found.symbol[:arcs].astype(np.int64),
+        found.arc_target[:arcs].astype(np.int64),
+        found.accept[:states],
+        nfa.n_symbols,
+    )
+    return minimal_of_arcs(deterministic, nfa.limit)
 
 
-def _ones(bits: int) -> list[int]:
-    """Positions of the bits that are set."""
-    out = []
-    while bits:
-        low = bits & -bits
-        out.append(low.bit_length() - 1)
-        bits ^= low
-    return out
+def _arrays(nfa: Nfa) -> compiled.NfaArrays:
+    """The states that can finish, as flat arrays."""
+    n = len(nfa.arcs)
+    silent_source = np.repeat(np.arange(n), [len(s) for s in nfa.silent])
+    silent = _flat(nfa.silent)
+    source = np.repeat(np.arange(n), [len(a) for a in nfa.arcs])
+    label, target = _flat(chain.from_iterable(nfa.arcs)).reshape(-1, 2).T
+    accept = np.zeros(n, dtype=np.bool_)
+    accept[list(nfa.accept)] = True
+    symbols_of = np.array([len(symbols) for symbols in nfa.labels], dtype=np.int64)
+    reads = symbols_of[label] > 0 if len(label) else np.zeros(0, dtype=np.bool_)
+    source, label, target = source[reads], label[reads], target[reads]
+
+    backwards = np.concatenate([silent, target]), np.concatenate([silent_source, source])
+    useful = compiled.reach(*grouped(*backwards, n), np.flatnonzero(accept))
+    if not useful[0]:
+        raise empty_language()
+    step, arc = useful[silent], useful[target]  # what leads to a useful state comes from one
+    name = np.cumsum(useful) - 1
+    silent_offset, silent = grouped(name[silent_source[step]], name[silent[step]], useful.sum())
+    source, label, target = name[source[arc]], label[arc], name[target[arc]]
+    arc_offset, order = grouped(source, np.arange(len(source)), useful.sum())
+    label, target = label[order], target[order]
+    before = np.append(0, np.cumsum(symbols_of[label]))
+    return compiled.NfaArrays(
+        silent_offset,
+        silent,
+        arc_offset,
+        label,
+        target,
+        np.append(0, np.cumsum(symbols_of)),
+        _flat(nfa.labels),
+        before[arc_offset[1:]] - before[arc_offset[:-1]],
+        accept[useful],
+        np.random.default_rng(0).integers(2**64, size=useful.sum(), dtype=np.uint64),
+    )
+
+
+def _flat(lists: Iterable[Sequence[int]]) -> IntArray:
+    return np.fromiter(chain.from_iterable(lists), dtype=np.int64)
+
+
+def _room(n: int) -> compiled.Subsets:
+    """Room for the subsets of an automaton of `n` states, for a start."""
+    return compiled.Subsets(
+        members=np.empty(2 * n, dtype=np.int32),
+        offset=np.zeros(1025, dtype=np.int64),
+        hashes=np.empty(1024, dtype=np.uint64),
+        accept=np.empty(1024, dtype=np.bool_),
+        source=np.empty(1024, dtype=np.int32),
+        symbol=np.empty(1024, dtype=np.int32),
+        arc_target=np.empty(1024, dtype=np.int32),
+        slots=np.empty(4096, dtype=np.int32),
+        cells=np.empty((2, 1024), dtype=np.int64),
+        counts=np.zeros(4, dtype=np.int64),
+    )
+
+
+def _enlarged(found: compiled.Subsets, what: int) -> compiled.Subsets:
+    """The same with at least twice as much room for what lacks it."""
+    wanted = int(found.counts[3])
+    if wanted > MOST:
+        raise ConstraintError(
+            f"the construction of the automaton goes over more than {MOST} members of subsets or "
+            "arcs, which takes too much memory; write a smaller constraint"
+        )
+    fields = {
+        compiled.MEMBERS: ("members",),
+        compiled.STATES: ("offset", "hashes", "accept", "slots"),
+        compiled.ARCS: ("source", "symbol", "arc_target"),
+        compiled.CELLS: ("cells",),
+    }[what]
+    larger = {}
+    for name in fields:
+        old = getattr(found, name)
+        more = list(old.shape)
+        more[-1] = max(len(old) if name == "slots" else wanted, old.shape[-1])
+        larger[name] = np.concatenate([old, np.zeros(more, dtype=old.dtype)], axis=-1)
+    return found._replace(**larger)

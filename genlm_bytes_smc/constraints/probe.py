@@ -13,7 +13,7 @@ from genlm_bytes_smc.alphabet import EOS_COLUMN
 
 END_BIT = 1 << EOS_COLUMN
 _ALL = (END_BIT << 1) - 1
-_LONGEST_FORCED = 4096  # a rule that derives nothing may force bytes for ever
+LONGEST_FORCED = 4096  # a rule that derives nothing may force bytes for ever
 
 
 @lru_cache(maxsize=4096)
@@ -78,7 +78,7 @@ class Probe:
         passed = bytearray()
         bits = self.mask(matcher)
         while bits and not bits & END_BIT and not bits & (bits - 1):
-            if len(passed) == _LONGEST_FORCED:
+            if len(passed) == LONGEST_FORCED:
                 return bytes(passed), 0
             byte = bits.bit_length() - 1
             passed.append(byte)

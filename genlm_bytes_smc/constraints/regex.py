@@ -5,7 +5,7 @@ the 256 bytes refuses "bcé" for `[^a]+é?` and for `\\w{1,50}`; llguidance deri
 names no states, so there is no table to gather from; the classes of interegular and greenery
 are ASCII, and `re._parser` knows no `\\p{..}`. So: `regex` parses and says what a class
 matches, Thompson 1968 and the subset construction work on classes of characters (a handful of
-symbols), and the result is folded into UTF-8 once, at the end: 16,401 states in 0.12 s.
+symbols), and the result is folded into UTF-8 once, at the end.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.constraints.automaton import (
+    MAX_SECONDS,
     MAX_STATES,
+    Deadline,
     Table,
-    distinct_rows,
     in_walking_order,
-    minimal,
+    ragged,
 )
-from genlm_bytes_smc.constraints.base import show
+from genlm_bytes_smc.constraints.base import ConstraintError, check_limit, show
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.nfa import Nfa, determinize
 from genlm_bytes_smc.constraints.regex_ast import (
@@ -55,10 +56,12 @@ class ByteRegex(ByteDFA):
         flags: flags of the `regex` module.
         device: where the table lives and weights are returned (None: the CPU).
         max_states: refuse a pattern that needs more byte states than this.
+        max_seconds: refuse a pattern that takes longer to compile (None: no limit).
 
     Raises:
+        TypeError: `flags` or a limit of the wrong type.
         ConstraintError: the pattern does not parse, is not supported, matches no text, or
-            outgrows `max_states`.
+            outgrows `max_states` or `max_seconds`.
     """
 
     def __init__(
@@ -68,8 +71,11 @@ class ByteRegex(ByteDFA):
         *,
         device: torch.device | str | None = None,
         max_states: int = MAX_STATES,
+        max_seconds: float | None = MAX_SECONDS,
     ) -> None:
-        self._adopt(compile_pattern(pattern, flags, max_states), device, max_states)
+        check_limit("max_states", max_states)
+        table = compile_pattern(pattern, flags, max_states, Deadline(max_seconds))
+        self._adopt(table, device, max_states)
         self.pattern = pattern
         self.flags = int(flags)
 
@@ -81,13 +87,29 @@ class ByteRegex(ByteDFA):
         return {**shown, **super().summary()}
 
 
-def compile_pattern(pattern: str, flags: int, max_states: int) -> Table:
+def compile_pattern(pattern: str, flags: int, max_states: int, deadline: Deadline) -> Table:
     """The minimal byte automaton of a pattern; see `ByteRegex`."""
+    try:
+        nfa, atoms = _nfa_of_characters(pattern, flags, max_states, deadline)
+    except RecursionError:
+        raise ConstraintError(
+            f"the pattern {show(pattern)} nests its groups more deeply than Python's recursion "
+            "limit lets it be parsed; write fewer groups inside one another"
+        ) from None
+    characters = determinize(nfa, deadline)
+    return in_walking_order(bytes_of_characters(characters, atoms, max_states, deadline))
+
+
+def _nfa_of_characters(
+    pattern: str, flags: int, max_states: int, deadline: Deadline
+) -> tuple[Nfa, npt.NDArray[np.int64]]:
+    """An automaton over classes of characters, and the class of each code point."""
     tree = parse(pattern, flags)
     classes = list(classes_in(tree))
     anchored = has_anchor(tree)
     if anchored:
         classes.append(_NEWLINE)
+    deadline.check()
     atoms, labels = partition(classes)
     nfa = Nfa(n_symbols=int(atoms.max()) + 1, labels=labels, limit=max_states)
     build = _Thompson(nfa, {id(c): i for i, c in enumerate(classes)})
@@ -95,8 +117,7 @@ def compile_pattern(pattern: str, flags: int, max_states: int) -> Table:
     nfa.accept.add(end)
     if anchored:
         nfa = _place_anchors(nfa, build.anchors, newline=len(classes) - 1)
-    characters = minimal(determinize(nfa))
-    return in_walking_order(bytes_of_characters(characters, atoms, max_states))
+    return nfa, atoms
 
 
 def partition(classes: Sequence[Chars]) -> tuple[npt.NDArray[np.int64], list[Sequence[int]]]:
@@ -106,23 +127,30 @@ def partition(classes: Sequence[Chars]) -> tuple[npt.NDArray[np.int64], list[Seq
         int64[0x110000], the symbol of each code point or -1 for those in no class (and for
         surrogates); and for each class the symbols it consists of.
     """
-    edges = [c.runs.ravel() for c in classes]
     limits = np.array([0, SURROGATES.start, SURROGATES.stop, N_CODEPOINTS])
-    cuts = np.unique(np.concatenate([limits, *edges]))
-    member = np.zeros((len(cuts) - 1, len(classes)), dtype=bool)
-    for i, c in enumerate(classes):
-        change = np.zeros(len(cuts), dtype=np.int64)
-        change[np.searchsorted(cuts, c.runs[:, 0])] += 1
-        change[np.searchsorted(cuts, c.runs[:, 1])] -= 1
-        member[:, i] = np.cumsum(change)[:-1] > 0
-    member[(cuts[:-1] >= SURROGATES.start) & (cuts[:-1] < SURROGATES.stop)] = False
-    some = member.any(axis=1)
-    symbol = np.full(len(member), -1, dtype=np.int64)
-    labels: list[Sequence[int]] = [[] for _ in classes]
-    if some.any():
-        first, symbol[some] = distinct_rows(member[some])
-        alike = member[some][first]
-        labels = [np.flatnonzero(alike[:, i]).tolist() for i in range(len(classes))]
+    cuts = np.unique(np.concatenate([limits, *(c.runs.ravel() for c in classes)]))
+    surrogates = (cuts[:-1] >= SURROGATES.start) & (cuts[:-1] < SURROGATES.stop)
+    inside = []  # the pieces between two cuts that each class consists of
+    for c in classes:
+        pieces = ragged(*np.searchsorted(cuts, c.runs).T)
+        inside.append(pieces[~surrogates[pieces]])
+    # Each class splits the symbols of which it has some pieces and not all.
+    symbol = np.zeros(len(cuts) - 1, dtype=np.int64)
+    size = [len(symbol)]
+    for pieces in inside:
+        old, which, count = np.unique(symbol[pieces], return_inverse=True, return_counts=True)
+        new = old.copy()
+        for i in np.flatnonzero(count < np.array([size[q] for q in old.tolist()])).tolist():
+            size[old[i]] -= count[i]
+            new[i] = len(size)
+            size.append(int(count[i]))
+        symbol[pieces] = new[which]
+    some = np.zeros(len(symbol), dtype=bool)
+    for pieces in inside:
+        some[pieces] = True
+    symbol[some] = np.unique(symbol[some], return_inverse=True)[1]
+    symbol[~some] = -1
+    labels: list[Sequence[int]] = [np.unique(symbol[pieces]).tolist() for pieces in inside]
     return np.repeat(symbol, np.diff(cuts)), labels
 
 
@@ -158,13 +186,25 @@ class _Thompson:
             self.anchors.append((start, node.kind, end))
             return end
         if isinstance(node, Alternation):
-            end = nfa.state()
-            for branch in node.branches:
-                first = nfa.state()
-                nfa.silent[start].append(first)
-                nfa.silent[self.add(branch, first)].append(end)
-            return end
+            return self._alternation(node, start)
         return self._repeat(node, start)
+
+    def _alternation(self, node: Alternation, start: int) -> int:
+        """The branches, with what they begin with in common drawn once (a tree of words)."""
+        nfa = self.nfa
+        end = nfa.state()
+        child: dict[tuple[int, int], int] = {}
+        for branch in node.branches:
+            q, parts = start, branch.parts if isinstance(branch, Concat) else (branch,)
+            n = 0
+            while n < len(parts) and isinstance(parts[n], Chars):
+                key = q, id(parts[n])
+                if key not in child:
+                    child[key] = self.add(parts[n], q)
+                q = child[key]
+                n += 1
+            nfa.silent[self.add(Concat(parts[n:]), q)].append(end)
+        return end
 
     def _repeat(self, node: Repeat, start: int) -> int:
         nfa = self.nfa

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import regex
 from regex import _regex, _regex_core
 
-from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.base import ConstraintError, show
 from genlm_bytes_smc.constraints.utf8 import N_CODEPOINTS
 
 IntArray = npt.NDArray[np.int64]
@@ -63,6 +63,8 @@ class Anchor:
     kind: str
 
 
+_ENCODINGS = regex.ASCII | regex.LOCALE | regex.UNICODE
+
 Node = Chars | Concat | Alternation | Repeat | Anchor
 
 _ANCHORS = {"StartOfString": "start", "EndOfString": "end", "EndOfStringLine": "line end"}
@@ -103,25 +105,30 @@ _REFUSED = {
 def parse(pattern: str, flags: int = 0) -> Node:
     """The tree of `pattern` as `regex.fullmatch(pattern, text, flags)` reads it.
 
+    The pattern is not compiled: `regex` writes every repeat out, which takes gigabytes for
+    `a{1000000000}`.
+
     Raises:
-        ConstraintError: it is no pattern (with the parser's reason and position), or it uses
-            a construct that no automaton expresses (named).
+        TypeError: `flags` are no int.
+        ConstraintError: it is no pattern (with the parser's reason and position), it uses a
+            construct that no automaton expresses (named).
     """
     if not isinstance(pattern, str):
         raise ConstraintError(f"a pattern is a str, got {type(pattern).__name__}: {pattern!r}")
+    if isinstance(flags, bool) or not isinstance(flags, int):
+        raise TypeError(f"flags must be flags of the regex module, got {flags!r}")
     try:
-        compiled = regex.compile(pattern, flags)
-        if compiled.flags & (regex.LOCALE | regex.REVERSE):
+        tree, info = _parse(pattern, int(flags))
+        if info.flags & (regex.LOCALE | regex.REVERSE):
             raise _unsupported("the LOCALE or REVERSE flag", pattern)
-        tree, info = _parse(pattern, flags)
+        return _convert(tree, info, pattern)
     except regex.error as e:
         at = "" if e.pos is None else f" at position {e.pos}"
-        raise ConstraintError(f"the pattern {pattern!r} does not parse: {e.msg}{at}") from None
-    return _convert(tree, info, pattern)
+        raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}{at}") from None
 
 
 def _unsupported(what: str, pattern: str) -> ConstraintError:
-    return ConstraintError(f"{what} cannot be part of a byte automaton (pattern {pattern!r})")
+    return ConstraintError(f"{what} cannot be part of a byte automaton (pattern {show(pattern)})")
 
 
 def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
@@ -136,7 +143,13 @@ def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
         except _regex_core._UnscopedFlagSet:
             flags = info.global_flags
             continue
-        if not info.flags & regex.ASCII:
+        if not source.at_end():
+            raise regex.error("unbalanced parenthesis", pattern, source.pos)
+        for names in (("VERSION0", "VERSION1"), ("ASCII", "LOCALE", "UNICODE")):
+            given = [name for name in names if info.flags & getattr(regex, name)]
+            if len(given) > 1:
+                raise ConstraintError(f"the flags {' and '.join(given)} exclude one another")
+        if not info.flags & _ENCODINGS:
             info.flags |= regex.UNICODE
         return tree, info
 
@@ -148,7 +161,9 @@ def _convert(node: Any, info: Any, pattern: str) -> Node:
         if getattr(node, "case_flags", 0) & full == full:
             what = "full case folding (FULLCASE with IGNORECASE, which version 1 turns on)"
             raise _unsupported(what, pattern)
-        return _chars(_program(node, info))
+        if kind == "Character" and node.positive and not node.case_flags:
+            return _one(node.value)
+        return _chars(_program(node, info), info.flags & _ENCODINGS)
     if kind == "Sequence":
         return Concat(tuple(_convert(item, info, pattern) for item in node.items))
     if kind == "Branch":
@@ -167,7 +182,9 @@ def _repeat(body: Node, low: int, high: int | None) -> Node:
     """`body{low,high}`; repeats of repeats become one where their counts have no gaps."""
     if isinstance(body, Concat) and len(body.parts) == 1:
         body = body.parts[0]
-    if isinstance(body, Repeat) and body.low <= 1 and high != 0:
+    if body == Concat(()) or high == 0 or (isinstance(body, Repeat) and body.high == 0):
+        return Concat(())
+    if isinstance(body, Repeat) and body.low <= 1:
         top = None if high is None or body.high is None else high * body.high
         return Repeat(body.body, body.low * low, top)
     return Repeat(body, low, high)
@@ -181,9 +198,18 @@ def _program(node: Any, info: Any) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _chars(program: tuple[int, ...]) -> Chars:
-    """The characters a class matches, found by running it over all of them."""
-    flags = regex.UNICODE | regex.VERSION0
+def _one(character: int) -> Chars:
+    return Chars(np.array([[character, character + 1]]))
+
+
+@lru_cache(maxsize=4096)
+def _chars(program: tuple[int, ...], encoding: int) -> Chars:
+    """The characters a class matches, found by running it over all of them.
+
+    The encoding (`regex.ASCII` or `regex.UNICODE`) is a property of the whole pattern, and the
+    engine asks it what a letter is and which letters differ in case only.
+    """
+    flags = encoding | regex.VERSION0
     no_groups_no_lists: tuple[Any, ...] = ({}, {}, {}, [])
     nothing_required = (0, (), 0)
     engine = _regex.compile("", flags, list(program), *no_groups_no_lists, *nothing_required, 0)

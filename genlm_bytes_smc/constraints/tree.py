@@ -12,6 +12,7 @@ bytes. Host bookkeeping only: the arithmetic stays with the subclass.
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES, Context
-from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint
+from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint, check_limit
 from genlm_bytes_smc.lm.contexts import ContextTree
 
 S = TypeVar("S")
@@ -42,6 +43,26 @@ class _Kept:
         return self.ids
 
 
+class _OneThread:
+    """Refuses a second thread while one is answered: trees and snapshots know no locks."""
+
+    def __init__(self) -> None:
+        self._thread, self._askers = 0, 0
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        if self._askers and self._thread != me:
+            raise RuntimeError(
+                "a constraint that remembers texts answers one thread at a time, and another is "
+                "being answered: give each thread its own (`spawn` makes one)"
+            )
+        self._thread = me
+        self._askers += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._askers -= 1
+
+
 class TreeConstraint(ByteConstraint, Generic[S]):
     """A constraint over prefix-tree states; subclasses say what a snapshot is.
 
@@ -56,8 +77,7 @@ class TreeConstraint(ByteConstraint, Generic[S]):
 
     def __init__(self, device: torch.device | str | None, max_states: int) -> None:
         super().__init__(device)
-        if max_states < 1:
-            raise ValueError(f"max_states must be at least 1, got {max_states}")
+        check_limit("max_states", max_states)
         self.max_states = max_states
         self._forget()
 
@@ -88,25 +108,27 @@ class TreeConstraint(ByteConstraint, Generic[S]):
 
     def block(self, state: torch.Tensor) -> torch.Tensor:
         """Log weights of next byte and EOS: int64[n] -> float64[n, 257]; equal states once."""
-        nodes, lane = distinct(state)
-        live = nodes[nodes >= 0]
-        rows = self.alloc_rows(len(nodes) - len(live))  # the dead state is -1: it sorts first
-        if len(live):
-            rows = torch.cat([rows, self._rows(live)])
-            self._drop_snapshots()
-        return rows[lane.to(self.device)]
+        with self._one_thread:
+            nodes, lane = distinct(state)
+            live = nodes[nodes >= 0]
+            rows = self.alloc_rows(len(nodes) - len(live))  # the dead state is -1: it sorts first
+            if len(live):
+                rows = torch.cat([rows, self._rows(live)])
+                self._drop_snapshots()
+            return rows[lane.to(self.device)]
 
     def step(self, state: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
         """The state after one byte a lane: int64[n], int64[n] -> int64[n]."""
-        pairs, lane = distinct(torch.where(state < 0, DEAD, state * N_BYTES + symbols))
-        nodes, read = pairs // N_BYTES, pairs % N_BYTES
-        out = np.full(len(pairs), DEAD, dtype=np.int64)
-        live = np.flatnonzero(pairs >= 0)
-        if len(live):
-            live = live[self._admitted(nodes[live], read[live])]
-            out[live] = self.tree.children(nodes[live], read[live])
-            self._drop_snapshots()
-        return torch.from_numpy(out)[lane].to(self.device)
+        with self._one_thread:
+            pairs, lane = distinct(torch.where(state < 0, DEAD, state * N_BYTES + symbols))
+            nodes, read = pairs // N_BYTES, pairs % N_BYTES
+            out = np.full(len(pairs), DEAD, dtype=np.int64)
+            live = np.flatnonzero(pairs >= 0)
+            if len(live):
+                live = live[self._admitted(nodes[live], read[live])]
+                out[live] = self.tree.children(nodes[live], read[live])
+                self._drop_snapshots()
+            return torch.from_numpy(out)[lane].to(self.device)
 
     def log_prefix(self, state: torch.Tensor) -> torch.Tensor:
         """0 for a live state and -inf for a dead one: int64[n] -> float64[n]."""
@@ -115,14 +137,17 @@ class TreeConstraint(ByteConstraint, Generic[S]):
 
     def keep(self, states: Iterable[torch.Tensor]) -> None:
         """Drop every state that is neither in these tensors nor a prefix of one that is."""
-        kept = [s.detach().cpu().numpy().ravel() for s in states]
-        self._kept.ids = np.unique(np.concatenate(kept)) if kept else np.zeros(0, dtype=np.int64)
-        freed = self.tree.collect()
-        for node in freed.tolist():
-            if node in self._snapshots:
-                self._discard(self._snapshots.pop(node))
-        self._freed(freed)
-        self._known.clear()
+        with self._one_thread:
+            kept = [s.detach().cpu().numpy().ravel() for s in states]
+            self._kept.ids = (
+                np.unique(np.concatenate(kept)) if kept else np.zeros(0, dtype=np.int64)
+            )
+            freed = self.tree.collect()
+            for node in freed.tolist():
+                if node in self._snapshots:
+                    self._discard(self._snapshots.pop(node))
+            self._freed(freed)
+            self._known.clear()
 
     def release(self) -> None:
         """Forget every state but that of the empty text."""
@@ -151,13 +176,14 @@ class TreeConstraint(ByteConstraint, Generic[S]):
         Where only contexts are used (`initial` was never called), nobody but this object
         holds states, and it drops old ones by itself.
         """
-        if not self._lent and self.n_texts > 4 * self.max_states:
-            while len(self._known) > self.max_states // 2:
-                self._known.popitem(last=False)
-            known = self._known.copy()
-            self.keep([torch.tensor(list(known.values()), dtype=torch.int64)])
-            self._known.update(known)
-        return super().states(contexts)
+        with self._one_thread:
+            if not self._lent and self.n_texts > 4 * self.max_states:
+                while len(self._known) > self.max_states // 2:
+                    self._known.popitem(last=False)
+                known = self._known.copy()
+                self.keep([torch.tensor(list(known.values()), dtype=torch.int64)])
+                self._known.update(known)
+            return super().states(contexts)
 
     # -- memory ------------------------------------------------------------------------
 
@@ -172,6 +198,7 @@ class TreeConstraint(ByteConstraint, Generic[S]):
             self._discard(held.pop(node))
 
     def _forget(self) -> None:
+        self._one_thread = _OneThread()
         self.tree = ContextTree()
         self._kept = _Kept()
         self.tree.track(self._kept)
@@ -185,7 +212,7 @@ class TreeConstraint(ByteConstraint, Generic[S]):
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        memory = ("tree", "_kept", "_snapshots")
+        memory = ("tree", "_kept", "_snapshots", "_one_thread")
         return {k: v for k, v in super().__getstate__().items() if k not in memory}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.constraints.automaton import (
+    Deadline,
     Int32,
     IntArray,
     Table,
@@ -31,46 +32,46 @@ N_CODEPOINTS = 0x110000
 SURROGATES = slice(0xD800, 0xE000)
 
 
-def bytes_of_characters(table: Table, class_of: IntArray, limit: int) -> Table:
+def bytes_of_characters(table: Table, class_of: IntArray, limit: int, deadline: Deadline) -> Table:
     """The automaton over bytes of an automaton over character classes.
 
     Args:
         table: a trimmed automaton over K classes.
         class_of: int[0x110000], the class of each code point, or -1.
         limit: the most states to make.
+        deadline: until when.
 
     Returns:
         A trimmed automaton over bytes whose first `len(table)` states are those of `table`;
         minimal if `table` is.
 
     Raises:
-        ConstraintError: more than `limit` states would be needed.
+        ConstraintError: more than `limit` states would be needed, or more time.
     """
-    class_of = class_of.astype(np.int64)
-    class_of[SURROGATES] = DEAD
+    if len(table) > limit:
+        raise too_large(limit)
     # The classes of a state's row, with -1 (the last column) for no class.
     targets = np.append(table.next, np.full((len(table), 1), DEAD, np.int32), axis=1)
-    inside = _Inside(len(table), limit)
-
-    ends, block = _fold(class_of)  # two-byte characters: the last 6 bits are left to read
+    class_of = class_of.astype(np.int64)
+    class_of[SURROGATES] = DEAD
+    ascii_ = targets[:, class_of[:0x80]]
+    # Below: the characters that are left to write with 2 to 4 bytes. What a longer form than
+    # necessary would lead to is not made: the first blocks have no class there.
+    class_of[:0x80] = DEAD
+    inside = _Inside(len(table), limit, deadline)
+    ends, block = _fold(class_of)  # the last 6 bits are left to read
     ids1 = inside.states(targets, ends)
-    middles, group = _fold(_with_none(block, ends))
-    # The first 32 blocks of E0's group and the first 16 groups of F0's quarter would be
-    # overlong encodings of shorter characters; F4 stops at the last code point.
-    none1, none2 = len(ends), len(middles) + 1
-    first = middles[group[0]].copy()
-    first[:32] = none1
-    ids2 = inside.states(_with_dead(ids1), np.append(middles, first[None], axis=0))
-    overlong, beyond = np.full(16, none2), np.full(48, none2)
-    quarters = np.concatenate([overlong, group[16:], beyond]).reshape(5, 64)
-    ids3 = inside.states(_with_dead(ids2), quarters)
+    middles, group = _fold(_from(block, 32, len(ends)))
+    ids2 = inside.states(_with_dead(ids1), middles)
+    # F4 stops at the last code point.
+    starts = np.append(_from(group, 16, len(middles)), np.full(48, len(middles)))
+    ids3 = inside.states(_with_dead(ids2), starts.reshape(5, 64))
 
     out = np.full((len(table) + len(inside.rows), N_BYTES), DEAD, dtype=np.int32)
     chars = out[: len(table)]
-    chars[:, :0x80] = targets[:, class_of[:0x80]]
-    chars[:, 0xC2:0xE0] = _with_dead(ids1)[:, block[2:32]]
-    chars[:, 0xE0] = ids2[:, -1]
-    chars[:, 0xE1:0xF0] = ids2[:, group[1:16]]
+    chars[:, :0x80] = ascii_
+    chars[:, 0xC2:0xE0] = ids1[:, block[2:32]]
+    chars[:, 0xE0:0xF0] = ids2[:, group[:16]]
     chars[:, 0xF0:0xF5] = ids3
     if inside.rows:
         rows = np.frombuffer(b"".join(inside.rows), dtype=np.int32)
@@ -86,10 +87,9 @@ def _fold(values: IntArray) -> tuple[IntArray, IntArray]:
     return rows[first], inverse
 
 
-def _with_none(block: IntArray, ends: IntArray) -> IntArray:
-    """Block numbers in which blocks without any class are `len(ends)`."""
-    empty = np.append((ends < 0).all(axis=1), True)
-    return np.where(empty[block], len(ends), block)
+def _from(numbers: IntArray, first: int, none: int) -> IntArray:
+    """`numbers` with `none` in the places before `first`."""
+    return np.append(np.full(first, none), numbers[first:])
 
 
 def _with_dead(ids: Int32) -> Int32:
@@ -100,10 +100,11 @@ def _with_dead(ids: Int32) -> Int32:
 class _Inside:
     """The byte states inside characters, each made once."""
 
-    def __init__(self, offset: int, limit: int) -> None:
+    def __init__(self, offset: int, limit: int, deadline: Deadline) -> None:
         self.rows: dict[bytes, int] = {}  # targets of the 64 continuation bytes -> state
         self._offset = offset
         self._limit = limit
+        self._deadline = deadline
 
     def states(self, children: Int32, nodes: IntArray) -> Int32:
         """Compose: children int32[Q, C] and nodes int[M, 64] over C -> states int32[Q, M].
@@ -113,6 +114,7 @@ class _Inside:
         """
         out = np.empty((len(children), len(nodes)), dtype=np.int32)
         for m, node in enumerate(nodes):
+            self._deadline.check()
             used, at = np.unique(node, return_inverse=True)
             choices = np.ascontiguousarray(children[:, used])
             first, which = distinct_rows(choices)

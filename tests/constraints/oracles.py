@@ -1,5 +1,11 @@
 """Helpers of the constraint tests: walks, texts that are nearly right, and slow answers."""
 
+import json
+import resource
+import subprocess
+import sys
+import textwrap
+
 import regex
 
 from genlm_bytes_smc.constraints import ByteConstraint
@@ -43,3 +49,18 @@ def mutated(text: str, letters: str, rng) -> str:
 def partially(compiled: regex.Pattern, text: str) -> bool:
     """Whether some text that begins with `text` is matched."""
     return compiled.fullmatch(text, partial=True) is not None
+
+
+def in_a_process(code: str, gib: float = 6, seconds: int = 60):
+    """What `code` leaves in `out`, run where it may take its process down and no more.
+
+    It may use so much address space, and so many seconds of processor time.
+    """
+    limits = ((resource.RLIMIT_AS, int(gib * 2**30)), (resource.RLIMIT_CPU, seconds))
+    lines = [f"import resource; resource.setrlimit({k}, ({v}, {v}))" for k, v in limits]
+    source = "\n".join([*lines, textwrap.dedent(code), "import json; print(json.dumps(out))"])
+    run = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=20 * seconds
+    )
+    assert run.returncode == 0, f"exit {run.returncode}\n{run.stderr[-2000:]}"
+    return json.loads(run.stdout)
