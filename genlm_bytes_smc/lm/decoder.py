@@ -19,6 +19,7 @@ import torch
 import transformers as tf
 from torch.nn.functional import scaled_dot_product_attention
 
+from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 from genlm_bytes_smc.lm.linear import Linear, can_pack, is_linear
 
@@ -304,22 +305,30 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return out
 
 
-_KNOWN: dict[type, type[Decoder]] = {
-    tf.GPT2LMHeadModel: GPT2Decoder,
-    tf.LlamaForCausalLM: LlamaDecoder,
-    tf.MistralForCausalLM: LlamaDecoder,
-    tf.Qwen2ForCausalLM: LlamaDecoder,
-    tf.Qwen3ForCausalLM: LlamaDecoder,
+# By name, as importing one of these classes takes seconds.
+_KNOWN: dict[str, type[Decoder]] = {
+    "GPT2LMHeadModel": GPT2Decoder,
+    "LlamaForCausalLM": LlamaDecoder,
+    "MistralForCausalLM": LlamaDecoder,
+    "Qwen2ForCausalLM": LlamaDecoder,
+    "Qwen3ForCausalLM": LlamaDecoder,
 }
 
 
 def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | None:
     """The model's forward written out, or None if it must run by its own modules."""
-    known = _KNOWN.get(type(model))
+    known = _known(type(model))
     if known is None or model.config._attn_implementation != "sdpa" or not _bare(model):
         return None
     with torch.inference_mode(False), torch.no_grad():
         return known(model, pack_bytes)
+
+
+def _known(kind: type) -> type[Decoder] | None:
+    if kind is BundledGPT2:
+        return GPT2Decoder
+    known = _KNOWN.get(kind.__name__)
+    return known if known is not None and kind is getattr(tf, kind.__name__, None) else None
 
 
 def is_hooked(module: Any) -> bool:
@@ -328,8 +337,8 @@ def is_hooked(module: Any) -> bool:
 
 
 def _bare(model: Any) -> bool:
-    """Whether every module is transformers' or torch's own, unwatched, on one device."""
-    own = ("transformers.", "torch.")
+    """Whether every module is transformers', torch's or our own, unwatched, on one device."""
+    own = ("transformers.", "torch.", BundledGPT2.__module__)
     modules = list(model.modules())
     if any(is_hooked(m) or not type(m).__module__.startswith(own) for m in modules):
         return False

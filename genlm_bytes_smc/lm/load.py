@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from genlm_bytes_smc.lm.adapter import AdapterEngine, overrides
+from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
 from genlm_bytes_smc.lm.start import start_tokens
@@ -203,7 +204,10 @@ def _load_here(
     """A model run here by tree attention, if it fits."""
     if name == "tiny":
         with _bundled() as path, _quiet():
-            model, tokenizer = _load_hf(path, dtype, opts)
+            if opts:
+                model, tokenizer = _load_hf(path, dtype, opts)
+            else:
+                model, tokenizer = BundledGPT2(path, dtype), AutoTokenizer.from_pretrained(path)
     else:
         # These spread the weights or shrink them, by rules that the check does not know.
         if not {"device_map", "quantization_config"} & set(opts or {}):
