@@ -38,7 +38,7 @@ def seed_of(options: BeamOptions) -> int:
 
 def eos_spellings(llm: RowEngine) -> set[bytes]:
     """What the tokens that end a text spell: the tokenizer's, and those for generation."""
-    generation = getattr(getattr(llm, "model", None), "generation_config", None)
+    generation = getattr(getattr(llm, "base", None), "generation_config", None)
     found: set[bytes] = set()
     for source in (llm.tokenizer, generation):
         ids = getattr(source, "eos_token_id", None)

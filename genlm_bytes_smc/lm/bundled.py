@@ -6,6 +6,7 @@ that everything which runs a transformers model runs this one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +25,14 @@ class BundledGPT2(nn.Module):
     Args:
         path: a directory in Hugging Face's format.
         dtype: of the weights; None for the one that the configuration names.
+        load: loads it as a transformers model.
     """
 
-    def __init__(self, path: Path, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, path: Path, dtype: torch.dtype | None, load: Callable[[], nn.Module]
+    ) -> None:
         super().__init__()
+        self._load = load
         config = self.config = AutoConfig.from_pretrained(path, attn_implementation="sdpa")
         self.generation_config = GenerationConfig.from_pretrained(path)
         dtype = config.dtype if dtype is None else dtype
@@ -42,6 +47,13 @@ class BundledGPT2(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embeddings."""
         return self.transformer.wte
+
+    def in_transformers(self) -> nn.Module:
+        """The same model as transformers has it, over the same parameters."""
+        model = self._load()
+        model.load_state_dict(self.state_dict(keep_vars=True), assign=True)
+        model.tie_weights()  # type: ignore[operator]
+        return model.train(self.training)
 
     def forward(
         self,
@@ -63,7 +75,7 @@ class BundledGPT2(nn.Module):
             use_cache: taken, as transformers takes it.
             logits_to_keep: positions whose logits are wanted.
         """
-        body = self.transformer
+        body: Any = self.transformer
         positions = slice(input_ids.shape[1]) if position_ids is None else position_ids
         x = body.wte(input_ids) + body.wpe.weight[positions]
         for i, block in enumerate(body.h):
@@ -94,10 +106,10 @@ class _Block(nn.Module):
         super().__init__()
         width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
         self.ln_1 = nn.LayerNorm(width, config.layer_norm_epsilon)
-        self.attn = nn.Module()
+        self.attn: Any = nn.Module()
         self.attn.c_attn, self.attn.c_proj = Conv1D(3 * width, width), Conv1D(width, width)
         self.attn.scaling = (width // config.n_head) ** -0.5
         self.ln_2 = nn.LayerNorm(width, config.layer_norm_epsilon)
-        self.mlp = nn.Module()
+        self.mlp: Any = nn.Module()
         self.mlp.c_fc, self.mlp.c_proj = Conv1D(inner, width), Conv1D(width, inner)
         self.mlp.act = nn.GELU(approximate="tanh")

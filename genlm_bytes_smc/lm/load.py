@@ -207,7 +207,8 @@ def _load_here(
             if opts:
                 model, tokenizer = _load_hf(path, dtype, opts)
             else:
-                model, tokenizer = BundledGPT2(path, dtype), AutoTokenizer.from_pretrained(path)
+                model = BundledGPT2(path, dtype, lambda: _load_bundled(dtype))
+                tokenizer = AutoTokenizer.from_pretrained(path)
     else:
         # These spread the weights or shrink them, by rules that the check does not know.
         if not {"device_map", "quantization_config"} & set(opts or {}):
@@ -233,6 +234,12 @@ def _load_hf(
     except (OSError, ValueError) as error:
         raise _not_found(source, error) from None
     return model, tokenizer
+
+
+def _load_bundled(dtype: torch.dtype | None) -> Any:
+    """The bundled model in transformers' modules."""
+    with _bundled() as path, _quiet():
+        return _load_hf(path, dtype, None)[0]
 
 
 @contextmanager

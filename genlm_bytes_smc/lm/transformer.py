@@ -17,6 +17,7 @@ import torch
 
 from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Layout
+from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.plain import batches, plain_logits
@@ -53,6 +54,8 @@ class TreeTransformer(RowEngine):
         device: where to move the model; None leaves it where it is.
 
     Attributes:
+        base: what the rows are computed by: `model`, or the bundled one without transformers'
+            modules.
         cached: whether keys and values are kept.
         logit_bytes: most memory for the logits of one forward; larger requests take several
             forwards.
@@ -77,12 +80,12 @@ class TreeTransformer(RowEngine):
     ) -> None:
         if limit_bytes is not None and limit_bytes < 1:
             raise ValueError(f"limit_bytes must be positive or None, got {limit_bytes}")
-        self.model = model if device is None else model.to(device)
+        self.base = model if device is None else model.to(device)
         self._parameters = sum(p.numel() for p in model.parameters())
-        self.model.eval()
-        self._architecture = Architecture.of(self.model)
+        self.base.eval()
+        self._architecture = Architecture.of(self.base)
         with torch.inference_mode():
-            sample = plain_logits(self.model, self._architecture, [[0]])
+            sample = plain_logits(self.base, self._architecture, [[0]])
         width = int(sample.shape[1])
         super().__init__(
             tokenizer,
@@ -102,17 +105,26 @@ class TreeTransformer(RowEngine):
         self._width = width
         self._evicted = 0
         self._row_bytes = width * (sample.element_size() + 4)
-        self._forward = TreeForward(self.model, self._architecture, self.tree, self.limit_bytes)
+        self._forward = TreeForward(self.base, self._architecture, self.tree, self.limit_bytes)
         refusal = self._architecture.refusal or self._probe(sample.dtype)
         if refusal is not None and self._forward.decoder is not None:
             self._forward.direct = False
             refusal = self._probe(sample.dtype)
         self.cached = refusal is None
         if refusal is not None:
-            logger.info("%s runs without a cache: %s", type(self.model).__name__, refusal)
+            logger.info("%s runs without a cache: %s", type(self.base).__name__, refusal)
         self.clear_cache()
         self.tree.collect()
         self.counts.reset()
+
+    @property
+    def model(self) -> Any:
+        """The transformers model. The bundled one is put into transformers' modules, which take
+        seconds to import, when this is first read; rows come from them from then on."""
+        if isinstance(self.base, BundledGPT2):
+            self.base = self._forward.model = self.base.in_transformers()
+            self._architecture = self._forward.architecture = Architecture.of(self.base)
+        return self.base
 
     @property
     def pack_bytes(self) -> int:
@@ -217,7 +229,7 @@ class TreeTransformer(RowEngine):
         for batch in batches(lengths, self._architecture, self._most_rows):
             chosen = [contexts[i] for i in batch]
             with torch.inference_mode():
-                logits = plain_logits(self.model, self._architecture, chosen)
+                logits = plain_logits(self.base, self._architecture, chosen)
             rows[self._index(np.array(batch))] = _log_softmax(logits)
             self.counts.forwards += 1
             self.counts.positions += sum(map(len, chosen))
