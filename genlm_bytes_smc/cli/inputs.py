@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import sys
@@ -28,7 +29,9 @@ def open_model(options: ModelOptions) -> RowEngine:
     announce_compilation()
     with busy(f"loading {options.model}"):
         backend = options.backend and options.backend.value
-        return load_model(options.model, backend, device=options.device)
+        llm = load_model(options.model, backend, device=options.device)
+    gc.enable()
+    return llm
 
 
 def seed_of(options: BeamOptions) -> int:
