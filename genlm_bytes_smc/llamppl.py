@@ -27,12 +27,18 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from genlm.control.constant import EOS, EndOfSequence
-from llamppl.distributions.distribution import Distribution
-from llamppl.distributions.lmcontext import NullMask
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.potential.byte_llm import ByteLLM
+
+try:
+    from llamppl.distributions.distribution import Distribution
+    from llamppl.distributions.lmcontext import NullMask
+except ImportError as error:
+    raise ImportError(
+        f'ByteContext needs llamppl ({error}): pip install "genlm-bytes-smc[llamppl]"'
+    ) from error
 
 Symbol: TypeAlias = "bytes | EndOfSequence"
 Row = npt.NDArray[np.float64]

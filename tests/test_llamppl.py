@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import math
+import subprocess
 import sys
 
 import llamppl
@@ -279,3 +280,9 @@ async def test_concurrent_contexts_are_one_batch():
     batches = llm.cache_info()["batches"]
     await asyncio.gather(*[c.next_byte().sample() for c in contexts])
     assert llm.cache_info()["batches"] == batches + 1
+
+
+def test_without_llamppl_the_error_names_the_extra():
+    code = "import sys; sys.modules['llamppl'] = None; from genlm_bytes_smc import ByteContext"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 'pip install "genlm-bytes-smc[llamppl]"' in done.stderr.splitlines()[-1]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from arsenal.maths import sample_dict
 
 from genlm_bytes_smc.beam import display
 from genlm_bytes_smc.beam.display import Candidate
@@ -28,6 +27,13 @@ from genlm_bytes_smc.lm.start import start_tokens
 _TRIE_OPTIONS = {"max_batch_size", "device", "eot_sentinel", "eos_byte_strings"}
 
 Draw = Callable[[Mapping[int | None, float]], int | None]
+
+
+def sample_dict(probabilities: Mapping[int | None, float]) -> int | None:
+    """Draw a key by NumPy's global generator, as genlm-bytes does by default: the same for the
+    same `np.random.seed`."""
+    keys, sums = list(probabilities), np.cumsum(list(probabilities.values()))
+    return keys[int(sums.searchsorted(np.random.uniform() * sums[-1]))]
 
 
 class ByteBeamState:

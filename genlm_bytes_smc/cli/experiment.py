@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from genlm_bytes_smc.cli.options import ModelOptions
@@ -52,6 +53,7 @@ def finished(run: Any, out: str) -> Any:
     Raises:
         CliError: it failed; what was done is kept.
     """
+    gc.enable()
     try:
         return run()
     except ExperimentError as error:

@@ -28,7 +28,7 @@ async def show_info(options: ModelOptions) -> None:
 
 def _facts(options: ModelOptions, llm: RowEngine) -> dict[str, Any]:
     bytes_ = byte_model(llm)
-    model: Any = getattr(llm, "model", None)
+    model: Any = getattr(llm, "base", None)
     weights = list(model.parameters()) if hasattr(model, "parameters") else []
     facts: dict[str, Any] = {
         "model": options.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import sys
@@ -29,7 +30,9 @@ def open_model(options: ModelOptions) -> RowEngine:
     with busy(f"loading {options.model}"):
         backend = options.backend and options.backend.value
         opts = {"trust_remote_code": True} if options.trust_remote_code else None
-        return load_model(options.model, backend, device=options.device, engine_opts=opts)
+        llm = load_model(options.model, backend, device=options.device, engine_opts=opts)
+    gc.enable()
+    return llm
 
 
 def seed_of(options: BeamOptions) -> int:
@@ -39,7 +42,7 @@ def seed_of(options: BeamOptions) -> int:
 
 def eos_spellings(llm: RowEngine) -> set[bytes]:
     """What the tokens that end a text spell: the tokenizer's, and those for generation."""
-    generation = getattr(getattr(llm, "model", None), "generation_config", None)
+    generation = getattr(getattr(llm, "base", None), "generation_config", None)
     found: set[bytes] = set()
     for source in (llm.tokenizer, generation):
         ids = getattr(source, "eos_token_id", None)

@@ -7,7 +7,6 @@ is what typer reads.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
@@ -176,6 +175,8 @@ def expand(
         try:
             answer = run(options, **given)
             if inspect.iscoroutine(answer):
+                import asyncio  # the help page need not wait for it
+
                 asyncio.run(answer)
         except KeyboardInterrupt:  # told apart from typer's own, which says nothing
             raise UserInterruptError from None

@@ -20,6 +20,7 @@ import transformers as tf
 from torch.nn.functional import scaled_dot_product_attention
 
 from genlm_bytes_smc.fast_path import Way
+from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 from genlm_bytes_smc.lm.linear import Linear, is_linear, layout
 
@@ -313,18 +314,19 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return out
 
 
-_KNOWN: dict[type, type[Decoder]] = {
-    tf.GPT2LMHeadModel: GPT2Decoder,
-    tf.LlamaForCausalLM: LlamaDecoder,
-    tf.MistralForCausalLM: LlamaDecoder,
-    tf.Qwen2ForCausalLM: LlamaDecoder,
-    tf.Qwen3ForCausalLM: LlamaDecoder,
+# By name, as importing one of these classes takes seconds.
+_KNOWN: dict[str, type[Decoder]] = {
+    "GPT2LMHeadModel": GPT2Decoder,
+    "LlamaForCausalLM": LlamaDecoder,
+    "MistralForCausalLM": LlamaDecoder,
+    "Qwen2ForCausalLM": LlamaDecoder,
+    "Qwen3ForCausalLM": LlamaDecoder,
 }
 
 
 def is_known(model: Any) -> bool:
     """Whether models of this class can be written out."""
-    return type(model) in _KNOWN
+    return _known(type(model)) is not None
 
 
 def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | str:
@@ -332,14 +334,25 @@ def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | str:
 
     It takes the model's weights, and depends on no argument of the forward it stands for.
     """
+    known = _known(type(model))
+    if known is None:
+        return f"the forward of {type(model).__name__} is not written out"
     reason = _obstacle(model)
     if reason is not None:
         return reason
     try:
         with torch.inference_mode(False), torch.no_grad():
-            return _KNOWN[type(model)](model, pack_bytes)
+            return known(model, pack_bytes)
     except (AttributeError, TypeError) as error:  # modules that are built otherwise than we know
         return f"its modules are not as expected ({type(error).__name__}: {error})"
+
+
+def _known(kind: type) -> type[Decoder] | None:
+    # By name first: looking a class up in transformers imports its modules.
+    if kind is BundledGPT2:
+        return GPT2Decoder
+    known = _KNOWN.get(kind.__name__)
+    return known if known is not None and kind is getattr(tf, kind.__name__, None) else None
 
 
 def is_hooked(module: Any) -> bool:
@@ -348,19 +361,18 @@ def is_hooked(module: Any) -> bool:
 
 
 def _obstacle(model: Any) -> str | None:
-    """What keeps a model from being written out: every module must be transformers' or torch's
-    own and unwatched, and all weights of one dtype on one device."""
-    if not is_known(model):
-        return f"the forward of {type(model).__name__} is not written out"
+    """What keeps a model from being written out: every module must be transformers', torch's or
+    our own, and unwatched, and all weights of one dtype on one device."""
     attention = model.config._attn_implementation
     if attention != "sdpa":
         return f"it was loaded with attn_implementation={attention!r}, not 'sdpa'"
+    own = ("transformers.", "torch.", BundledGPT2.__module__)
     for name, module in model.named_modules():
         kind, weight = type(module), getattr(module, "weight", None)
         if is_hooked(module):
             return f"something watches or replaces the forward of {name or 'the model'}"
         matrix = weight is not None and weight.ndim == 2
-        if not kind.__module__.startswith(("transformers.", "torch.")) or (
+        if not kind.__module__.startswith(own) or (
             matrix and not is_linear(module) and kind is not torch.nn.Embedding
         ):
             return f"{name} is a {kind.__module__}.{kind.__qualname__}"

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from genlm_bytes_smc.lm.adapter import AdapterEngine, overrides
+from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.gguf import SMOLLM2, directory_of
 from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
@@ -214,7 +215,11 @@ def _load_here(
     """A model run here by tree attention, if it fits."""
     if name == "tiny":
         with _bundled() as path, _quiet():
-            model, tokenizer = _load_hf(path, dtype, opts)
+            if opts:
+                model, tokenizer = _load_hf(path, dtype, opts)
+            else:
+                model = BundledGPT2(path, dtype, lambda: _load_bundled(dtype))
+                tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     else:
         name = directory_of(name, dtype)
         # These spread the weights or shrink them, by rules that the check does not know.
@@ -249,6 +254,12 @@ def _load_hf(
 def _trusted(opts: Mapping[str, Any] | None) -> bool:
     """Whether code that comes with a model may be run; transformers asks on stdin if not told."""
     return bool((opts or {}).get("trust_remote_code"))
+
+
+def _load_bundled(dtype: torch.dtype | None) -> Any:
+    """The bundled model in transformers' modules."""
+    with _bundled() as path, _quiet():
+        return _load_hf(path, dtype, None)[0]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 from genlm_bytes_smc.fast_path import Way, warn_lost
 from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Layout
+from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.plain import batches, plain_logits
@@ -55,6 +56,8 @@ class TreeTransformer(RowEngine):
         device: where to move the model; None leaves it where it is.
 
     Attributes:
+        base: what the rows are computed by: `model`, or the bundled one without transformers'
+            modules.
         logit_bytes: most memory for the logits of one forward; larger requests take several
             forwards.
         mask_bytes: the same for the attention mask.
@@ -78,12 +81,12 @@ class TreeTransformer(RowEngine):
     ) -> None:
         if limit_bytes is not None and limit_bytes < 1:
             raise ValueError(f"limit_bytes must be positive or None, got {limit_bytes}")
-        self.model = model if device is None else model.to(device)
+        self.base = model if device is None else model.to(device)
         self._parameters = sum(p.numel() for p in model.parameters())
-        self.model.eval()
-        self._architecture = Architecture.of(self.model)
+        self.base.eval()
+        self._architecture = Architecture.of(self.base)
         with torch.inference_mode():
-            sample = plain_logits(self.model, self._architecture, [[0]])
+            sample = plain_logits(self.base, self._architecture, [[0]])
         width = int(sample.shape[1])
         super().__init__(
             tokenizer,
@@ -103,7 +106,7 @@ class TreeTransformer(RowEngine):
         self._width = width
         self._evicted = 0
         self._row_bytes = width * (sample.element_size() + 4)
-        self._forward = TreeForward(self.model, self._architecture, self.tree, self.limit_bytes)
+        self._forward = TreeForward(self.base, self._architecture, self.tree, self.limit_bytes)
         self._told_forward, self._told_room = False, True
         self._choose(sample.dtype)
         self._told_room = False
@@ -127,6 +130,15 @@ class TreeTransformer(RowEngine):
     def cached(self) -> bool:
         """Whether keys and values are kept."""
         return self._forward.refusal is None or self._forward.decoder is not None
+
+    @property
+    def model(self) -> Any:
+        """The transformers model. The bundled one is put into transformers' modules, which take
+        seconds to import, when this is first read; rows come from them from then on."""
+        if isinstance(self.base, BundledGPT2):
+            self.base = self._forward.model = self.base.in_transformers()
+            self._architecture = self._forward.architecture = Architecture.of(self.base)
+        return self.base
 
     @property
     def pack_bytes(self) -> int:
@@ -234,7 +246,7 @@ class TreeTransformer(RowEngine):
         for batch in batches(lengths, self._architecture, self._most_rows):
             chosen = [contexts[i] for i in batch]
             with torch.inference_mode():
-                logits = plain_logits(self.model, self._architecture, chosen)
+                logits = plain_logits(self.base, self._architecture, chosen)
             rows[self._index(np.array(batch))] = _log_softmax(logits)
             self.counts.forwards += 1
             self.counts.positions += sum(map(len, chosen))
@@ -276,7 +288,7 @@ class TreeTransformer(RowEngine):
         if not self._told_forward and (way := self.forward).lost:
             self._told_forward = True
             warn_lost(
-                f"{type(self.model).__name__} runs more slowly than it should: its forward is "
+                f"{type(self.base).__name__} runs more slowly than it should: its forward is "
                 f"{way!r}, as {way.reason}"
             )
 

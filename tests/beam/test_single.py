@@ -10,8 +10,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from arsenal.maths import sample_dict as peer_draw
 from genlm.bytes import BeamParams as PeerParams
 from genlm.bytes import ByteBeamState as PeerBeam
+from genlm.bytes.util import LazyByteProbs as PeerRow
 
 from genlm_bytes_smc import (
     BadRowError,
@@ -19,12 +21,14 @@ from genlm_bytes_smc import (
     ByteBeamState,
     ByteLLM,
     ByteRegex,
+    LazyByteProbs,
     RowTransform,
     as_engine,
     load_model,
 )
 from genlm_bytes_smc.beam.display import as_text
 from genlm_bytes_smc.beam.model import byte_model
+from genlm_bytes_smc.beam.single import sample_dict
 from tests.toys import EOS_TOKEN, ToyLM
 
 ANSI = re.compile("\x1b\\[[0-9;]*m")
@@ -74,6 +78,11 @@ async def test_row_reads_as_in_genlm_bytes(tiny):
     top = row.pretty().top(5)
     assert len(top) == 5 and all(isinstance(k, bytes) for k in top)
     assert row.materialize()[257] == row[257]
+    peer = PeerRow(row.ps)
+    assert row.materialize() == peer.materialize() and row.pretty() == peer.pretty()
+    assert LazyByteProbs(np.exp(row.ps), log_space=False).materialize()["none such"] == 0
+    with pytest.raises(ValueError, match="a row has 258 entries, got 257"):
+        LazyByteProbs(row.ps[:257])
     assert "LazyByteProbs(" in repr(row) and "<table>" in row._repr_html_()
     for bad, error in ((258, ValueError), (-1, ValueError), ("a", TypeError)):
         with pytest.raises(error):
@@ -524,3 +533,13 @@ async def test_a_pruned_beam_shows_what_was_kept():
     assert pruned.logZ == pytest.approx(float(beam.lanes.prune().log_z[0]), abs=1e-12)
     assert pruned.dropped > -math.inf
     assert [c.logw for c in pruned] == [c.logw for c in beam][:2]
+
+
+def test_the_default_draw_is_that_of_genlm_bytes():
+    rng = np.random.default_rng(4)
+    for _ in range(50):
+        row = dict(enumerate(rng.dirichlet(np.ones(20)) * (rng.random(20) < 0.5) + 1e-9))
+        np.random.seed(seed := int(rng.integers(1 << 30)))
+        want = peer_draw(row)
+        np.random.seed(seed)
+        assert sample_dict(row) == want

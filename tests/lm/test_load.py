@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import dynamic_module_utils
+from transformers import GPT2LMHeadModel, dynamic_module_utils
 
 from genlm_bytes_smc.cli import main
 from genlm_bytes_smc.cli.experiment import model_of
@@ -49,6 +49,31 @@ def test_dtype_start_and_engine_opts(directory, dtype):
     assert engine.model.config._attn_implementation == "eager"
     assert engine.start == (1, 2)
     assert engine.next_token_logprobs_sync([1, 5]).dtype == torch.float32
+
+
+def test_the_bundled_model_is_put_into_transformers_modules_when_asked_for():
+    state = torch.get_rng_state()
+    engine = load_model("tiny", device="cpu")
+    base, contexts = engine.base, [[1, 5], [1, 5, 6], [7]]
+    assert not isinstance(base, GPT2LMHeadModel) and engine._forward.decoder is not None
+    assert torch.equal(torch.get_rng_state(), state)
+    rows = [engine.batch_next_token_logprobs_sync(contexts)]
+    for direct in (False, True, False):
+        engine._forward.direct = direct
+        engine.clear_cache()
+        rows.append(engine.batch_next_token_logprobs_sync(contexts))
+        model = engine.model  # from here on by transformers' modules
+    assert type(model) is GPT2LMHeadModel and engine.base is model
+    assert list(map(id, model.parameters())) == list(map(id, base.parameters()))
+    for found in rows:
+        assert distance(found, whole_rows(model, contexts)) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_the_bundled_model_in_other_dtypes(dtype):
+    engine = load_model("tiny", device="cpu", dtype=dtype)
+    base, want = engine.base, getattr(torch, dtype)
+    assert {p.dtype for p in base.parameters()} == {engine.model.dtype} == {want}
 
 
 def test_the_bundled_model(capfd):

@@ -1,0 +1,63 @@
+"""What the command line imports: counted in a fresh process, as seconds depend on the machine."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "arsenal",
+    "genlm.bytes",
+    "genlm.control",
+    "IPython",
+    "jsonschema",
+    "llamppl",
+    "llguidance",
+    "matplotlib",
+    "pandas",
+    "rfc3987_syntax",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "transformers.modeling_utils",
+}
+# numba itself imports some of scipy where it is installed, for its version and for BLAS.
+NUMBA = """
+import numba, sys
+numba.njit(lambda x: x + 1)(1)
+"""
+COMMAND = """
+import sys
+from genlm_bytes_smc.cli import main
+assert main(sys.argv[1:]) == 0
+"""
+REPORT = "\nsys.stderr.write('\\n'.join(sys.modules))"
+
+
+def modules_of(code, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", code + REPORT, *arguments],
+        input=b"An apple a day",
+        capture_output=True,
+        check=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return set(done.stderr.decode().splitlines())
+
+
+@pytest.fixture(scope="module")
+def by_numba():
+    return {name for name in modules_of(NUMBA) if name.partition(".")[0] == "scipy"}
+
+
+@pytest.mark.parametrize("command", ["next -", "beam -", "complete - -n 3", "score -", "info"])
+def test_a_command_imports_only_what_it_needs(command, by_numba):
+    got = modules_of(COMMAND, *command.split())
+    assert not HEAVY & got
+    assert {name for name in got if name.partition(".")[0] == "scipy"} <= by_numba
+
+
+def test_the_help_page_needs_neither_model_nor_event_loop():
+    got = modules_of(COMMAND, "--help")
+    assert not {"asyncio", "numpy", "torch", "transformers"} & got
