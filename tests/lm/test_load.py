@@ -14,6 +14,7 @@ from genlm_bytes_smc.cli import main
 from genlm_bytes_smc.cli.experiment import model_of
 from genlm_bytes_smc.cli.options import ModelOptions
 from genlm_bytes_smc.constraints import ByteRegex
+from genlm_bytes_smc.fast_path import FastPathWarning
 from genlm_bytes_smc.lm import load
 from genlm_bytes_smc.lm.load import as_engine, load_model
 from genlm_bytes_smc.lm.size import weight_bytes
@@ -44,7 +45,8 @@ def test_a_directory(directory, gpt2, as_text):
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
 def test_dtype_start_and_engine_opts(directory, dtype):
     opts = {"attn_implementation": "eager"}
-    engine = load_model(directory, dtype=dtype, start=[1, 2], engine_opts=opts, device="cpu")
+    with pytest.warns(FastPathWarning, match="'modules', .* attn_implementation='eager'"):
+        engine = load_model(directory, dtype=dtype, start=[1, 2], engine_opts=opts, device="cpu")
     assert engine.model.dtype == torch.bfloat16
     assert engine.model.config._attn_implementation == "eager"
     assert engine.start == (1, 2)
