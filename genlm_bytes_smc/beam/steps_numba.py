@@ -134,8 +134,9 @@ def prune(packed, log_dropped, k, log_threshold):
     pick, weight, dropped = select_topk(logw, k, log_threshold)
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
     numbers = full((2, len(dropped)), 0.0)
-    numbers[0] = logsumexp_rows(logw)
+    log_z = logsumexp_rows(logw)
     for n in range(len(dropped)):
+        numbers[0, n] = log_z[n]
         numbers[1, n] = _add_logs(log_dropped[n], dropped[n])
     return _pack(ctx, node, logu, logw), numbers
 
@@ -174,8 +175,8 @@ def _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
     ctx, node, logu, logw, log_z = end_read(
         trie, rows, ctx, moved, logu, able, lane, new, ext, byte, cut
     )
-    numbers[0] = log_z
-    numbers[1] = dropped
+    for n in range(len(byte)):  # array assignments take seconds to compile, for their error
+        numbers[0, n], numbers[1, n] = log_z[n], dropped[n]
     return _pack(ctx, node, logu, logw), numbers, missing
 
 
@@ -333,7 +334,7 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
     ctx, node, logu, logw = _unpack(packed)
     read_ = full(steps, 0)
     numbers = full((2, 1), 0.0)
-    numbers[0], numbers[1] = logsumexp_rows(logw), log_dropped
+    numbers[0, 0], numbers[1, 0] = logsumexp_rows(logw)[0], log_dropped
     ends = False
     missing = _NONE
     done = 0
@@ -354,7 +355,7 @@ def follow_likeliest(handles, probs, packed, log_dropped, cut, k, log_threshold,
         )
         if len(missing) or out[0, 0] == -np.inf:
             break
-        numbers[0] = out[0]
+        numbers[0, 0] = out[0, 0]
         numbers[1, 0] = _add_logs(_add_logs(numbers[1, 0], lost[0]), out[1, 0])
         ctx, node, logu, logw = _unpack(state)
         read_[done] = symbol
