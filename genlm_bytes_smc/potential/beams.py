@@ -66,7 +66,7 @@ class Beams(Coalesced[bytes, Entry | None]):
         max_bytes: most memory their beams take.
 
     What one batch needs is always held. A forgotten beam is made again when asked for, and
-    comes out the same.
+    comes out the same but for rounding.
     """
 
     def __init__(

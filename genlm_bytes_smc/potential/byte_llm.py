@@ -41,7 +41,8 @@ class ByteLLM(Potential):  # type: ignore[misc]
     `complete` adds the row's EOS entry. The contract of a potential therefore holds at every
     K and threshold. With `prune="unbiased"` rows are masses that sum to one in expectation,
     and `prefix(x) = log Z(prompt x) - log Z(prompt)` for the beam's estimate of Z. A text's
-    random beam is drawn once, by `beam_params.seed`, and the same whenever it is asked for;
+    random beam is drawn once, by `beam_params.seed`, and the same whenever it is asked for
+    (up to the rounding of the model's rows, which depends on what is computed beside them);
     runs whose mean shall be exact need a seed each (`with_seed`).
 
     Calls that arrive together, from however many tasks, advance together: one forward of the
@@ -268,7 +269,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
         return {"entries": len(b), "bytes": b.nbytes, "evicted": b.evicted, "batches": b.batches}
 
     def clear_cache(self) -> None:
-        """Forget every beam; they are made again, the same, when asked for.
+        """Forget every beam; they are made again when asked for, the same but for rounding.
 
         Raises:
             RuntimeError: the model is answering another thread.

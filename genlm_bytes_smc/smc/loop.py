@@ -90,7 +90,8 @@ async def smc(
         twist_with_critic: whether prefixes are scored; never with `ess_threshold=0`.
         terminate_when: ends a text (without a weight) once it holds of it.
         resampling_method: "systematic", "stratified", "residual" or "multinomial".
-        seed: of all draws (None: 0); equal seeds give equal results.
+        seed: of all draws (None: 0). Equal seeds give equal results, up to the rounding of the
+            model's rows: see "Randomness comes from counters" in docs/design.md.
         beam_seed: with `prune="unbiased"`, seeds the beams after the prompt afresh; None
             leaves them with their parameters' seed, the same in every run.
         share_beams: with `prune="unbiased"`, whether particles with equal texts share one
