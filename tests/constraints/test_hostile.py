@@ -80,7 +80,7 @@ def test_a_pattern_may_take_so_long():
 def test_states_that_no_text_passes_are_not_counted():
     """Overlong spellings of ASCII used to be."""
     assert ByteRegex("ab" * 50, max_states=101).n_states == 101
-    assert ByteRegex("[a-é]", max_states=3).n_states == 3
+    assert ByteRegex("[a-é]", max_states=4).n_states == 4
     with pytest.raises(ConstraintError, match="more than max_states=100 states"):
         ByteRegex("ab" * 50, max_states=100)
 
@@ -142,7 +142,7 @@ def test_a_source_may_be_so_long():
     assert accepted(ByteGrammar(long, max_size=407), b"a" * 100)
     with pytest.raises(ConstraintError, match="more than max_size=262,144"):
         ByteGrammar('start: "a"\n' * 30_000)
-    with pytest.raises(ConstraintError, match="has 300,011 characters"):
+    with pytest.raises(ConstraintError, match="has 300,014 characters"):
         ByteJsonSchema({"const": "a" * 300_000 + "b"}, max_size=300_010)
 
 
@@ -294,7 +294,7 @@ def test_schemas_inside_one_another():
         return schema
 
     assert accepted(ByteJsonSchema(arrays(30)), b"[" * 30 + b"]" * 30)
-    for deep in (arrays(150), arrays(3000), "[" * 200_000, '{"a":' * 200_000):
+    for deep in (arrays(150), arrays(3000), "[" * 200_000, '{"a":' * 40_000):
         with pytest.raises(ConstraintError, match=r"nests more deeply|an object or a bool"):
             ByteJsonSchema(deep)
 
