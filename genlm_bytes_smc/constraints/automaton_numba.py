@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
+
+from genlm_bytes_smc.compiled import entry, full, inner
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -22,11 +23,11 @@ Bool = npt.NDArray[np.bool_]
 DONE, SLICE, MEMBERS, CELLS, STATES, ARCS = range(6)
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def walk(table, start):
     """The states that a table int32[S, K] leads to from `start`, breadth first, int64[m]."""
-    seen = np.zeros(len(table), dtype=np.bool_)
-    order = np.empty(len(table), dtype=np.int64)
+    seen = full(len(table), False)
+    order = full(len(table), 0)
     order[0], n = start, 1
     seen[start] = True
     at = 0
@@ -40,11 +41,11 @@ def walk(table, start):
     return order[:n]
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def reach(offset, target, starts):
     """Which states can be reached from some of `starts` int64[k], bool[S]."""
-    seen = np.zeros(len(offset) - 1, dtype=np.bool_)
-    stack = np.empty(len(seen), dtype=np.int64)
+    seen = full(len(offset) - 1, False)
+    stack = full(len(seen), 0)
     n = 0
     for q in starts:
         if not seen[q]:
@@ -75,15 +76,17 @@ class _Parts(NamedTuple):
     touched: Int64
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _one_part(n):
-    past = np.zeros(n, dtype=np.int64)
-    past[:1] = n
-    zeros = np.zeros(n, dtype=np.int64)
-    return _Parts(np.arange(n), np.arange(n), zeros, zeros.copy(), past, zeros.copy(), zeros.copy())
+    elements, place, past = full(n, 0), full(n, 0), full(n, 0)
+    for i in range(n):
+        elements[i] = place[i] = i
+    if n:
+        past[0] = n
+    return _Parts(elements, place, full(n, 0), full(n, 0), past, full(n, 0), full(n, 0))
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _mark(p, element, n_touched):
     s = p.part[element]
     i, j = p.place[element], p.first[s] + p.marked[s]
@@ -97,7 +100,7 @@ def _mark(p, element, n_touched):
     return n_touched
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _split(p, n_touched, n_parts):
     """The marked of each touched part and the others become two; the smaller is the new one."""
     for t in range(n_touched):
@@ -118,7 +121,7 @@ def _split(p, n_touched, n_parts):
     return n_parts
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def coarsest(source, symbol, by_symbol, into_offset, into, accept):
     """The class of each state in the coarsest congruence, int64[S] (Valmari 2012).
 
@@ -214,7 +217,7 @@ class Subsets(NamedTuple):
     counts: Int64
 
 
-@nb.njit(cache=True, nogil=True)
+@inner()
 def _number(nfa, s, todo, n, seen, stamp):
     """The subset of what `todo[:n]` reaches in silence, numbered; -1 if it needs room.
 
@@ -260,7 +263,7 @@ def _number(nfa, s, todo, n, seen, stamp):
     return new
 
 
-@nb.njit(cache=True, nogil=True)
+@entry()
 def subsets(nfa, s, n_symbols, budget):
     """Go on with the subset construction (Rabin and Scott 1959) from where `s` stands.
 
@@ -269,11 +272,12 @@ def subsets(nfa, s, n_symbols, budget):
         Whoever calls gives it more, and calls again.
     """
     n = len(nfa.accept)
-    seen = np.zeros(n, dtype=np.int64)
-    todo = np.empty(n, dtype=np.int64)
-    head = np.full(n_symbols, -1, dtype=np.int64)
-    touched = np.empty(n_symbols, dtype=np.int64)
-    s.slots[:] = -1
+    seen = full(n, 0)
+    todo = full(n, 0)
+    head = full(n_symbols, -1)
+    touched = full(n_symbols, 0)
+    for i in range(len(s.slots)):
+        s.slots[i] = -1
     mask = np.uint64(len(s.slots) - 1)
     for q in range(s.counts[0]):
         slot = s.hashes[q] & mask
