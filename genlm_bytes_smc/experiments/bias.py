@@ -80,7 +80,7 @@ def jobs(quick: bool, model: Config) -> list[Config]:
     beams = [(5, "topk"), (1, "unbiased")] if quick else BEAMS
     bundled = is_bundled(model)
     counts = (8,) if quick else (4, 16, 64) if bundled else (8, 32)
-    names = ["surprise"] if quick else list(TARGETS)
+    names = list(TARGETS) if bundled and not quick else ["surprise"]
     return [
         {
             "model": model,
@@ -90,7 +90,7 @@ def jobs(quick: bool, model: Config) -> list[Config]:
             "prune": prune,
             "threshold": 0.0,
             "particles": n,
-            "runs": 12 if quick else 60 if bundled else 20,
+            "runs": 60 if bundled and not quick else 12,
             "seed": 0,
         }
         for name in names

@@ -128,23 +128,27 @@ CASES = {
 }
 
 
+REAL_CASES = ("date", "sentence", "sum", "state")
+
+
 def jobs(quick: bool, model: Config) -> list[Config]:
     """A job a case, method and seed."""
-    names = ("date", "state") if quick else tuple(CASES)
-    many = 2000 if is_bundled(model) else 400  # rows of a real model are dear
+    bundled = is_bundled(model)  # rows of other models are dear, so there are fewer
+    names = ("date", "state") if quick else tuple(CASES) if bundled else REAL_CASES
+    many, budget = (2000, 600) if bundled else (400, 300)
     return [
         {
             "model": model,
             "case": name,
             "method": method,
             "particles": 4 if quick else PARTICLES,
-            "lm_rows": 100 if quick else 600,
+            "lm_rows": 100 if quick else budget,
             "reference": 200 if quick else many,
             "seed": seed,
         }
         for name in names
         for method in METHODS
-        for seed in range(1 if quick or not is_bundled(model) else 2)
+        for seed in range(2 if bundled and not quick else 1)
     ]
 
 
