@@ -50,7 +50,7 @@ def _one_thread(
     lanes of a model share, from its first row to its last context."""
 
     @functools.wraps(verb)
-    async def alone(self: ByteLanes, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def alone(self: ByteLanes, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with self.model.engine.tree.one_thread:
             return await verb(self, *args, **kwargs)
 

@@ -28,7 +28,8 @@ from genlm_bytes_smc.lm.contexts import IntArray
 async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
     """Have the rows that stepping lane n through `texts[n]` asks for.
 
-    What comes after a byte that only healing can read is not foreseen.
+    What comes after a byte that only healing can read is not foreseen, nor more rows than half
+    the store holds.
 
     Args:
         lanes: N lanes.
@@ -47,11 +48,13 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
             if at == 0 or read >= HORIZON // 2:
                 further = [g.further(lanes, at) for g in guides if g.falls_short(at)]
                 wanted = np.unique(np.concatenate([wanted, *further]))
+            now = lanes.model.kernels.contexts(lanes.state).ravel()
+            room = store.table.limit // 2 - sum(map(len, fetched)) - len(now)
+            wanted = wanted[: max(0, room)]  # more would evict what is stepped on first
             if len(wanted) == 0:
                 break
             pins.enter_context(tree.pinned(wanted))
-            await store.ensure(wanted)
-            await store.ensure(lanes.model.kernels.contexts(lanes.state))
+            await store.ensure(np.concatenate([now, wanted]))
             fetched.append(wanted)
             before = at
             lanes, at, wanted = _dry_run(lanes, texts, at, guides, read)

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from genlm_bytes_smc import BeamParams
+from genlm_bytes_smc import BeamParams, byte_model
 from genlm_bytes_smc.lookahead import ByteNgram
+from genlm_bytes_smc.lookahead.ngram import soft_counts
 from genlm_bytes_smc.potential import ByteLLM
 from tests.smc.worlds import exact_weights, toy
+from tests.toys import ToyLM
 
 TEXTS = ["abab", "abc", "", "é"]
 
@@ -83,3 +85,21 @@ async def test_a_model_that_never_ends_a_text_can_be_fitted():
     llm = ByteLLM(toy(seed=3).llm, BeamParams(K=None), model_eos=False)
     model = await ByteNgram.from_model(llm, n_texts=5, max_bytes=4)
     assert math.exp(model.logp_next(b"a")[256]) < 0.01
+
+
+async def test_soft_counts_ask_for_few_rows_twice_though_few_are_held():
+    """Texts that begin alike are asked for together: level by level all rows were lost between."""
+    rng = np.random.default_rng(0)
+    texts = [bytes(rng.choice([97, 98, 99], size=8).tolist()) for _ in range(120)]
+    pairs = [a + b for a in (b"a", b"b", b"c") for b in (b"a", b"b", b"c")]
+    tokens = [b"a", b"b", b"c", *pairs, b"abc", b"cab", b"bca", b"acb", b"a", b"b", b"<e>"]
+    rows, counts = [], []
+    for slots in (100_000, 300):
+        lm = ToyLM(tokens, seed=1)
+        model = byte_model(lm, row_bytes=slots * (8 * len(lm.tokens) + 2048))
+        llm = ByteLLM(lm, BeamParams(K=20), 64, model_eos=False)
+        assert model.store.table.limit == slots
+        counts.append([row for _, _, row in await soft_counts(llm, texts, 9)])
+        rows.append(model.engine.counts.rows)
+    np.testing.assert_allclose(counts[1], counts[0], atol=1e-12)
+    assert rows[1] <= 1.1 * rows[0]
