@@ -151,19 +151,22 @@ def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
                 raise ConstraintError(f"the flags {' and '.join(given)} exclude one another")
         if not info.flags & _ENCODINGS:
             info.flags |= regex.UNICODE
-        return tree, info
+        # As `regex` does before it compiles: what a class under IGNORECASE matches may change
+        # where it becomes part of a larger one.
+        tree.fix_groups(pattern, False, False)
+        return tree.optimise(info, False), info
 
 
 def _convert(node: Any, info: Any, pattern: str) -> Node:
     kind = type(node).__name__
-    if kind in _CLASSES:
+    if kind in _CLASSES or kind == "String":
         full = regex.FULLCASE | regex.IGNORECASE
         if getattr(node, "case_flags", 0) & full == full:
             what = "full case folding (FULLCASE with IGNORECASE, which version 1 turns on)"
             raise _unsupported(what, pattern)
         if kind == "Character" and node.positive and not node.case_flags:
             return _one(node.value)
-        return _chars(_program(node, info), info.flags & _ENCODINGS)
+        return _chars(_program(node), info.flags & _ENCODINGS)
     if kind == "Sequence":
         return Concat(tuple(_convert(item, info, pattern) for item in node.items))
     if kind == "Branch":
@@ -190,9 +193,9 @@ def _repeat(body: Node, low: int, high: int | None) -> Node:
     return Repeat(body, low, high)
 
 
-def _program(node: Any, info: Any) -> tuple[int, ...]:
+def _program(node: Any) -> tuple[int, ...]:
     """The engine's instructions for one or more characters of a class."""
-    many = _regex_core.GreedyRepeat(node.optimise(info, False), 1, None)
+    many = _regex_core.GreedyRepeat(node, 1, None)
     code = _regex_core._flatten_code(many.compile())
     return (*code, int(_regex_core.OP.SUCCESS))
 

@@ -281,7 +281,7 @@ def test_references_that_double_are_followed_once(monkeypatch):
     levels = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(9)}
     levels["d9"] = {"type": "number", "exclusiveMinimum": 0}
     constraint = ByteJsonSchema({"$ref": "#/$defs/d0", "$defs": levels})
-    ends = constraint.log_complete(constraint.states([b"1", b"0", b"0.5", b" 2"]))
+    ends = constraint.log_complete(constraint.states([b"1", b"0", b"0.5", b"2"]))
     assert ends.exp().tolist() == [1.0, 0.0, 1.0, 1.0]
     assert len(looked) <= 2 * 4
 

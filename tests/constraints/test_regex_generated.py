@@ -3,7 +3,7 @@
 import random
 
 import regex
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from genlm_bytes_smc.constraints import ByteRegex, ConstraintError
@@ -38,12 +38,15 @@ FLAGS = st.sets(
     st.sampled_from([regex.A, regex.I, regex.S, regex.M, regex.X, regex.W, regex.V1, regex.POSIX])
 ).map(lambda flags: sum(map(int, flags)))
 TEXTS = st.lists(st.text(LETTERS, max_size=6), min_size=1, max_size=12)
+CASED = ("[[:^upper:]]", "[^[:lower:]]", r"\p{Lu}", r"\p{Ll}", r"[^\p{Lt}a]")
 REFUSED = "MULTILINE|WORD|full case folding|exclude one another|does not parse"
 
 
 @settings(max_examples=400, deadline=None)
 @given(PATTERNS, FLAGS, TEXTS, st.integers(0, 2**32))
 def test_a_pattern_under_any_flags_matches_what_regex_matches(pattern, flags, texts, seed):
+    # Of these, `regex` under ASCII and IGNORECASE says one thing alone and another under a star.
+    assume(not flags & regex.A or not any(atom in pattern for atom in CASED))
     constraint, refusal = None, ""
     try:
         constraint = ByteRegex(pattern, flags)
@@ -67,15 +70,26 @@ def test_classes_under_every_flag_match_what_regex_matches():
         *map(chr, range(0x250)),
         *"\u0345\u0391\u03a3\u03c2\u03c3\u1e9e\u2028\u212a\u212b٣日",
     ]
+    contradictory = 0
     for flags in (0, regex.A, regex.I, regex.A | regex.I, regex.W, regex.S, regex.A | regex.V1):
         for atom in [a for a in ATOMS if a.strip()]:
             for pattern in (atom, f"(?a:{atom})", f"(?i:…|{atom})"):
                 if flags & regex.V1 and "i:" in pattern:
                     continue  # full case folding
-                constraint, compiled = ByteRegex(pattern, flags), regex.compile(pattern, flags)
+                compiled, starred = (regex.compile(p, flags) for p in (pattern, f"(?:{pattern})*"))
+                theirs = [bool(compiled.fullmatch(c)) for c in characters]
+                if theirs != [bool(starred.fullmatch(c)) for c in characters]:
+                    contradictory += 1
+                    continue
+                try:
+                    constraint = ByteRegex(pattern, flags)
+                except ConstraintError:
+                    assert not any(theirs), (pattern, flags)
+                    continue
                 state = constraint.states([c.encode() for c in characters])
                 ours = (constraint.log_complete(state) == 0).tolist()
-                assert ours == [bool(compiled.fullmatch(c)) for c in characters], (pattern, flags)
+                assert ours == theirs, (pattern, flags)
+    assert contradictory < 40  # `regex` about a case of letters, under ASCII and IGNORECASE
 
 
 def test_an_empty_body_repeated_is_empty():
