@@ -295,17 +295,19 @@ async def test_awrs(seeded):
 
 
 async def test_awrs_crashed_on_a_row_that_nothing_can_follow(seeded):
-    lm = ToyLM([b"ab", b"ab", b"ab", b"ab", b"ab", b"ab", EOS_TOKEN])
-    lm.row = lambda context: torch.log_softmax(torch.tensor([1.0] * 6 + [-20.0]).double(), 0)
-    # Six equal ways to end the token, each below the threshold: nothing can follow "ab".
-    llm = ByteLLM(lm, BeamParams(1, 0.3, heal=False, eos_byte_strings=[EOS_TOKEN]))
-    assert await llm.prefix(b"ab") > -math.inf
-    assert torch.isneginf((await llm.batch_logw_next([b"ab"])).weights).all()
+    # `c` and `ab` would spell "cab", but the model never says `ab`: its share of the row is for
+    # healing, which fails, and nothing can follow.
+    lm = ToyLM([b"ca", b"c", b"ac", b"ab", EOS_TOKEN])
+    lm.row = lambda context: torch.tensor([0.5, 0.1, 0.3, 0.0, 0.1]).double().log()
+    llm = ByteLLM(lm, BeamParams(1, eos_byte_strings=[EOS_TOKEN]))
+    words = OneOf([b"cabca"])
+    assert await llm.prefix(b"cab") > -math.inf
+    assert torch.isneginf((await llm.batch_logw_next([b"cab"])).weights).all()
     with pytest.raises(AssertionError):
-        await AWRS(llm, OneOf(), seed=1).sample(split(b"ab"))
-    _, logw, _ = await ByteAWRS(llm, OneOf(), seed=1).sample(split(b"ab"))
+        await AWRS(llm, words, seed=1).sample(split(b"cab"))
+    _, logw, _ = await ByteAWRS(llm, words, seed=1).sample(split(b"cab"))
     assert logw == -math.inf
-    sequences = await ByteAWRS(llm, OneOf(), seed=1).smc(4, 0.5, 8)
+    sequences = await ByteAWRS(llm, words, seed=1).smc(4, 0.5, 8)
     assert sequences.log_ml == -math.inf
 
 

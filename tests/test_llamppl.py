@@ -246,11 +246,14 @@ async def test_a_program_that_would_be_biased_is_told():
         await context.next_byte().sample()
     assert math.isfinite(await context.log_mass())
     await context.next_byte().sample()
-    lm = ToyLM([b"ab"] * 6 + [EOS_TOKEN])
-    lm.row = lambda c: np.log(np.full(7, 1 / 7))
-    dead = await ByteContext.create(toy(1, 0.3, lm=lm, heal=False))
-    await dead.next_byte().log_prob(b"a")
-    await dead.next_byte().log_prob(b"b")
+    # `c` and `ab` would spell the last byte, but the model never says `ab`: healing fails.
+    lm = ToyLM([b"ca", b"c", b"ac", b"ab", EOS_TOKEN])
+    with np.errstate(divide="ignore"):
+        logp = np.log([0.5, 0.1, 0.3, 0.0, 0.1])
+    lm.row = lambda c: logp
+    dead = await ByteContext.create(toy(1, lm=lm, heal=True))
+    for byte in (b"c", b"a", b"b"):
+        await dead.next_byte().log_prob(byte)
     with pytest.raises(RuntimeError, match="nothing can follow"):
         await dead.next_byte().sample()
 
