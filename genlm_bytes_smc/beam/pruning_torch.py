@@ -26,9 +26,9 @@ def keep_largest(logw: torch.Tensor, most: int, log_threshold: float) -> Kept:
     largest in any case."""
     ranked, order = torch.sort(logw, dim=1, descending=True, stable=True)
     total = torch.logsumexp(ranked, dim=1, keepdim=True)
-    share = torch.where(ranked > -torch.inf, ranked - total, -torch.inf)
+    share = ranked - total  # NaN in an empty lane, where nothing compares with it
     keep = share > log_threshold
-    keep[:, :1] = share[:, :1] > -torch.inf
+    keep[:, :1] = True
     keep[:, most:] = False
     lost = torch.where(keep, 0.0, share.exp()).sum(dim=1)
     dropped = torch.where(lost > 0, total[:, 0] + lost.log(), -torch.inf)
