@@ -23,6 +23,7 @@ SIZES = Sizes(
     repeats=1,
 )
 ABOUT = {"date": "today", "cpu": "a cpu", "cores": "2", "system": "any", "default threads": "2"}
+ABOUT["model"] = "bundled model"
 ABOUT |= dict.fromkeys(("python", *report.PACKAGES), "1")
 
 
@@ -148,8 +149,8 @@ def test_report_writes_table_figure_and_lines(tmp_path, monkeypatch, capsys):
 def test_command_line_chooses_parts(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def child(part, threads, quick):
-        asked.append((part, threads, quick))
+    def child(part, threads, args):
+        asked.append((part, threads, args.quick))
         return [Record(p, "x", "s", 1.0, threads=threads) for p in beam.RUNS[part]]
 
     monkeypatch.setattr(beam, "_child", child)

@@ -411,7 +411,7 @@ def test_info(ask, ask_json):
     assert found["end"] == ["<|endoftext|>"]
     assert found["tree_cache"] is True
     assert found["forward"] == "written out"
-    assert found["forward_reason"].startswith("GPT2LMHeadModel is known; weights p")
+    assert found["forward_reason"].startswith("BundledGPT2 is known; weights p")
     assert (found["kernels"], found["row_dtype"]) == ("NumbaKernels", "float64")
     assert found["row_bytes"] >= 8 * 8192
     assert found["trie_nodes"] > 8192

@@ -45,3 +45,5 @@ def _watch(event, arguments):
 
 
 sys.addaudithook(_watch)
+# A worker of the tests has imported this at its start; the tests import it once more by this name.
+sys.modules.setdefault("tests.offline.sitecustomize", sys.modules[__name__])
