@@ -12,7 +12,6 @@ bytes. Host bookkeeping only: the arithmetic stays with the subclass.
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,7 @@ import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES, Context
 from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint, check_limit
-from genlm_bytes_smc.lm.contexts import ContextTree
+from genlm_bytes_smc.lm.contexts import ContextTree, OneThread
 
 S = TypeVar("S")
 IntArray = npt.NDArray[np.int64]
@@ -43,24 +42,10 @@ class _Kept:
         return self.ids
 
 
-class _OneThread:
-    """Refuses a second thread while one is answered: trees and snapshots know no locks."""
-
-    def __init__(self) -> None:
-        self._thread, self._askers = 0, 0
-
-    def __enter__(self) -> None:
-        me = threading.get_ident()
-        if self._askers and self._thread != me:
-            raise RuntimeError(
-                "a constraint that remembers texts answers one thread at a time, and another is "
-                "being answered: give each thread its own (`spawn` makes one)"
-            )
-        self._thread = me
-        self._askers += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._askers -= 1
+_BUSY = (
+    "a constraint that remembers texts answers one thread at a time, and another is being "
+    "answered: give each thread its own (`spawn` makes one)"
+)
 
 
 class TreeConstraint(ByteConstraint, Generic[S]):
@@ -198,7 +183,7 @@ class TreeConstraint(ByteConstraint, Generic[S]):
             self._discard(held.pop(node))
 
     def _forget(self) -> None:
-        self._one_thread = _OneThread()
+        self._one_thread = OneThread(_BUSY)
         self.tree = ContextTree()
         self._kept = _Kept()
         self.tree.track(self._kept)

@@ -52,16 +52,29 @@ class HoldsContexts(Protocol):
         ...
 
 
+_BUSY = (
+    "a model answers one thread at a time, and another is being answered: run all tasks in one "
+    "event loop, or load the model once a thread"
+)
+
+
 class OneThread:
     """Refuses a second thread while one is at work: contexts and caches know no locks.
 
     Entered, as often as need be, by everything that changes contexts, rows, or keys and values,
     and left when they are whole again.
+
+    Args:
+        refusal: what the second thread is told.
+
+    Raises:
+        RuntimeError: on entering, while another thread is at work.
     """
 
-    __slots__ = ("_depth", "_lock", "_thread")
+    __slots__ = ("_depth", "_lock", "_refusal", "_thread")
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: str = _BUSY) -> None:
+        self._refusal = refusal
         self._thread, self._depth = 0, 0  # who is at work, and in how many blocks
         self._lock = threading.Lock()
 
@@ -69,10 +82,7 @@ class OneThread:
         me = threading.get_ident()
         with self._lock:
             if self._depth and self._thread != me:
-                raise RuntimeError(
-                    "a model answers one thread at a time, and another is being answered: run "
-                    "all tasks in one event loop, or load the model once a thread"
-                )
+                raise RuntimeError(self._refusal)
             self._thread = me
             self._depth += 1
 
