@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,8 @@ class Node:
     Attributes:
         context: token ids.
         position: how many bytes of the text they spell.
-        parents: the nodes that it extends by one token, with the token's probability.
+        parent: the node that it extends by one token; None once that is forgotten.
+        p: probability of that token.
         own: weight of its history, over the lane's scale.
         weight: `own`, and the weight of those that ride on it; 0 without a row.
         live: whether its row has been fetched.
@@ -76,7 +77,8 @@ class Node:
 
     context: Context
     position: int
-    parents: list[tuple[Node, float]] = field(default_factory=list)
+    parent: Node | None = None
+    p: float = 1.0
     own: float = 0.0
     weight: float = 0.0
     live: bool = False
@@ -163,9 +165,7 @@ class Lattice:
             p = float(self.rows[node.context][at])
             if p > 0 and at not in self.excluded:
                 context = (*node.context, int(self.trie.order[at]))
-                new = self._at[end].setdefault(context, Node(context, end))
-                if all(parent is not node for parent, _ in new.parents):
-                    new.parents.append((node, p))
+                self._at[end].setdefault(context, Node(context, end, node, p))
 
     def _flow(self) -> float:
         """Compute all weights, by position; return the mass of all tokens in flight."""
@@ -173,7 +173,7 @@ class Lattice:
         for position in sorted(self._at):
             nodes = self._at[position].values()
             for n in nodes:
-                n.own = sum((p.weight * x for p, x in n.parents), 0.0 if n.parents else n.own)
+                n.own = n.own if n.parent is None else n.parent.weight * n.p
             live = sum(n.own for n in nodes if n.live)
             riding = sum(n.own for n in nodes if not n.live)
             for n in nodes:
@@ -187,23 +187,21 @@ class Lattice:
     def _wanted(self, mass: float) -> list[Node]:
         """Deferred contexts whose rows to fetch next, the most important first."""
         now = len(self.text)
-        ahead: dict[int, float] = {now: 1.0}  # probability of the bytes from a position on
+        ahead = dict[int, float]()  # probability of the bytes from a position on
         first, further = list[tuple[float, Node]](), list[tuple[float, Node]]()
         children = defaultdict[int, list[tuple[float, int]]](list)
         for position, nodes in self._at.items():
             for n in nodes.values():
-                for parent, p in n.parents:
-                    children[id(parent)].append((p, position))
+                if position < now:  # tokens that end now are in flight
+                    children[id(n.parent)].append((n.p, position))
         for position in sorted((p for p in self._at if p < now), reverse=True):
             nodes = list(self._at[position].values())
             live = [n for n in nodes if n.live]
             deferred = [n for n in nodes if not n.live and n.own > 0]
             total = sum(n.own for n in live)
             if total > 0:
-                ahead[position] = sum(
-                    n.own / total * (n.flight + sum(p * ahead[q] for p, q in children[id(n)] if q < now))
-                    for n in live
-                )  # fmt: skip
+                after = [n.flight + sum(p * ahead[q] for p, q in children[id(n)]) for n in live]
+                ahead[position] = sum(n.own / total * x for n, x in zip(live, after, strict=True))
                 further += [(n.own * ahead[position], n) for n in deferred]
             else:
                 ahead[position] = self.guess ** (now - position)
@@ -222,18 +220,9 @@ class Lattice:
             del self._at[position]
         for nodes in self._at.values():
             for n in nodes.values():
-                kept = [(p, x) for p, x in n.parents if p.position >= oldest]
-                if n.parents and not kept:
-                    n.parents = []  # `own` stays what it is
-                elif len(kept) < len(n.parents):
-                    gone = sum(p.weight * x for p, x in n.parents if p.position < oldest)
-                    n.parents = [*kept, (Node((), -1, weight=gone), 1.0)]
+                if n.parent is not None and n.parent.position < oldest:
+                    n.parent = None  # its weight stays what it is
+                if n.parent is None and mass > 0:
+                    n.own /= mass
         if mass > 0:
             self._log_scale += math.log(mass)
-            for nodes in self._at.values():
-                for n in nodes.values():
-                    if not n.parents:
-                        n.own /= mass
-                    for p, _ in n.parents:
-                        if p.position < 0:
-                            p.weight /= mass
