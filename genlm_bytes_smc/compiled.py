@@ -25,6 +25,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 SOURCES = (
+    "beam/deferred_numba.py",
     "beam/handles.py",
     "beam/kernels_numba.py",
     "beam/masses_numba.py",

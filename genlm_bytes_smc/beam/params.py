@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
 
-Pruning = Literal["topk", "unbiased"]
+Pruning = Literal["topk", "unbiased", "deferred"]
 
 _SEEDS = 1 << 64
 
@@ -54,6 +54,10 @@ class BeamParams:
     eos_tokens: Iterable[bytes] | None = None
     prune: Pruning = "topk"
     seed: int = 0
+    deferred_share: float = 0.02
+    deferred_merge: float = 0.003
+    deferred_guess: float = 0.03
+    deferred_limit: int = 256
 
     def __post_init__(self) -> None:
         if self.eos_tokens is not None:
@@ -72,8 +76,10 @@ class BeamParams:
         self.prune_threshold = float(self.prune_threshold)
         if not 0 <= self.prune_threshold < 1:
             raise ValueError(f"prune_threshold must be in [0, 1), got {self.prune_threshold!r}")
-        if self.prune not in ("topk", "unbiased"):
-            raise ValueError(f'prune must be "topk" or "unbiased", got {self.prune!r}')
+        if self.prune not in ("topk", "unbiased", "deferred"):
+            raise ValueError(
+                f'prune must be "topk", "unbiased" or "deferred", got {self.prune!r}'
+            )
         for name in ("heal_max_backoff", "heal_max_splits"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name), least=0, none="None (no limit)")

@@ -1,0 +1,488 @@
+"""N byte beams that defer what they do not extend, and judge it after each byte.
+
+A beam with a threshold drops a token-ending context before the next byte is known. If that byte
+is a surprise, the mass that it needs is gone. `DeferredLanes` keeps the weight of such a context.
+After each byte it estimates which share of the remaining mass the context may hold, and fetches
+its row of the model if the share is large enough. Contexts of one position spell the same bytes
+and predict nearly the same, so those without a row *ride* on the rows of their position: their
+weight is added, not dropped.
+
+Rows are proposals here and `log_z` is the weight: after a surprising byte, `log_z` may rise above
+what the row had promised for that byte, because rows were fetched after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from genlm_bytes_smc.beam import deferred_numba as dn
+from genlm_bytes_smc.beam.deferred_numba import ABOVE, CTX, NODE, OWN, POS, TEXT, TOKEN, WEIGHT
+from genlm_bytes_smc.beam.handles import Handles
+from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
+from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.state import BeamState
+from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
+from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.engine import not_pickled
+
+FloatArray = npt.NDArray[np.float64]
+
+AT_ONCE = 4  # rows that a lane asks for in one request
+ROUNDS = 6  # requests after one byte
+
+
+@dataclass(eq=False)
+class Nodes:
+    """The nodes of N lanes, see `deferred_numba`; the methods change them in place.
+
+    Attributes:
+        ints, floats: int64[N, C, 6] and float64[N, C, 4].
+        count, length: int64[N], nodes and bytes of each lane.
+        text: uint8[N, TEXT], byte i of a lane at i % TEXT.
+    """
+
+    ints: IntArray
+    floats: FloatArray
+    count: IntArray
+    length: IntArray
+    text: npt.NDArray[np.uint8]
+
+    @classmethod
+    def first(cls, n: int, context: int) -> Nodes:
+        """Return the nodes of n lanes that have read nothing after `context`."""
+        ints = np.full((n, 16, 6), -1, dtype=np.int64)
+        ints[:, 0] = [context, -1, -1, 0, -1, 0]
+        floats = np.zeros((n, 16, 4))
+        floats[:, 0] = 1.0
+        one = np.ones(n, dtype=np.int64)
+        return cls(ints, floats, one, one - 1, np.zeros((n, TEXT), dtype=np.uint8))
+
+    def take(self, lanes: IntArray) -> Nodes:
+        """Return a copy of some lanes."""
+        most = int(self.count[lanes].max(initial=1))
+        return Nodes(
+            self.ints[lanes, :most],
+            self.floats[lanes, :most],
+            self.count[lanes],
+            self.length[lanes],
+            self.text[lanes],
+        )
+
+    @property
+    def used(self) -> npt.NDArray[np.bool_]:
+        """Places that hold a node, bool[N, C]."""
+        used: npt.NDArray[np.bool_] = np.arange(self.ints.shape[1]) < self.count[:, None]
+        return used
+
+    @property
+    def live(self) -> npt.NDArray[np.bool_]:
+        """Nodes with a row and a token in flight, bool[N, C]."""
+        live: npt.NDArray[np.bool_] = self.used & (self.ints[:, :, NODE] >= 0)
+        return live
+
+    def contexts(self) -> IntArray:
+        """Return the ids of all contexts that the nodes name, int64[m]."""
+        named = self.ints[self.used][:, [CTX, ABOVE]].ravel()
+        return named[named >= 0]
+
+    def make_room(self, more: int) -> None:
+        """Make places for `more` further nodes a lane."""
+        lacking = int(self.count.max(initial=0)) + more - self.ints.shape[1]
+        if lacking > 0:
+            wide = ((0, 0), (0, lacking + 16), (0, 0))
+            self.ints = np.pad(self.ints, wide, constant_values=-1)
+            self.floats = np.pad(self.floats, wide)
+
+
+@dataclass(frozen=True, eq=False)
+class DeferredLanes:
+    """N byte beams with `BeamParams(prune="deferred")` over one `ByteModel`; a value.
+
+    Attributes:
+        model, params: shared by all lanes.
+        nodes: the contexts of each lane.
+        log_scale: float64[N], log of what the weights of a lane are in units of, nats.
+        log_z: float64[N], log of each lane's weight, nats: the estimated prefix probability of
+            what it has read, or of the complete text if it has ended.
+        ended: bool[N], lanes that read the end-of-sequence symbol.
+        neglected: float64[N], weight forgotten, over the lane's scale.
+        in_prompt, literal: see `ByteLanes`.
+    """
+
+    model: ByteModel
+    params: BeamParams
+    nodes: Nodes
+    log_scale: FloatArray
+    log_z: FloatArray
+    ended: npt.NDArray[np.bool_]
+    neglected: FloatArray
+    in_prompt: bool = False
+    literal: bool = False
+    _memo: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model.engine.tree.track(self)
+
+    @classmethod
+    async def start(
+        cls,
+        model: ByteModel,
+        params: BeamParams,
+        n: int = 1,
+        *,
+        context: Sequence[int] | None = None,
+        lane_seeds: Sequence[int] | None = None,
+    ) -> DeferredLanes:
+        """Return N lanes that have read nothing; arguments as for `ByteLanes.start`.
+
+        Raises:
+            ValueError: the model runs on another device than a CPU.
+        """
+        if model.engine.device.type != "cpu":
+            raise ValueError(
+                f'prune="deferred" needs a model on a CPU, got one on {model.engine.device}'
+            )
+        tree = model.engine.tree
+        with tree.one_thread:
+            node = tree.insert(model.engine.start if context is None else context)
+            zero = np.zeros(n)
+            lanes = cls(
+                model, params, Nodes.first(n, node), zero, zero, np.zeros(n, dtype=bool), zero
+            )
+            await model.store.ensure(np.array([node], dtype=np.int64))
+            return lanes
+
+    def __len__(self) -> int:
+        """Return the number of lanes, N."""
+        return len(self.log_z)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise not_pickled()
+
+    @property
+    def alive(self) -> npt.NDArray[np.bool_]:
+        """Lanes that can read on, bool[N]."""
+        return (self.log_z > -np.inf) & ~self.ended
+
+    @property
+    def heals(self) -> IntArray:
+        """How often each lane was healed, int64[N]: never, as nothing dies while it is spelled."""
+        return np.zeros(len(self), dtype=np.int64)
+
+    @property
+    def log_dropped(self) -> FloatArray:
+        """Log of a bound on the mass that no row stands for, float64[N], nats."""
+        with np.errstate(divide="ignore"):
+            bound: FloatArray = np.log(self.neglected) + self.log_scale
+        return bound
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays that belong to these lanes, in bytes."""
+        nodes = self.nodes
+        arrays = (nodes.ints, nodes.floats, nodes.text, self.log_scale, self.log_z, self.neglected)
+        return sum(int(a.nbytes) for a in arrays) + 257 * 8 * len(self)
+
+    @property
+    def cut(self) -> IntArray:
+        """Trie positions of the tokens that are no text here."""
+        if self.in_prompt:
+            return self.model.special_cut if self.literal else NO_CUT
+        return self.model.cut(self.params.eos) if self.params.eos else NO_CUT
+
+    def context_ids(self) -> IntArray:
+        """Return the contexts that must stay valid while this object lives."""
+        looked: DeferredLanes | None = self._memo.get("looked")
+        return self.nodes.contexts() if looked is None else looked.nodes.contexts()
+
+    def with_params(self, params: BeamParams) -> DeferredLanes:
+        """Return the same lanes, pruned by other parameters from here on."""
+        return dataclasses.replace(self, params=params, _memo={})
+
+    def gather(self, lanes: Sequence[int] | IntArray) -> DeferredLanes:
+        """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
+        index = np.asarray(lanes, dtype=np.int64)
+        memo: dict[str, Any] = {}
+        if "row" in self._memo:
+            memo["row"] = self._memo["row"][torch.from_numpy(index)]
+            memo["looked"] = self._memo["looked"].gather(index)
+        return self._at(index, self.nodes.take(index), memo)
+
+    def _at(self, index: IntArray, nodes: Nodes, memo: dict[str, Any]) -> DeferredLanes:
+        return dataclasses.replace(
+            self,
+            nodes=nodes,
+            log_scale=self.log_scale[index],
+            log_z=self.log_z[index],
+            ended=self.ended[index],
+            neglected=self.neglected[index],
+            _memo=memo,
+        )
+
+    @classmethod
+    def cat(cls, lanes: Sequence[DeferredLanes]) -> DeferredLanes:
+        """Return all lanes of several objects over one model with equal parameters."""
+        first = lanes[0]
+        if any(x.model is not first.model or x.in_prompt != first.in_prompt for x in lanes):
+            raise ValueError("only lanes of one model, in one mode, can be put side by side")
+        room = max(x.nodes.ints.shape[1] for x in lanes)
+        wide = [((0, 0), (0, room - x.nodes.ints.shape[1]), (0, 0)) for x in lanes]
+        pairs = list(zip(lanes, wide, strict=True))
+        nodes = Nodes(
+            np.concatenate([np.pad(x.nodes.ints, w, constant_values=-1) for x, w in pairs]),
+            np.concatenate([np.pad(x.nodes.floats, w) for x, w in pairs]),
+            np.concatenate([x.nodes.count for x in lanes]),
+            np.concatenate([x.nodes.length for x in lanes]),
+            np.concatenate([x.nodes.text for x in lanes]),
+        )
+        return dataclasses.replace(
+            first,
+            nodes=nodes,
+            log_scale=np.concatenate([x.log_scale for x in lanes]),
+            log_z=np.concatenate([x.log_z for x in lanes]),
+            ended=np.concatenate([x.ended for x in lanes]),
+            neglected=np.concatenate([x.neglected for x in lanes]),
+            _memo={},
+        )
+
+    # -- one byte step -----------------------------------------------------------------
+
+    async def logp_next(self) -> torch.Tensor:
+        """Return log probabilities of the next byte, and of ending last: float64[N, 257].
+
+        Contexts that end with the text and hold a share above `prune_threshold` have their own
+        rows; others ride on those, or on the row before their last token. Each row sums to one;
+        rows of lanes that are dead or have ended are -inf.
+        """
+        if "row" not in self._memo:
+            with self.model.engine.tree.one_thread:
+                nodes = self.nodes.take(np.arange(len(self)))
+                threshold = self.params.prune_threshold
+                await self._have_rows(nodes, threshold, threshold, at_end=True)
+                self._memo["looked"] = dataclasses.replace(self, nodes=nodes, _memo={})
+                self._memo["row"] = self._row(nodes)
+        row: torch.Tensor = self._memo["row"]
+        return row
+
+    rows = logp_next
+
+    async def step(self, symbols: Sequence[int] | IntArray) -> DeferredLanes:
+        """Read one symbol a lane; arguments and errors as for `ByteLanes.step`."""
+        symbols = check_symbols(symbols, len(self))
+        ends = symbols == EOS_COLUMN
+        ending = self.log_z + (await self.logp_next())[:, EOS_COLUMN].numpy() if ends.any() else None
+        reads = np.flatnonzero((symbols >= 0) & ~ends & self.alive)
+        with self.model.engine.tree.one_thread:
+            given = self._memo.get("looked", self)
+            nodes, masses, idle = await self._read(given.nodes.take(reads), symbols[reads])
+        neglected = self.neglected[reads].copy()
+        limit = self.params.deferred_limit
+        dn.settle(nodes.ints, nodes.floats, nodes.count, nodes.length, masses, limit, neglected)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_mass = np.log(masses)
+            neglected += np.where(masses > 0, idle / masses, 0.0)
+        scale, log_z = self.log_scale.copy(), self.log_z.copy()
+        scale[reads] += np.where(masses > 0, log_mass, 0.0)
+        log_z[reads] = np.where(masses > 0, scale[reads], -np.inf)
+        gone = ends & self.alive
+        if ending is not None:
+            log_z = np.where(gone, ending, log_z)
+        log_z = np.where((symbols >= 0) & ~self.alive, -np.inf, log_z)
+        bound = self.neglected.copy()
+        bound[reads] = neglected
+        return dataclasses.replace(
+            self,
+            nodes=nodes if len(reads) == len(self) else _put(self.nodes, reads, nodes),
+            log_scale=scale,
+            log_z=log_z,
+            ended=self.ended | (gone & (log_z > -np.inf)),
+            neglected=bound,
+            _memo={},
+        )
+
+    async def read(self, byte: int | Sequence[int] | IntArray) -> DeferredLanes:
+        """Read a known byte in every lane, or one a lane."""
+        if isinstance(byte, int) or hasattr(byte, "__index__"):
+            return await self.step([check_byte(byte)] * len(self))
+        return await self.step(byte)
+
+    def prune(self) -> DeferredLanes:
+        """Return these lanes: `step` has pruned them."""
+        return self
+
+    async def _read(
+        self, nodes: Nodes, symbols: IntArray
+    ) -> tuple[Nodes, FloatArray, FloatArray]:
+        """Read a byte in every lane of `nodes`, and fetch the rows that may matter after it.
+
+        Returns:
+            The nodes, each lane's mass and the weight of what no row stands for, float64[N].
+        """
+        lanes, places = np.nonzero(nodes.live)
+        before = nodes.length.copy()
+        nodes.text[np.arange(len(before)), before % TEXT] = symbols
+        nodes.length += 1
+        store = self.model.store
+        await store.ensure(nodes.ints[lanes, places, CTX])
+        self._follow(nodes, lanes, places, before[lanes])
+        params = self.params
+        return nodes, *await self._have_rows(nodes, params.deferred_share, params.deferred_merge)
+
+    async def _have_rows(
+        self, nodes: Nodes, share: float, merge: float, *, at_end: bool = False
+    ) -> tuple[FloatArray, FloatArray]:
+        """Fetch rows until no deferred node's estimated share is above its limit.
+
+        Args:
+            nodes: judged by `deferred_numba.judge`; changed in place.
+            share, merge, at_end: see there.
+
+        Returns:
+            As `_read`.
+        """
+        tree, store = self.model.engine.tree, self.model.store
+        wanted = np.empty((len(nodes.count), AT_ONCE), dtype=np.int64)
+        idle = np.empty(len(nodes.count))
+        for _ in range(ROUNDS + 1):
+            masses: FloatArray = dn.judge(
+                nodes.ints, nodes.floats, nodes.count, nodes.length,
+                share, merge, self.params.deferred_guess, at_end, wanted, idle,
+            )  # fmt: skip
+            lanes, at = np.nonzero(wanted >= 0)
+            if len(lanes) == 0 or _ == ROUNDS:
+                break
+            places = wanted[lanes, at]
+            chosen = nodes.ints[lanes, places]
+            ids = tree.children(chosen[:, ABOVE], chosen[:, TOKEN])
+            nodes.ints[lanes, places, CTX] = ids
+            with tree.pinned(nodes.contexts()):
+                alive = nodes.ints[:, :, CTX][nodes.live]
+                await store.ensure(np.concatenate([ids, alive]))
+            self._follow(nodes, lanes, places, chosen[:, POS])
+        return masses, idle
+
+    def _follow(self, nodes: Nodes, lanes: IntArray, places: IntArray, first: IntArray) -> None:
+        """Move live nodes along the text, and defer what ends on the way."""
+        handles, probs = self._arrays()
+        ends = np.empty((8 * len(lanes) + 64, 5))
+        while True:
+            found = dn.follow(
+                handles, probs, self.cut, nodes.ints, nodes.floats, nodes.length, nodes.text,
+                lanes, places, first, ends,
+            )  # fmt: skip
+            if found <= len(ends):
+                break
+            ends = np.empty((found, 5))
+        ends = ends[:found]
+        if found:
+            nodes.make_room(int(np.bincount(ends[:, 0].astype(np.int64)).max()))
+            dn.defer(nodes.ints, nodes.floats, nodes.count, ends)
+
+    def _arrays(self) -> tuple[IntArray, npt.NDArray[Any]]:
+        store, memo = self.model.store, _handles
+        held = memo.get(id(store))
+        if held is None or held[0] is not store:
+            held = memo[id(store)] = (store, Handles(self.model.kernels._trie))  # type: ignore[attr-defined]
+        rows = store.host
+        return held[1].of(rows, store.engine.tree.arrays), rows.probs
+
+    def _row(self, nodes: Nodes) -> torch.Tensor:
+        """Return the next-symbol rows of lanes whose nodes have been judged."""
+        now = nodes.ints[:, :, POS] == nodes.length[:, None]
+        deferred = nodes.used & (nodes.ints[:, :, CTX] < 0)
+        stands = (now & nodes.live).any(axis=1)[:, None]
+        rides = deferred & now & ~stands  # no row at the end: the row before the last token
+        alive = (self.log_z > -np.inf) & ~self.ended
+        with np.errstate(divide="ignore"):
+            weight = np.log(np.where(rides, nodes.floats[:, :, OWN], nodes.floats[:, :, WEIGHT]))
+        weight = np.where((nodes.live | rides) & alive[:, None], weight, -np.inf)
+        state = BeamState(
+            ctx=np.where(rides, nodes.ints[:, :, ABOVE], nodes.ints[:, :, CTX]),
+            node=np.where(rides, 0, nodes.ints[:, :, NODE]),
+            logu=weight,
+            logw=weight,
+            key=np.zeros(len(weight), dtype=np.uint64),
+        )
+        kernels = self.model.kernels
+        return kernels.normalise(kernels.next_block(state, self.cut), None)
+
+    # -- from prompt to text, and exact tokens -------------------------------------------
+
+    async def as_prompt(self, *, literal: bool = False) -> DeferredLanes:
+        """Return lanes that read a prompt, see `ByteLanes.as_prompt`."""
+        return await self._in_mode(in_prompt=True, literal=literal)
+
+    async def as_text(self) -> DeferredLanes:
+        """Return lanes whose prompt is over, see `ByteLanes.as_text`."""
+        return await self._in_mode(in_prompt=False, literal=False)
+
+    async def _in_mode(self, *, in_prompt: bool, literal: bool) -> DeferredLanes:
+        other = dataclasses.replace(self, in_prompt=in_prompt, literal=literal, _memo={})
+        if np.array_equal(other.cut, self.cut):
+            return other
+        with self.model.engine.tree.one_thread:
+            nodes = self.nodes.take(np.arange(len(self)))
+            lanes, places = np.nonzero(nodes.live)
+            await self.model.store.ensure(nodes.ints[lanes, places, CTX])
+            other._follow(nodes, lanes, places, nodes.length[lanes])
+            masses, _ = await other._have_rows(nodes, np.inf, np.inf)
+        with np.errstate(divide="ignore"):
+            log_z = np.where(self.ended, self.log_z, self.log_scale + np.log(masses))
+        return dataclasses.replace(other, nodes=nodes, log_z=log_z, _memo={})
+
+    async def feed(self, tokens: Sequence[int]) -> DeferredLanes:
+        """Return lanes after exactly these tokens, which begin where a token ends."""
+        lanes = self
+        for token in tokens:
+            lanes = await lanes._fed(int(token))
+        return lanes
+
+    async def _fed(self, token: int) -> DeferredLanes:
+        tree, store = self.model.engine.tree, self.model.store
+        with tree.one_thread:
+            nodes = self.nodes.take(np.arange(len(self)))
+            await self._have_rows(nodes, 0.0, self.params.deferred_merge, at_end=True)
+            end = nodes.used & (nodes.ints[:, :, POS] == nodes.length[:, None])
+            lanes, places = np.nonzero(end & nodes.live)
+            contexts = nodes.ints[lanes, places, CTX]
+            p = np.array([store.prob(int(c), token) for c in contexts])
+            own = nodes.floats[lanes, places, WEIGHT] * p
+            after = Nodes.first(len(self), 0)
+            after.count[:] = 0
+            after.make_room(int(np.bincount(lanes, minlength=1).max(initial=0)))
+            for lane, context, weight in zip(lanes.tolist(), contexts.tolist(), own, strict=True):
+                at = after.count[lane]
+                after.ints[lane, at] = [-1, context, token, 0, -1, -1]
+                after.floats[lane, at] = [1.0, weight, 0.0, 0.0]
+                after.count[lane] += 1
+            mass = np.bincount(lanes, own, minlength=len(self))
+        with np.errstate(divide="ignore"):
+            log_z = self.log_scale + np.log(mass)
+        return dataclasses.replace(self, nodes=after, log_z=log_z, _memo={})
+
+
+_handles: dict[int, tuple[Any, Handles]] = {}
+
+
+def _put(nodes: Nodes, lanes: IntArray, new: Nodes) -> Nodes:
+    """Return `nodes` with some lanes replaced."""
+    out = nodes.take(np.arange(len(nodes.count)))
+    room = max(out.ints.shape[1], new.ints.shape[1])
+    out.make_room(room - int(out.count.max(initial=0)))
+    out.ints[lanes, : new.ints.shape[1]] = new.ints
+    out.floats[lanes, : new.floats.shape[1]] = new.floats
+    out.count[lanes], out.length[lanes], out.text[lanes] = new.count, new.length, new.text
+    return out
