@@ -23,8 +23,19 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam import deferred_numba as dn
-from genlm_bytes_smc.beam.deferred_numba import ABOVE, CTX, NODE, OWN, POS, TEXT, TOKEN, WEIGHT
+from genlm_bytes_smc.beam.deferred_numba import (
+    ABOVE,
+    CTX,
+    FLIGHT,
+    NODE,
+    OWN,
+    POS,
+    TEXT,
+    TOKEN,
+    WEIGHT,
+)
 from genlm_bytes_smc.beam.handles import Handles
+from genlm_bytes_smc.beam.kernels import N_BYTES
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import BeamState
@@ -34,6 +45,7 @@ from genlm_bytes_smc.lm.engine import not_pickled
 
 FloatArray = npt.NDArray[np.float64]
 
+RESERVE = 1e-5  # least share of a row that all bytes have together, for what has no row
 AT_ONCE = 4  # rows that a lane asks for in one request
 ROUNDS = 6  # requests after one byte
 
@@ -271,9 +283,9 @@ class DeferredLanes:
             with self.model.engine.tree.one_thread:
                 nodes = self.nodes.take(np.arange(len(self)))
                 threshold = self.params.prune_threshold
-                await self._have_rows(nodes, threshold, threshold, at_end=True)
+                masses, rest = await self._have_rows(nodes, threshold, threshold, at_end=True)
                 self._memo["looked"] = dataclasses.replace(self, nodes=nodes, _memo={})
-                self._memo["row"] = self._row(nodes)
+                self._memo["row"] = self._row(nodes, masses, rest[:, 1])
         row: torch.Tensor = self._memo["row"]
         return row
 
@@ -287,13 +299,13 @@ class DeferredLanes:
         reads = np.flatnonzero((symbols >= 0) & ~ends & self.alive)
         with self.model.engine.tree.one_thread:
             given = self._memo.get("looked", self)
-            nodes, masses, idle = await self._read(given.nodes.take(reads), symbols[reads])
+            nodes, masses, rest = await self._read(given.nodes.take(reads), symbols[reads])
         neglected = self.neglected[reads].copy()
         limit = self.params.deferred_limit
         dn.settle(nodes.ints, nodes.floats, nodes.count, nodes.length, masses, limit, neglected)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_mass = np.log(masses)
-            neglected += np.where(masses > 0, idle / masses, 0.0)
+            neglected += np.where(masses > 0, rest[:, 0] / masses, 0.0)
         scale, log_z = self.log_scale.copy(), self.log_z.copy()
         scale[reads] += np.where(masses > 0, log_mass, 0.0)
         log_z[reads] = np.where(masses > 0, scale[reads], -np.inf)
@@ -329,7 +341,7 @@ class DeferredLanes:
         """Read a byte in every lane of `nodes`, and fetch the rows that may matter after it.
 
         Returns:
-            The nodes, each lane's mass and the weight of what no row stands for, float64[N].
+            The nodes, each lane's mass float64[N], and float64[N, 2] of what no row stands for.
         """
         lanes, places = np.nonzero(nodes.live)
         before = nodes.length.copy()
@@ -355,14 +367,14 @@ class DeferredLanes:
         """
         tree, store = self.model.engine.tree, self.model.store
         wanted = np.empty((len(nodes.count), AT_ONCE), dtype=np.int64)
-        idle = np.empty(len(nodes.count))
-        for _ in range(ROUNDS + 1):
+        rest = np.empty((len(nodes.count), 2))
+        for turn in range(ROUNDS + 1):
             masses: FloatArray = dn.judge(
                 nodes.ints, nodes.floats, nodes.count, nodes.length,
-                share, merge, self.params.deferred_guess, at_end, wanted, idle,
+                share, merge, self.params.deferred_guess, at_end, wanted, rest,
             )  # fmt: skip
             lanes, at = np.nonzero(wanted >= 0)
-            if len(lanes) == 0 or _ == ROUNDS:
+            if len(lanes) == 0 or turn == ROUNDS:
                 break
             places = wanted[lanes, at]
             chosen = nodes.ints[lanes, places]
@@ -372,7 +384,7 @@ class DeferredLanes:
                 alive = nodes.ints[:, :, CTX][nodes.live]
                 await store.ensure(np.concatenate([ids, alive]))
             self._follow(nodes, lanes, places, chosen[:, POS])
-        return masses, idle
+        return masses, rest
 
     def _follow(self, nodes: Nodes, lanes: IntArray, places: IntArray, first: IntArray) -> None:
         """Move live nodes along the text, and defer what ends on the way."""
@@ -399,8 +411,14 @@ class DeferredLanes:
         rows = store.host
         return held[1].of(rows, store.engine.tree.arrays), rows.probs
 
-    def _row(self, nodes: Nodes) -> torch.Tensor:
-        """Return the next-symbol rows of lanes whose nodes have been judged."""
+    def _row(self, nodes: Nodes, masses: FloatArray, guessed: FloatArray) -> torch.Tensor:
+        """Return the next-symbol rows of lanes whose nodes have been judged.
+
+        Args:
+            nodes, masses: from `_have_rows`.
+            guessed: float64[N], mass that nodes without any row are taken to hold: all bytes
+                share it alike, so that no byte is out of reach that such a node may spell.
+        """
         now = nodes.ints[:, :, POS] == nodes.length[:, None]
         deferred = nodes.used & (nodes.ints[:, :, CTX] < 0)
         stands = (now & nodes.live).any(axis=1)[:, None]
@@ -417,7 +435,75 @@ class DeferredLanes:
             key=np.zeros(len(weight), dtype=np.uint64),
         )
         kernels = self.model.kernels
-        return kernels.normalise(kernels.next_block(state, self.cut), None)
+        row = kernels.normalise(kernels.next_block(state, self.cut), None)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(masses > 0, guessed / (masses + guessed), 1.0)
+        share = torch.from_numpy(np.where(alive, np.maximum(share, RESERVE), 0.0))[:, None]
+        row = row + torch.log1p(-share)
+        row[:, :N_BYTES] = torch.logaddexp(row[:, :N_BYTES], torch.log(share / N_BYTES))
+        return row
+
+    # -- what is shown -------------------------------------------------------------------
+
+    @property
+    def state(self) -> BeamState:
+        """The tokens in flight and the contexts that end with the text, as candidates."""
+        return self._candidates(self.nodes)
+
+    async def extended(self) -> BeamState:
+        """Return `state` once `logp_next` has fetched its rows."""
+        await self.logp_next()
+        return self._candidates(self._memo["looked"].nodes)
+
+    def _candidates(self, nodes: Nodes) -> BeamState:
+        ints, tree = nodes.ints.copy(), self.model.engine.tree
+        end = nodes.used & (ints[:, :, POS] == nodes.length[:, None])
+        new = end & (ints[:, :, CTX] < 0)
+        with tree.one_thread:
+            ints[new, CTX] = tree.children(ints[new, ABOVE], ints[new, TOKEN])
+        shown = end | nodes.live
+        with np.errstate(divide="ignore"):
+            logu = np.log(np.where(end, nodes.floats[:, :, OWN], nodes.floats[:, :, WEIGHT]))
+            flight = np.log(np.where(end, 1.0, nodes.floats[:, :, FLIGHT]))
+        logu = np.where(shown, logu, -np.inf) + self.log_scale[:, None]
+        logw = logu + flight
+        return BeamState(
+            ctx=np.where(shown, ints[:, :, CTX], -1),
+            node=np.where(shown, np.where(end, 0, ints[:, :, NODE]), -1),
+            logu=logu,
+            logw=logw,
+            key=np.zeros(len(logw), dtype=np.uint64),
+        )
+
+    # -- known text ----------------------------------------------------------------------
+
+    async def read_text(self, text: bytes) -> DeferredLanes:
+        """Return one lane after a known text, the rows of the tokenizer's cut fetched first."""
+        lanes, tree, store = self, self.model.engine.tree, self.model.store
+        ends = self.nodes.ints[0, : self.nodes.count[0]]
+        at = np.flatnonzero(ends[:, POS] == self.nodes.length[0])
+        with tree.one_thread:
+            guide = np.empty(0, dtype=np.int64)
+            if len(at):
+                best = at[np.argmax(self.nodes.floats[0, at, OWN])]
+                context = ends[best, CTX]
+                if context < 0:
+                    (context,) = tree.children(ends[[best], ABOVE], ends[[best], TOKEN])
+                guide = tree.along(int(context), self.model.canonical(text))[:-1]
+                guide = np.append(guide, context)[: max(8, store.table.limit // 4)]
+            with tree.pinned(guide):
+                await store.ensure(guide)
+                for byte in text:
+                    lanes = await lanes.step([byte])
+        return lanes
+
+    async def prune_and_read(self, byte: int) -> DeferredLanes:
+        """Return the lanes after a byte."""
+        return await self.read(byte)
+
+    async def follow_likeliest(self, steps: int) -> None:
+        """Return None: these lanes have no loop of their own for greedy decoding."""
+        return
 
     # -- from prompt to text, and exact tokens -------------------------------------------
 

@@ -178,7 +178,7 @@ def _insert(wanted, shares, c, share):
 
 
 @entry()
-def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, idle):
+def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, rest):
     """Weigh all nodes, and choose the deferred ones whose rows may matter.
 
     Args:
@@ -188,7 +188,8 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, idle
         guess: probability of each byte that a position without a row is taken to give.
         at_end: judge the nodes that end with the text instead of those before.
         wanted: int64[N, A], set to the places of the chosen nodes, -1 behind them.
-        idle: float64[N], set to the weight of deferred nodes that no row stands for.
+        rest: float64[N, 2], set to the weight of deferred nodes that no row stands for, and to
+            the mass that they are taken to hold.
 
     Returns:
         The mass of each lane, float64[N], in units of its scale.
@@ -208,7 +209,7 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, idle
         for c in range(n):
             inner_of[c] = 0.0
         # From the end of the text backwards: how likely the bytes from a position on are.
-        estimate, idle[i] = mass, 0.0
+        estimate, rest[i, 0] = mass, 0.0
         for step in range(2):  # the estimate first, then the choice against it
             for w in range(len(begin) - 2, -1, -1):
                 position = oldest + w
@@ -241,7 +242,7 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, idle
                             inner_of[ints[i, c, PARENT]] += floats[i, c, P] * ahead
                     if live == 0.0 and position < now:
                         estimate += deferred * ahead
-                        idle[i] += deferred
+                        rest[i, 0] += deferred
                 elif (position == now) == at_end:
                     if live == 0.0 and best >= 0 and deferred * ahead > share * estimate:
                         _insert(wanted[i], shares, best, deferred * ahead)
@@ -250,6 +251,7 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, idle
                         worth = floats[i, c, OWN] * ahead
                         if live > 0.0 and ints[i, c, CTX] < 0 and worth > merge * estimate:
                             _insert(wanted[i], shares, c, worth)
+        rest[i, 1] = estimate - mass
     return masses
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.beam import display
+from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.display import Candidate
 from genlm_bytes_smc.beam.kernels import N_BYTES
 from genlm_bytes_smc.beam.lanes import ByteLanes
@@ -36,13 +37,18 @@ def sample_dict(probabilities: Mapping[int | None, float]) -> int | None:
     return keys[int(sums.searchsorted(np.random.uniform() * sums[-1]))]
 
 
+def lanes_for(params: BeamParams) -> type[ByteLanes] | type[DeferredLanes]:
+    """Return the class of beams that prunes as `params` say."""
+    return DeferredLanes if params.prune == "deferred" else ByteLanes
+
+
 class ByteBeamState:
     """The beam of one text: candidates, their weights, and the next byte's distribution.
 
     A value: `prefill`, `prune` and `<<` return new beams. Make one with `initial`.
     """
 
-    def __init__(self, lanes: ByteLanes, ends: Sequence[Candidate] = ()) -> None:
+    def __init__(self, lanes: ByteLanes | DeferredLanes, ends: Sequence[Candidate] = ()) -> None:
         if len(lanes) != 1:
             raise ValueError(f"a ByteBeamState shows one lane, got {len(lanes)}")
         self._lanes, self._to_prune = lanes, False
@@ -82,10 +88,10 @@ class ByteBeamState:
             raise ValueError(f"unknown trie options: {sorted(unknown)}")
         model = byte_model(llm, transform)
         context = None if start is None else start_tokens(None, start, model.engine.input_size)
-        return cls(await ByteLanes.start(model, params, context=context))
+        return cls(await lanes_for(params).start(model, params, context=context))
 
     @property
-    def lanes(self) -> ByteLanes:
+    def lanes(self) -> Any:
         """The beam as one lane of `ByteLanes`."""
         if self._to_prune:
             self._lanes, self._to_prune = self._lanes.prune(), False
@@ -111,7 +117,10 @@ class ByteBeamState:
             if isinstance(segment, Spelled):
                 lanes = await lanes.as_prompt(literal=segment.literal)
                 if not self.params.verbose:
-                    lanes = await read_text(lanes, segment.spelling)
+                    if isinstance(lanes, DeferredLanes):
+                        lanes = await lanes.read_text(segment.spelling)
+                    else:
+                        lanes = await read_text(lanes, segment.spelling)
                     continue
                 for byte in segment.spelling:  # one by one, to show each
                     lanes = self._after(await lanes.prune().read(byte)).lanes
@@ -286,7 +295,7 @@ class ByteBeamState:
         ordered = sorted(found, reverse=True)
         return [self._candidate(context, 0, logw, total, ended=True) for logw, context in ordered]
 
-    def _after(self, lanes: ByteLanes, ends: Sequence[Candidate] = ()) -> ByteBeamState:
+    def _after(self, lanes: ByteLanes | DeferredLanes, ends: Sequence[Candidate] = ()) -> ByteBeamState:
         beam = ByteBeamState(lanes, ends)
         if self.params.verbose:
             sys.stdout.write(f"\n{beam!r}\n")  # `verbose` asks for just this

@@ -30,10 +30,18 @@ from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.beam.single import ByteBeamState
+from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.potential.ahead import fetch_ahead
-from genlm_bytes_smc.potential.blocks import Block, Entry, by_block, extended, pick, side_by_side
+from genlm_bytes_smc.potential.blocks import (
+    Block,
+    Entry,
+    by_block,
+    extended,
+    pick,
+    side_by_side,
+    weight_of,
+)
 from genlm_bytes_smc.potential.coalesce import Coalesced
 
 FloatArray = npt.NDArray[np.float64]
@@ -114,6 +122,8 @@ class Beams(Coalesced[bytes, Entry | None]):
         """Log weights float64[N], nats: of the texts as prefixes or as whole texts."""
         if complete:
             return extended(await self.entries(texts), [EOS_COLUMN] * len(texts))
+        if self.params.prune == "deferred":  # the weight is known after the last byte
+            return weight_of(await self.entries(texts))
         out = np.zeros(len(texts))
         unknown = []
         for n, text in enumerate(texts):
@@ -207,18 +217,24 @@ class Beams(Coalesced[bytes, Entry | None]):
             places.append(lane_of[step])
         lanes, order = side_by_side(parents)
         lanes = await lanes.step(np.array(symbols, dtype=np.int64)[order])
-        block = Block(lanes, await lanes.logp_next(), np.array(weights)[order])
+        served = np.array(weights)[order]
+        if self.params.prune == "deferred":
+            assert self._root is not None
+            served = lanes.log_z - self._root.block.lanes.log_z[0]
+        block = Block(lanes, await lanes.logp_next(), served)
         lane_at = np.argsort(order)
         for (w, _), place in zip(alive, places, strict=True):
-            w.entry = Entry(block, int(lane_at[place]))
+            lane = int(lane_at[place])
+            w.entry = Entry(block, lane) if served[lane] > -np.inf else None
             w.at += 1
-            self._remember(w)
-        return [w for w, _ in alive if w.at < len(w.text)]
+            if w.entry is not None:
+                self._remember(w)
+        return [w for w, _ in alive if w.entry is not None and w.at < len(w.text)]
 
     async def _look_ahead(self, walks: list[_Walk]) -> tuple[IntArray, int]:
         """Rows for the bytes to come, if they are many; how many bytes to step then."""
         far = [w for w in walks if len(w.text) - w.at >= _FORESEEN]
-        if not far:
+        if not far or self.params.prune == "deferred":
             return NOTHING, 1
         store = self.model.store
         limit = store.limit_bytes // (32 * store.trie.n_tokens * len(far))  # a quarter of its rows
@@ -275,5 +291,5 @@ async def read_prompt(
     """
     wide = dataclasses.replace(params, prune_threshold=0.0) if params.unbiased else params
     seeds = None if lane_seed is None else [lane_seed]
-    start = await ByteLanes.start(model, wide, lane_seeds=seeds)
+    start = await lanes_for(wide).start(model, wide, lane_seeds=seeds)
     return (await ByteBeamState(start).prefill(prompt)).lanes.with_params(params)

@@ -50,7 +50,7 @@ def side_by_side(entries: list[Entry]) -> tuple[ByteLanes, IntArray]:
     blocks = by_block(entries)
     lanes = [block.lanes.gather(lane) for block, _, lane in blocks]
     order = np.concatenate([where for _, where, _ in blocks])
-    return lanes[0] if len(lanes) == 1 else ByteLanes.cat(lanes), order
+    return lanes[0] if len(lanes) == 1 else type(lanes[0]).cat(lanes), order
 
 
 def by_block(entries: Sequence[Entry | None]) -> list[tuple[Block, IntArray, IntArray]]:
@@ -74,6 +74,12 @@ def extended(entries: Sequence[Entry | None], columns: Sequence[int]) -> FloatAr
         index = torch.from_numpy(lanes).to(device), torch.from_numpy(column[where]).to(device)
         out[where] = block.weight[lanes] + block.rows[index].cpu().numpy()
     return out
+
+
+def weight_of(entries: Sequence[Entry | None]) -> FloatArray:
+    """Return the log weight of each text, float64[N], nats."""
+    weights = [-np.inf if e is None else e.block.weight[e.lane] for e in entries]
+    return np.array(weights, dtype=np.float64)
 
 
 def pick(rows: torch.Tensor, lanes: IntArray) -> torch.Tensor:
