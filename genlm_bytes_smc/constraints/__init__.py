@@ -8,6 +8,7 @@ from genlm_bytes_smc.constraints.grammar import ByteGrammar
 from genlm_bytes_smc.constraints.json_schema import ByteJsonSchema
 from genlm_bytes_smc.constraints.languages import (
     AtomicUnits,
+    ByteRegex,
     Containing,
     Ending,
     FiniteSet,
@@ -18,7 +19,6 @@ from genlm_bytes_smc.constraints.languages import (
 )
 from genlm_bytes_smc.constraints.matcher import MatcherError
 from genlm_bytes_smc.constraints.predicate import BytePredicate
-from genlm_bytes_smc.constraints.regex import ByteRegex
 from genlm_bytes_smc.constraints.wfsa import ByteWFSA
 
 __all__ = [

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES
-from genlm_bytes_smc.constraints.automaton import (
+from genlm_bytes_smc.constraints.automata.table import (
     MAX_STATES,
     BoolArray,
     Table,

@@ -19,7 +19,7 @@ import numpy as np
 
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.constraints.answers import Answers, Key
-from genlm_bytes_smc.constraints.automaton import Int32, Table
+from genlm_bytes_smc.constraints.automata.table import Int32, Table
 from genlm_bytes_smc.constraints.base import DEAD
 from genlm_bytes_smc.constraints.probe import END_BIT
 

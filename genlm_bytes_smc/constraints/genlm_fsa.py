@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from genlm.control import BoolFSA
+from genlm.control.potential.base import Potential
 from genlm.control.potential.built_in.wfsa import WFSA
 
 from genlm_bytes_smc.alphabet import N_BYTES
-from genlm_bytes_smc.constraints.automaton import MAX_STATES
+from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
+from genlm_bytes_smc.constraints.automata.table import MAX_STATES
 from genlm_bytes_smc.constraints.base import ConstraintError
 from genlm_bytes_smc.constraints.dfa import ByteDFA
-from genlm_bytes_smc.constraints.nfa import Nfa, determinize
+from genlm_bytes_smc.constraints.product import device_of_factor, over_bytes
 from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
 from genlm_bytes_smc.constraints.wfsa import Arc, ByteWFSA
 
@@ -56,6 +58,15 @@ def from_genlm(fsa: WFSA, *, device: torch.device | str | None = None) -> ByteWF
     return ByteWFSA(
         _vector(initial, n), arcs, _vector(final, n), device=device, max_states=MAX_SNAPSHOTS
     )
+
+
+@over_bytes.register(WFSA)
+def _factor(fsa: WFSA, own: Potential) -> Any:
+    """Return an automaton as tables on the device of `own`; as any potential if it has none."""
+    try:
+        return from_genlm(fsa, device=device_of_factor(own))
+    except ConstraintError:
+        return over_bytes.dispatch(object)(fsa, own)
 
 
 def _spelled(bare: Any, number: dict[Any, int]) -> Iterator[Arc]:

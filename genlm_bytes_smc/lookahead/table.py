@@ -22,8 +22,8 @@ import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError
-from genlm_bytes_smc.constraints.automaton import Table, ragged
-from genlm_bytes_smc.constraints.wfsa_weights import total_weights
+from genlm_bytes_smc.constraints.automata.table import Table, ragged
+from genlm_bytes_smc.constraints.wfsa import total_weights
 from genlm_bytes_smc.lookahead.local import LocalRows
 from genlm_bytes_smc.lookahead.ngram import ByteNgram
 

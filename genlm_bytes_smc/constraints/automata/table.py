@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.constraints import automaton_numba as compiled
+from genlm_bytes_smc.constraints.automata import loops_numba as compiled
 from genlm_bytes_smc.constraints.base import DEAD, ConstraintError
 
 Int32 = npt.NDArray[np.int32]

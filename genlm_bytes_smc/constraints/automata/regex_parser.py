@@ -1,71 +1,34 @@
-"""Reading a regular expression: the `regex` module's own parser, then five kinds of node.
+"""Reading a regular expression with the `regex` module's own parser.
 
-The pattern is parsed by the code `regex.compile` itself parses with, and what a class matches
-is asked of the `regex` engine by running the class over every code point once. So syntax,
-flags, Unicode tables and case folding are those of the installed `regex`, not a second
-reading of its manual. The parser is not part of the module's documented interface; this file
-is the only one that touches it, and the tests compare the result with `regex.fullmatch`.
+The pattern is parsed by the code that `regex.compile` itself parses with, and the letters of a
+class are found by running the class over every code point once. So syntax, flags, Unicode tables
+and case folding are those of the installed `regex`, not a second reading of its manual. The
+parser is not part of the module's documented interface; this file is the only one that touches
+it, and the tests compare the result with `regex.fullmatch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import regex
 from regex import _regex, _regex_core
 
+from genlm_bytes_smc.constraints.automata.expressions import (
+    Alternation,
+    Anchor,
+    Chars,
+    Concat,
+    Node,
+    Repeat,
+    letter,
+)
+from genlm_bytes_smc.constraints.automata.utf8 import N_CODEPOINTS
 from genlm_bytes_smc.constraints.base import ConstraintError, show
-from genlm_bytes_smc.constraints.utf8 import N_CODEPOINTS
-
-IntArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Chars:
-    """One character of a class: `runs` int64[R, 2] of half-open code point ranges."""
-
-    runs: IntArray
-
-
-@dataclass(frozen=True)
-class Concat:
-    """One part after the other."""
-
-    parts: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Alternation:
-    """Any of the branches."""
-
-    branches: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """`body` at least `low` and at most `high` times (None: any number)."""
-
-    body: Node
-    low: int
-    high: int | None
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """Nothing, where the text begins ("start"), ends ("end"), or ends but for a last newline
-    ("line end")."""
-
-    kind: str
-
 
 _ENCODINGS = regex.ASCII | regex.LOCALE | regex.UNICODE
-
-Node = Chars | Concat | Alternation | Repeat | Anchor
 
 _ANCHORS = {"StartOfString": "start", "EndOfString": "end", "EndOfStringLine": "line end"}
 _CLASSES = {
@@ -165,7 +128,7 @@ def _convert(node: Any, info: Any, pattern: str) -> Node:
             what = "full case folding (FULLCASE with IGNORECASE, which version 1 turns on)"
             raise _unsupported(what, pattern)
         if kind == "Character" and node.positive and not node.case_flags:
-            return _one(node.value)
+            return letter(node.value)
         return _chars(_program(node), info.flags & _ENCODINGS)
     if kind == "Sequence":
         return Concat(tuple(_convert(item, info, pattern) for item in node.items))
@@ -201,11 +164,6 @@ def _program(node: Any) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _one(character: int) -> Chars:
-    return Chars(np.array([[character, character + 1]]))
-
-
-@lru_cache(maxsize=4096)
 def _chars(program: tuple[int, ...], encoding: int) -> Chars:
     """The characters a class matches, found by running it over all of them.
 
@@ -223,21 +181,3 @@ def _chars(program: tuple[int, ...], encoding: int) -> Chars:
 @lru_cache(maxsize=1)
 def _every_character() -> str:
     return "".join(map(chr, range(N_CODEPOINTS)))
-
-
-def classes_in(node: Node) -> Iterator[Chars]:
-    """The classes of a tree, each once, in the order they stand."""
-    seen: set[int] = set()
-    stack = [node]
-    while stack:
-        top = stack.pop()
-        if isinstance(top, Chars):
-            if id(top) not in seen:
-                seen.add(id(top))
-                yield top
-        elif isinstance(top, Concat):
-            stack.extend(reversed(top.parts))
-        elif isinstance(top, Alternation):
-            stack.extend(reversed(top.branches))
-        elif isinstance(top, Repeat):
-            stack.append(top.body)

@@ -8,8 +8,8 @@ from itertools import chain
 
 import numpy as np
 
-from genlm_bytes_smc.constraints import automaton_numba as compiled
-from genlm_bytes_smc.constraints.automaton import (
+from genlm_bytes_smc.constraints.automata import loops_numba as compiled
+from genlm_bytes_smc.constraints.automata.table import (
     MAX_STATES,
     MOST,
     Arcs,

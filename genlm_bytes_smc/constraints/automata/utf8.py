@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from genlm_bytes_smc.alphabet import N_BYTES
-from genlm_bytes_smc.constraints.automaton import (
+from genlm_bytes_smc.constraints.automata.table import (
     Deadline,
     Int32,
     IntArray,
