@@ -46,13 +46,10 @@ def from_genlm(fsa: WFSA, *, device: torch.device | str | None = None) -> ByteWF
     final = [(number.setdefault(q, len(number)), _log(w)) for q, w in bare.F]
     n = len(number)
     if isinstance(fsa, BoolFSA):
-        nfa = Nfa(N_BYTES, labels=[[b] for b in range(N_BYTES)])
-        for _ in range(n + 1):
-            nfa.state()
-        nfa.silent[0] = [q + 1 for q, w in initial if w > -math.inf]
-        for source, byte, target, w in arcs:
-            if w > -math.inf:
-                nfa.arcs[source + 1].append((byte, target + 1))
+        # State 0 is a start beside the automaton's own states, which are numbered from 1 here.
+        nfa = Nfa(labels=[[b] for b in range(N_BYTES)], n_states=n + 1)
+        nfa.silent = [(0, q + 1) for q, w in initial if w > -math.inf]
+        nfa.arcs = [(q + 1, byte, r + 1) for q, byte, r, w in arcs if w > -math.inf]
         nfa.accept = {q + 1 for q, w in final if w > -math.inf}
         return ByteDFA._of(determinize(nfa), device, MAX_STATES)
     return ByteWFSA(

@@ -7,7 +7,7 @@ symbols; symbols become bytes, or the UTF-8 of characters, once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -80,20 +80,6 @@ def letter(code: int) -> Chars:
 _NEWLINE = letter(0x0A)
 
 
-def nodes_of(tree: Node) -> Iterator[Node]:
-    """Iterate over all nodes, from left to right; a node before those inside it."""
-    stack = [tree]
-    while stack:
-        node = stack.pop()
-        yield node
-        if isinstance(node, Concat):
-            stack.extend(reversed(node.parts))
-        elif isinstance(node, Alternation):
-            stack.extend(reversed(node.branches))
-        elif isinstance(node, Repeat):
-            stack.append(node.body)
-
-
 def table_of_bytes(tree: Node, limit: int) -> Table:
     """Return the minimal automaton of an expression over bytes.
 
@@ -122,18 +108,12 @@ def table_of_characters(tree: Node, limit: int, deadline: Deadline) -> Table:
 
 def _nfa_of(tree: Node, n_letters: int, excluded: slice, limit: int) -> tuple[Nfa, IntArray]:
     """Return an automaton over symbols, and the symbol of each letter (-1: none)."""
-    nodes = list(nodes_of(tree))
-    classes = list(dict.fromkeys(n for n in nodes if isinstance(n, Chars)))
-    anchored = any(isinstance(n, Anchor) for n in nodes)
-    if anchored:
-        classes.append(_NEWLINE)
-    symbol_of, labels = partition(classes, n_letters, excluded)
-    nfa = Nfa(n_symbols=int(symbol_of.max()) + 1, labels=labels, limit=limit)
-    build = _Thompson(nfa, {c: i for i, c in enumerate(classes)})
-    nfa.accept.add(build.add(tree, nfa.state()))
-    if anchored:
-        nfa = _place_anchors(nfa, build.anchors, newline=len(classes) - 1)
-    return nfa, symbol_of
+    draw = _Thompson(limit)
+    nfa = draw.nfa
+    nfa.accept.add(draw.add(tree, nfa.state()))
+    newline = draw.label(_NEWLINE) if draw.anchors else -1
+    symbol_of, nfa.labels = partition(list(draw.label_of), n_letters, excluded)
+    return (_place_anchors(nfa, draw.anchors, newline) if draw.anchors else nfa), symbol_of
 
 
 def partition(
@@ -180,15 +160,18 @@ def partition(
 class _Thompson:
     """Thompson's construction: `add` draws a tree from a state and returns where it ends."""
 
-    def __init__(self, nfa: Nfa, label_of: dict[Chars, int]) -> None:
-        self.nfa = nfa
-        self.label_of = label_of
+    def __init__(self, limit: int) -> None:
+        self.nfa = Nfa(limit=limit)
+        self.label_of: dict[Chars, int] = {}
         self.anchors: list[tuple[int, str, int]] = []  # (from, kind, to)
+
+    def label(self, node: Chars) -> int:
+        return self.label_of.setdefault(node, len(self.label_of))
 
     def add(self, node: Node, start: int) -> int:
         if isinstance(node, Chars):
             end = self.nfa.state()
-            self.nfa.arcs[start].append((self.label_of[node], end))
+            self.nfa.arcs.append((start, self.label(node), end))
             return end
         if isinstance(node, Concat):
             for part in node.parts:
@@ -215,7 +198,9 @@ class _Thompson:
                     child[key] = self.add(part, q)
                 q = child[key]
                 n += 1
-            self.nfa.silent[self.add(Concat(parts[n:]), q)].append(end)
+            if n < len(parts):
+                q = self.add(Concat(parts[n:]), q)
+            self.nfa.silent.append((q, end))
         return end
 
     def _repeat(self, node: Repeat, start: int) -> int:
@@ -224,15 +209,15 @@ class _Thompson:
             start = self.add(node.body, start)
         end = nfa.state()
         if node.high is None:
-            nfa.silent[start].append(end)
-            nfa.silent[self.add(node.body, end)].append(end)
+            nfa.silent.append((start, end))
+            nfa.silent.append((self.add(node.body, end), end))
             return end
         # Optional copies are nested, a(a(a)?)?, so that leaving takes one silent step.
         for _ in range(node.high - node.low):
             first = nfa.state()
-            nfa.silent[start] += [first, end]
+            nfa.silent += [(start, first), (start, end)]
             start = self.add(node.body, first)
-        nfa.silent[start].append(end)
+        nfa.silent.append((start, end))
         return end
 
 
@@ -243,8 +228,14 @@ def _place_anchors(nfa: Nfa, anchors: list[tuple[int, str, int]], newline: int) 
     promised of the rest: "" nothing, "end" that it is empty, "line end" that it is at most
     one newline.
     """
-    out = Nfa(nfa.n_symbols, nfa.labels, limit=nfa.limit * 4)
+    out = Nfa(nfa.labels, limit=nfa.limit * 4)
+    steps: dict[int, list[int]] = {}
+    arcs: dict[int, list[tuple[int, int]]] = {}
     after: dict[int, list[tuple[str, int]]] = {}
+    for source, target in nfa.silent:
+        steps.setdefault(source, []).append(target)
+    for source, label, target in nfa.arcs:
+        arcs.setdefault(source, []).append((label, target))
     for source, kind, target in anchors:
         after.setdefault(source, []).append((kind, target))
     number = {(0, False, ""): out.state()}
@@ -259,18 +250,18 @@ def _place_anchors(nfa: Nfa, anchors: list[tuple[int, str, int]], newline: int) 
 
     for q, read, rest in queue:
         here = number[q, read, rest]
-        out.silent[here] += [place(r, read, rest) for r in nfa.silent[q]]
-        for kind, target in after.get(q, []):
+        out.silent += [(here, place(r, read, rest)) for r in steps.get(q, ())]
+        for kind, target in after.get(q, ()):
             if kind != "start":
                 stricter = "end" if "end" in (kind, rest) else "line end"
-                out.silent[here].append(place(target, read, stricter))
+                out.silent.append((here, place(target, read, stricter)))
             elif not read:
-                out.silent[here].append(place(target, read, rest))
-        for label, target in nfa.arcs[q]:
+                out.silent.append((here, place(target, read, rest)))
+        for label, target in arcs.get(q, ()):
             if rest == "":
-                out.arcs[here].append((label, place(target, True, "")))
+                out.arcs.append((here, label, place(target, True, "")))
             elif rest == "line end" and set(nfa.labels[newline]) & set(nfa.labels[label]):
-                out.arcs[here].append((newline, place(target, True, "end")))
+                out.arcs.append((here, newline, place(target, True, "end")))
         if q in nfa.accept:
             out.accept.add(here)
     return out
