@@ -1,6 +1,5 @@
 """Constraints on texts, as potentials over bytes."""
 
-from genlm_bytes_smc.constraints.approximation import approximate_automaton
 from genlm_bytes_smc.constraints.base import ByteConstraint, ConstraintError
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.genlm_fsa import from_genlm
@@ -17,6 +16,7 @@ from genlm_bytes_smc.constraints.languages import (
     StopStrings,
     Utf8,
 )
+from genlm_bytes_smc.constraints.learning import approximate_automaton
 from genlm_bytes_smc.constraints.matcher import MatcherError
 from genlm_bytes_smc.constraints.predicate import BytePredicate
 from genlm_bytes_smc.constraints.wfsa import ByteWFSA

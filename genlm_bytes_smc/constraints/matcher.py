@@ -29,7 +29,6 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.constraints.base import ConstraintError, check_limit, show
-from genlm_bytes_smc.constraints.probe import LONGEST_FORCED, Probe
 from genlm_bytes_smc.constraints.tree import BoolArray, IntArray, TreeConstraint
 
 T = TypeVar("T")
@@ -41,6 +40,8 @@ _LEAST_STACK = 2**24
 _stack_size = threading.Lock()
 
 _EOS_BYTE, _EOS_BIT = EOS_COLUMN // 8, 1 << EOS_COLUMN % 8  # nothing comes after EOS in a mask
+END_BIT = 1 << EOS_COLUMN  # of a mask as an int
+LONGEST_FORCED = 4096  # a rule that derives nothing may force bytes for ever
 
 
 class MatcherError(RuntimeError):
@@ -89,8 +90,8 @@ class ByteMatcher(TreeConstraint[Any]):
         self.warnings: list[str] = list(self._matcher.get_grammar_warnings())
         self._masks: dict[int, bytes] = {}
         self._heirs: dict[int, int] = {}
-        forced, bits = Probe(self._matcher, most=1).forced(self.matcher())
-        if not bits and len(forced) < LONGEST_FORCED:
+        forced, mask = read_forced(self.matcher())
+        if not mask and len(forced) < LONGEST_FORCED:
             what = f"follow {show(forced)}" if forced else "stand first"
             raise ConstraintError(f"the grammar admits no text at all: nothing may {what}")
 
@@ -206,6 +207,33 @@ class ByteMatcher(TreeConstraint[Any]):
         """What `repr` and the notebook view show, name by name."""
         held = f"{self.n_texts} ({self.n_snapshots} matchers, at most {self.max_states})"
         return {"texts": held, **super().summary()}
+
+
+def mask_of(matcher: Any) -> int:
+    """Return what may follow, a bit for each byte and bit 256 for the end.
+
+    The mask is 0 where llguidance gives up.
+    """
+    found = matcher.compute_bitmask()
+    return 0 if matcher.is_error() else int.from_bytes(found, "little") & (2 * END_BIT - 1)
+
+
+def read_forced(matcher: Any) -> tuple[bytes, int]:
+    """Have a matcher read on while there is but one way to go.
+
+    Returns:
+        What was read, and the mask of what may follow it: 0 where llguidance gives up or no end
+        is in sight.
+    """
+    forced = bytearray()
+    mask = mask_of(matcher)
+    while mask and not mask & END_BIT and not mask & (mask - 1):
+        if len(forced) == LONGEST_FORCED:
+            return bytes(forced), 0
+        forced.append(mask.bit_length() - 1)
+        matcher.try_consume_tokens([forced[-1]])
+        mask = mask_of(matcher)
+    return bytes(forced), mask
 
 
 def check_size(source: str, max_size: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from genlm.control.potential.tempered import Tempered
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError, approximate_automaton
-from genlm_bytes_smc.constraints.approximation import MAX_STATES
+from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.smc.factors import factors_of, has_language_model, name_of
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
-from genlm_bytes_smc.constraints.approximation import MAX_STATES
+from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.lm.transfer import device_of
 from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
