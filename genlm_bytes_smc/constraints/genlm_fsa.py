@@ -23,7 +23,7 @@ from genlm_bytes_smc.constraints.wfsa import Arc, ByteWFSA
 
 
 def from_genlm(fsa: WFSA, *, device: torch.device | str | None = None) -> ByteWFSA | ByteDFA:
-    """The same weights over bytes: a `ByteWFSA` for a WFSA, a `ByteDFA` for a BoolFSA.
+    """Return the same weights over bytes: a `ByteWFSA` for a WFSA, a `ByteDFA` for a BoolFSA.
 
     Symbols may be bytes as numbers, byte strings, or characters, which become their UTF-8.
 
@@ -67,7 +67,7 @@ def _factor(fsa: WFSA, own: Potential) -> Any:
 
 
 def _spelled(bare: Any, number: dict[Any, int]) -> Iterator[Arc]:
-    """The arcs over bytes; symbols of one state share their first bytes."""
+    """Iterate over the arcs by bytes; symbols of one state share their first bytes."""
     began: set[tuple[Any, bytes]] = set()
     for source, symbol, target, weight in bare.arcs():
         text = _as_bytes(symbol)
@@ -100,7 +100,7 @@ def _as_bytes(symbol: Any) -> bytes:
 
 
 def _log(weight: Any) -> float:
-    """The log weight behind a Log or Boolean weight."""
+    """Return the log weight behind a Log or Boolean weight."""
     score = weight.score
     if isinstance(score, bool | np.bool_):
         return 0.0 if score else -math.inf

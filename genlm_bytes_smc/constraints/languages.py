@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES
+from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.constraints.automata.expressions import (
     Alternation,
     Chars,
@@ -37,7 +38,7 @@ from genlm_bytes_smc.constraints.automata.table import (
     too_large,
 )
 from genlm_bytes_smc.constraints.automata.utf8 import N_CODEPOINTS, bytes_of_characters
-from genlm_bytes_smc.constraints.base import ConstraintError, check_limit, show
+from genlm_bytes_smc.constraints.base import ConstraintError, show
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 
 _ANY_BYTES = Repeat(Chars(np.array([[0, N_BYTES]])), 0, None)
@@ -75,18 +76,17 @@ class ByteRegex(ByteDFA):
         max_states: int = MAX_STATES,
         max_seconds: float | None = MAX_SECONDS,
     ) -> None:
-        check_limit("max_states", max_states)
+        check_count("max_states", max_states, 1)
         table = _table_of_pattern(pattern, flags, max_states, Deadline(max_seconds))
         self._adopt(table, device, max_states)
         self.pattern = pattern
         self.flags = int(flags)
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
+    def _facts(self) -> dict[str, str]:
         shown = {"pattern": show(self.pattern)}
         if self.flags:
             shown["flags"] = str(self.flags)
-        return {**shown, **super().summary()}
+        return {**shown, **super()._facts()}
 
 
 class Utf8(ByteDFA):
@@ -119,7 +119,7 @@ class Length(ByteDFA):
         device: Device = None,
         max_states: int = MAX_STATES,
     ) -> None:
-        check_limit("max_states", max_states)
+        check_count("max_states", max_states, 1)
         if minimum < 0 or (maximum is not None and maximum < minimum):
             raise ConstraintError(f"expected 0 <= minimum <= maximum, got {minimum}, {maximum}")
         if unit not in ("bytes", "characters"):
@@ -138,10 +138,9 @@ class Length(ByteDFA):
         self._adopt(table, device, max_states)
         self.minimum, self.maximum, self.unit = minimum, maximum, unit
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
+    def _facts(self) -> dict[str, str]:
         most = "any" if self.maximum is None else self.maximum
-        return {self.unit: f"{self.minimum}..{most}", **super().summary()}
+        return {self.unit: f"{self.minimum}..{most}", **super()._facts()}
 
 
 class MaxBytes(Length):
@@ -176,7 +175,7 @@ class _OfStrings(ByteDFA):
         max_states: int = MAX_STATES,
     ) -> None:
         self.strings = _byte_strings(strings, self._empty_is_fine)
-        check_limit("max_states", max_states)
+        check_count("max_states", max_states, 1)
         words = Alternation(tuple(Concat(tuple(map(letter, s))) for s in self.strings))
         table = table_of_bytes(self._language(words), max_states)
         self._adopt(table, device, max_states)
@@ -185,9 +184,8 @@ class _OfStrings(ByteDFA):
     def _language(self, words: Alternation) -> Node:
         """Return the language as an expression over bytes, given that of the strings."""
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
-        return {"strings": show(list(self.strings)), **super().summary()}
+    def _facts(self) -> dict[str, str]:
+        return {"strings": show(list(self.strings)), **super()._facts()}
 
 
 class FiniteSet(_OfStrings):
@@ -282,13 +280,13 @@ def _table_of_pattern(pattern: str, flags: int, max_states: int, deadline: Deadl
 
 
 def _of_characters(table: Table, limit: int = MAX_STATES) -> Table:
-    """The byte automaton of one over a single class: every character."""
+    """Return the byte automaton of one over a single class: every character."""
     every = np.zeros(N_CODEPOINTS, dtype=np.int64)
     return in_walking_order(bytes_of_characters(table, every, limit, Deadline()))
 
 
 def _byte_strings(strings: Iterable[str | bytes], empty: bool) -> tuple[bytes, ...]:
-    """The strings as distinct byte strings, checked."""
+    """Return the strings as distinct byte strings, checked."""
     if isinstance(strings, str | bytes):
         raise ConstraintError(f"expected several strings in a list, got {strings!r} alone")
     out: dict[bytes, None] = {}

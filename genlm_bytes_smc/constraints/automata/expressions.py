@@ -17,7 +17,6 @@ from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
 from genlm_bytes_smc.constraints.automata.table import (
     Deadline,
-    IntArray,
     Table,
     in_walking_order,
     ragged,
@@ -27,7 +26,7 @@ from genlm_bytes_smc.constraints.automata.utf8 import (
     SURROGATES,
     bytes_of_characters,
 )
-from genlm_bytes_smc.constraints.base import DEAD
+from genlm_bytes_smc.constraints.base import DEAD, IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +61,11 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Anchor:
-    """The empty text, where the text begins ("start"), ends ("end"), or ends but for a last
-    newline ("line end")."""
+    """The empty text at a certain place.
+
+    Attributes:
+        kind: "start" or "end" of the text, or "line end" (the end but for a last newline).
+    """
 
     kind: str
 

@@ -19,13 +19,13 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
-# What `subsets` came back for.
+# Why `subsets` returned.
 DONE, SLICE, MEMBERS, CELLS, STATES, ARCS = range(6)
 
 
 @entry()
 def walk(table, start):
-    """The states that a table int32[S, K] leads to from `start`, breadth first, int64[m]."""
+    """Return the states that a table int32[S, K] leads to from `start`, breadth first, int64[m]."""
     seen = full(len(table), False)
     order = full(len(table), 0)
     order[0], n = start, 1
@@ -43,7 +43,7 @@ def walk(table, start):
 
 @entry()
 def reach(offset, target, starts):
-    """Which states can be reached from some of `starts` int64[k], bool[S]."""
+    """Return which states can be reached from some of `starts` int64[k], bool[S]."""
     seen = full(len(offset) - 1, False)
     stack = full(len(seen), 0)
     n = 0
@@ -102,7 +102,7 @@ def _mark(p, element, n_touched):
 
 @inner()
 def _split(p, n_touched, n_parts):
-    """The marked of each touched part and the others become two; the smaller is the new one."""
+    """Split the marked elements of each touched part off; the smaller part is the new one."""
     for t in range(n_touched):
         s = p.touched[t]
         cut = p.first[s] + p.marked[s]
@@ -123,7 +123,7 @@ def _split(p, n_touched, n_parts):
 
 @entry()
 def coarsest(source, symbol, by_symbol, into_offset, into, accept):
-    """The class of each state in the coarsest congruence, int64[S] (Valmari 2012).
+    """Return the class of each state in the coarsest congruence, int64[S] (Valmari 2012).
 
     Args:
         source, symbol: int[A], of arcs among states that all can reach acceptance.
@@ -191,7 +191,7 @@ class NfaArrays(NamedTuple):
 
 
 class Subsets(NamedTuple):
-    """What the subset construction has found so far, with room for more.
+    """The subsets found so far, with room for more.
 
     Attributes:
         members: int32, the states of the subsets one after another.
@@ -219,7 +219,7 @@ class Subsets(NamedTuple):
 
 @inner()
 def _number(nfa, s, todo, n, seen, stamp):
-    """The subset of what `todo[:n]` reaches in silence, numbered; -1 if it needs room.
+    """Return the number of the subset that `todo[:n]` reaches in silence; -1 if it needs room.
 
     Those of `todo[:n]` are stamped. Only states that read or accept are members.
     """

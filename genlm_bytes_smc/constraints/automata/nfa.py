@@ -14,14 +14,13 @@ from genlm_bytes_smc.constraints.automata.table import (
     MOST,
     Arcs,
     Deadline,
-    IntArray,
     Table,
     empty_language,
     grouped,
     minimal_of_arcs,
     too_large,
 )
-from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.base import ConstraintError, IntArray
 
 _SLICE = 20_000_000  # members between two looks at the clock
 

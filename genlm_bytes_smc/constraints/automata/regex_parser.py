@@ -66,7 +66,7 @@ _REFUSED = {
 
 
 def parse(pattern: str, flags: int = 0) -> Node:
-    """The tree of `pattern` as `regex.fullmatch(pattern, text, flags)` reads it.
+    """Return the tree of `pattern` as `regex.fullmatch(pattern, text, flags)` reads it.
 
     The pattern is not compiled: `regex` writes every repeat out, which takes gigabytes for
     `a{1000000000}`.
@@ -95,7 +95,7 @@ def _unsupported(what: str, pattern: str) -> ConstraintError:
 
 
 def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
-    """The parser's tree and its notes; parsed again where a global flag turns up inside."""
+    """Return the parser's tree and notes; parse again where a global flag turns up inside."""
     while True:
         source = _regex_core.Source(pattern)
         info = _regex_core.Info(flags, source.char_type, {})
@@ -145,7 +145,7 @@ def _convert(node: Any, info: Any, pattern: str) -> Node:
 
 
 def _repeat(body: Node, low: int, high: int | None) -> Node:
-    """`body{low,high}`; repeats of repeats become one where their counts have no gaps."""
+    """Return `body{low,high}`; repeats of repeats become one where their counts have no gaps."""
     if isinstance(body, Concat) and len(body.parts) == 1:
         body = body.parts[0]
     if body == Concat(()) or high == 0 or (isinstance(body, Repeat) and body.high == 0):
@@ -157,7 +157,7 @@ def _repeat(body: Node, low: int, high: int | None) -> Node:
 
 
 def _program(node: Any) -> tuple[int, ...]:
-    """The engine's instructions for one or more characters of a class."""
+    """Return the engine's instructions for one or more characters of a class."""
     many = _regex_core.GreedyRepeat(node, 1, None)
     code = _regex_core._flatten_code(many.compile())
     return (*code, int(_regex_core.OP.SUCCESS))
@@ -165,7 +165,7 @@ def _program(node: Any) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _chars(program: tuple[int, ...], encoding: int) -> Chars:
-    """The characters a class matches, found by running it over all of them.
+    """Find the characters that a class matches by running it over all of them.
 
     The encoding (`regex.ASCII` or `regex.UNICODE`) is a property of the whole pattern, and the
     engine asks it what a letter is and which letters differ in case only.

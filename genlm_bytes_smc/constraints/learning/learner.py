@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, as_bytes
-from genlm_bytes_smc.constraints.base import ConstraintError, check_limit
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.constraints.base import ConstraintError
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.languages import FiniteSet
 from genlm_bytes_smc.constraints.learning.hypothesis import Hypothesis
@@ -72,7 +73,7 @@ def approximate_automaton(
             f"got {type(constraint).__name__}"
         )
     for name, value in (("max_states", max_states), ("max_calls", max_calls), ("tests", tests)):
-        check_limit(name, value)
+        check_count(name, value, 1)
     if isinstance(texts, bytes | str):
         raise TypeError(f"texts must be several texts, got one of type {type(texts).__name__}")
     known = [t.encode() if isinstance(t, str) else as_bytes(t) for t in texts]
