@@ -6,7 +6,7 @@ ahead = Lookahead()
 result = await smc(llm * ByteRegex(pattern), 32, proposal=ahead, twist=ahead)
 """
 
+from genlm_bytes_smc.lookahead.lookahead import Lookahead
 from genlm_bytes_smc.lookahead.ngram import ByteNgram
-from genlm_bytes_smc.lookahead.spec import Lookahead
 
 __all__ = ["ByteNgram", "Lookahead"]

@@ -12,8 +12,8 @@ from genlm_bytes_smc.constraints.automata import loops_numba as compiled
 from genlm_bytes_smc.constraints.automata.table import (
     MAX_STATES,
     MOST,
-    Arcs,
     Deadline,
+    SparseTable,
     Table,
     empty_language,
     grouped,
@@ -84,7 +84,7 @@ def determinize(nfa: Nfa, deadline: Deadline | None = None) -> Table:
     states, arcs = found.counts[:2].tolist()
     if states > 4 * nfa.limit:
         raise too_large(nfa.limit)
-    deterministic = Arcs(
+    deterministic = SparseTable(
         found.source[:arcs].astype(np.int64),
         found.symbol[:arcs].astype(np.int64),
         found.arc_target[:arcs].astype(np.int64),

@@ -47,7 +47,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Arcs:
+class SparseTable:
     """A deterministic automaton by its arcs, in any order: int64[A] each, accept bool[S]."""
 
     source: IntArray
@@ -99,11 +99,11 @@ def minimal(table: Table) -> Table:
     columns, column_of = _distinct_columns(table.next)
     source, symbol = np.nonzero(columns >= 0)
     target = columns[source, symbol].astype(np.int64)
-    small = _quotient(Arcs(source, symbol, target, table.accept, columns.shape[1]))
+    small = _quotient(SparseTable(source, symbol, target, table.accept, columns.shape[1]))
     return in_walking_order(Table(small.next[:, column_of], small.accept))
 
 
-def minimal_of_arcs(arcs: Arcs, limit: int) -> Table:
+def minimal_of_arcs(arcs: SparseTable, limit: int) -> Table:
     """Return the minimal automaton of one that is given by its arcs.
 
     Raises:
@@ -112,7 +112,7 @@ def minimal_of_arcs(arcs: Arcs, limit: int) -> Table:
     return in_walking_order(_quotient(arcs, limit))
 
 
-def _quotient(arcs: Arcs, limit: int | None = None) -> Table:
+def _quotient(arcs: SparseTable, limit: int | None = None) -> Table:
     """Return the minimal automaton, its states but for the start in any order."""
     n = len(arcs.accept)
     into = grouped(arcs.target, arcs.source, n)
