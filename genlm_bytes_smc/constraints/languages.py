@@ -204,16 +204,19 @@ class Ending(_OfStrings):
         return Concat((_ANY_BYTES, words))
 
 
-class StopStrings(Ending):
+class StopStrings(_OfStrings):
     """Texts that end right after the first stop string in them.
 
     Until one has been produced EOS has weight zero; once one has, only EOS is left. The stop
     string is part of the text (`before` gives the text without it).
     """
 
+    def _language(self, words: Alternation) -> Node:
+        return Concat((_ANY_BYTES, words))
+
     def _adopt(self, automaton: Table, device: Device, limit: int) -> None:
-        # Of texts that end in a stop: cutting the arcs out of accepting states makes the first
-        # stop the end. Determinising gave the search automaton of Aho and Corasick 1975.
+        # Determinising gave the search automaton of Aho and Corasick 1975. Cutting what leaves
+        # an accepting state makes the first stop the last thing.
         cut = np.where(automaton.accept[:, None], np.int32(-1), automaton.next)
         super()._adopt(minimal(Table(cut, automaton.accept)), device, limit)
 

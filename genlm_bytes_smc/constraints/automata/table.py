@@ -145,7 +145,7 @@ def _quotient(arcs: SparseTable, limit: int | None = None) -> Table:
 
 def in_walking_order(table: Table) -> Table:
     """Return the states that the start leads to, numbered as a breadth-first walk meets them."""
-    order = compiled.walk(table.next, 0)
+    order = compiled.walk(np.ascontiguousarray(table.next))
     name = np.full(len(table) + 1, DEAD, dtype=np.int32)
     name[order] = np.arange(len(order), dtype=np.int32)
     return Table(name[table.next[order]], table.accept[order])  # -1 reads the last, which is -1
