@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,6 @@ from genlm_bytes_smc.constraints.automata.table import MAX_STATES
 from genlm_bytes_smc.constraints.base import ConstraintError
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.product import device_of_factor, over_bytes
-from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
 from genlm_bytes_smc.constraints.wfsa import Arc, ByteWFSA
 
 
@@ -38,12 +39,12 @@ def from_genlm(fsa: WFSA, *, device: torch.device | str | None = None) -> ByteWF
         raise ConstraintError(
             f"expected a WFSA or BoolFSA of genlm-control, got {type(fsa).__name__}"
         )
-    # States are numbered in the order they come up; `spelled` adds those inside a symbol.
-    number: dict[Any, int] = {}
+    # States are numbered in the order they come up; `_spelled` adds those inside a symbol.
+    number: defaultdict[Any, int] = defaultdict(count().__next__)
     bare = fsa.wfsa.epsremove
-    initial = [(number.setdefault(q, len(number)), _log(w)) for q, w in bare.I]
+    initial = [(number[q], _log(w)) for q, w in bare.I]
     arcs = list(_spelled(bare, number))
-    final = [(number.setdefault(q, len(number)), _log(w)) for q, w in bare.F]
+    final = [(number[q], _log(w)) for q, w in bare.F]
     n = len(number)
     if isinstance(fsa, BoolFSA):
         # State 0 is a start beside the automaton's own states, which are numbered from 1 here.
@@ -52,9 +53,7 @@ def from_genlm(fsa: WFSA, *, device: torch.device | str | None = None) -> ByteWF
         nfa.arcs = [(q + 1, byte, r + 1) for q, byte, r, w in arcs if w > -math.inf]
         nfa.accept = {q + 1 for q, w in final if w > -math.inf}
         return ByteDFA._of(determinize(nfa), device, MAX_STATES)
-    return ByteWFSA(
-        _vector(initial, n), arcs, _vector(final, n), device=device, max_states=MAX_SNAPSHOTS
-    )
+    return ByteWFSA(_vector(initial, n), arcs, _vector(final, n), device=device)
 
 
 @over_bytes.register(WFSA)
@@ -66,25 +65,17 @@ def _factor(fsa: WFSA, own: Potential) -> Any:
         return over_bytes.dispatch(object)(fsa, own)
 
 
-def _spelled(bare: Any, number: dict[Any, int]) -> Iterator[Arc]:
+def _spelled(bare: Any, number: defaultdict[Any, int]) -> Iterator[Arc]:
     """Iterate over the arcs by bytes; symbols of one state share their first bytes."""
-    began: set[tuple[Any, bytes]] = set()
     for source, symbol, target, weight in bare.arcs():
         text = _as_bytes(symbol)
         here: Any = source
         for k in range(1, len(text)):
             there = (source, text[:k], "inside")
-            if (source, text[:k]) not in began:
-                began.add((source, text[:k]))
-                yield _arc(number, here, text[k - 1], there, 0.0)
+            if there not in number:
+                yield number[here], text[k - 1], number[there], 0.0
             here = there
-        yield _arc(number, here, text[-1], target, _log(weight))
-
-
-def _arc(number: dict[Any, int], source: Any, byte: int, target: Any, weight: float) -> Arc:
-    q, r = number.setdefault(source, len(number)), 0
-    r = number.setdefault(target, len(number))
-    return q, byte, r, weight
+        yield number[here], text[-1], number[target], _log(weight)
 
 
 def _as_bytes(symbol: Any) -> bytes:
