@@ -191,14 +191,19 @@ async def soft_counts(llm: Any, texts: Sequence[bytes], max_bytes: int) -> list[
     """
     # In this order texts that begin alike are asked for together, while their rows are held.
     stems = sorted({t[:k] for t in texts for k in range(min(len(t), max_bytes - 1) + 1)})
-    row_of: dict[bytes, Float] = {}
-    for some in range(0, len(stems), _BATCH):
-        part = stems[some : some + _BATCH]
-        contexts = [[BYTES[b] for b in t] for t in part]
-        weights = torch.as_tensor((await llm.batch_logw_next(contexts)).weights).double()
-        rows = torch.softmax(weights, dim=1).nan_to_num(0.0).cpu().numpy()
-        row_of.update(zip(part, rows, strict=True))
+    rows = torch.softmax(await rows_after(llm, stems), dim=1).nan_to_num(0.0).numpy()
+    row_of = dict(zip(stems, rows, strict=True))
     return [(t, k, row_of[t[:k]]) for t in texts for k in range(min(len(t), max_bytes - 1) + 1)]
+
+
+async def rows_after(llm: Any, texts: Sequence[bytes]) -> torch.Tensor:
+    """Ask for a potential's rows after V texts, some at a time: float64[V, 257] on the host."""
+    rows = []
+    for some in range(0, len(texts), _BATCH):
+        contexts = [[BYTES[b] for b in text] for text in texts[some : some + _BATCH]]
+        weights = (await llm.batch_logw_next(contexts)).weights
+        rows.append(torch.as_tensor(weights).double().cpu())
+    return torch.cat(rows)
 
 
 def soft_counts_of(texts: Sequence[bytes], count: Float, rows: Float) -> Iterator[Counted]:

@@ -16,16 +16,13 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS
+from genlm_bytes_smc.alphabet import N_SYMBOLS
 from genlm_bytes_smc.lookahead.automata import language_models_of
-from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float
+from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float, rows_after
 from genlm_bytes_smc.smc.errors import AllParticlesDeadError
 from genlm_bytes_smc.smc.loop import smc_steps
 from genlm_bytes_smc.smc.resampling import IntArray
-
-_BATCH = 256
 
 
 class PilotSamples(NamedTuple):
@@ -62,12 +59,8 @@ async def pilot_samples(
         pass  # what was seen before is still worth knowing
     texts = sorted(count, key=len)
     llm = reduce(operator.mul, language_models_of(target))
-    rows = []
-    for some in range(0, len(texts), _BATCH):
-        contexts = [[BYTES[b] for b in t] for t in texts[some : some + _BATCH]]
-        weights = torch.as_tensor((await llm.batch_logw_next(contexts)).weights).double()
-        rows.append(weights.exp().cpu().numpy())
-    return PilotSamples(texts, np.array([float(count[t]) for t in texts]), np.concatenate(rows))
+    rows = (await rows_after(llm, texts)).exp().numpy()
+    return PilotSamples(texts, np.array([float(count[t]) for t in texts]), rows)
 
 
 def longest(seen: PilotSamples, most: int) -> list[bytes]:
