@@ -83,7 +83,7 @@ class ByteDFA(ByteConstraint):
 
     @property
     def accept(self) -> torch.Tensor:
-        """Where a text may end, bool[n_states]."""
+        """Mask of the states in which a text may end, bool[n_states]."""
         return self._accept[:-1]
 
     @property

@@ -68,7 +68,7 @@ def byte_tokenizer() -> Any:
 
 
 class ByteMatcher(TreeConstraint[Any]):
-    """What llguidance admits has weight 1 (log 0), all else 0.
+    """The texts that llguidance admits have weight 1 (log 0), others 0.
 
     Subclasses name the language; this class runs it.
 
@@ -219,10 +219,13 @@ def mask_of(matcher: Any) -> int:
 
 
 def read_forced(matcher: Any) -> tuple[bytes, int]:
-    """Have a matcher read on while there is but one way to go.
+    """Read on while there is but one way to go.
+
+    Args:
+        matcher: a matcher, which will have read the bytes that are returned.
 
     Returns:
-        What was read, and the mask of what may follow it: 0 where llguidance gives up or no end
+        The bytes read, and the mask of what may follow: 0 where llguidance gives up or no end
         is in sight.
     """
     forced = bytearray()

@@ -60,7 +60,7 @@ class BytePredicate(SnapshotConstraint[bytes]):
             raise ConstraintError("prefix_fn gives the empty text weight zero: no text is left")
 
     def is_terminal_only(self) -> bool:
-        """Whether only whole texts are weighed."""
+        """Return whether only whole texts are weighed."""
         return self.prefix_fn is None
 
     def log_prefix(self, state: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ MAX_SNAPSHOTS = 10_000
 
 
 class _Kept:
-    """The states that the last `keep` was given, as roots for the tree's collection."""
+    """The states that the last `keep` was given: roots of the tree's garbage collection."""
 
     def __init__(self) -> None:
         self.ids = np.zeros(0, dtype=np.int64)
@@ -70,7 +70,7 @@ class TreeConstraint(ByteConstraint, Generic[S]):
 
     @abstractmethod
     def _admitted(self, nodes: IntArray, symbols: IntArray) -> BoolArray:
-        """Whether each live node may read its byte: int64[m], int64[m] -> bool[m]."""
+        """Return which live nodes may read their bytes: int64[m], int64[m] -> bool[m]."""
 
     @abstractmethod
     def _rows(self, nodes: IntArray) -> torch.Tensor:

@@ -35,7 +35,7 @@ _TAUGHT = 64  # texts of a pilot that an approximating automaton learns from
 
 
 class _LastFew(Generic[T]):
-    """The values that were made last, each found by the very objects it was made of."""
+    """The eight values made last, each found by the very objects that it was made of."""
 
     def __init__(self) -> None:
         self._held: list[tuple[tuple[Any, ...], Any, T]] = []

@@ -1,4 +1,4 @@
-"""The membership oracle: questions to a matcher of llguidance, counted; and random walks by it."""
+"""The membership oracle: a matcher of llguidance, its questions counted; and random walks by it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class MembershipOracle:
 
     @property
     def spent(self) -> bool:
-        """Whether as many questions were asked as are allowed."""
+        """True once as many questions were asked as are allowed."""
         return self.calls >= self.max_calls
 
     def mask(self, matcher: Any) -> int:
