@@ -31,7 +31,7 @@ SOURCES = (
     "beam/masses_numba.py",
     "beam/steps_numba.py",
     "compiled.py",
-    "constraints/automaton_numba.py",
+    "constraints/automata/loops_numba.py",
     "lm/context_index.py",
     "lm/host_rows.py",  # the layout of its arrays
     "lm/intake.py",

@@ -1,6 +1,18 @@
-"""Constraints on texts, as potentials over bytes."""
+"""Constraints on texts, as potentials over bytes.
 
-from genlm_bytes_smc.constraints.approximation import approximate_automaton
+    base.py                       the interface that all of them share, and its law
+    dfa.py languages.py           deterministic automata; regular expressions, lists of strings
+    automata/                     how their minimal tables are made
+    tree.py                       constraints that remember texts: the three that follow
+    matcher.py grammar.py json_schema.py    what llguidance decides
+    predicate.py wfsa.py          Python functions; weighted automata
+    learning/                     automata that approximate grammars and schemas
+    product.py genlm_fsa.py       products with genlm-control's potentials, and its automata
+
+A new constraint is a subclass of `ByteConstraint` with a case in `tests/constraints/cases.py`, on
+which the tests of the interface run. Nothing here knows particles or look-ahead.
+"""
+
 from genlm_bytes_smc.constraints.base import ByteConstraint, ConstraintError
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.genlm_fsa import from_genlm
@@ -8,6 +20,7 @@ from genlm_bytes_smc.constraints.grammar import ByteGrammar
 from genlm_bytes_smc.constraints.json_schema import ByteJsonSchema
 from genlm_bytes_smc.constraints.languages import (
     AtomicUnits,
+    ByteRegex,
     Containing,
     Ending,
     FiniteSet,
@@ -16,9 +29,9 @@ from genlm_bytes_smc.constraints.languages import (
     StopStrings,
     Utf8,
 )
+from genlm_bytes_smc.constraints.learning import approximate_automaton
 from genlm_bytes_smc.constraints.matcher import MatcherError
 from genlm_bytes_smc.constraints.predicate import BytePredicate
-from genlm_bytes_smc.constraints.regex import ByteRegex
 from genlm_bytes_smc.constraints.wfsa import ByteWFSA
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What every constraint is: a genlm-control potential over bytes with a vectorised side.
+"""The base class of constraints: a genlm-control potential over bytes with a vectorised side.
 
 A constraint answers in two ways that always agree:
 
@@ -39,7 +39,9 @@ _CONTEXTS_KEPT = 16_384
 # What is the same in every potential over bytes, and so is not pickled.
 _SHARED = {"vocab", "vocab_eos", "lookup", "eos", "token_type"}
 
-Float = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 class ConstraintError(ValueError):
@@ -49,8 +51,8 @@ class ConstraintError(ValueError):
 class ByteConstraint(Potential):  # type: ignore[misc]
     """A potential over `BYTES` that can also advance many lanes at once.
 
-    Subclasses implement `block`, `step` and `log_prefix` over states, in which 0 is the state
-    of the empty text; the `Potential` methods follow from them.
+    Subclasses implement `block`, `step` and, where prefixes have weights, `log_prefix` over
+    states, in which 0 is the state of the empty text; the `Potential` methods follow from them.
 
     Args:
         device: where weights and states live (None: the CPU).
@@ -64,7 +66,7 @@ class ByteConstraint(Potential):  # type: ignore[misc]
     # -- states: the vectorised side ---------------------------------------------------
 
     def initial(self, n: int) -> torch.Tensor:
-        """The state of the empty text for `n` lanes, int64[n]."""
+        """Return the state of the empty text for `n` lanes, int64[n]."""
         return torch.zeros(n, dtype=torch.int64, device=self.device)
 
     @abstractmethod
@@ -78,9 +80,12 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         A byte of weight -inf leads to the dead state -1. EOS is never stepped.
         """
 
-    @abstractmethod
     def log_prefix(self, state: torch.Tensor) -> torch.Tensor:
-        """Log weight of what has been read, as a prefix: int64[n] -> float64[n]."""
+        """Log weight of what has been read, as a prefix: int64[n] -> float64[n].
+
+        It is 0 for a live state, unless a subclass weighs prefixes.
+        """
+        return log_of(state >= 0)
 
     def log_complete(self, state: torch.Tensor) -> torch.Tensor:
         """Log weight of what has been read, as a whole text: int64[n] -> float64[n]."""
@@ -100,15 +105,16 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         self.keep([])
 
     def __mul__(self, other: Potential) -> ByteProduct:
-        """The product; automata and grammars of genlm-control over integer bytes, on the right,
-        are made to fit (see `product.times`)."""
+        """Return the product; `product.times` says what may stand on the right."""
         return times(self, other)
 
     # -- contexts: the Potential side --------------------------------------------------
 
     def states(self, contexts: Sequence[Context]) -> torch.Tensor:
-        """The states of whole contexts, int64[n]; a context seen before, or one byte longer
-        than one seen before, costs one dictionary lookup or one step."""
+        """Return the states of whole contexts, int64[n].
+
+        A context seen before costs one dictionary lookup, one that is a byte longer one step.
+        """
         texts = [as_bytes(c) for c in contexts]
         found = {text: self._known.get(text) for text in dict.fromkeys(texts)}
         missing = [text for text, handle in found.items() if handle is None]
@@ -125,7 +131,7 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         return torch.tensor([found[t] for t in texts], dtype=torch.int64, device=self.device)
 
     def _longest_known(self, text: bytes) -> tuple[int, int]:
-        """(state, length) of the longest prefix of `text` whose state is remembered."""
+        """Return (state, length) of the longest prefix of `text` whose state is remembered."""
         for k in range(len(text) - 1, 0, -1):
             handle = self._known.get(text[:k])
             if handle is not None:
@@ -163,11 +169,11 @@ class ByteConstraint(Potential):  # type: ignore[misc]
     # These two are numpy on the host, as genlm-control's own are: its products add them to
     # those of any other potential, and an array and a tensor do not add.
 
-    async def batch_prefix(self, contexts: Sequence[Context]) -> Float:
+    async def batch_prefix(self, contexts: Sequence[Context]) -> FloatArray:
         """`prefix` of each context, float64[n] in numpy (`log_prefix` stays on the device)."""
         return _host(self.log_prefix(self.states(_some(contexts))))
 
-    async def batch_complete(self, contexts: Sequence[Context]) -> Float:
+    async def batch_complete(self, contexts: Sequence[Context]) -> FloatArray:
         """`complete` of each context, float64[n] in numpy (`log_complete` is on the device)."""
         return _host(self.log_complete(self.states(_some(contexts))))
 
@@ -179,17 +185,17 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         return self.make_lazy_weights(self.block(self.states(_some(contexts))))
 
     def alloc_rows(self, n: int, default: float = float("-inf")) -> torch.Tensor:
-        """A block of `n` rows filled with `default`, float64[n, 257] on the device."""
+        """Return `n` rows filled with `default`, float64[n, 257] on the device."""
         return torch.full((n, N_SYMBOLS), default, dtype=torch.float64, device=self.device)
 
     # -- copies ------------------------------------------------------------------------
 
     def to(self, device: torch.device | str) -> Self:
-        """A copy of this constraint on another device, with no memory of states."""
+        """Return a copy of this constraint on another device, with no memory of states."""
         return self._copy(device_of(device))
 
     def spawn(self) -> Self:
-        """An independent copy that shares the compiled tables and none of the memory."""
+        """Return an independent copy that shares the compiled tables and none of the memory."""
         return self._copy(self.device)
 
     def _copy(self, device: torch.device) -> Self:
@@ -209,8 +215,12 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         self.__dict__.update(state)
 
     def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
-        return {"device": str(self.device)}
+        """Return what `repr` and the notebook view show, name by name."""
+        return {**self._facts(), "device": str(self.device)}
+
+    def _facts(self) -> dict[str, str]:
+        """Return what a class adds to `summary`."""
+        return {}
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v}" for k, v in self.summary().items())
@@ -230,23 +240,17 @@ def _some(contexts: Sequence[Context]) -> Sequence[Context]:
     return contexts
 
 
-def _host(weights: torch.Tensor) -> Float:
+def _host(weights: torch.Tensor) -> FloatArray:
     return np.asarray(weights.cpu().numpy(), dtype=np.float64)
 
 
-def check_limit(name: str, value: object) -> None:
-    """Raise unless `value` is an int of at least 1.
-
-    Raises:
-        TypeError: no int. ValueError: below 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+def log_of(mask: torch.Tensor) -> torch.Tensor:
+    """Return 0 where a mask is true and -inf where it is false, float64."""
+    out = torch.full(mask.shape, float("-inf"), dtype=torch.float64, device=mask.device)
+    return out.masked_fill_(mask, 0.0)
 
 
 def show(value: object, limit: int = 60) -> str:
-    """A short `repr` of `value`, for summaries."""
+    """Return a short `repr` of `value`, for summaries."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -10,17 +10,21 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES
-from genlm_bytes_smc.constraints.automaton import (
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.constraints.automata.table import (
     MAX_STATES,
-    BoolArray,
     Table,
     combine,
     minimal,
     too_large,
 )
-from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint, ConstraintError, check_limit
-
-NEG_INF = float("-inf")
+from genlm_bytes_smc.constraints.base import (
+    DEAD,
+    BoolArray,
+    ByteConstraint,
+    ConstraintError,
+    log_of,
+)
 
 
 class ByteDFA(ByteConstraint):
@@ -52,7 +56,7 @@ class ByteDFA(ByteConstraint):
         device: torch.device | str | None = None,
         max_states: int = MAX_STATES,
     ) -> None:
-        check_limit("max_states", max_states)
+        check_count("max_states", max_states, 1)
         automaton = minimal(_checked(np.asarray(table), np.asarray(accept)))
         self._adopt(automaton, device, max_states)
 
@@ -79,7 +83,7 @@ class ByteDFA(ByteConstraint):
 
     @property
     def accept(self) -> torch.Tensor:
-        """Where a text may end, bool[n_states]."""
+        """Mask of the states in which a text may end, bool[n_states]."""
         return self._accept[:-1]
 
     @property
@@ -95,31 +99,27 @@ class ByteDFA(ByteConstraint):
         return out
 
     def step(self, state: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-        """The state after one byte a lane: int64[n], int64[n] -> int64[n]."""
+        """Read one byte a lane: int64[n], int64[n] -> int64[n]."""
         return self._table[state, symbols].long()
-
-    def log_prefix(self, state: torch.Tensor) -> torch.Tensor:
-        """0 for a live state and -inf for a dead one: int64[n] -> float64[n]."""
-        return _log(state >= 0)
 
     def log_complete(self, state: torch.Tensor) -> torch.Tensor:
         """0 where the text may end and -inf elsewhere: int64[n] -> float64[n]."""
-        return _log(self._accept[state])
+        return log_of(self._accept[state])
 
     def host_table(self) -> Table:
-        """The automaton as numpy arrays on the host."""
+        """Return the automaton as numpy arrays on the host."""
         return Table(self.table.cpu().numpy(), self.accept.cpu().numpy())
 
     def __and__(self, other: ByteDFA) -> ByteDFA:
-        """The texts that both accept, as one minimal automaton on this one's device."""
+        """Return the texts that both accept, as one minimal automaton on this one's device."""
         return self._combine(other, np.logical_and)
 
     def __or__(self, other: ByteDFA) -> ByteDFA:
-        """The texts that either accepts, as one minimal automaton on this one's device."""
+        """Return the texts that either accepts, as one minimal automaton on this one's device."""
         return self._combine(other, np.logical_or)
 
     def __sub__(self, other: ByteDFA) -> ByteDFA:
-        """The texts that this one accepts and the other does not."""
+        """Return the texts that this one accepts and the other does not."""
         return self._combine(other, lambda a, b: a & ~b)
 
     def _combine(
@@ -135,16 +135,8 @@ class ByteDFA(ByteConstraint):
         new._table, new._accept = self._table.to(device), self._accept.to(device)
         return new
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
-        return {"states": str(self.n_states), **super().summary()}
-
-
-def _log(mask: torch.Tensor) -> torch.Tensor:
-    """0 where true and -inf where false, float64."""
-    return torch.full(mask.shape, NEG_INF, dtype=torch.float64, device=mask.device).masked_fill_(
-        mask, 0.0
-    )
+    def _facts(self) -> dict[str, str]:
+        return {"states": str(self.n_states)}
 
 
 def _checked(table: npt.NDArray[np.generic], accept: npt.NDArray[np.generic]) -> Table:

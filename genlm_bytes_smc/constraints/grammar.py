@@ -66,6 +66,5 @@ class ByteGrammar(ByteMatcher):
         grammar = on_large_stack(len(lark_source), LLMatcher.grammar_from_lark, lark_source)
         super().__init__(grammar, device, max_states)
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
-        return {"grammar": show(self.lark_source), "start": self.start, **super().summary()}
+    def _facts(self) -> dict[str, str]:
+        return {"grammar": show(self.lark_source), "start": self.start, **super()._facts()}

@@ -108,9 +108,8 @@ class ByteJsonSchema(ByteMatcher):
         super().__setstate__(state)
         self._validator = _validator(self.schema)
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
-        return {"schema": show(self.schema), "whitespace": self.whitespace, **super().summary()}
+    def _facts(self) -> dict[str, str]:
+        return {"schema": show(self.schema), "whitespace": self.whitespace, **super()._facts()}
 
 
 def _grammar(source: str, options: dict[str, Any]) -> str:
@@ -118,7 +117,7 @@ def _grammar(source: str, options: dict[str, Any]) -> str:
 
 
 def _checked(schema: Any, max_size: int) -> tuple[dict[str, Any], str]:
-    """The schema as plain JSON data, valid under its meta-schema and whole; and as JSON text."""
+    """Return the schema as JSON data, valid under its meta-schema and whole; and as JSON text."""
     if isinstance(schema, type) and callable(getattr(schema, "model_json_schema", None)):
         schema = schema.model_json_schema()  # type: ignore[attr-defined]
     if isinstance(schema, bytes | bytearray):
@@ -146,7 +145,7 @@ def _checked(schema: Any, max_size: int) -> tuple[dict[str, Any], str]:
 
 
 def _draft(schema: dict[str, Any]) -> Any:
-    """The validator class of a schema's draft."""
+    """Return the validator class of a schema's draft."""
     uri = schema.get("$schema", _LATEST)
     draft = _DRAFTS.get(uri.removesuffix("#")) if isinstance(uri, str) else None
     if draft is None:
@@ -157,8 +156,7 @@ def _draft(schema: dict[str, Any]) -> Any:
 
 
 def _check_references(schema: dict[str, Any]) -> None:
-    """Raise ConstraintError if a reference leads out of the schema, or a part has a draft of
-    its own."""
+    """Raise ConstraintError if a reference leads out of the schema or a part names a draft."""
     draft = specification_with(_draft(schema).META_SCHEMA["$schema"])
     todo = [(schema, Registry().resolver_with_root(draft.create_resource(schema)))]
     seen = set()
@@ -183,7 +181,7 @@ def _check_references(schema: dict[str, Any]) -> None:
 
 
 def _validator(schema: dict[str, Any]) -> Callable[[Any], bool]:
-    """Whether JSON data satisfies the schema.
+    """Return the function that says whether JSON data satisfies the schema.
 
     A reference is followed once for each part of the data: references that double from one
     level to the next would double the time. Nothing is fetched.
@@ -211,7 +209,7 @@ def _validator(schema: dict[str, Any]) -> Callable[[Any], bool]:
 
 
 def _plain(part: Any) -> Any:
-    """A mapping that is no `dict`, as one."""
+    """Return a mapping that is no `dict` as one."""
     if isinstance(part, Mapping):
         return dict(part)
     raise TypeError(f"{type(part).__name__} is no JSON data: {part!r}")

@@ -1,14 +1,35 @@
-"""Small regular languages that texts are often held to, each a minimal byte automaton."""
+"""Regular languages that texts are often held to, each a minimal byte automaton.
+
+Which engine reads regular expressions (tried on one core): outlines-core 0.2.14 compiles as
+fast, but its index over the 256 bytes refuses "bcé" for `[^a]+é?` and for `\\w{1,50}`;
+llguidance derives lazily and names no states, so there is no table to gather from; the classes
+of interegular and greenery are ASCII, and `re._parser` knows no `\\p{..}`. So: `regex` parses
+and says what a class matches, and `automata/` does the rest.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES
-from genlm_bytes_smc.constraints.automaton import (
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.constraints.automata.expressions import (
+    Alternation,
+    Chars,
+    Concat,
+    Node,
+    Repeat,
+    letter,
+    table_of_bytes,
+    table_of_characters,
+)
+from genlm_bytes_smc.constraints.automata.regex_parser import parse
+from genlm_bytes_smc.constraints.automata.table import (
+    MAX_SECONDS,
     MAX_STATES,
     Deadline,
     Table,
@@ -16,13 +37,56 @@ from genlm_bytes_smc.constraints.automaton import (
     minimal,
     too_large,
 )
-from genlm_bytes_smc.constraints.base import ConstraintError, check_limit, show
+from genlm_bytes_smc.constraints.automata.utf8 import N_CODEPOINTS, bytes_of_characters
+from genlm_bytes_smc.constraints.base import ConstraintError, show
 from genlm_bytes_smc.constraints.dfa import ByteDFA
-from genlm_bytes_smc.constraints.nfa import Nfa, determinize
-from genlm_bytes_smc.constraints.utf8 import N_CODEPOINTS, bytes_of_characters
 
-_EVERY_BYTE = range(N_BYTES)
+_ANY_BYTES = Repeat(Chars(np.array([[0, N_BYTES]])), 0, None)
 Device = torch.device | str | None
+
+
+class ByteRegex(ByteDFA):
+    """The texts that a regular expression matches from end to end, as UTF-8.
+
+    A text has weight 1 where `regex.fullmatch(pattern, text, flags)` matches and 0 elsewhere;
+    bytes that are no UTF-8 have weight 0. Every admitted prefix can be completed.
+
+    Args:
+        pattern: a pattern of the `regex` module. Anchors are fine anywhere; what no automaton
+            expresses (backreferences, lookaround, possessive and atomic groups, word
+            boundaries, full case folding and the like) is refused by name. Classes are those
+            of Unicode: `\\d` is hundreds of digits, `(?a)\\d` the ten of ASCII.
+        flags: flags of the `regex` module.
+        device: where the table lives and weights are returned (None: the CPU).
+        max_states: refuse a pattern that needs more byte states than this.
+        max_seconds: refuse a pattern that takes longer to compile (None: no limit).
+
+    Raises:
+        TypeError: `flags` or a limit of the wrong type.
+        ConstraintError: the pattern does not parse, is not supported, matches no text, or
+            outgrows `max_states` or `max_seconds`.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        flags: int = 0,
+        *,
+        device: torch.device | str | None = None,
+        max_states: int = MAX_STATES,
+        max_seconds: float | None = MAX_SECONDS,
+    ) -> None:
+        check_count("max_states", max_states, 1)
+        table = _table_of_pattern(pattern, flags, max_states, Deadline(max_seconds))
+        self._adopt(table, device, max_states)
+        self.pattern = pattern
+        self.flags = int(flags)
+
+    def _facts(self) -> dict[str, str]:
+        shown = {"pattern": show(self.pattern)}
+        if self.flags:
+            shown["flags"] = str(self.flags)
+        return {**shown, **super()._facts()}
 
 
 class Utf8(ByteDFA):
@@ -55,7 +119,7 @@ class Length(ByteDFA):
         device: Device = None,
         max_states: int = MAX_STATES,
     ) -> None:
-        check_limit("max_states", max_states)
+        check_count("max_states", max_states, 1)
         if minimum < 0 or (maximum is not None and maximum < minimum):
             raise ConstraintError(f"expected 0 <= minimum <= maximum, got {minimum}, {maximum}")
         if unit not in ("bytes", "characters"):
@@ -74,10 +138,9 @@ class Length(ByteDFA):
         self._adopt(table, device, max_states)
         self.minimum, self.maximum, self.unit = minimum, maximum, unit
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
+    def _facts(self) -> dict[str, str]:
         most = "any" if self.maximum is None else self.maximum
-        return {self.unit: f"{self.minimum}..{most}", **super().summary()}
+        return {self.unit: f"{self.minimum}..{most}", **super()._facts()}
 
 
 class MaxBytes(Length):
@@ -88,7 +151,7 @@ class MaxBytes(Length):
 
 
 class _OfStrings(ByteDFA):
-    """A language given by a list of strings; `_draw` says how.
+    """A language given by a list of strings; `_language` says how.
 
     Args:
         strings: the strings, `str` as UTF-8.
@@ -112,22 +175,17 @@ class _OfStrings(ByteDFA):
         max_states: int = MAX_STATES,
     ) -> None:
         self.strings = _byte_strings(strings, self._empty_is_fine)
-        check_limit("max_states", max_states)
-        nfa = Nfa(N_BYTES, [*([b] for b in _EVERY_BYTE), _EVERY_BYTE], limit=max_states)
-        nfa.state()
-        self._draw(nfa)
-        self._adopt(determinize(nfa), device, max_states)
+        check_count("max_states", max_states, 1)
+        words = Alternation(tuple(Concat(tuple(map(letter, s))) for s in self.strings))
+        table = table_of_bytes(self._language(words), max_states)
+        self._adopt(table, device, max_states)
 
-    def _draw(self, nfa: Nfa) -> None:
-        """Draw the language from state 0."""
-        raise NotImplementedError
+    @abstractmethod
+    def _language(self, words: Alternation) -> Node:
+        """Return the language as an expression over bytes, given that of the strings."""
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
-        return {"strings": show(list(self.strings)), **super().summary()}
-
-
-_ANY = N_BYTES  # the label of every byte, after those of the single bytes
+    def _facts(self) -> dict[str, str]:
+        return {"strings": show(list(self.strings)), **super()._facts()}
 
 
 class FiniteSet(_OfStrings):
@@ -135,8 +193,15 @@ class FiniteSet(_OfStrings):
 
     _empty_is_fine = True
 
-    def _draw(self, nfa: Nfa) -> None:
-        nfa.accept.update(_trie(nfa, self.strings))
+    def _language(self, words: Alternation) -> Node:
+        return words
+
+
+class Ending(_OfStrings):
+    """Texts that end in one of the strings given; they may also occur earlier."""
+
+    def _language(self, words: Alternation) -> Node:
+        return Concat((_ANY_BYTES, words))
 
 
 class StopStrings(_OfStrings):
@@ -146,38 +211,26 @@ class StopStrings(_OfStrings):
     string is part of the text (`before` gives the text without it).
     """
 
-    def _draw(self, nfa: Nfa) -> None:
-        # Any bytes, then a stop: determinising gives the search automaton of Aho and Corasick
-        # 1975. Cutting what leaves an accepting state makes the first stop the last thing.
-        nfa.arcs[0].append((_ANY, 0))
-        nfa.accept.update(_trie(nfa, self.strings))
+    def _language(self, words: Alternation) -> Node:
+        return Concat((_ANY_BYTES, words))
 
     def _adopt(self, automaton: Table, device: Device, limit: int) -> None:
+        # Determinising gave the search automaton of Aho and Corasick 1975. Cutting what leaves
+        # an accepting state makes the first stop the last thing.
         cut = np.where(automaton.accept[:, None], np.int32(-1), automaton.next)
         super()._adopt(minimal(Table(cut, automaton.accept)), device, limit)
 
     def before(self, text: bytes) -> bytes:
-        """`text` without the first stop string in it and what follows."""
+        """Return `text` without the first stop string in it and what follows."""
         found = [(text.find(s) + len(s), text.find(s)) for s in self.strings if s in text]
         return text[: min(found)[1]] if found else text
-
-
-class Ending(_OfStrings):
-    """Texts that end in one of the strings given; they may also occur earlier."""
-
-    def _draw(self, nfa: Nfa) -> None:
-        nfa.arcs[0].append((_ANY, 0))
-        nfa.accept.update(_trie(nfa, self.strings))
 
 
 class Containing(_OfStrings):
     """Texts in which one of the strings given occurs."""
 
-    def _draw(self, nfa: Nfa) -> None:
-        nfa.arcs[0].append((_ANY, 0))
-        for end in _trie(nfa, self.strings):
-            nfa.arcs[end].append((_ANY, end))
-            nfa.accept.add(end)
+    def _language(self, words: Alternation) -> Node:
+        return Concat((_ANY_BYTES, words, _ANY_BYTES))
 
 
 class AtomicUnits(_OfStrings):
@@ -204,27 +257,39 @@ class AtomicUnits(_OfStrings):
     ) -> None:
         units = _byte_strings(units, False)
         if ordinary is None:
-            ordinary = bytes(set(_EVERY_BYTE) - {u[0] for u in units})
+            ordinary = bytes(set(range(N_BYTES)) - {u[0] for u in units})
         if not isinstance(ordinary, bytes):
             raise ConstraintError(f"ordinary must be bytes or None, got {ordinary!r}")
         self.ordinary = ordinary
         super().__init__(units, device=device, max_states=max_states)
 
-    def _draw(self, nfa: Nfa) -> None:
-        nfa.accept.add(0)
-        nfa.arcs[0] += [(byte, 0) for byte in set(self.ordinary)]
-        for end in _trie(nfa, self.strings):
-            nfa.silent[end].append(0)
+    def _language(self, words: Alternation) -> Node:
+        alone = np.array(sorted(set(self.ordinary)), dtype=np.int64)
+        ordinary = Chars(np.stack([alone, alone + 1], axis=1))
+        return Repeat(Alternation((*words.branches, ordinary)), 0, None)
+
+
+def _table_of_pattern(pattern: str, flags: int, max_states: int, deadline: Deadline) -> Table:
+    """Return the minimal byte automaton of a pattern; see `ByteRegex`."""
+    try:
+        tree = parse(pattern, flags)
+        deadline.check()
+        return table_of_characters(tree, max_states, deadline)
+    except RecursionError:
+        raise ConstraintError(
+            f"the pattern {show(pattern)} nests its groups more deeply than Python's recursion "
+            "limit lets it be parsed; write fewer groups inside one another"
+        ) from None
 
 
 def _of_characters(table: Table, limit: int = MAX_STATES) -> Table:
-    """The byte automaton of one over a single class: every character."""
+    """Return the byte automaton of one over a single class: every character."""
     every = np.zeros(N_CODEPOINTS, dtype=np.int64)
     return in_walking_order(bytes_of_characters(table, every, limit, Deadline()))
 
 
 def _byte_strings(strings: Iterable[str | bytes], empty: bool) -> tuple[bytes, ...]:
-    """The strings as distinct byte strings, checked."""
+    """Return the strings as distinct byte strings, checked."""
     if isinstance(strings, str | bytes):
         raise ConstraintError(f"expected several strings in a list, got {strings!r} alone")
     out: dict[bytes, None] = {}
@@ -240,20 +305,3 @@ def _byte_strings(strings: Iterable[str | bytes], empty: bool) -> tuple[bytes, .
     if not out:
         raise ConstraintError("expected at least one string, got none")
     return tuple(out)
-
-
-def _trie(nfa: Nfa, strings: Iterable[bytes]) -> list[int]:
-    """Draw the strings from state 0, common beginnings once; where each of them ends."""
-    child: dict[tuple[int, int], int] = {}
-    ends = []
-    first = nfa.state()
-    nfa.silent[0].append(first)
-    for s in strings:
-        q = first
-        for byte in s:
-            if (q, byte) not in child:
-                child[q, byte] = nfa.state()
-                nfa.arcs[q].append((byte, child[q, byte]))
-            q = child[q, byte]
-        ends.append(q)
-    return ends

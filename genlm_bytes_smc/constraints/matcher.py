@@ -28,9 +28,9 @@ import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
-from genlm_bytes_smc.constraints.base import ConstraintError, check_limit, show
-from genlm_bytes_smc.constraints.probe import LONGEST_FORCED, Probe
-from genlm_bytes_smc.constraints.tree import BoolArray, IntArray, TreeConstraint
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.constraints.base import BoolArray, ConstraintError, IntArray, show
+from genlm_bytes_smc.constraints.tree import TreeConstraint
 
 T = TypeVar("T")
 MAX_SIZE = 2**18
@@ -41,6 +41,8 @@ _LEAST_STACK = 2**24
 _stack_size = threading.Lock()
 
 _EOS_BYTE, _EOS_BIT = EOS_COLUMN // 8, 1 << EOS_COLUMN % 8  # nothing comes after EOS in a mask
+END_BIT = 1 << EOS_COLUMN  # of a mask as an int
+LONGEST_FORCED = 4096  # a rule that derives nothing may force bytes for ever
 
 
 class MatcherError(RuntimeError):
@@ -61,12 +63,12 @@ class _ByteTokens:
 
 @cache
 def byte_tokenizer() -> Any:
-    """llguidance's view of the byte alphabet, made once a process."""
+    """Return llguidance's view of the byte alphabet, made once a process."""
     return LLTokenizer(TokenizerWrapper(_ByteTokens()), n_vocab=N_SYMBOLS, slices=[])
 
 
 class ByteMatcher(TreeConstraint[Any]):
-    """What llguidance admits has weight 1 (log 0), all else 0.
+    """The texts that llguidance admits have weight 1 (log 0), others 0.
 
     Subclasses name the language; this class runs it.
 
@@ -76,7 +78,7 @@ class ByteMatcher(TreeConstraint[Any]):
         max_states: matchers held between calls (1 KiB and some 100 bytes a byte read, each).
 
     Attributes:
-        warnings: what llguidance has to say about the grammar, if anything.
+        warnings: llguidance's warnings about the grammar.
 
     Raises:
         ConstraintError: llguidance refuses the grammar; its reason is in the message.
@@ -89,13 +91,13 @@ class ByteMatcher(TreeConstraint[Any]):
         self.warnings: list[str] = list(self._matcher.get_grammar_warnings())
         self._masks: dict[int, bytes] = {}
         self._heirs: dict[int, int] = {}
-        forced, bits = Probe(self._matcher, most=1).forced(self.matcher())
-        if not bits and len(forced) < LONGEST_FORCED:
+        forced, mask = read_forced(self.matcher())
+        if not mask and len(forced) < LONGEST_FORCED:
             what = f"follow {show(forced)}" if forced else "stand first"
             raise ConstraintError(f"the grammar admits no text at all: nothing may {what}")
 
     def matcher(self) -> Any:
-        """A matcher of llguidance that has read nothing, for its caller alone."""
+        """Return a matcher of llguidance that has read nothing, for its caller alone."""
         return self._matcher.deep_copy()
 
     def _at(self, nodes: IntArray) -> list[Any]:
@@ -117,7 +119,7 @@ class ByteMatcher(TreeConstraint[Any]):
         return [held[node] for node in wanted]
 
     def _source(self, node: int) -> tuple[int, list[int]]:
-        """The nearest ancestor that has a matcher or an heir, and the bytes from there on."""
+        """Return the nearest ancestor with a matcher or an heir, and the bytes from there on."""
         unread = []
         while node not in self._snapshots and self._heir(node) is None:
             unread.append(int(self.tree.token[node]))
@@ -125,7 +127,7 @@ class ByteMatcher(TreeConstraint[Any]):
         return node, unread[::-1]
 
     def _heir(self, node: int) -> int | None:
-        """Who now holds the matcher that `node` handed on, if it is still held."""
+        """Return the node that now holds the matcher of `node`, if it is still held."""
         passed = []
         while node in self._heirs:
             passed.append(node)
@@ -139,7 +141,7 @@ class ByteMatcher(TreeConstraint[Any]):
         return node if alive else None
 
     def _taken(self, source: int, hand_on: bool, node: int) -> Any:
-        """A matcher that has read what `source` stands for, to be used for `node`."""
+        """Return a matcher that has read the text of `source`, to be used for `node`."""
         matcher = self._snapshots.get(source)
         if matcher is None:
             heir = self._heir(source)
@@ -153,11 +155,11 @@ class ByteMatcher(TreeConstraint[Any]):
         return self._snapshots.pop(source)
 
     def _may_end(self, node: int) -> bool:
-        """A second opinion on a text that llguidance would let end here."""
+        """Return whether a text may end at a node where llguidance would let it."""
         return True
 
     def _masks_of(self, nodes: IntArray) -> BoolArray:
-        """What may follow each node, bool[m, 257]."""
+        """Return what may follow each node, bool[m, 257]."""
         masks = self._masks
         unknown = nodes[[n not in masks for n in nodes.tolist()]]
         if len(unknown):
@@ -184,7 +186,7 @@ class ByteMatcher(TreeConstraint[Any]):
         gone = set(nodes.tolist())
         for node in gone:
             self._masks.pop(node, None)
-        # An heir may be gone while who handed on to it stays, and its number come again.
+        # An heir may be gone while the node before it stays, and its number come again.
         ends = {n: self._heir(n) for n in list(self._heirs)}
         self._heirs = {n: h for n, h in ends.items() if n not in gone and h is not None}
 
@@ -202,15 +204,44 @@ class ByteMatcher(TreeConstraint[Any]):
         super().__setstate__(state)
         self._matcher = on_large_stack(len(self._grammar), _compiled, self._grammar)
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
+    def _facts(self) -> dict[str, str]:
         held = f"{self.n_texts} ({self.n_snapshots} matchers, at most {self.max_states})"
-        return {"texts": held, **super().summary()}
+        return {"texts": held}
+
+
+def mask_of(matcher: Any) -> int:
+    """Return what may follow, a bit for each byte and bit 256 for the end.
+
+    The mask is 0 where llguidance gives up.
+    """
+    found = matcher.compute_bitmask()
+    return 0 if matcher.is_error() else int.from_bytes(found, "little") & (2 * END_BIT - 1)
+
+
+def read_forced(matcher: Any) -> tuple[bytes, int]:
+    """Read on while there is but one way to go.
+
+    Args:
+        matcher: a matcher, which will have read the bytes that are returned.
+
+    Returns:
+        The bytes read, and the mask of what may follow: 0 where llguidance gives up or no end
+        is in sight.
+    """
+    forced = bytearray()
+    mask = mask_of(matcher)
+    while mask and not mask & END_BIT and not mask & (mask - 1):
+        if len(forced) == LONGEST_FORCED:
+            return bytes(forced), 0
+        forced.append(mask.bit_length() - 1)
+        matcher.try_consume_tokens([forced[-1]])
+        mask = mask_of(matcher)
+    return bytes(forced), mask
 
 
 def check_size(source: str, max_size: int) -> None:
     """Raise ConstraintError if a source is longer than allowed."""
-    check_limit("max_size", max_size)
+    check_count("max_size", max_size, 1)
     if len(source) > max_size:
         raise ConstraintError(
             f"the grammar or schema has {len(source):,} characters, more than "
@@ -220,9 +251,9 @@ def check_size(source: str, max_size: int) -> None:
 
 
 def on_large_stack(size: int, function: Callable[..., T], *args: Any) -> T:
-    """What `function` returns, called where a source of `size` characters cannot overrun the stack.
+    """Call a function where reading a source of `size` characters cannot overrun the stack.
 
-    That is a thread that ends before this returns: the stack of whoever calls may be small, and
+    That is a thread that ends before this returns: the stack of the caller may be small, and
     a recursion that is too deep for it ends the process.
 
     Raises:

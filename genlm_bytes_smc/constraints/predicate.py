@@ -11,11 +11,9 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES
-from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.base import BoolArray, ConstraintError, FloatArray, IntArray
 from genlm_bytes_smc.constraints.tree import (
     MAX_SNAPSHOTS,
-    BoolArray,
-    IntArray,
     SnapshotConstraint,
 )
 
@@ -62,18 +60,14 @@ class BytePredicate(SnapshotConstraint[bytes]):
             raise ConstraintError("prefix_fn gives the empty text weight zero: no text is left")
 
     def is_terminal_only(self) -> bool:
-        """Whether only whole texts are weighed."""
+        """Return whether only whole texts are weighed."""
         return self.prefix_fn is None
 
     def log_prefix(self, state: torch.Tensor) -> torch.Tensor:
         """Log weight of each state as a prefix: int64[n] -> float64[n]."""
         if self.prefix_fn is None:
             return super().log_prefix(state)
-        nodes = state.cpu().numpy()
-        out = np.full(len(nodes), -math.inf)
-        out[nodes >= 0] = self._prefixes(nodes[nodes >= 0])
-        self._drop_snapshots()
-        return torch.from_numpy(out).to(self.device)
+        return self._by_node(state, lambda n: torch.from_numpy(self._prefixes(n)).to(self.device))
 
     def _root(self) -> bytes:
         return b""
@@ -100,8 +94,8 @@ class BytePredicate(SnapshotConstraint[bytes]):
                 row[:N_BYTES] = [_weigh(self.prefix_fn, t, "prefix_fn") for t in longer]
         return torch.from_numpy(rows - self._prefixes(nodes)[:, None]).to(self.device)
 
-    def _prefixes(self, nodes: IntArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """The prefix weight of each live node."""
+    def _prefixes(self, nodes: IntArray) -> FloatArray:
+        """Return the prefix weight of each live node."""
         if self.prefix_fn is None:
             return np.zeros(len(nodes))
         unknown = np.unique(nodes[[n not in self._prefix for n in nodes.tolist()]])
@@ -119,15 +113,14 @@ class BytePredicate(SnapshotConstraint[bytes]):
         new._complete, new._prefix = {}, {}
         return new
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
+    def _facts(self) -> dict[str, str]:
         named = {"fn": self.fn, "prefix_fn": self.prefix_fn}
         shown = {k: getattr(f, "__qualname__", repr(f)) for k, f in named.items() if f}
-        return {**shown, "texts": str(self.n_texts), **super().summary()}
+        return {**shown, "texts": str(self.n_texts)}
 
 
 def _weigh(fn: Callable[[bytes], Weight], text: bytes, name: str) -> float:
-    """The log weight that `fn` gives `text`, checked."""
+    """Return the log weight that `fn` gives `text`, checked."""
     value = fn(text)
     if isinstance(value, bool | np.bool_):
         return 0.0 if value else -math.inf

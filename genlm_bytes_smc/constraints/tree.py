@@ -1,4 +1,4 @@
-"""Constraints whose state is what has been read: one node of a prefix tree a distinct text.
+"""Constraints whose state is the text that was read: a node of a prefix tree a distinct text.
 
 Where states cannot be listed beforehand (parsers, weighted forward vectors, any Python
 function), a state is the number of a node in a prefix tree of byte strings, so lanes that
@@ -14,26 +14,24 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.alphabet import N_BYTES, Context
-from genlm_bytes_smc.constraints.base import DEAD, ByteConstraint, check_limit
+from genlm_bytes_smc.alphabet import N_BYTES, N_SYMBOLS, Context
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.constraints.base import DEAD, BoolArray, ByteConstraint, IntArray
 from genlm_bytes_smc.lm.contexts import ContextTree, OneThread
 
 S = TypeVar("S")
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 MAX_SNAPSHOTS = 10_000
 
 
 class _Kept:
-    """The states that the last `keep` was given, as roots for the tree's collection."""
+    """The states that the last `keep` was given: roots of the tree's garbage collection."""
 
     def __init__(self) -> None:
         self.ids = np.zeros(0, dtype=np.int64)
@@ -62,48 +60,42 @@ class TreeConstraint(ByteConstraint, Generic[S]):
 
     def __init__(self, device: torch.device | str | None, max_states: int) -> None:
         super().__init__(device)
-        check_limit("max_states", max_states)
+        check_count("max_states", max_states, 1)
         self.max_states = max_states
         self._forget()
 
     @abstractmethod
     def _at(self, nodes: IntArray) -> list[S]:
-        """The snapshots of distinct live nodes, which are then held."""
+        """Return the snapshots of distinct live nodes, which are then held."""
 
     @abstractmethod
     def _admitted(self, nodes: IntArray, symbols: IntArray) -> BoolArray:
-        """Whether each live node may read its byte: int64[m], int64[m] -> bool[m]."""
+        """Return which live nodes may read their bytes: int64[m], int64[m] -> bool[m]."""
 
     @abstractmethod
     def _rows(self, nodes: IntArray) -> torch.Tensor:
-        """`block` for distinct live nodes: int64[m] -> float64[m, 257] on the device."""
+        """Return `block` for distinct live nodes: int64[m] -> float64[m, 257] on the device."""
 
     def _discard(self, snapshot: S) -> None:
-        """A snapshot is no longer held."""
+        """Free what a snapshot that is no longer held takes."""
 
     def _freed(self, nodes: IntArray) -> None:
-        """These nodes are gone; their numbers may come again for other texts."""
+        """Forget nodes that are gone; their numbers may come again for other texts."""
 
     # -- the vectorised interface --------------------------------------------------------
 
     def initial(self, n: int) -> torch.Tensor:
-        """The state of the empty text for `n` lanes, int64[n]."""
+        """Return the state of the empty text for `n` lanes, int64[n]."""
         self._lent = True
         return super().initial(n)
 
     def block(self, state: torch.Tensor) -> torch.Tensor:
         """Log weights of next byte and EOS: int64[n] -> float64[n, 257]; equal states once."""
         with self._one_thread:
-            nodes, lane = distinct(state)
-            live = nodes[nodes >= 0]
-            rows = self.alloc_rows(len(nodes) - len(live))  # the dead state is -1: it sorts first
-            if len(live):
-                rows = torch.cat([rows, self._rows(live)])
-                self._drop_snapshots()
-            return rows[lane.to(self.device)]
+            return self._by_node(state, self._rows, N_SYMBOLS)
 
     def step(self, state: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-        """The state after one byte a lane: int64[n], int64[n] -> int64[n]."""
+        """Read one byte a lane: int64[n], int64[n] -> int64[n]."""
         with self._one_thread:
             pairs, lane = distinct(torch.where(state < 0, DEAD, state * N_BYTES + symbols))
             nodes, read = pairs // N_BYTES, pairs % N_BYTES
@@ -115,10 +107,24 @@ class TreeConstraint(ByteConstraint, Generic[S]):
                 self._drop_snapshots()
             return torch.from_numpy(out)[lane].to(self.device)
 
-    def log_prefix(self, state: torch.Tensor) -> torch.Tensor:
-        """0 for a live state and -inf for a dead one: int64[n] -> float64[n]."""
-        out = torch.full(state.shape, float("-inf"), dtype=torch.float64, device=self.device)
-        return out.masked_fill_(state >= 0, 0.0)
+    def _by_node(
+        self, state: torch.Tensor, values: Callable[[IntArray], torch.Tensor], *shape: int
+    ) -> torch.Tensor:
+        """Return values of states, computed once a distinct live node; -inf for a dead one.
+
+        Args:
+            state: int64[n].
+            values: distinct live nodes int64[m] -> float64[m, *shape] on the device.
+            shape: of a value.
+        """
+        nodes, lane = distinct(state)
+        live = nodes[nodes >= 0]
+        dead = (len(nodes) - len(live), *shape)  # the dead state is -1: it sorts first
+        out = torch.full(dead, float("-inf"), dtype=torch.float64, device=self.device)
+        if len(live):
+            out = torch.cat([out, values(live)])
+            self._drop_snapshots()
+        return out[lane.to(self.device)]
 
     def keep(self, states: Iterable[torch.Tensor]) -> None:
         """Drop every state that is neither in these tensors nor a prefix of one that is."""
@@ -150,13 +156,13 @@ class TreeConstraint(ByteConstraint, Generic[S]):
         return len(self._snapshots)
 
     def text(self, state: int) -> bytes:
-        """The bytes that a live state has read."""
+        """Return the bytes that a live state has read."""
         return bytes(self.tree.tokens(state))
 
     # -- the Potential side --------------------------------------------------------------
 
     def states(self, contexts: Sequence[Context]) -> torch.Tensor:
-        """The states of whole contexts, int64[n].
+        """Return the states of whole contexts, int64[n].
 
         Where only contexts are used (`initial` was never called), nobody but this object
         holds states, and it drops old ones by itself.
@@ -173,7 +179,7 @@ class TreeConstraint(ByteConstraint, Generic[S]):
     # -- memory ------------------------------------------------------------------------
 
     def _drop_snapshots(self) -> None:
-        """Come back within the limit; the empty text's snapshot stays."""
+        """Drop snapshots beyond the limit; the empty text's stays."""
         held = self._snapshots
         while len(held) > max(self.max_states, 1):
             node = next(iter(held))
@@ -210,14 +216,14 @@ class SnapshotConstraint(TreeConstraint[S]):
 
     @abstractmethod
     def _root(self) -> S:
-        """The snapshot of the empty text."""
+        """Return the snapshot of the empty text."""
 
     @abstractmethod
     def _extend(self, snapshots: Sequence[S], symbols: Sequence[int]) -> list[S]:
-        """The snapshots after one admitted byte each."""
+        """Return the snapshots after one admitted byte each."""
 
     def _at(self, nodes: IntArray) -> list[S]:
-        """The snapshots of nodes, made from their nearest ancestors that are held."""
+        """Return the snapshots of nodes, made from their nearest ancestors that are held."""
         held, tree = self._snapshots, self.tree
         if 0 not in held:
             held[0] = self._root()
@@ -247,6 +253,6 @@ class SnapshotConstraint(TreeConstraint[S]):
 
 
 def distinct(values: torch.Tensor) -> tuple[IntArray, torch.Tensor]:
-    """(distinct values on the host, for each place the number of its value)."""
+    """Return distinct values on the host, and for each place the number of its value."""
     distinct, inverse = np.unique(values.cpu().numpy(), return_inverse=True)
     return distinct, torch.from_numpy(inverse.reshape(-1))

@@ -23,20 +23,16 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
-from genlm_bytes_smc.constraints.automaton import ragged
-from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.automata.table import ragged
+from genlm_bytes_smc.constraints.base import BoolArray, ConstraintError, FloatArray, IntArray
 from genlm_bytes_smc.constraints.tree import (
     MAX_SNAPSHOTS,
-    BoolArray,
-    IntArray,
     SnapshotConstraint,
-    distinct,
 )
-from genlm_bytes_smc.constraints.wfsa_weights import total_weights
 
 Arc = tuple[int, int, int, float]
-Float = npt.NDArray[np.float64]
 _SAFE = 1e-200
+MOST_STATES = 4096
 
 
 class ByteWFSA(SnapshotConstraint[int]):
@@ -100,8 +96,8 @@ class ByteWFSA(SnapshotConstraint[int]):
         self._vectors = self._start.new_empty((0, n))
         self._spare: list[int] = []
 
-    def pushed(self) -> tuple[IntArray, IntArray, IntArray, Float, Float, Float]:
-        """The automaton with its weights pushed, on the host.
+    def pushed(self) -> tuple[IntArray, IntArray, IntArray, FloatArray, FloatArray, FloatArray]:
+        """Return the automaton with its weights pushed, on the host.
 
         Returns:
             source, byte, target int64[E] and log weight float64[E] of each arc; log weight of
@@ -114,29 +110,19 @@ class ByteWFSA(SnapshotConstraint[int]):
         return self._source, byte, self._target, weight, end, self._start.cpu().numpy()
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
-        """Where the paths stand: float64[n, S], log shares that add up to one a lane.
+        """Log share of the paths that stand in each state: float64[n, S], summing to one a lane.
 
         All -inf for a dead lane.
         """
-        nodes, lane = distinct(state)
-        live = nodes[nodes >= 0]
-        out = self._start.new_full((len(nodes) - len(live), self.n_states), -torch.inf)
-        if len(live):
-            out = torch.cat([out, torch.log_softmax(self._forward(live), 1)])
-            self._drop_snapshots()
-        return out[lane.to(self.device)]
+        return self._by_node(
+            state, lambda nodes: torch.log_softmax(self._forward(nodes), 1), self.n_states
+        )
 
     # -- states ------------------------------------------------------------------------
 
     def log_prefix(self, state: torch.Tensor) -> torch.Tensor:
         """Log weight of all texts that begin so: int64[n] -> float64[n]."""
-        nodes, lane = distinct(state)
-        live = nodes[nodes >= 0]
-        out = self._start.new_full((len(nodes) - len(live),), -torch.inf)
-        if len(live):
-            out = torch.cat([out, torch.logsumexp(self._forward(live), 1)])
-            self._drop_snapshots()
-        return out[lane.to(self.device)]
+        return self._by_node(state, lambda nodes: torch.logsumexp(self._forward(nodes), 1))
 
     def _rows(self, nodes: IntArray) -> torch.Tensor:
         forward = self._forward(nodes)
@@ -158,7 +144,7 @@ class ByteWFSA(SnapshotConstraint[int]):
     # -- forward vectors: a snapshot is a row of one table -------------------------------
 
     def _forward(self, nodes: IntArray) -> torch.Tensor:
-        """The forward vectors of live nodes, float64[m, S]."""
+        """Return the forward vectors of live nodes, float64[m, S]."""
         rows = torch.tensor(self._at(nodes), device=self.device)
         return self._vectors[rows]  # read after `_at`, which may have grown the table
 
@@ -199,10 +185,9 @@ class ByteWFSA(SnapshotConstraint[int]):
         new._vectors, new._spare = new._start.new_empty((0, self.n_states)), []
         return new
 
-    def summary(self) -> dict[str, str]:
-        """What `repr` and the notebook view show, name by name."""
+    def _facts(self) -> dict[str, str]:
         arcs = {"states": str(self.n_states), "arcs": str(len(self._source))}
-        return {**arcs, "log_total": f"{self.log_total:.6g}", **super().summary()}
+        return {**arcs, "log_total": f"{self.log_total:.6g}"}
 
 
 def _scatter_logsumexp(
@@ -218,8 +203,8 @@ def _scatter_logsumexp(
 
 def _checked(
     initial: npt.ArrayLike, transitions: Iterable[Arc], final: npt.ArrayLike
-) -> tuple[Float, IntArray, Float, Float]:
-    """(initial float[S], arcs int[E, 3], their log weights float[E], final float[S])."""
+) -> tuple[FloatArray, IntArray, FloatArray, FloatArray]:
+    """Return initial float[S], arcs int[E, 3], their log weights float[E], and final float[S]."""
     start, end = np.asarray(initial, dtype=np.float64), np.asarray(final, dtype=np.float64)
     if start.ndim != 1 or start.shape != end.shape or not len(start):
         raise ConstraintError(
@@ -242,3 +227,59 @@ def _checked(
         if np.isnan(values).any() or (values == np.inf).any():
             raise ConstraintError(f"{what} must be log weights below +inf, got NaN or +inf in it")
     return start, arcs, weight, end
+
+
+def total_weights(
+    source: IntArray, target: IntArray, weight: FloatArray, final: FloatArray
+) -> FloatArray:
+    """Log weight of all paths from each state to an end, float64[S]; -inf where none is.
+
+    The sums solve b = A b + F. Both sides are first divided by the weight of each state's
+    best path (found by relaxing arcs, Bellman 1958), so that what is solved is near 1 whatever
+    the scale of the weights, and what underflows in it is relatively nothing.
+
+    Args:
+        source, target: int64[E], the ends of each arc.
+        weight: float64[E], its log weight.
+        final: float64[S], log weight of ending.
+
+    Raises:
+        ConstraintError: a total is infinite, or there are more than 4096 states.
+    """
+    n = len(final)
+    if n > MOST_STATES:
+        raise ConstraintError(f"at most {MOST_STATES} weighted states are supported, got {n}")
+    best = final.copy()
+    for _ in range(n):
+        before = best.copy()
+        np.maximum.at(best, source, weight + before[target])
+        if (best == before).all():
+            break
+    else:
+        raise _infinite()
+    ends = np.isfinite(best)
+    used = ends[source] & ends[target] & np.isfinite(weight)
+    source, target, weight = source[used], target[used], weight[used]
+    name = np.cumsum(ends) - 1
+    step = np.zeros((int(ends.sum()),) * 2)
+    scaled = np.exp(weight + best[target] - best[source])
+    np.add.at(step, (name[source], name[target]), scaled)
+    last = np.exp(final[ends] - best[ends])
+    try:
+        total = np.linalg.solve(np.eye(len(step)) - step, last)
+    except np.linalg.LinAlgError:
+        raise _infinite() from None
+    # A positive solution exists exactly where the series converges: every state here reaches
+    # an end, so a step then loses weight somewhere on the way (Perron and Frobenius).
+    if not (total > 0).all() or not np.isfinite(total).all():
+        raise _infinite()
+    out = np.full(n, -np.inf)
+    out[ends] = best[ends] + np.log(total)
+    return out
+
+
+def _infinite() -> ConstraintError:
+    return ConstraintError(
+        "the weights of all texts add up to infinity (a cycle returns with weight one or more), "
+        "so prefixes have no weight; scale the weights down"
+    )

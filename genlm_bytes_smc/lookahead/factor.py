@@ -1,4 +1,4 @@
-"""Where texts stand in the table of futures, many texts at once."""
+"""A look-ahead as a factor of a run: many texts read at once, and their expected future mass."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from genlm_bytes_smc.alphabet import N_BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
 from genlm_bytes_smc.constraints.base import DEAD
+from genlm_bytes_smc.lookahead.future_mass import Arcs, FutureTable
 from genlm_bytes_smc.lookahead.ngram import ByteNgram
-from genlm_bytes_smc.lookahead.table import Arcs, FutureTable
 from genlm_bytes_smc.smc.ahead import AheadFactor
 from genlm_bytes_smc.smc.resampling import IntArray
 
@@ -50,7 +50,7 @@ class Tracker:
             )
 
     def spawn(self) -> Tracker:
-        """The same with a memory of its own."""
+        """Return a copy with a memory of its own."""
         new = object.__new__(Tracker)
         new.__dict__.update(self.__dict__)
         if new.wfsa is not None:
@@ -63,11 +63,11 @@ class Tracker:
         return 1 if self.dfa is None else self.dfa.n_states
 
     def first(self) -> torch.Tensor:
-        """int64[1, 3]: state of each part and context of the empty text."""
+        """Return where the empty text stands: state of each part and context, int64[1, 3]."""
         return torch.tensor([[0, 0, self.start_context]], device=self.device)
 
     def step(self, at: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-        """int64[n, 3] after a byte a lane."""
+        """Read a byte a lane: int64[n, 3], int64[n] -> int64[n, 3]."""
         dfa, wfsa = at[:, 0], at[:, 1]
         if self.dfa is not None:
             dfa = self.dfa.step(dfa, symbols)
@@ -76,7 +76,7 @@ class Tracker:
         return torch.stack([dfa, wfsa, self.after[at[:, 2], symbols]], dim=1)
 
     def now(self, at: torch.Tensor, table: FutureTable, left: int) -> torch.Tensor:
-        """log psi of each text, float64[n]."""
+        """Return log psi of each text, float64[n]."""
         dfa, context = at[:, 0], at[:, 2]
         if self.wfsa is None:
             codes = torch.where(dfa == DEAD, -1, dfa * self.width + context)
@@ -88,7 +88,7 @@ class Tracker:
         return torch.logsumexp(share + table.look(codes, left), 1)
 
     def next(self, at: torch.Tensor, table: FutureTable, left: int) -> torch.Tensor:
-        """log psi after each byte, with `left` bytes left after it: float64[n, 256]."""
+        """Return log psi after each byte, with `left` bytes left after it: float64[n, 256]."""
         byte = torch.arange(N_BYTES, device=self.device).expand(len(at), N_BYTES)
         dfa, context = at[:, :1].expand_as(byte), self.after[at[:, 2]]
         if self.dfa is not None:
@@ -141,13 +141,13 @@ class TableFactor(AheadFactor):
 
     @classmethod
     def first(cls, tracker: Tracker, table: FutureTable, limit: int | None) -> TableFactor:
-        """At the empty text."""
+        """Return the factor at the empty text."""
         at = tracker.first()
         value = tracker.now(at, table, limit or 0)
         return cls(tracker, table, limit, at, 0, value, float(value[0]))
 
     def _left(self, age: int) -> int:
-        """Bytes left after `age` of them; without a limit the table has but one row."""
+        """Return how many bytes are left after `age`; 0 without a limit (one row for all)."""
         return max(0, self.limit - age) if self.limit is not None else 0
 
     async def block(self) -> torch.Tensor:

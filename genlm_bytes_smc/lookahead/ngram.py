@@ -1,4 +1,4 @@
-"""A byte n-gram: the cheap model whose future can be summed over an automaton.
+"""A byte n-gram: a cheap model whose completions can be summed over an automaton.
 
 A context is what was read last: at most n - 1 symbols, the first of which may be the beginning
 of the text (written as symbol 256, which is otherwise its end). The model is an automaton over
@@ -74,7 +74,7 @@ class ByteNgram:
 
     @classmethod
     def uniform(cls) -> ByteNgram:
-        """Every byte and the end alike."""
+        """Return the model that gives every byte and the end the same probability."""
         return cls(order=0)
 
     @classmethod
@@ -89,7 +89,7 @@ class ByteNgram:
         smoothing: float = 1.0,
         max_contexts: int = MOST_CONTEXTS,
     ) -> ByteNgram:
-        """Fitted to what a language model writes after its prompt.
+        """Fit an n-gram to what a language model writes after its prompt.
 
         Texts are drawn from the model. At each of their positions the model's whole row is
         counted, not the one symbol that was drawn: soft counts, of less variance.
@@ -115,7 +115,7 @@ class ByteNgram:
         smoothing: float = 1.0,
         max_contexts: int = MOST_CONTEXTS,
     ) -> ByteNgram:
-        """Fitted to soft counts: (text, position, float64[257] what follows it)."""
+        """Fit an n-gram to soft counts: (text, position, float64[257] what follows it)."""
         new = cls.__new__(cls)
         new._build(counted, order, smoothing, max_contexts)
         return new
@@ -145,11 +145,11 @@ class ByteNgram:
         self.start = self.number.get((_BEGIN,), 0)
 
     def __len__(self) -> int:
-        """How many contexts there are, C."""
+        """Return the number of contexts, C."""
         return len(self.contexts)
 
     def context_of(self, text: bytes) -> int:
-        """The context after `text`, by reading it."""
+        """Return the number of the context after `text`."""
         here = self.start
         for byte in text:
             here = int(self.after[here, byte])
@@ -173,7 +173,7 @@ class ByteNgram:
 
 
 async def draw_texts(llm: Any, n: int, max_bytes: int, seed: int) -> list[bytes]:
-    """Texts of a potential without resampling, cut at `max_bytes` bytes.
+    """Draw texts of a potential without resampling, cut at `max_bytes` bytes.
 
     A model none of whose tokens ends a text is fine: only its beginnings are wanted.
     """
@@ -185,24 +185,29 @@ async def draw_texts(llm: Any, n: int, max_bytes: int, seed: int) -> list[bytes]
 
 
 async def soft_counts(llm: Any, texts: Sequence[bytes], max_bytes: int) -> list[Counted]:
-    """The potential's normalised rows after every prefix of the texts, with repetition.
+    """Return the potential's normalised rows after every prefix of the texts, with repetition.
 
     A prefix of `max_bytes` bytes has no row: there the length limit ended the text.
     """
     # In this order texts that begin alike are asked for together, while their rows are held.
     stems = sorted({t[:k] for t in texts for k in range(min(len(t), max_bytes - 1) + 1)})
-    row_of: dict[bytes, Float] = {}
-    for some in range(0, len(stems), _BATCH):
-        part = stems[some : some + _BATCH]
-        contexts = [[BYTES[b] for b in t] for t in part]
-        weights = torch.as_tensor((await llm.batch_logw_next(contexts)).weights).double()
-        rows = torch.softmax(weights, dim=1).nan_to_num(0.0).cpu().numpy()
-        row_of.update(zip(part, rows, strict=True))
+    rows = torch.softmax(await rows_after(llm, stems), dim=1).nan_to_num(0.0).numpy()
+    row_of = dict(zip(stems, rows, strict=True))
     return [(t, k, row_of[t[:k]]) for t in texts for k in range(min(len(t), max_bytes - 1) + 1)]
 
 
+async def rows_after(llm: Any, texts: Sequence[bytes]) -> torch.Tensor:
+    """Ask for a potential's rows after V texts, some at a time: float64[V, 257] on the host."""
+    rows = []
+    for some in range(0, len(texts), _BATCH):
+        contexts = [[BYTES[b] for b in text] for text in texts[some : some + _BATCH]]
+        weights = (await llm.batch_logw_next(contexts)).weights
+        rows.append(torch.as_tensor(weights).double().cpu())
+    return torch.cat(rows)
+
+
 def soft_counts_of(texts: Sequence[bytes], count: Float, rows: Float) -> Iterator[Counted]:
-    """The rows after V texts, each as often as it counts: float64[V], float64[V, 257]."""
+    """Return V texts and their rows as soft counts: float64[V] visits, float64[V, 257] rows."""
     for text, n, row in zip(texts, count.tolist(), rows, strict=True):
         yield text, len(text), n * row
 
@@ -215,7 +220,7 @@ def _hard_counts(texts: Iterable[bytes]) -> Iterator[Counted]:
 
 
 def _contexts(text: Sequence[int], at: int, order: int) -> Iterator[Context]:
-    """Every context of the position `at`, shortest first."""
+    """Iterate over the contexts of the position `at`, shortest first."""
     for k in range(order):
         if k > at + 1:
             return

@@ -1,4 +1,12 @@
-"""Pilot runs: where particles go, and what the language model says there."""
+"""Pilot runs: which texts particles visit, and the language model's rows averaged there.
+
+The target's language-model row after a text is an observation of what follows in its automaton
+state q and n-gram context h. Rows are averaged by state and by pair, each mixed with the next
+coarser one down to the n-gram:
+
+    p(b | q)    = (sum of rows seen in q      + smoothing * ngram(b | h)) / (visits + smoothing)
+    p(b | q, h) = (sum of rows seen in (q, h) + smoothing * p(b | q))     / (visits + smoothing)
+"""
 
 from __future__ import annotations
 
@@ -8,19 +16,17 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from genlm_bytes_smc.alphabet import BYTES
-from genlm_bytes_smc.lookahead.find import language_models_of
-from genlm_bytes_smc.lookahead.ngram import Float
+from genlm_bytes_smc.alphabet import N_SYMBOLS
+from genlm_bytes_smc.lookahead.automata import language_models_of
+from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float, rows_after
 from genlm_bytes_smc.smc.errors import AllParticlesDeadError
 from genlm_bytes_smc.smc.loop import smc_steps
+from genlm_bytes_smc.smc.resampling import IntArray
 
-_BATCH = 256
 
-
-class Visits(NamedTuple):
-    """Texts that pilot particles were at, with what follows.
+class PilotSamples(NamedTuple):
+    """Texts that pilot particles visited, and rows of what follows.
 
     Attributes:
         texts: the V distinct texts.
@@ -32,16 +38,18 @@ class Visits(NamedTuple):
     counts: Float
     rows: Float
 
-    def __add__(self, other: Visits) -> Visits:  # type: ignore[override]
-        return Visits(
+    def __add__(self, other: PilotSamples) -> PilotSamples:  # type: ignore[override]
+        return PilotSamples(
             self.texts + other.texts,
             np.concatenate([self.counts, other.counts]),
             np.concatenate([self.rows, other.rows]),
         )
 
 
-async def visits_of(target: Any, n_particles: int, max_bytes: int, **options: Any) -> Visits:
-    """Run `smc` and gather where its particles were (those that died, until they did)."""
+async def pilot_samples(
+    target: Any, n_particles: int, max_bytes: int, **options: Any
+) -> PilotSamples:
+    """Run `smc` and gather the texts its particles visited (those that died, until they did)."""
     count: Counter[bytes] = Counter()
     try:
         async for state in smc_steps(target, n_particles, max_bytes=max_bytes, **options):
@@ -51,16 +59,58 @@ async def visits_of(target: Any, n_particles: int, max_bytes: int, **options: An
         pass  # what was seen before is still worth knowing
     texts = sorted(count, key=len)
     llm = reduce(operator.mul, language_models_of(target))
-    rows = []
-    for some in range(0, len(texts), _BATCH):
-        contexts = [[BYTES[b] for b in t] for t in texts[some : some + _BATCH]]
-        weights = torch.as_tensor((await llm.batch_logw_next(contexts)).weights).double()
-        rows.append(weights.exp().cpu().numpy())
-    return Visits(texts, np.array([float(count[t]) for t in texts]), np.concatenate(rows))
+    rows = (await rows_after(llm, texts)).exp().numpy()
+    return PilotSamples(texts, np.array([float(count[t]) for t in texts]), rows)
 
 
-def longest(seen: Visits, most: int) -> list[bytes]:
-    """At most so many of the texts visited that no other one goes on from, of all lengths."""
+def longest(seen: PilotSamples, most: int) -> list[bytes]:
+    """Return at most so many of the texts that no other one goes on from, of all lengths."""
     begun = {text[:-1] for text in seen.texts}
     found = sorted({t for t in seen.texts if t not in begun}, key=lambda t: (len(t), t))
     return found[:: -(-len(found) // most)]
+
+
+class LocalRows:
+    """Rows of a byte model that knows where in the automaton it is.
+
+    Args:
+        model: the n-gram.
+        n_states: states of the automaton.
+        state, context: int64[V], where each visited text stands.
+        rows: float64[V, 257], what follows it.
+        visits: float64[V], how often it was visited.
+        smoothing: visits that a coarser row counts as.
+    """
+
+    def __init__(
+        self,
+        model: ByteNgram,
+        n_states: int,
+        state: IntArray,
+        context: IntArray,
+        rows: Float,
+        visits: Float,
+        smoothing: float,
+    ) -> None:
+        self.model = model
+        self.smoothing = smoothing
+        weighed = rows * visits[:, None]
+        self.by_state = np.zeros((n_states, N_SYMBOLS))
+        np.add.at(self.by_state, state, weighed)
+        self.state_visits = np.bincount(state, visits, minlength=n_states)
+        self.codes, at = np.unique(state * len(model) + context, return_inverse=True)
+        self.by_pair = np.zeros((len(self.codes) + 1, N_SYMBOLS))  # the last row: never seen
+        np.add.at(self.by_pair, at, weighed)
+        self.pair_visits = np.append(np.bincount(at, visits, minlength=len(self.codes)), 0.0)
+
+    def log(self, state: IntArray, context: IntArray, symbol: IntArray | int) -> Float:
+        """Return log probabilities in pairs: int64[m] each (or one symbol) -> float64[m], nats."""
+        code = state * len(self.model) + context
+        place = np.searchsorted(self.codes, code).clip(max=len(self.codes) - 1)
+        place = np.where(self.codes[place] == code, place, len(self.codes))
+        k = self.smoothing
+        p = k * self.model.rows[context, symbol]
+        p = (self.by_state[state, symbol] + p) / (self.state_visits[state] + k)
+        p = (self.by_pair[place, symbol] + k * p) / (self.pair_visits[place] + k)
+        out: Float = np.log(p)
+        return out

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, ConstraintError, FiniteSet
-from genlm_bytes_smc.constraints.automaton import Table, minimal
-from genlm_bytes_smc.constraints.nfa import Nfa, determinize
+from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
+from genlm_bytes_smc.constraints.automata.table import Table, minimal
 from tests.constraints.cases import CASES
 from tests.constraints.oracles import accepted
 
@@ -134,21 +134,18 @@ def test_operators_take_automata_only():
 @pytest.mark.parametrize("seed", range(20))
 def test_the_subset_construction_against_trying_every_path(seed):
     rng = np.random.default_rng(seed)
-    nfa = Nfa(2, labels=[[0], [1], [0, 1]])
-    for _ in range(5):
-        nfa.state()
+    nfa = Nfa(labels=[[0], [1], [0, 1]], n_states=5)
     for _ in range(7):
         q, r = rng.integers(5, size=2).tolist()
-        nfa.arcs[q].append((int(rng.integers(3)), r))
+        nfa.arcs.append((q, int(rng.integers(3)), r))
     for _ in range(3):
-        q, r = rng.integers(5, size=2).tolist()
-        nfa.silent[q].append(r)
+        nfa.silent.append(tuple(rng.integers(5, size=2).tolist()))
     nfa.accept = {int(rng.integers(5))}
 
     def closed(states):
         states = set(states)
         while True:
-            more = {r for q in states for r in nfa.silent[q]} - states
+            more = {r for q, r in nfa.silent if q in states} - states
             if not more:
                 return states
             states |= more
@@ -156,7 +153,7 @@ def test_the_subset_construction_against_trying_every_path(seed):
     def accepts(word):
         states = closed({0})
         for symbol in word:
-            reads = {r for q in states for label, r in nfa.arcs[q] if symbol in nfa.labels[label]}
+            reads = {r for q, n, r in nfa.arcs if q in states and symbol in nfa.labels[n]}
             states = closed(reads)
         return bool(states & nfa.accept)
 

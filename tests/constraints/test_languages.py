@@ -159,3 +159,9 @@ def test_bad_lengths():
 def test_bad_ordinary_bytes():
     with pytest.raises(ConstraintError, match="ordinary must be bytes or None, got 'ab'"):
         AtomicUnits(["<eos>"], "ab")
+
+
+def test_of_many_strings_it_does_not_matter_which_was_found():
+    """A state for each set of strings found so far were more than 50,000 states."""
+    words = [f"{a}{b}{c}" for a in "abcdefgh" for b in "ijklmnop" for c in "qrstuvwx"]
+    assert Containing(words).n_states == 4

@@ -8,8 +8,8 @@ import regex
 import torch
 
 from genlm_bytes_smc.constraints import ByteRegex, ConstraintError
-from genlm_bytes_smc.constraints.automaton import minimal
-from genlm_bytes_smc.constraints.regex_ast import parse
+from genlm_bytes_smc.constraints.automata.regex_parser import parse
+from genlm_bytes_smc.constraints.automata.table import minimal
 from tests.constraints.oracles import accepted, alphabet_of, mutated, partially, walk
 
 PATTERNS = [

@@ -7,9 +7,9 @@ import pytest
 
 from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.constraints import ByteGrammar, ByteJsonSchema, ByteRegex, MaxBytes
-from genlm_bytes_smc.lookahead import Lookahead, spec
+from genlm_bytes_smc.lookahead import Lookahead, lookahead
+from genlm_bytes_smc.lookahead.automata import automata_of
 from genlm_bytes_smc.lookahead.factor import TableFactor
-from genlm_bytes_smc.lookahead.find import course_of
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import smc
 from genlm_bytes_smc.smc.factors import compile_rows
@@ -79,7 +79,7 @@ async def test_with_an_automaton_beside_it():
     ahead = Lookahead()
     found = await estimates(target, RUNS, n=3, proposal=ahead, twist=ahead)
     assert found.agree(truth), (found, truth)
-    course = course_of(target)
+    course = automata_of(target)
     assert course.approximate
     assert course.dfa.states([b"aacbb"])[0] >= 0
     assert course.dfa.states([b"aaacb"])[0] == -1  # it would need three b
@@ -110,14 +110,14 @@ async def test_nothing_is_uncovered():
 def test_what_is_beyond_the_approximation_is_looked_at_along_the_rest():
     """Forty a's are deeper than three states reach: the expression alone is left."""
     also = ByteRegex("a{40}cb{40}")
-    course = course_of(toy() * ByteGrammar(NESTED) * also, max_states=3)
+    course = automata_of(toy() * ByteGrammar(NESTED) * also, max_states=3)
     assert not course.approximate
     assert course.dfa.n_states == also.n_states
 
 
 async def test_grammars_and_schemas_may_be_the_constraint_of_a_look_ahead():
     ahead = Lookahead(constraint=ByteJsonSchema({"enum": [1, 22]}))
-    course = course_of(toy(), ahead.constraint)
+    course = automata_of(toy(), ahead.constraint)
     assert course.approximate
     assert course.wfsa is None
     assert course.dfa.states([b"22"])[0] >= 0
@@ -129,12 +129,13 @@ async def test_the_automaton_of_a_pilot_stays():
     ahead = await by_pilot(target, max_states=8)
     assert ahead.constraint.n_states <= 8
     await smc(target, 4, 0.5, LONGEST, proposal=ahead, twist=ahead, progress=False)
-    assert ahead._made[0][2].dfa.n_states == ahead.constraint.n_states
+    _, _, (tracker, _) = ahead._solved._held[0]
+    assert tracker.dfa.n_states == ahead.constraint.n_states
 
 
 async def test_an_automaton_is_found_once_for_each_target(monkeypatch):
-    calls, real = [], spec.course_of
-    monkeypatch.setattr(spec, "course_of", lambda *a: calls.append(a) or real(*a))
+    calls, real = [], lookahead.automata_of
+    monkeypatch.setattr(lookahead, "automata_of", lambda *a: calls.append(a) or real(*a))
     target, ahead = toy() * ByteGrammar(NESTED) * MaxBytes(20), Lookahead()
     for limit in (3, 4, 5):
         await smc(target, 4, 0.5, limit, proposal=ahead, twist=ahead, progress=False)

@@ -9,10 +9,10 @@ import torch
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, ByteWFSA, ConstraintError, FiniteSet
 from genlm_bytes_smc.lookahead import ByteNgram, Lookahead
-from genlm_bytes_smc.lookahead import table as tables
+from genlm_bytes_smc.lookahead import future_mass as tables
+from genlm_bytes_smc.lookahead.automata import meet
 from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
-from genlm_bytes_smc.lookahead.find import meet
-from genlm_bytes_smc.lookahead.table import Arcs, FutureTable
+from genlm_bytes_smc.lookahead.future_mass import Arcs, FutureTable
 
 SAMPLES = [b"ab", b"abba", b"cab", b"abc", b"", b"bca", b"aab"]
 MODELS = {n: ByteNgram(SAMPLES, order=n) if n else ByteNgram.uniform() for n in range(5)}

@@ -251,7 +251,7 @@ async def test_what_was_fitted_is_used_again():
     llm, ahead = toy(), Lookahead(n_texts=8)
     target = finite(llm)
     await smc(target, 4, 0.5, LONGEST, proposal=ahead, progress=False)
-    (made,) = ahead._made
+    (made,) = ahead._solved._held
     await smc_repeat(target, 4, 0.5, LONGEST, seeds=6, proposal=ahead, twist=ahead)
-    assert [m is made for m in ahead._made] == [True]
+    assert [m is made for m in ahead._solved._held] == [True]
     assert len(await weights_of(llm)) == len(TEXTS)

@@ -18,22 +18,21 @@ from __future__ import annotations
 import numpy as np
 
 from genlm_bytes_smc.alphabet import N_BYTES
-from genlm_bytes_smc.constraints.automaton import (
+from genlm_bytes_smc.constraints.automata.table import (
     Deadline,
     Int32,
-    IntArray,
     Table,
     distinct_rows,
     too_large,
 )
-from genlm_bytes_smc.constraints.base import DEAD
+from genlm_bytes_smc.constraints.base import DEAD, IntArray
 
 N_CODEPOINTS = 0x110000
 SURROGATES = slice(0xD800, 0xE000)
 
 
 def bytes_of_characters(table: Table, class_of: IntArray, limit: int, deadline: Deadline) -> Table:
-    """The automaton over bytes of an automaton over character classes.
+    """Return the automaton over bytes of an automaton over character classes.
 
     Args:
         table: a trimmed automaton over K classes.
@@ -81,19 +80,19 @@ def bytes_of_characters(table: Table, class_of: IntArray, limit: int, deadline: 
 
 
 def _fold(values: IntArray) -> tuple[IntArray, IntArray]:
-    """(the distinct rows of 64 of `values`, the number of the row at each place)."""
+    """Return the distinct rows of 64 of `values`, and the number of the row at each place."""
     rows = values.reshape(-1, 64)
     first, inverse = distinct_rows(rows)
     return rows[first], inverse
 
 
 def _from(numbers: IntArray, first: int, none: int) -> IntArray:
-    """`numbers` with `none` in the places before `first`."""
+    """Return `numbers` with `none` in the places before `first`."""
     return np.append(np.full(first, none), numbers[first:])
 
 
 def _with_dead(ids: Int32) -> Int32:
-    """`ids` with a last column of -1, to be read for "none"."""
+    """Return `ids` with a last column of -1, to be read for "none"."""
     return np.append(ids, np.full((len(ids), 1), DEAD, np.int32), axis=1)
 
 

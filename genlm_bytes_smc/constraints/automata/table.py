@@ -25,12 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.constraints import automaton_numba as compiled
-from genlm_bytes_smc.constraints.base import DEAD, ConstraintError
+from genlm_bytes_smc.constraints.automata import loops_numba as compiled
+from genlm_bytes_smc.constraints.base import DEAD, BoolArray, ConstraintError, IntArray
 
 Int32 = npt.NDArray[np.int32]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 MAX_STATES = 50_000
 MAX_SECONDS = 60.0
@@ -49,7 +47,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Arcs:
+class SparseTable:
     """A deterministic automaton by its arcs, in any order: int64[A] each, accept bool[S]."""
 
     source: IntArray
@@ -80,7 +78,7 @@ class Deadline:
 
 
 def too_large(limit: int) -> ConstraintError:
-    """The error for an automaton that outgrows its limit."""
+    """Return the error for an automaton that outgrows its limit."""
     return ConstraintError(
         f"the automaton needs more than max_states={limit} states; raise max_states "
         "(a state takes 1 KiB on the device) or write a smaller constraint"
@@ -88,12 +86,12 @@ def too_large(limit: int) -> ConstraintError:
 
 
 def empty_language() -> ConstraintError:
-    """The error for an automaton that accepts nothing."""
+    """Return the error for an automaton that accepts nothing."""
     return ConstraintError("the constraint admits no text at all: its language is empty")
 
 
 def minimal(table: Table) -> Table:
-    """The minimal automaton of the same language, in canonical numbering.
+    """Return the minimal automaton of the same language, in canonical numbering.
 
     Raises:
         ConstraintError: the language is empty.
@@ -101,12 +99,12 @@ def minimal(table: Table) -> Table:
     columns, column_of = _distinct_columns(table.next)
     source, symbol = np.nonzero(columns >= 0)
     target = columns[source, symbol].astype(np.int64)
-    small = _quotient(Arcs(source, symbol, target, table.accept, columns.shape[1]))
+    small = _quotient(SparseTable(source, symbol, target, table.accept, columns.shape[1]))
     return in_walking_order(Table(small.next[:, column_of], small.accept))
 
 
-def minimal_of_arcs(arcs: Arcs, limit: int) -> Table:
-    """`minimal` of an automaton given by its arcs.
+def minimal_of_arcs(arcs: SparseTable, limit: int) -> Table:
+    """Return the minimal automaton of one that is given by its arcs.
 
     Raises:
         ConstraintError: the language is empty, or more than `limit` states are needed.
@@ -114,8 +112,8 @@ def minimal_of_arcs(arcs: Arcs, limit: int) -> Table:
     return in_walking_order(_quotient(arcs, limit))
 
 
-def _quotient(arcs: Arcs, limit: int | None = None) -> Table:
-    """The minimal automaton, its states but for the start in any order."""
+def _quotient(arcs: SparseTable, limit: int | None = None) -> Table:
+    """Return the minimal automaton, its states but for the start in any order."""
     n = len(arcs.accept)
     into = grouped(arcs.target, arcs.source, n)
     useful = compiled.reach(*into, np.flatnonzero(arcs.accept))
@@ -146,8 +144,8 @@ def _quotient(arcs: Arcs, limit: int | None = None) -> Table:
 
 
 def in_walking_order(table: Table) -> Table:
-    """The states that the start leads to, numbered as a breadth-first walk meets them."""
-    order = compiled.walk(table.next, 0)
+    """Return the states that the start leads to, numbered as a breadth-first walk meets them."""
+    order = compiled.walk(np.ascontiguousarray(table.next))
     name = np.full(len(table) + 1, DEAD, dtype=np.int32)
     name[order] = np.arange(len(order), dtype=np.int32)
     return Table(name[table.next[order]], table.accept[order])  # -1 reads the last, which is -1
@@ -156,7 +154,7 @@ def in_walking_order(table: Table) -> Table:
 def combine(
     a: Table, b: Table, accept: Callable[[BoolArray, BoolArray], BoolArray], limit: int
 ) -> Table:
-    """The automaton that runs `a` and `b` side by side, minimal.
+    """Return the minimal automaton that runs `a` and `b` side by side.
 
     A pair of states accepts where `accept(a accepts, b accepts)`; a pair from which neither
     or, for an intersection, not both can go on is dead by trimming.
@@ -194,7 +192,7 @@ def combine(
 
 
 def distinct_rows(rows: npt.NDArray[np.generic]) -> tuple[IntArray, IntArray]:
-    """(first place of each distinct row, for each row the number of its distinct row)."""
+    """Return where distinct rows come first, and for each row the number of its distinct row."""
     rows = np.ascontiguousarray(rows)
     whole = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
     _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
@@ -207,7 +205,7 @@ def _distinct_columns(table: Int32) -> tuple[Int32, IntArray]:
 
 
 def ragged(start: IntArray, stop: IntArray) -> IntArray:
-    """The ranges start[i]..stop[i] one after another, int64[sum of lengths]."""
+    """Return the ranges start[i]..stop[i] one after another, int64[sum of lengths]."""
     count = stop - start
     ends = np.cumsum(count)
     total = int(ends[-1]) if len(ends) else 0
@@ -216,6 +214,6 @@ def ragged(start: IntArray, stop: IntArray) -> IntArray:
 
 
 def grouped(key: IntArray, values: IntArray, n: int) -> tuple[IntArray, IntArray]:
-    """The values of each key 0..n-1 as compressed rows: (offset int64[n + 1], values)."""
+    """Group values by keys 0..n-1 as compressed rows: (offset int64[n + 1], values)."""
     offset = np.append(0, np.cumsum(np.bincount(key, minlength=n)))
     return offset, values[np.argsort(key, kind="stable")]

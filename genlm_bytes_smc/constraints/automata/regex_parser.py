@@ -1,71 +1,34 @@
-"""Reading a regular expression: the `regex` module's own parser, then five kinds of node.
+"""Reading a regular expression with the `regex` module's own parser.
 
-The pattern is parsed by the code `regex.compile` itself parses with, and what a class matches
-is asked of the `regex` engine by running the class over every code point once. So syntax,
-flags, Unicode tables and case folding are those of the installed `regex`, not a second
-reading of its manual. The parser is not part of the module's documented interface; this file
-is the only one that touches it, and the tests compare the result with `regex.fullmatch`.
+The pattern is parsed by the code that `regex.compile` itself parses with, and the letters of a
+class are found by running the class over every code point once. So syntax, flags, Unicode tables
+and case folding are those of the installed `regex`, not a second reading of its manual. The
+parser is not part of the module's documented interface; this file is the only one that touches
+it, and the tests compare the result with `regex.fullmatch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import regex
 from regex import _regex, _regex_core
 
+from genlm_bytes_smc.constraints.automata.expressions import (
+    Alternation,
+    Anchor,
+    Chars,
+    Concat,
+    Node,
+    Repeat,
+    letter,
+)
+from genlm_bytes_smc.constraints.automata.utf8 import N_CODEPOINTS
 from genlm_bytes_smc.constraints.base import ConstraintError, show
-from genlm_bytes_smc.constraints.utf8 import N_CODEPOINTS
-
-IntArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Chars:
-    """One character of a class: `runs` int64[R, 2] of half-open code point ranges."""
-
-    runs: IntArray
-
-
-@dataclass(frozen=True)
-class Concat:
-    """One part after the other."""
-
-    parts: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Alternation:
-    """Any of the branches."""
-
-    branches: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """`body` at least `low` and at most `high` times (None: any number)."""
-
-    body: Node
-    low: int
-    high: int | None
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """Nothing, where the text begins ("start"), ends ("end"), or ends but for a last newline
-    ("line end")."""
-
-    kind: str
-
 
 _ENCODINGS = regex.ASCII | regex.LOCALE | regex.UNICODE
-
-Node = Chars | Concat | Alternation | Repeat | Anchor
 
 _ANCHORS = {"StartOfString": "start", "EndOfString": "end", "EndOfStringLine": "line end"}
 _CLASSES = {
@@ -103,7 +66,7 @@ _REFUSED = {
 
 
 def parse(pattern: str, flags: int = 0) -> Node:
-    """The tree of `pattern` as `regex.fullmatch(pattern, text, flags)` reads it.
+    """Return the tree of `pattern` as `regex.fullmatch(pattern, text, flags)` reads it.
 
     The pattern is not compiled: `regex` writes every repeat out, which takes gigabytes for
     `a{1000000000}`.
@@ -132,7 +95,7 @@ def _unsupported(what: str, pattern: str) -> ConstraintError:
 
 
 def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
-    """The parser's tree and its notes; parsed again where a global flag turns up inside."""
+    """Return the parser's tree and notes; parse again where a global flag turns up inside."""
     while True:
         source = _regex_core.Source(pattern)
         info = _regex_core.Info(flags, source.char_type, {})
@@ -165,7 +128,7 @@ def _convert(node: Any, info: Any, pattern: str) -> Node:
             what = "full case folding (FULLCASE with IGNORECASE, which version 1 turns on)"
             raise _unsupported(what, pattern)
         if kind == "Character" and node.positive and not node.case_flags:
-            return _one(node.value)
+            return letter(node.value)
         return _chars(_program(node), info.flags & _ENCODINGS)
     if kind == "Sequence":
         return Concat(tuple(_convert(item, info, pattern) for item in node.items))
@@ -182,7 +145,7 @@ def _convert(node: Any, info: Any, pattern: str) -> Node:
 
 
 def _repeat(body: Node, low: int, high: int | None) -> Node:
-    """`body{low,high}`; repeats of repeats become one where their counts have no gaps."""
+    """Return `body{low,high}`; repeats of repeats become one where their counts have no gaps."""
     if isinstance(body, Concat) and len(body.parts) == 1:
         body = body.parts[0]
     if body == Concat(()) or high == 0 or (isinstance(body, Repeat) and body.high == 0):
@@ -194,20 +157,15 @@ def _repeat(body: Node, low: int, high: int | None) -> Node:
 
 
 def _program(node: Any) -> tuple[int, ...]:
-    """The engine's instructions for one or more characters of a class."""
+    """Return the engine's instructions for one or more characters of a class."""
     many = _regex_core.GreedyRepeat(node, 1, None)
     code = _regex_core._flatten_code(many.compile())
     return (*code, int(_regex_core.OP.SUCCESS))
 
 
 @lru_cache(maxsize=4096)
-def _one(character: int) -> Chars:
-    return Chars(np.array([[character, character + 1]]))
-
-
-@lru_cache(maxsize=4096)
 def _chars(program: tuple[int, ...], encoding: int) -> Chars:
-    """The characters a class matches, found by running it over all of them.
+    """Find the characters that a class matches by running it over all of them.
 
     The encoding (`regex.ASCII` or `regex.UNICODE`) is a property of the whole pattern, and the
     engine asks it what a letter is and which letters differ in case only.
@@ -223,21 +181,3 @@ def _chars(program: tuple[int, ...], encoding: int) -> Chars:
 @lru_cache(maxsize=1)
 def _every_character() -> str:
     return "".join(map(chr, range(N_CODEPOINTS)))
-
-
-def classes_in(node: Node) -> Iterator[Chars]:
-    """The classes of a tree, each once, in the order they stand."""
-    seen: set[int] = set()
-    stack = [node]
-    while stack:
-        top = stack.pop()
-        if isinstance(top, Chars):
-            if id(top) not in seen:
-                seen.add(id(top))
-                yield top
-        elif isinstance(top, Concat):
-            stack.extend(reversed(top.parts))
-        elif isinstance(top, Alternation):
-            stack.extend(reversed(top.branches))
-        elif isinstance(top, Repeat):
-            stack.append(top.body)

@@ -19,18 +19,17 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
-# What `subsets` came back for.
+# Why `subsets` returned.
 DONE, SLICE, MEMBERS, CELLS, STATES, ARCS = range(6)
 
 
 @entry()
-def walk(table, start):
-    """The states that a table int32[S, K] leads to from `start`, breadth first, int64[m]."""
+def walk(table):
+    """Return the states that a table int32[S, K] leads to from 0, breadth first, int64[m]."""
     seen = full(len(table), False)
     order = full(len(table), 0)
-    order[0], n = start, 1
-    seen[start] = True
-    at = 0
+    seen[0] = True
+    at, n = 0, 1
     while at < n:
         for target in table[order[at]]:
             if target >= 0 and not seen[target]:
@@ -43,7 +42,7 @@ def walk(table, start):
 
 @entry()
 def reach(offset, target, starts):
-    """Which states can be reached from some of `starts` int64[k], bool[S]."""
+    """Return which states can be reached from some of `starts` int64[k], bool[S]."""
     seen = full(len(offset) - 1, False)
     stack = full(len(seen), 0)
     n = 0
@@ -65,7 +64,11 @@ def reach(offset, target, starts):
 
 
 class _Parts(NamedTuple):
-    """A partition: part p holds elements[first[p]:past[p]], the first marked[p] are marked."""
+    """A partition: part p holds elements[first[p]:past[p]], the first marked[p] are marked.
+
+    `counts` holds the numbers of touched parts and of parts. (Numbers that are passed on would
+    have each function compiled for the literal 0 as well.)
+    """
 
     elements: Int64
     place: Int64
@@ -74,36 +77,37 @@ class _Parts(NamedTuple):
     past: Int64
     marked: Int64
     touched: Int64
+    counts: Int64
 
 
 @inner()
 def _one_part(n):
-    elements, place, past = full(n, 0), full(n, 0), full(n, 0)
+    elements, place, past, counts = full(n, 0), full(n, 0), full(n, 0), full(2, 0)
     for i in range(n):
         elements[i] = place[i] = i
     if n:
-        past[0] = n
-    return _Parts(elements, place, full(n, 0), full(n, 0), past, full(n, 0), full(n, 0))
+        past[0], counts[1] = n, 1
+    return _Parts(elements, place, full(n, 0), full(n, 0), past, full(n, 0), full(n, 0), counts)
 
 
 @inner()
-def _mark(p, element, n_touched):
+def _mark(p, element):
     s = p.part[element]
     i, j = p.place[element], p.first[s] + p.marked[s]
     other = p.elements[j]
     p.elements[i], p.place[other] = other, i
     p.elements[j], p.place[element] = element, j
     if p.marked[s] == 0:
-        p.touched[n_touched] = s
-        n_touched += 1
+        p.touched[p.counts[0]] = s
+        p.counts[0] += 1
     p.marked[s] += 1
-    return n_touched
 
 
 @inner()
-def _split(p, n_touched, n_parts):
-    """The marked of each touched part and the others become two; the smaller is the new one."""
-    for t in range(n_touched):
+def _split(p):
+    """Split the marked elements of each touched part off; the smaller part is the new one."""
+    n_parts = p.counts[1]
+    for t in range(p.counts[0]):
         s = p.touched[t]
         cut = p.first[s] + p.marked[s]
         p.marked[s] = 0
@@ -118,12 +122,12 @@ def _split(p, n_touched, n_parts):
         for i in range(p.first[n_parts], p.past[n_parts]):
             p.part[p.elements[i]] = n_parts
         n_parts += 1
-    return n_parts
+    p.counts[0], p.counts[1] = 0, n_parts
 
 
 @entry()
 def coarsest(source, symbol, by_symbol, into_offset, into, accept):
-    """The class of each state in the coarsest congruence, int64[S] (Valmari 2012).
+    """Return the class of each state in the coarsest congruence, int64[S] (Valmari 2012).
 
     Args:
         source, symbol: int[A], of arcs among states that all can reach acceptance.
@@ -132,12 +136,10 @@ def coarsest(source, symbol, by_symbol, into_offset, into, accept):
         accept: bool[S].
     """
     blocks = _one_part(len(accept))
-    n_blocks = min(len(accept), 1)
-    touched = 0
     for q in range(len(accept)):
         if accept[q]:
-            touched = _mark(blocks, q, touched)
-    n_blocks = _split(blocks, touched, n_blocks)
+            _mark(blocks, q)
+    _split(blocks)
     cords = _one_part(len(source))
     n_cords = 0
     for i in range(len(by_symbol)):
@@ -148,20 +150,19 @@ def coarsest(source, symbol, by_symbol, into_offset, into, accept):
             n_cords += 1
         cords.past[n_cords - 1] = i + 1
         cords.part[arc] = n_cords - 1
+    cords.counts[1] = n_cords
     block, cord = 1, 0
-    while cord < n_cords:
-        touched = 0
+    while cord < cords.counts[1]:
         for i in range(cords.first[cord], cords.past[cord]):
-            touched = _mark(blocks, source[cords.elements[i]], touched)
-        n_blocks = _split(blocks, touched, n_blocks)
+            _mark(blocks, source[cords.elements[i]])
+        _split(blocks)
         cord += 1
-        while block < n_blocks:
-            touched = 0
+        while block < blocks.counts[1]:
             for i in range(blocks.first[block], blocks.past[block]):
                 q = blocks.elements[i]
                 for k in range(into_offset[q], into_offset[q + 1]):
-                    touched = _mark(cords, into[k], touched)
-            n_cords = _split(cords, touched, n_cords)
+                    _mark(cords, into[k])
+            _split(cords)
             block += 1
     return blocks.part
 
@@ -191,7 +192,7 @@ class NfaArrays(NamedTuple):
 
 
 class Subsets(NamedTuple):
-    """What the subset construction has found so far, with room for more.
+    """The subsets found so far, with room for more.
 
     Attributes:
         members: int32, the states of the subsets one after another.
@@ -219,7 +220,7 @@ class Subsets(NamedTuple):
 
 @inner()
 def _number(nfa, s, todo, n, seen, stamp):
-    """The subset of what `todo[:n]` reaches in silence, numbered; -1 if it needs room.
+    """Return the number of the subset that `todo[:n]` reaches in silence; -1 if it needs room.
 
     Those of `todo[:n]` are stamped. Only states that read or accept are members.
     """
@@ -284,14 +285,13 @@ def subsets(nfa, s, n_symbols, budget):
         while s.slots[slot] >= 0:
             slot = (slot + np.uint64(1)) & mask
         s.slots[slot] = q
-    stamp = 1
+    stamp = min(n, 1)  # for a literal 1, `_number` would be compiled once more
     if s.counts[0] == 0:
         if len(s.members) < n:
             s.counts[3] = n
             return MEMBERS
-        todo[0] = 0
-        seen[0] = stamp
-        _number(nfa, s, todo, 1, seen, stamp)
+        seen[0] = stamp  # todo[0] is 0, the start
+        _number(nfa, s, todo, stamp, seen, stamp)
     while s.counts[2] < s.counts[0]:
         if budget <= 0:
             return SLICE

@@ -1,4 +1,4 @@
-"""Expected future mass on the table: automaton states times n-gram contexts.
+"""Expected future mass, tabulated over pairs of an automaton state and an n-gram context.
 
 For an automaton with arcs q -b-> r of log weight w and endings f(q), and a byte model with
 probabilities p(. | h) in context h, the future of (q, h) when m more bytes may be read is
@@ -17,18 +17,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError
-from genlm_bytes_smc.constraints.automaton import Table, ragged
-from genlm_bytes_smc.constraints.wfsa_weights import total_weights
-from genlm_bytes_smc.lookahead.local import LocalRows
-from genlm_bytes_smc.lookahead.ngram import ByteNgram
-
-Float = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from genlm_bytes_smc.constraints.automata.table import Table, ragged
+from genlm_bytes_smc.constraints.base import IntArray
+from genlm_bytes_smc.constraints.wfsa import total_weights
+from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float
+from genlm_bytes_smc.lookahead.pilot import LocalRows
 
 MOST_ARCS = 1 << 24
 MOST_BYTES = 1 << 29  # of a table with one row a number of bytes left
@@ -59,7 +56,7 @@ class Arcs:
 
     @classmethod
     def of(cls, automaton: ByteDFA | ByteWFSA) -> Arcs:
-        """The arcs of a deterministic or a (pushed) weighted automaton."""
+        """Return the arcs of a deterministic or a (pushed) weighted automaton."""
         if isinstance(automaton, ByteDFA):
             table = automaton.host_table()
             source, byte = np.nonzero(table.next >= 0)
@@ -74,7 +71,7 @@ class Arcs:
         return cls(offset, byte[order], target[order], weight[order], end, starts)
 
     def stopping(self) -> Arcs:
-        """The automaton that stops (weight 1) as soon as it may end."""
+        """Return the automaton that stops (weight 1) as soon as it may end."""
         stops = np.isfinite(self.end)
         source = np.repeat(np.arange(len(self.end)), np.diff(self.offset))
         kept = ~stops[source]
@@ -89,7 +86,7 @@ class Arcs:
         )
 
     def meet(self, dfa: Table) -> Arcs:
-        """Both automata side by side; state q of this one and r of `dfa` is q * len(dfa) + r.
+        """Run both automata side by side; state q of this and r of `dfa` is q * len(dfa) + r.
 
         Raises:
             ConstraintError: more than 2**24 arcs.
@@ -114,7 +111,7 @@ class Arcs:
 
 
 def _offset(source: IntArray, n: int) -> IntArray:
-    """Where the arcs of each of n states begin, given their sources in ascending order."""
+    """Return where the arcs of each of n states begin, from their sources in ascending order."""
     out: IntArray = np.searchsorted(source, np.arange(n + 1)).astype(np.int64)
     return out
 
@@ -164,7 +161,7 @@ class FutureTable:
         self._codes = torch.from_numpy(self.codes).to(device)
 
     def __len__(self) -> int:
-        """Number of pairs, J."""
+        """Return the number of pairs, J."""
         return len(self.codes)
 
     def look(self, codes: torch.Tensor, left: int) -> torch.Tensor:
@@ -180,11 +177,11 @@ class FutureTable:
 
 
 def _product(arcs: Arcs, model: ByteNgram) -> tuple[IntArray, IntArray, IntArray, IntArray, Float]:
-    """Reachable pairs (codes, ascending), and arcs between them, grouped by source.
+    """Find the reachable pairs, and the arcs between them.
 
     Returns:
-        codes int64[J]; source, target int64[E] as positions in codes, ascending by source;
-        byte int64[E]; weight float64[E] of the automaton's arcs.
+        codes int64[J], ascending; source, target int64[E] as positions in codes, grouped by
+        source; byte int64[E]; weight float64[E] of the automaton's arcs.
     """
     width = len(model)
     frontier = np.unique(arcs.starts * width + model.start)
@@ -221,7 +218,7 @@ def _logp(
     context: IntArray,
     symbol: IntArray | int,
 ) -> Float:
-    """Log probability of symbols in pairs of states and contexts, float64[m]."""
+    """Return log probabilities of symbols in pairs of states and contexts, float64[m]."""
     if local is not None:
         return local.log(state, context, symbol)
     out: Float = np.log(model.rows[context, symbol])
@@ -231,7 +228,7 @@ def _logp(
 def _merged(
     source: IntArray, target: IntArray, weight: Float, n: int
 ) -> tuple[IntArray, IntArray, Float]:
-    """Arcs with the same ends added up, grouped by source."""
+    """Add up arcs with the same ends; they come out grouped by source."""
     code, inverse = np.unique(source * n + target, return_inverse=True)
     if len(code) == len(source):
         return source, target, weight
@@ -241,7 +238,7 @@ def _merged(
 
 
 class _Sweep:
-    """psi -> psi_0 + A psi in log space, on a device."""
+    """The map psi -> psi_0 + A psi in log space, on a device."""
 
     def __init__(
         self, source: IntArray, target: IntArray, weight: Float, end: Float, device: torch.device

@@ -8,30 +8,50 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
-from genlm_bytes_smc.constraints.approximation import MAX_STATES
+from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.lm.transfer import device_of
+from genlm_bytes_smc.lookahead.automata import Automata, automata_of, language_models_of
 from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
-from genlm_bytes_smc.lookahead.find import Course, course_of, language_models_of
-from genlm_bytes_smc.lookahead.local import LocalRows
+from genlm_bytes_smc.lookahead.future_mass import Arcs, FutureTable
 from genlm_bytes_smc.lookahead.ngram import ByteNgram, soft_counts_of
-from genlm_bytes_smc.lookahead.pilot import Visits, longest, visits_of
-from genlm_bytes_smc.lookahead.table import Arcs, FutureTable
+from genlm_bytes_smc.lookahead.pilot import LocalRows, PilotSamples, longest, pilot_samples
 from genlm_bytes_smc.smc.ahead import Ahead, AheadFactor
 from genlm_bytes_smc.smc.checks import check_count
 from genlm_bytes_smc.smc.factors import compile_rows
 
+T = TypeVar("T")
 Horizon = int | Literal["run"] | None
 ORDER = 2
 FIT_BYTES = 64
 _TAUGHT = 64  # texts of a pilot that an approximating automaton learns from
+
+
+class _LastFew(Generic[T]):
+    """The eight values made last, each found by the very objects that it was made of."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[tuple[Any, ...], Any, T]] = []
+
+    def get(self, objects: Sequence[Any], option: Any = None) -> T | None:
+        """Return the value made of these objects and an equal option; None if none is held."""
+        for held, had, value in self._held:
+            same = len(held) == len(objects) and all(map(operator.is_, held, objects))
+            if same and had == option:
+                return value
+        return None
+
+    def keep(self, value: T, objects: Sequence[Any], option: Any = None) -> T:
+        """Hold a value, and return it."""
+        self._held = [*self._held[-7:], (tuple(objects), option, value)]
+        return value
 
 
 class Lookahead(Ahead):
@@ -121,9 +141,9 @@ class Lookahead(Ahead):
         self.seed = seed
         self.device = None if device is None else device_of(device)
         self.local: LocalRows | None = None
-        self._made: list[tuple[tuple[Any, ...], int | None, Tracker, FutureTable]] = []
-        self._courses: list[tuple[tuple[Any, ...], Course]] = []
-        self._fitted: list[tuple[list[Any], ByteNgram]] = []
+        self._solved: _LastFew[tuple[Tracker, FutureTable]] = _LastFew()
+        self._automata: _LastFew[Automata] = _LastFew()
+        self._fitted: _LastFew[ByteNgram] = _LastFew()
         self._locks: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
 
     @classmethod
@@ -142,7 +162,7 @@ class Lookahead(Ahead):
         terminate_when: Callable[[bytes], bool] | None = None,
         **settings: Any,
     ) -> Lookahead:
-        """A look-ahead that learned from pilot runs of the target what its model writes where.
+        """Learn from pilot runs of the target what its language model writes where.
 
         Each round runs `smc` with the look-ahead so far and counts the language models' rows
         at the texts its particles visit, by automaton state and by state and context; psi is
@@ -173,19 +193,21 @@ class Lookahead(Ahead):
         check_count("rounds", rounds, 1)
         check_count("order", order, 1)
         ahead = first
-        seen: Visits | None = None
+        seen: PilotSamples | None = None
         for k in range(rounds):
             options: dict[str, Any] = {"seed": seed + k, "terminate_when": terminate_when}
             if ahead is not None:
                 options["proposal"] = ahead.but(defensive=explore)
-            visits = await visits_of(target, n_particles, max_bytes, ess_threshold=0.0, **options)
+            visits = await pilot_samples(
+                target, n_particles, max_bytes, ess_threshold=0.0, **options
+            )
             seen = visits if seen is None else seen + visits
             ahead = cls._learned(target, seen, order, smoothing, settings)
         assert ahead is not None
         return ahead
 
     def but(self, *, strength: float | None = None, defensive: float | None = None) -> Lookahead:
-        """The same psi, which is solved once for both, with other settings."""
+        """Return the same psi, which is solved once for both, with other settings."""
         new = copy.copy(self)
         new.strength = self.strength if strength is None else strength
         new.defensive = self.defensive if defensive is None else defensive
@@ -193,10 +215,10 @@ class Lookahead(Ahead):
 
     @classmethod
     def _learned(
-        cls, target: Any, seen: Visits, order: int, smoothing: float, settings: dict[str, Any]
+        cls, target: Any, seen: PilotSamples, order: int, smoothing: float, settings: dict[str, Any]
     ) -> Lookahead:
         new = cls(ByteNgram.from_rows(soft_counts_of(*seen), order, smoothing), **settings)
-        dfa, wfsa, approximate = course_of(
+        dfa, wfsa, approximate = automata_of(
             target, new.constraint, new.max_states, longest(seen, _TAUGHT)
         )
         if wfsa is not None or dfa is None:
@@ -214,7 +236,7 @@ class Lookahead(Ahead):
         return new
 
     async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadFactor:
-        """The factor of the empty text; what it takes is fitted on the first call."""
+        """Return the factor of the empty text; what it needs is fitted on the first call."""
         limit = max_bytes if self.max_bytes == "run" else self.max_bytes
         fit_bytes = self.fit_bytes or min(max_bytes, FIT_BYTES)
         lock = self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
@@ -223,7 +245,7 @@ class Lookahead(Ahead):
         return TableFactor.first(tracker.spawn(), table, limit)
 
     async def fit(self, target: Any, max_bytes: int = 100) -> FutureTable:
-        """What a run of `target` would fit at its start, for a look at it."""
+        """Return the table that a run of `target` would fit at its start."""
         limit = max_bytes if self.max_bytes == "run" else self.max_bytes
         leaves: list[Any] = []
         compile_rows(target, leaves)
@@ -233,11 +255,13 @@ class Lookahead(Ahead):
     async def _make(
         self, target: Any, leaves: tuple[Any, ...], limit: int | None, fit_bytes: int
     ) -> tuple[Tracker, FutureTable]:
-        for key, had, tracker, table in self._made:
-            same = len(key) == len(leaves) and all(map(operator.is_, key, leaves))
-            if same and had == limit:
-                return tracker, table
-        dfa, wfsa, approximate = self._course(target, leaves)
+        if (found := self._solved.get(leaves, limit)) is not None:
+            return found
+        automata = self._automata.get(leaves)
+        if automata is None:
+            automata = automata_of(target, self.constraint, self.max_states)
+            self._automata.keep(automata, leaves)
+        dfa, wfsa, approximate = automata
         model = await self.ngram(target, fit_bytes)
         arcs = Arcs.of(wfsa) if wfsa is not None else None
         if dfa is not None:
@@ -249,26 +273,15 @@ class Lookahead(Ahead):
         table = FutureTable(arcs, model, limit, device, self.local)
         outside = self.outside if approximate else None
         tracker = Tracker(dfa, wfsa, arcs, model, outside, device)
-        self._made = [*self._made[-7:], (leaves, limit, tracker, table)]
-        return tracker, table
-
-    def _course(self, target: Any, leaves: tuple[Any, ...]) -> Course:
-        """What to look ahead along, found once for each target."""
-        for key, found in self._courses:
-            if len(key) == len(leaves) and all(map(operator.is_, key, leaves)):
-                return found
-        course = course_of(target, self.constraint, self.max_states)
-        self._courses = [*self._courses[-7:], (leaves, course)]
-        return course
+        return self._solved.keep((tracker, table), leaves, limit)
 
     async def ngram(self, target: Any, fit_bytes: int = FIT_BYTES) -> ByteNgram:
-        """The byte model: the one given, or fitted to the target's language models."""
+        """Return the byte model: the one given, or fitted to the target's language models."""
         if isinstance(self.model, ByteNgram):
             return self.model
         models = language_models_of(target)
-        for known, model in self._fitted:
-            if len(known) == len(models) and all(map(operator.is_, known, models)):
-                return model
+        if (found := self._fitted.get(models)) is not None:
+            return found
         model = await ByteNgram.from_model(
             reduce(operator.mul, models),
             order=ORDER if self.model is None else self.model,
@@ -276,8 +289,7 @@ class Lookahead(Ahead):
             max_bytes=fit_bytes,
             seed=self.seed,
         )
-        self._fitted = [*self._fitted[-7:], (models, model)]
-        return model
+        return self._fitted.keep(model, models)
 
     def __repr__(self) -> str:
         model = ORDER if self.model is None else self.model

@@ -1,4 +1,4 @@
-"""What to look ahead along, and the language models among the factors of a target."""
+"""The automata of a target that a look-ahead follows, and the target's language models."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 from genlm.control.potential.tempered import Tempered
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError, approximate_automaton
-from genlm_bytes_smc.constraints.approximation import MAX_STATES
+from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.smc.factors import factors_of, has_language_model, name_of
 
 Automaton = ByteDFA | ByteWFSA
 
 
-class Course(NamedTuple):
-    """What to look ahead along: two automata side by side, either of which may be missing.
+class Automata(NamedTuple):
+    """The automata to look ahead along: two side by side, either of which may be missing.
 
     Attributes:
         dfa, wfsa: the deterministic and the weighted one.
@@ -29,13 +29,13 @@ class Course(NamedTuple):
     approximate: bool
 
 
-def course_of(
+def automata_of(
     target: Any,
     constraint: Automaton | ByteMatcher | None = None,
     max_states: int = MAX_STATES,
     texts: Sequence[bytes] = (),
-) -> Course:
-    """The constraint given, or else the automata, grammars and schemas among the factors.
+) -> Automata:
+    """Return the constraint given, or else the automata, grammars and schemas of the target.
 
     Args:
         target: the target.
@@ -52,16 +52,16 @@ def course_of(
     near = [approximate_automaton(m, max_states=max_states, texts=texts) for m in matchers]
     approximate = constraint is not None or bool(near)
     try:
-        return Course(*meet([*exact, *near]), approximate)
+        return Automata(*meet([*exact, *near]), approximate)
     except ConstraintError:
         if not exact or not near:
             raise
         # What the factors share is beyond what the approximation reached.
-        return Course(*meet(exact), False)
+        return Automata(*meet(exact), False)
 
 
 def constraints_of(target: Any) -> list[Automaton | ByteMatcher]:
-    """The automata, grammars and schemas that a text of the target must pass.
+    """Return the automata, grammars and schemas that a text of the target must pass.
 
     A power of one that is not weighted admits the same texts, so it counts as that.
 
@@ -85,7 +85,7 @@ def constraints_of(target: Any) -> list[Automaton | ByteMatcher]:
 
 
 def meet(automata: list[Automaton]) -> tuple[ByteDFA | None, ByteWFSA | None]:
-    """One deterministic automaton for all deterministic ones, and the weighted one.
+    """Return one deterministic automaton for all deterministic ones, and the weighted one.
 
     Raises:
         ValueError: several weighted ones.
@@ -102,7 +102,7 @@ def meet(automata: list[Automaton]) -> tuple[ByteDFA | None, ByteWFSA | None]:
 
 
 def language_models_of(target: Any) -> list[Any]:
-    """The factors of a target that hold language models.
+    """Return the factors of a target that hold language models.
 
     Raises:
         ValueError: there is none.

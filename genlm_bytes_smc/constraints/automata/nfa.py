@@ -8,50 +8,60 @@ from itertools import chain
 
 import numpy as np
 
-from genlm_bytes_smc.constraints import automaton_numba as compiled
-from genlm_bytes_smc.constraints.automaton import (
+from genlm_bytes_smc.constraints.automata import loops_numba as compiled
+from genlm_bytes_smc.constraints.automata.table import (
     MAX_STATES,
     MOST,
-    Arcs,
     Deadline,
-    IntArray,
+    SparseTable,
     Table,
     empty_language,
     grouped,
     minimal_of_arcs,
     too_large,
 )
-from genlm_bytes_smc.constraints.base import ConstraintError
+from genlm_bytes_smc.constraints.base import ConstraintError, IntArray
 
 _SLICE = 20_000_000  # members between two looks at the clock
 
 
 @dataclass
 class Nfa:
-    """A nondeterministic automaton over K symbols, grown state by state.
+    """A nondeterministic automaton, grown state by state. State 0 is the start.
 
     A label is a sequence of symbols; an arc carries the number of a label, so that many arcs
-    share one. State 0 is the start.
+    share one.
+
+    Attributes:
+        labels: the symbols of each label.
+        n_states: how many states there are.
+        silent: (state, state) of each silent step.
+        arcs: (state, label, state) of each arc.
+        accept: the states that accept.
+        limit: most states of the minimal automaton; four times as many are allowed here.
     """
 
-    n_symbols: int
-    labels: list[Sequence[int]] = field(default_factory=list)
-    silent: list[list[int]] = field(default_factory=list)
-    arcs: list[list[tuple[int, int]]] = field(default_factory=list)
+    labels: Sequence[Sequence[int]] = ()
+    n_states: int = 0
+    silent: list[tuple[int, int]] = field(default_factory=list)
+    arcs: list[tuple[int, int, int]] = field(default_factory=list)
     accept: set[int] = field(default_factory=set)
     limit: int = MAX_STATES
 
     def state(self) -> int:
-        """A new state."""
-        if len(self.arcs) >= 4 * self.limit:
+        """Add a state, and return its number.
+
+        Raises:
+            ConstraintError: there are four times `limit` states already.
+        """
+        if self.n_states >= 4 * self.limit:
             raise too_large(self.limit)
-        self.silent.append([])
-        self.arcs.append([])
-        return len(self.arcs) - 1
+        self.n_states += 1
+        return self.n_states - 1
 
 
 def determinize(nfa: Nfa, deadline: Deadline | None = None) -> Table:
-    """The minimal automaton of the same language.
+    """Return the minimal automaton of the same language.
 
     The states that no text finishes are left out first, so every subset that is numbered can
     finish. There may be four times as many subsets as states in the end (a prefix tree has
@@ -63,8 +73,9 @@ def determinize(nfa: Nfa, deadline: Deadline | None = None) -> Table:
     """
     deadline = deadline or Deadline()
     arrays = _arrays(nfa)
+    n_symbols = int(arrays.symbols.max(initial=-1)) + 1
     found = _room(len(arrays.accept))
-    while (code := compiled.subsets(arrays, found, nfa.n_symbols, _SLICE)) != compiled.DONE:
+    while (code := compiled.subsets(arrays, found, n_symbols, _SLICE)) != compiled.DONE:
         deadline.check()
         if found.counts[0] > 4 * nfa.limit:
             raise too_large(nfa.limit)
@@ -73,27 +84,25 @@ def determinize(nfa: Nfa, deadline: Deadline | None = None) -> Table:
     states, arcs = found.counts[:2].tolist()
     if states > 4 * nfa.limit:
         raise too_large(nfa.limit)
-    deterministic = Arcs(
+    deterministic = SparseTable(
         found.source[:arcs].astype(np.int64),
         found.symbol[:arcs].astype(np.int64),
         found.arc_target[:arcs].astype(np.int64),
         found.accept[:states],
-        nfa.n_symbols,
+        n_symbols,
     )
     return minimal_of_arcs(deterministic, nfa.limit)
 
 
 def _arrays(nfa: Nfa) -> compiled.NfaArrays:
-    """The states that can finish, as flat arrays."""
-    n = len(nfa.arcs)
-    silent_source = np.repeat(np.arange(n), [len(s) for s in nfa.silent])
-    silent = _flat(nfa.silent)
-    source = np.repeat(np.arange(n), [len(a) for a in nfa.arcs])
-    label, target = _flat(chain.from_iterable(nfa.arcs)).reshape(-1, 2).T
+    """Return the states that can finish, as flat arrays."""
+    n = nfa.n_states
+    silent_source, silent = _flat(nfa.silent).reshape(-1, 2).T
+    source, label, target = _flat(nfa.arcs).reshape(-1, 3).T
     accept = np.zeros(n, dtype=np.bool_)
     accept[list(nfa.accept)] = True
     symbols_of = np.array([len(symbols) for symbols in nfa.labels], dtype=np.int64)
-    reads = symbols_of[label] > 0 if len(label) else np.zeros(0, dtype=np.bool_)
+    reads = symbols_of[label] > 0
     source, label, target = source[reads], label[reads], target[reads]
 
     backwards = np.concatenate([silent, target]), np.concatenate([silent_source, source])
@@ -126,7 +135,7 @@ def _flat(lists: Iterable[Sequence[int]]) -> IntArray:
 
 
 def _room(n: int) -> compiled.Subsets:
-    """Room for the subsets of an automaton of `n` states, for a start."""
+    """Make room for the first subsets of an automaton of `n` states."""
     return compiled.Subsets(
         members=np.empty(2 * n, dtype=np.int32),
         offset=np.zeros(1025, dtype=np.int64),
@@ -142,7 +151,7 @@ def _room(n: int) -> compiled.Subsets:
 
 
 def _enlarged(found: compiled.Subsets, what: int) -> compiled.Subsets:
-    """The same with at least twice as much room for what lacks it."""
+    """Return a copy with at least twice as much room in the arrays that lack it."""
     wanted = int(found.counts[3])
     if wanted > MOST:
         raise ConstraintError(
