@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -78,8 +79,14 @@ TEXTS = (
     "The quick brown fox jumps over the lazy dog",
     "The mitochondria is the powerhouse of the cell.",
 )
-BEAMS = ((5, 0.05), (10, 0.01), (10, 0.001))
-LATTICES: tuple[dict[str, float], ...] = ({"merge": 0.01}, {}, {"merge": 0.001})
+BEAMS = {
+    "K=5, threshold 0.05": BeamParams(K=5, prune_threshold=0.05),
+    "K=10, threshold 0.01": BeamParams(K=10, prune_threshold=0.01),
+    "K=10, threshold 0.001": BeamParams(K=10, prune_threshold=0.001),
+    "deferred, merge 0.01": BeamParams(K=None, prune="deferred", deferred_merge=0.01),
+    "deferred": BeamParams(K=None, prune="deferred"),
+    "deferred, merge 0.001": BeamParams(K=None, prune="deferred", deferred_merge=0.001),
+}
 WIDEST: dict[str, Any] = {"share": 0.002, "merge": 0.0005, "guess": 0.1, "at_once": 16}
 HEADS = ("pruning", "median lost", "90%", "worst", "below 0.1", "rows a byte")
 
@@ -115,15 +122,16 @@ def by_lattice(rows: Rows, start: tuple[int, ...], text: bytes, **settings: Any)
     return Reading(lane.log_z, rows.rows)
 
 
-def by_beam(llm: Any, text: bytes, k: int, threshold: float) -> Reading:
-    """Read a text by a byte beam with top-K pruning."""
+def by_beam(llm: Any, text: bytes, params: BeamParams) -> Reading:
+    """Read a text by a byte beam, one byte after another."""
 
     async def read() -> Reading:
         byte_model(llm).store.clear()
         llm.clear_cache()
         llm.counts.reset()
-        beam = await ByteBeamState.initial(llm, BeamParams(K=k, prune_threshold=threshold))
-        beam = await beam.prefill(text)
+        beam = await ByteBeamState.initial(llm, params)
+        for byte in text:
+            beam = await (beam.prune() << byte)
         return Reading(beam.logZ, llm.counts.rows)
 
     return asyncio.run(read())
@@ -138,11 +146,8 @@ def measure(name: str, texts: tuple[str, ...], say: Callable[[str], None]) -> li
     ways: dict[str, Callable[[bytes], Reading]] = {
         "reference": lambda t: by_lattice(rows, start, t, **WIDEST)
     }
-    for settings in LATTICES:
-        label = ", ".join(f"{k} {v}" for k, v in settings.items()) or "merge 0.003"
-        ways[f"after the byte, {label}"] = lambda t, s=settings: by_lattice(rows, start, t, **s)  # type: ignore[misc]
-    for k, threshold in BEAMS:
-        ways[f"K={k}, threshold {threshold}"] = lambda t, k=k, x=threshold: by_beam(llm, t, k, x)  # type: ignore[misc]
+    for label, params in BEAMS.items():
+        ways[label] = functools.partial(by_beam, llm, params=params)
     found = dict[str, list[Reading]]()
     for label, read in ways.items():
         begun = time.perf_counter()

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam import deferred_numba as dn
+from genlm_bytes_smc.beam.deferred_nodes import Nodes
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
@@ -47,70 +48,6 @@ FloatArray = npt.NDArray[np.float64]
 
 RESERVE = 1e-5  # least share of a row that all bytes have together, for what has no row
 AT_ONCE = 4  # rows that a lane asks for in one request
-ROUNDS = 6  # requests after one byte
-
-
-@dataclass(eq=False)
-class Nodes:
-    """The nodes of N lanes, see `deferred_numba`; the methods change them in place.
-
-    Attributes:
-        ints, floats: int64[N, C, 6] and float64[N, C, 4].
-        count, length: int64[N], nodes and bytes of each lane.
-        text: uint8[N, TEXT], byte i of a lane at i % TEXT.
-    """
-
-    ints: IntArray
-    floats: FloatArray
-    count: IntArray
-    length: IntArray
-    text: npt.NDArray[np.uint8]
-
-    @classmethod
-    def first(cls, n: int, context: int) -> Nodes:
-        """Return the nodes of n lanes that have read nothing after `context`."""
-        ints = np.full((n, 16, 6), -1, dtype=np.int64)
-        ints[:, 0] = [context, -1, -1, 0, -1, 0]
-        floats = np.zeros((n, 16, 4))
-        floats[:, 0] = 1.0
-        one = np.ones(n, dtype=np.int64)
-        return cls(ints, floats, one, one - 1, np.zeros((n, TEXT), dtype=np.uint8))
-
-    def take(self, lanes: IntArray) -> Nodes:
-        """Return a copy of some lanes."""
-        most = int(self.count[lanes].max(initial=1))
-        return Nodes(
-            self.ints[lanes, :most],
-            self.floats[lanes, :most],
-            self.count[lanes],
-            self.length[lanes],
-            self.text[lanes],
-        )
-
-    @property
-    def used(self) -> npt.NDArray[np.bool_]:
-        """Places that hold a node, bool[N, C]."""
-        used: npt.NDArray[np.bool_] = np.arange(self.ints.shape[1]) < self.count[:, None]
-        return used
-
-    @property
-    def live(self) -> npt.NDArray[np.bool_]:
-        """Nodes with a row and a token in flight, bool[N, C]."""
-        live: npt.NDArray[np.bool_] = self.used & (self.ints[:, :, NODE] >= 0)
-        return live
-
-    def contexts(self) -> IntArray:
-        """Return the ids of all contexts that the nodes name, int64[m]."""
-        named = self.ints[self.used][:, [CTX, ABOVE]].ravel()
-        return named[named >= 0]
-
-    def make_room(self, more: int) -> None:
-        """Make places for `more` further nodes a lane."""
-        lacking = int(self.count.max(initial=0)) + more - self.ints.shape[1]
-        if lacking > 0:
-            wide = ((0, 0), (0, lacking + 16), (0, 0))
-            self.ints = np.pad(self.ints, wide, constant_values=-1)
-            self.floats = np.pad(self.floats, wide)
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,16 +187,7 @@ class DeferredLanes:
         first = lanes[0]
         if any(x.model is not first.model or x.in_prompt != first.in_prompt for x in lanes):
             raise ValueError("only lanes of one model, in one mode, can be put side by side")
-        room = max(x.nodes.ints.shape[1] for x in lanes)
-        wide = [((0, 0), (0, room - x.nodes.ints.shape[1]), (0, 0)) for x in lanes]
-        pairs = list(zip(lanes, wide, strict=True))
-        nodes = Nodes(
-            np.concatenate([np.pad(x.nodes.ints, w, constant_values=-1) for x, w in pairs]),
-            np.concatenate([np.pad(x.nodes.floats, w) for x, w in pairs]),
-            np.concatenate([x.nodes.count for x in lanes]),
-            np.concatenate([x.nodes.length for x in lanes]),
-            np.concatenate([x.nodes.text for x in lanes]),
-        )
+        nodes = Nodes.cat([x.nodes for x in lanes])
         return dataclasses.replace(
             first,
             nodes=nodes,
@@ -295,11 +223,13 @@ class DeferredLanes:
         """Read one symbol a lane; arguments and errors as for `ByteLanes.step`."""
         symbols = check_symbols(symbols, len(self))
         ends = symbols == EOS_COLUMN
-        ending = self.log_z + (await self.logp_next())[:, EOS_COLUMN].numpy() if ends.any() else None
+        ending = (
+            self.log_z + (await self.logp_next())[:, EOS_COLUMN].numpy() if ends.any() else None
+        )
         reads = np.flatnonzero((symbols >= 0) & ~ends & self.alive)
         with self.model.engine.tree.one_thread:
-            given = self._memo.get("looked", self)
-            nodes, masses, rest = await self._read(given.nodes.take(reads), symbols[reads])
+            # Not from what `logp_next` fetched: weights must not depend on who asked for rows.
+            nodes, masses, rest = await self._read(self.nodes.take(reads), symbols[reads])
         neglected = self.neglected[reads].copy()
         limit = self.params.deferred_limit
         dn.settle(nodes.ints, nodes.floats, nodes.count, nodes.length, masses, limit, neglected)
@@ -317,7 +247,7 @@ class DeferredLanes:
         bound[reads] = neglected
         return dataclasses.replace(
             self,
-            nodes=nodes if len(reads) == len(self) else _put(self.nodes, reads, nodes),
+            nodes=self.nodes.put(reads, nodes),
             log_scale=scale,
             log_z=log_z,
             ended=self.ended | (gone & (log_z > -np.inf)),
@@ -335,9 +265,7 @@ class DeferredLanes:
         """Return these lanes: `step` has pruned them."""
         return self
 
-    async def _read(
-        self, nodes: Nodes, symbols: IntArray
-    ) -> tuple[Nodes, FloatArray, FloatArray]:
+    async def _read(self, nodes: Nodes, symbols: IntArray) -> tuple[Nodes, FloatArray, FloatArray]:
         """Read a byte in every lane of `nodes`, and fetch the rows that may matter after it.
 
         Returns:
@@ -368,13 +296,14 @@ class DeferredLanes:
         tree, store = self.model.engine.tree, self.model.store
         wanted = np.empty((len(nodes.count), AT_ONCE), dtype=np.int64)
         rest = np.empty((len(nodes.count), 2))
-        for turn in range(ROUNDS + 1):
+        requests = -(-self.params.deferred_rows // AT_ONCE)
+        for turn in range(requests + 1):
             masses: FloatArray = dn.judge(
                 nodes.ints, nodes.floats, nodes.count, nodes.length,
                 share, merge, self.params.deferred_guess, at_end, wanted, rest,
             )  # fmt: skip
             lanes, at = np.nonzero(wanted >= 0)
-            if len(lanes) == 0 or turn == ROUNDS:
+            if len(lanes) == 0 or turn == requests:
                 break
             places = wanted[lanes, at]
             chosen = nodes.ints[lanes, places]
@@ -437,8 +366,9 @@ class DeferredLanes:
         kernels = self.model.kernels
         row = kernels.normalise(kernels.next_block(state, self.cut), None)
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(masses > 0, guessed / (masses + guessed), 1.0)
-        share = torch.from_numpy(np.where(alive, np.maximum(share, RESERVE), 0.0))[:, None]
+            guess = np.where(masses > 0, guessed / (masses + guessed), 1.0)
+        lossy = alive & (deferred.any(axis=1) | (self.neglected > 0))
+        share = torch.from_numpy(np.where(lossy, np.maximum(guess, RESERVE), 0.0))[:, None]
         row = row + torch.log1p(-share)
         row[:, :N_BYTES] = torch.logaddexp(row[:, :N_BYTES], torch.log(share / N_BYTES))
         return row
@@ -561,14 +491,3 @@ class DeferredLanes:
 
 
 _handles: dict[int, tuple[Any, Handles]] = {}
-
-
-def _put(nodes: Nodes, lanes: IntArray, new: Nodes) -> Nodes:
-    """Return `nodes` with some lanes replaced."""
-    out = nodes.take(np.arange(len(nodes.count)))
-    room = max(out.ints.shape[1], new.ints.shape[1])
-    out.make_room(room - int(out.count.max(initial=0)))
-    out.ints[lanes, : new.ints.shape[1]] = new.ints
-    out.floats[lanes, : new.floats.shape[1]] = new.floats
-    out.count[lanes], out.length[lanes], out.text[lanes] = new.count, new.length, new.text
-    return out

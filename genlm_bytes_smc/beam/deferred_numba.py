@@ -1,4 +1,4 @@
-"""Deferred pruning on the CPU, compiled: contexts of a text by where they end, judged after the byte.
+"""Deferred pruning, compiled: contexts of a text by where they end, judged after the byte.
 
 A lane holds *nodes*. A node is a context (a token string that spells the text up to a position)
 that may still matter. A *live* node has a row of the model and a token in flight; a *deferred*
@@ -197,7 +197,7 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, rest
     masses = full(len(count), 0.0)
     room = ints.shape[1]
     order, begin = full(room, 0), full(WINDOW + 3, 0)
-    inner_of, kept = full(room, 0.0), full(room, 0.0)
+    inner_of = full(room, 0.0)
     shares = full(wanted.shape[1], 0.0)
     for i in range(len(count)):
         now, n = length[i], count[i]

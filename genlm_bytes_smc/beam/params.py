@@ -29,14 +29,25 @@ class BeamParams:
         eos_byte_strings: spellings of the tokens that end a text. They merge into one
             end-of-sequence symbol; inside a prompt they are ordinary tokens.
         heal: when no candidate can read a byte, end tokens earlier and try again. Always off
-            with `prune="unbiased"`, where it would bias.
+            with `prune="unbiased"`, where it would bias, and with "deferred", which needs none.
         heal_max_backoff: most bytes of the token in flight that healing gives back.
         heal_max_splits: most further tokens that one healing may end.
         eos_tokens: old name of `eos_byte_strings`.
         prune: "topk" keeps the K likeliest candidates. "unbiased" keeps K by optimal
             resampling (Fearnhead & Clifford 2003), so that the expectation of exp(logZ) is
-            the exact prefix probability for every K and threshold.
+            the exact prefix probability for every K and threshold. "deferred" keeps what it
+            does not extend and fetches its rows after a byte has shown that it matters (see
+            `beam.deferred`); K and healing have no effect, and `prune_threshold` is the share
+            from which on a context that ends with the text gets its row before the next byte.
         seed: of the random choices of `prune="unbiased"`, below 2**64.
+        deferred_share: with `prune="deferred"`, estimated share of a beam's weight from which
+            on the first row of a position is fetched, in [0, 1].
+        deferred_merge: share from which on a further context of a position gets its own row,
+            in [0, 1]; those below ride on the rows that are there.
+        deferred_guess: probability of each byte that a context without a row is taken to give
+            in these estimates, in (0, 1].
+        deferred_rows: most rows of the model that a text asks for after one byte.
+        deferred_limit: most contexts kept for a text.
 
     Raises:
         ValueError: K below 1, a threshold outside [0, 1), an unknown `prune`, a negative
@@ -57,6 +68,7 @@ class BeamParams:
     deferred_share: float = 0.02
     deferred_merge: float = 0.003
     deferred_guess: float = 0.03
+    deferred_rows: int = 24
     deferred_limit: int = 256
 
     def __post_init__(self) -> None:
@@ -77,9 +89,15 @@ class BeamParams:
         if not 0 <= self.prune_threshold < 1:
             raise ValueError(f"prune_threshold must be in [0, 1), got {self.prune_threshold!r}")
         if self.prune not in ("topk", "unbiased", "deferred"):
-            raise ValueError(
-                f'prune must be "topk", "unbiased" or "deferred", got {self.prune!r}'
-            )
+            raise ValueError(f'prune must be "topk", "unbiased" or "deferred", got {self.prune!r}')
+        for name in ("deferred_share", "deferred_merge", "deferred_guess"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= value <= 1 or (value == 0 and name == "deferred_guess"):
+                raise ValueError(f"{name} must be a share of at most 1, got {value!r}")
+        for name in ("deferred_rows", "deferred_limit"):
+            _check_count(name, getattr(self, name), least=1)
         for name in ("heal_max_backoff", "heal_max_splits"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name), least=0, none="None (no limit)")
@@ -87,7 +105,7 @@ class BeamParams:
         if self.seed >= _SEEDS:
             raise ValueError(f"seed must be below 2**64, got {self.seed}")
         self.eos_byte_strings = _byte_strings(self.eos_byte_strings)
-        if self.prune == "unbiased":
+        if self.prune != "topk":
             self.heal = False
 
     @property

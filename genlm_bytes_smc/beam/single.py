@@ -216,7 +216,8 @@ class ByteBeamState:
     @property
     def counts(self) -> LMCounts:
         """What the model was asked to do so far, by all who use it."""
-        return self.lanes.model.engine.counts
+        counts: LMCounts = self.lanes.model.engine.counts
+        return counts
 
     @property
     def ended(self) -> bool:
@@ -295,7 +296,7 @@ class ByteBeamState:
         ordered = sorted(found, reverse=True)
         return [self._candidate(context, 0, logw, total, ended=True) for logw, context in ordered]
 
-    def _after(self, lanes: ByteLanes | DeferredLanes, ends: Sequence[Candidate] = ()) -> ByteBeamState:
+    def _after(self, lanes: Any, ends: Sequence[Candidate] = ()) -> ByteBeamState:
         beam = ByteBeamState(lanes, ends)
         if self.params.verbose:
             sys.stdout.write(f"\n{beam!r}\n")  # `verbose` asks for just this

@@ -238,7 +238,7 @@ def _print_beam(state: ByteBeamState) -> None:
 
 def _room(state: ByteBeamState) -> int:
     """Bytes that fit the model's window after the text for sure: even if each were a token."""
-    window = state.lanes.model.engine.window
+    window: int | None = state.lanes.model.engine.window
     if window is None:
         return sys.maxsize
     return max(0, window - max(len(c.tokens) for c in state.candidates) - 1)

@@ -292,4 +292,5 @@ async def read_prompt(
     wide = dataclasses.replace(params, prune_threshold=0.0) if params.unbiased else params
     seeds = None if lane_seed is None else [lane_seed]
     start = await lanes_for(wide).start(model, wide, lane_seeds=seeds)
-    return (await ByteBeamState(start).prefill(prompt)).lanes.with_params(params)
+    lanes: ByteLanes = (await ByteBeamState(start).prefill(prompt)).lanes
+    return lanes.with_params(params)

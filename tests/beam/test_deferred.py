@@ -1,0 +1,214 @@
+"""Deferred pruning: exact without thresholds, the slow reading's equal, and near the truth."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.lattice import Lattice, Rows
+from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, Prompt, smc
+from genlm_bytes_smc.beam.deferred import AT_ONCE, DeferredLanes
+from genlm_bytes_smc.beam.model import byte_model
+from genlm_bytes_smc.constraints import FiniteSet
+from tests.toys import EOS_TOKEN, TOY_TOKENS, Enumeration, ToyLM
+
+EXACT = 1e-9
+WIDE = {"deferred_rows": 10**6, "deferred_limit": 10**6}
+ALL = {"deferred_share": 0.0, "deferred_merge": 0.0, **WIDE}
+TEXTS = (
+    b"An apple a day keeps the doctor away.",
+    "Le conseil était là.".encode(),
+    b"xylophonists & 123, quite unlike",
+    b"\xff\xfe no text",
+)
+
+
+def params(**options):
+    return BeamParams(None, prune="deferred", **options)
+
+
+async def read(lanes, text):
+    for byte in text:
+        lanes = await lanes.step([byte] * len(lanes))
+    return lanes
+
+
+@pytest.mark.parametrize("eos", [frozenset(), frozenset([EOS_TOKEN])])
+@pytest.mark.parametrize("seed", [0, 1])
+async def test_without_thresholds_it_is_exact(seed, eos):
+    lm = ToyLM(seed=seed)
+    truth = Enumeration(lm, eos)
+    root = await ByteBeamState.initial(lm, params(**ALL, eos_byte_strings=list(eos)))
+    for s in map(bytes, itertools.product(b"abc", repeat=5)):
+        beam = root
+        for n, byte in enumerate(s):
+            row = (await beam.logp_next()).ps
+            exact = truth.logp_next(s[:n])
+            np.testing.assert_allclose(np.append(row[:256], row[257]), exact, atol=EXACT)
+            beam = await (beam << byte)
+        assert beam.logZ == pytest.approx(math.log(truth.prefix(s)), abs=EXACT)
+        assert beam.dropped == -np.inf
+        ended = truth.ended(s)
+        assert (await (beam << 257)).logZ == pytest.approx(
+            math.log(ended) if ended else -np.inf, abs=EXACT
+        )
+
+
+@pytest.mark.parametrize(
+    "lm",
+    [
+        ToyLM([*TOY_TOKENS[:-1], b"", EOS_TOKEN], seed=7),
+        ToyLM(seed=8, pad=5),
+        ToyLM([*TOY_TOKENS, EOS_TOKEN, b"<x>"], seed=10),
+        ToyLM([*TOY_TOKENS[:-1], b"ab" * 700, EOS_TOKEN], seed=11),
+    ],
+    ids=["zero-length token", "padded head", "two ends", "long token"],
+)
+async def test_odd_vocabularies(lm):
+    eos = frozenset([EOS_TOKEN])
+    truth = Enumeration(lm, eos)
+    root = await ByteBeamState.initial(lm, params(**ALL, eos_byte_strings=list(eos)))
+    exact = await ByteBeamState.initial(lm, BeamParams(None, eos_byte_strings=list(eos)))
+    for s in (b"a", b"abab", b"cabb"):
+        beam = await root.prefill(s)
+        assert beam.logZ == pytest.approx((await exact.prefill(s)).logZ, abs=EXACT)
+        beam = root
+        for byte in s:
+            beam = await (beam << byte)
+        assert beam.logZ == pytest.approx(math.log(truth.prefix(s)), abs=EXACT)
+
+
+async def test_a_token_longer_than_the_window_stays_in_flight():
+    lm = ToyLM([*TOY_TOKENS[:-1], b"ab" * 60, EOS_TOKEN], seed=11)
+    exact = await ByteBeamState.initial(lm, BeamParams(K=64))
+    beam = await ByteBeamState.initial(lm, params(deferred_share=1e-6, deferred_merge=1e-6))
+    for byte in b"ab" * 60:
+        exact, beam = await (exact.prune() << byte), await (beam << byte)
+    assert beam.logZ == pytest.approx(exact.logZ, abs=0.05)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+async def test_it_does_what_the_slow_reading_does(tiny, text):
+    model = byte_model(tiny)
+    slow = Rows(tiny, model.trie)
+    lattice = Lattice(slow, tuple(tiny.start), at_once=AT_ONCE)
+    wide = params(**WIDE)
+    lanes = await DeferredLanes.start(model, wide)
+    for byte in text:
+        lattice.read(byte)
+        lanes = await lanes.step([byte])
+        assert lanes.log_z[0] == pytest.approx(lattice.log_z, abs=1e-4)
+    model.store.clear()
+    before = tiny.counts.rows
+    again = await read(await DeferredLanes.start(model, wide), text)
+    assert tiny.counts.rows - before == slow.rows
+    assert again.log_z == pytest.approx(lanes.log_z, abs=1e-5)  # rows come in other forwards
+
+
+async def test_lanes_side_by_side_are_what_they_are_alone(tiny):
+    model = byte_model(tiny)
+    start = await DeferredLanes.start(model, params(prune_threshold=0.05), len(TEXTS))
+    together, alone = start, [start.gather([n]) for n in range(len(TEXTS))]
+    for i in range(max(map(len, TEXTS))):
+        symbols = [t[i] if i < len(t) else -1 for t in TEXTS]
+        rows = await together.logp_next()
+        assert torch.logsumexp(rows, 1).abs().max() < EXACT
+        together = await together.step(symbols)
+        alone = [await x.step([s]) for x, s in zip(alone, symbols, strict=True)]
+        if i % 5 == 0:  # forked, joined and shuffled, they go on the same
+            order = np.roll(np.arange(len(TEXTS)), i)
+            mixed = together.gather(order)
+            back = DeferredLanes.cat([mixed.gather([k]) for k in np.argsort(order)])
+            together = back
+        for n, x in enumerate(alone):
+            assert together.log_z[n] == pytest.approx(x.log_z[0], abs=EXACT)
+            assert together.log_dropped[n] == pytest.approx(x.log_dropped[0], abs=1e-6)
+
+
+async def test_rows_promise_what_likely_bytes_weigh_and_leave_no_byte_out(tiny):
+    lanes = await DeferredLanes.start(byte_model(tiny), params(prune_threshold=0.05))
+    for byte in TEXTS[0]:
+        row = await lanes.logp_next()
+        assert row.isfinite()[0, :256].all() or lanes.log_dropped[0] == -np.inf
+        after = await lanes.step([byte])
+        assert float(after.log_z[0] - lanes.log_z[0]) == pytest.approx(
+            float(row[0, byte]), abs=2e-3
+        )
+        lanes = after
+
+
+async def test_a_surprise_is_not_lost(tiny):
+    """A threshold that drops before the byte loses nats; the deferred beam loses hardly any."""
+    text = TEXTS[2]
+    wide = (await (await ByteBeamState.initial(tiny, BeamParams(K=64))).prefill(text)).logZ
+    narrow = BeamParams(K=5, prune_threshold=0.05)
+    lost = wide - (await (await ByteBeamState.initial(tiny, narrow)).prefill(text)).logZ
+    beam = await (await ByteBeamState.initial(tiny, params(prune_threshold=0.05))).prefill(text)
+    assert abs(wide - beam.logZ) < 0.3
+    assert abs(wide - beam.logZ) < 0.25 * lost
+
+
+async def test_prompts_of_tokens_and_prompts_that_end_inside_a_token(tiny):
+    ids = tiny.tokenizer.encode("An apple a day")
+    wide = await ByteBeamState.initial(tiny, BeamParams(K=64))
+    beam = await ByteBeamState.initial(tiny, params())
+    for prompt in (Prompt.tokens(ids), Prompt.text("An appl"), b"An apple a day keeps the "):
+        exact, near = await wide.prefill(prompt), await beam.prefill(prompt)
+        assert near.logZ == pytest.approx(exact.logZ, abs=2e-3)
+        best, row = (await exact.logp_next()).top(3), (await near.logp_next()).ps
+        for byte, logp in best.items():
+            assert row[byte[0]] == pytest.approx(logp, abs=0.1)
+    assert (
+        await beam.greedy(b"An apple a day keeps the ", 10)
+        == b"An apple a day keeps the doctor awa"
+    )
+
+
+async def test_what_is_forgotten_does_not_change_a_weight(tiny):
+    llm = ByteLLM(tiny, params(prune_threshold=0.05), prompt=b"An apple ")
+    texts = [b"a day keeps", b"a day", b"xyl", b"xylo", b"\xff"]
+    weights = await llm.batch_prefix(texts)
+    complete = await llm.batch_complete(texts)
+    llm.clear_cache()
+    llm.model.store.clear()
+    again = [await llm.prefix(t) for t in texts]
+    np.testing.assert_allclose(again, weights, atol=1e-4)
+    np.testing.assert_allclose([await llm.complete(t) for t in texts], complete, atol=1e-4)
+    wide = ByteLLM(tiny, BeamParams(K=64), prompt=b"An apple ")
+    np.testing.assert_allclose(weights, await wide.batch_prefix(texts), atol=0.05)
+
+
+async def test_particles_are_weighed_after_the_byte(tiny):
+    """Of a finite constraint of surprising texts, smc finds the posterior of a wide beam."""
+    texts = [b"xylo", b"xenon", b"quartz", b"the", b"zebra"]
+    wide = ByteLLM(tiny, BeamParams(K=64))
+    exact = await wide.batch_complete(texts)
+    truth = np.exp(exact - np.logaddexp.reduce(exact))
+    llm = ByteLLM(tiny, params(prune_threshold=0.05))
+    result = await smc(llm * FiniteSet(texts), 400, seed=3, max_bytes=10, progress=False)
+    assert result.log_ml == pytest.approx(np.logaddexp.reduce(exact), abs=0.3)
+    found = [result.decoded_posterior.get(t.decode(), 0.0) for t in texts]
+    assert 0.5 * np.abs(np.array(found) - truth).sum() < 0.1
+
+
+async def test_it_needs_a_cpu_and_says_so(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "device", torch.device("cuda"))
+    with pytest.raises(ValueError, match="needs a model on a CPU, got one on cuda"):
+        await DeferredLanes.start(byte_model(tiny), params())
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"deferred_share": 1.5}, ValueError),
+        ({"deferred_merge": "a"}, TypeError),
+        ({"deferred_guess": 0}, ValueError),
+        ({"deferred_rows": 0}, ValueError),
+        ({"deferred_limit": 2.5}, TypeError),
+    ],
+)
+def test_options_out_of_range_are_refused(options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        params(**options)
