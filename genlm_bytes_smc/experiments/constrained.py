@@ -128,18 +128,27 @@ CASES = {
 }
 
 
-REAL_CASES = ("date", "sentence", "sum", "state")
+# For other models: prompts after which SmolLM2 is not sure how the text begins, and heads that
+# reach as far as it is unsure. Behind "Date:" it writes a year after 2000, and "The function ...".
+REAL_CASES = {
+    "date": CASES["date"]._replace(prompt="The meeting was held on", head=4),
+    "sentence": CASES["sentence"]._replace(prompt="She sews and he writes code. The", head=20),
+    "sum": CASES["sum"],
+    "state": CASES["state"],
+}
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
     """A job a case, method and seed."""
     bundled = is_bundled(model)  # rows of other models are dear, so there are fewer
-    names = ("date", "state") if quick else tuple(CASES) if bundled else REAL_CASES
+    cases = CASES if bundled else REAL_CASES
+    names = ("date", "state") if quick else tuple(cases)
     many, budget = (2000, 600) if bundled else (400, 300)
     return [
         {
             "model": model,
             "case": name,
+            **({} if bundled else {"prompt": cases[name].prompt, "head": cases[name].head}),
             "method": method,
             "particles": 4 if quick else PARTICLES,
             "lm_rows": 100 if quick else budget,
@@ -152,6 +161,12 @@ def jobs(quick: bool, model: Config) -> list[Config]:
     ]
 
 
+def case_of(config: Config) -> Case:
+    """Return the case of a job, with the prompt and the head that the job names for itself."""
+    own = {name: config[name] for name in ("prompt", "head") if name in config}
+    return CASES[config["case"]]._replace(**own)
+
+
 class Drawn(NamedTuple):
     """Weighted texts: bytes or None for one that is not complete, float64[N] log weights."""
 
@@ -161,10 +176,10 @@ class Drawn(NamedTuple):
 
 def run(config: Config) -> Outcome:
     """Runs of one method, with seeds of their own, until they have wanted the LM rows."""
-    case = CASES[config["case"]]
+    case = case_of(config)
     model = json.dumps(config["model"], sort_keys=True)
-    reference, noise = _reference(model, config["case"], config["reference"])
-    ahead, fitted = _ahead(model, config["case"], config["method"])
+    reference, noise = _reference(model, case, config["reference"])
+    ahead, fitted = _ahead(model, case, config["method"])
     engine, constraint = fresh_engine(config["model"]), case.constraint()
     drawn, rows, runs = list[Drawn](), 0, 0
     while rows < config["lm_rows"] and runs < MOST_RUNS:
@@ -200,43 +215,43 @@ def _admits(constraint: ByteConstraint, text: bytes) -> bool:
 
 
 @lru_cache(maxsize=2)
-def _reference(model: str, name: str, particles: int) -> tuple[dict[bytes, float], float]:
+def _reference(model: str, case: Case, particles: int) -> tuple[dict[bytes, float], float]:
     """The posterior of first bytes from many particles, once a process; and how far two
     halves of as many are from each other, which is what its own noise amounts to."""
-    target = _target(model, name, BeamParams(K=8, prune_threshold=0.001))
-    ahead, _ = _ahead(model, name, "pilot")
+    target = _target(model, case, BeamParams(K=8, prune_threshold=0.001))
+    ahead, _ = _ahead(model, case, "pilot")
     halves = []
     for seed in (11, 12):
         looks: dict[str, Any] = {"proposal": ahead, "twist": ahead}
-        run = smc(target, particles, ESS, CASES[name].max_bytes, seed=seed, progress=False, **looks)
+        run = smc(target, particles, ESS, case.max_bytes, seed=seed, progress=False, **looks)
         done = run_blocking(run)
         weights = defaultdict[bytes, float](float)
         for text, w in zip(done.texts, done.normalized_weights.tolist(), strict=True):
-            weights[text[: CASES[name].head]] += w * math.exp(done.log_ml)
+            weights[text[: case.head]] += w * math.exp(done.log_ml)
         halves.append(dict(weights))
     both = {k: sum(h.get(k, 0.0) for h in halves) for k in set(halves[0]) | set(halves[1])}
     return normalised(both), total_variation(normalised(halves[0]), normalised(halves[1]))
 
 
 @lru_cache(maxsize=4)
-def _ahead(model: str, name: str, method: str) -> tuple[Lookahead | None, int]:
+def _ahead(model: str, case: Case, method: str) -> tuple[Lookahead | None, int]:
     """The look-ahead of a method, made once a process, and the LM rows that its pilot took."""
     if method == "lookahead":
-        constraint = CASES[name].constraint()
+        constraint = case.constraint()
         near = approximate_automaton(constraint) if isinstance(constraint, ByteMatcher) else None
         return Lookahead(bigram(model), constraint=near), 0
     if method != "pilot":
         return None, 0
-    target = _target(model, name, BeamParams(K=K, prune_threshold=THRESHOLD))
+    target = _target(model, case, BeamParams(K=K, prune_threshold=THRESHOLD))
     with metered(target.p1.model.store) as meter:
-        pilot = Lookahead.from_pilot(target, 32, CASES[name].max_bytes, seed=PILOT_SEED)
+        pilot = Lookahead.from_pilot(target, 32, case.max_bytes, seed=PILOT_SEED)
         return run_blocking(pilot), meter.rows
 
 
-def _target(model: str, name: str, params: BeamParams) -> Any:
+def _target(model: str, case: Case, params: BeamParams) -> Any:
     """Language model times constraint of a case."""
-    llm = ByteLLM(fresh_engine(json.loads(model)), params, prompt=CASES[name].prompt.encode())
-    return llm * CASES[name].constraint()
+    llm = ByteLLM(fresh_engine(json.loads(model)), params, prompt=case.prompt.encode())
+    return llm * case.constraint()
 
 
 # -- the methods -------------------------------------------------------------------------------
@@ -249,7 +264,7 @@ async def _ours(
     seed: int,
     ahead: Lookahead | None,
 ) -> tuple[Drawn, int]:
-    case, method = CASES[config["case"]], config["method"]
+    case, method = case_of(config), config["method"]
     llm = ByteLLM(engine, BeamParams(K=K, prune_threshold=THRESHOLD), prompt=case.prompt.encode())
     options: dict[str, Any] = {"ess_threshold": 0.0 if method == "local" else ESS}
     if ahead is not None:
@@ -303,7 +318,7 @@ async def _bytellm(
     seed: int,
     ahead: Lookahead | None,
 ) -> tuple[Drawn, int]:
-    case = CASES[config["case"]]
+    case = case_of(config)
     eos = [bytes(engine.byte_vocab[engine.tokenizer.eos_token_id].byte_string)]
     params = PeerParams(K=K, prune_threshold=THRESHOLD, eos_byte_strings=eos)
     with warnings.catch_warnings(), _peer_rows(engine) as seen:
@@ -324,7 +339,7 @@ async def _awrs(
     seed: int,
     ahead: Lookahead | None,
 ) -> tuple[Drawn, int]:
-    case = CASES[config["case"]]
+    case = case_of(config)
     eos = [bytes(engine.byte_vocab[engine.tokenizer.eos_token_id].byte_string)]
     start = list(engine.start) + engine.tokenizer.encode(case.prompt, add_special_tokens=False)
     llm = PromptedLLM(engine, prompt_ids=start, eos_byte_strings=eos)
