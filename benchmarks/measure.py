@@ -26,8 +26,8 @@ from genlm.bytes import ByteBeamState as PeerBeam
 
 from benchmarks.ngram import NgramLM, gpt2_tokens
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, TokenTrie, Vocabulary, load_model
-from genlm_bytes_smc.experiments.models import held_out, real_texts
 from genlm_bytes_smc.lm.transformer import TreeTransformer
+from studies.texts import held_out, real_texts
 
 K = 5
 TINY_THRESHOLD = 0.05

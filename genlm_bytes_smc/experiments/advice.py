@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from genlm_bytes_smc.experiments import bias
 from genlm_bytes_smc.experiments.job import ExperimentError, Row
-from genlm_bytes_smc.experiments.measures import log_mean
+from genlm_bytes_smc.experiments.runs import METHODS, log_mean, summarise
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def truth_of(rows: list[Row]) -> Truth:
     ratios = np.exp(logs - log_ml)
     error = float(ratios.std(ddof=1) / math.sqrt(len(ratios)))
     n = next(r["config"]["particles"] for r in rows if r["config"]["part"] == "pool")
-    told = ", ".join(f"{bias.METHODS[m]} {mean:.2f}" for m, mean in means.items())
+    told = ", ".join(f"{METHODS[m]} {mean:.2f}" for m, mean in means.items())
     how = (
         f"by pooling {len(logs)} runs of {n} particles, since its texts are too many to enumerate "
         f"(the highest of {told}): an estimate itself, and too low if some likely kind of text was "
@@ -113,7 +112,7 @@ def recommend(rows: list[Row], error: float = 0.5) -> Advice:
         ExperimentError: as `truth_of`, or every run of every setting died.
     """
     truth = truth_of(rows)
-    entries = bias.summarise([r for r in rows if r["config"]["part"] == "runs"], truth.log_ml)
+    entries = summarise([r for r in rows if r["config"]["part"] == "runs"], truth.log_ml)
     entries = [e for e in entries if e["method"] != "local"]
     fine = [e for e in entries if _usable(e, truth)]
     alive = [e for e in entries if math.isfinite(e["log_rmse"])]
@@ -208,9 +207,9 @@ def _method_reason(scaled: list[dict[str, Any]], best: dict[str, Any]) -> str:
     least: dict[str, float] = {}
     for e in scaled:
         least[e["method"]] = min(e["rows"], least.get(e["method"], math.inf))
-    told = ", ".join(f"{bias.METHODS[m]} {rows:,.0f}" for m, rows in least.items())
+    told = ", ".join(f"{METHODS[m]} {rows:,.0f}" for m, rows in least.items())
     return (
-        f"{bias.METHODS[best['method']][0].upper()}{bias.METHODS[best['method']][1:]}: expected LM "
+        f"{METHODS[best['method']][0].upper()}{METHODS[best['method']][1:]}: expected LM "
         f"rows for the wanted error are {told}."
     )
 

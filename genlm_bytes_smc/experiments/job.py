@@ -75,22 +75,22 @@ class Job(NamedTuple):
     config: Config
 
 
-class Failure(NamedTuple):
-    """What a worker answers when a job raised."""
+def attempt(job: Job) -> Row:
+    """Do a job on one thread and return its row; workers call this.
 
-    message: str
-    trace: str
-
-
-def attempt(job: Job) -> Row | Failure:
-    """Do a job on one thread; this is what runs in a worker."""
+    Raises:
+        ExperimentError: the job raised; the message has its error, configuration and trace.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:
         outcome = job.run(job.config)
     except Exception as error:
-        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        raise ExperimentError(
+            f"a job of {job.experiment} failed: {type(error).__name__}: {error}; its "
+            f"configuration: {job.config}\n{traceback.format_exc()}"
+        ) from None
     finally:
         torch.set_num_threads(threads)
     where = {"seconds": time.perf_counter() - start, "host": socket.gethostname()}

@@ -8,10 +8,12 @@ import torch
 
 from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.cli import main
-from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, bias, models, recommend
+from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, recommend
 from genlm_bytes_smc.experiments.advice import truth_of
-from genlm_bytes_smc.experiments.constrained import _peer_rows
 from genlm_bytes_smc.experiments.job import Job, attempt, timeless
+from genlm_bytes_smc.experiments.runs import summarise
+from studies.constraints import _peer_rows
+from studies.texts import real_texts
 from tests.toys import ToyLM
 
 TINY = {"name": "tiny", "device": "cpu"}
@@ -179,9 +181,7 @@ def test_runs_that_all_find_the_same_can_be_compared():
     rows = study_rows({"is": 0.0, "smc": 0.0})
     advice = recommend(rows, error=0.3)
     assert advice.particles == 1 and advice.error == 0
-    assert {e["worth"] for e in bias.summarise(rows[2:], -5.0) if e["method"] == "smc"} == {
-        math.inf
-    }
+    assert {e["worth"] for e in summarise(rows[2:], -5.0) if e["method"] == "smc"} == {math.inf}
 
 
 def test_methods_whose_runs_all_died_are_not_recommended():
@@ -231,7 +231,7 @@ def test_a_study_of_a_finite_constraint(tmp_path, capsys):
 def test_studies_of_a_real_model_are_smaller_and_read_texts_of_their_own():
     """A row of a real model is dear: fewer jobs, narrower references that the jobs name."""
     real = {"name": "smollm2"}
-    kinds = models.real_texts()
+    kinds = real_texts()
     assert list(kinds) == ["prose", "code", "french", "german", "chinese", "json"]
     assert all(len(texts) >= 4 for texts in kinds.values())
     for name in ("approximation", "bias", "boundary", "constraints"):

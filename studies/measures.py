@@ -1,15 +1,13 @@
-"""How far distributions and estimates are from each other."""
+"""How far distributions are from each other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from genlm_bytes_smc.smc.particles import Weights
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -43,42 +41,6 @@ def normalised(weights: Mapping[Any, float]) -> dict[Any, float]:
     """Weights that sum to one; all zero if none is positive."""
     total = sum(weights.values())
     return {k: (w / total if total > 0 else 0.0) for k, w in weights.items()}
-
-
-def log_mean(values: Iterable[float]) -> float:
-    """Log of the mean of exp(values), nats."""
-    return Weights(np.asarray(list(values), dtype=np.float64)).log_mean
-
-
-def estimate_quality(log_estimates: Sequence[float], log_truth: float) -> dict[str, float]:
-    """What independent estimates of one number are worth.
-
-    Args:
-        log_estimates: logarithms, -inf for an estimate of zero.
-        log_truth: of the true value, or the best there is.
-
-    Returns:
-        mean: of estimate over truth; mean_error: its standard error; relative_variance of
-        the estimates; dead: share of zeros; log_sd and log_bias: standard deviation and bias of
-        the logarithms of those that are not zero, nats; log_rmse: root mean square error
-        of those.
-    """
-    logs = np.asarray(log_estimates, dtype=np.float64) - log_truth
-    ratios, alive = np.exp(logs), logs[np.isfinite(logs)]
-    n = len(ratios)
-    variance = float(ratios.var(ddof=1)) if n > 1 else math.nan
-    mean = float(ratios.mean())
-    some = len(alive) > 0
-    return {
-        "runs": n,
-        "mean": mean,
-        "mean_error": math.sqrt(variance / n) if n > 1 else math.nan,
-        "relative_variance": variance / mean**2 if mean > 0 else math.inf,
-        "dead": 1.0 - len(alive) / n,
-        "log_sd": float(alive.std(ddof=1)) if len(alive) > 1 else math.nan,
-        "log_bias": float(alive.mean()) if some else -math.inf,
-        "log_rmse": float(np.sqrt(np.square(alive).mean())) if some else math.inf,
-    }
 
 
 def _probabilities(logw: FloatArray) -> FloatArray:

@@ -34,9 +34,7 @@ from genlm_bytes_smc.constraints import (
 )
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.experiments import figures
-from genlm_bytes_smc.experiments.bias import bigram
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.measures import FloatArray, normalised, total_variation
 from genlm_bytes_smc.experiments.models import fresh_engine, is_bundled
 from genlm_bytes_smc.experiments.reading import metered
 from genlm_bytes_smc.experiments.report import Report, Section, Table
@@ -46,6 +44,9 @@ from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, smc
 from genlm_bytes_smc.smc.many import run_blocking
+
+from .bias import bigram
+from .measures import FloatArray, normalised, total_variation
 
 PARTICLES, K, THRESHOLD, ESS = 8, 5, 0.01, 0.5
 MOST_RUNS = 40  # of a method, should it want hardly any rows

@@ -11,15 +11,17 @@ import numpy as np
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.experiments import figures
-from genlm_bytes_smc.experiments.bigram_lm import BigramEngine
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.models import fresh_engine, held_out
+from genlm_bytes_smc.experiments.models import fresh_engine
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCState, smc
 from genlm_bytes_smc.smc.many import run_blocking
+
+from .bigram_lm import BigramEngine
+from .texts import held_out
 
 PARTICLES, K, THRESHOLD, CONTEXT = 16, 5, 0.001, 32
 AXES = {

@@ -18,17 +18,13 @@ from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.experiments import figures
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.measures import LN2, jensen_shannon
-from genlm_bytes_smc.experiments.models import (
-    beam,
-    ending,
-    fresh_engine,
-    is_bundled,
-    one_of_each,
-)
+from genlm_bytes_smc.experiments.models import beam, ending, fresh_engine, is_bundled
 from genlm_bytes_smc.experiments.reading import Reading, read_texts
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.smc.many import run_blocking
+
+from .measures import LN2, jensen_shannon
+from .texts import one_of_each
 
 REFERENCE = 128
 REAL_REFERENCE = 20  # of a real model, whose rows are dear: 20 is within 0.1 nats of wider ones

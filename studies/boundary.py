@@ -21,11 +21,13 @@ from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.experiments import figures
 from genlm_bytes_smc.experiments.job import Config, Experiment, ExperimentError, Outcome, Row
-from genlm_bytes_smc.experiments.measures import LN2, jensen_shannon
-from genlm_bytes_smc.experiments.models import ending, fresh_engine, is_bundled, one_of_each
+from genlm_bytes_smc.experiments.models import ending, fresh_engine, is_bundled
 from genlm_bytes_smc.experiments.reading import FloatArray, read_texts
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.smc.many import run_blocking
+
+from .measures import LN2, jensen_shannon
+from .texts import one_of_each
 
 REFERENCE, NARROW, THRESHOLD = 128, 5, 0.001
 REAL_REFERENCE = 20  # of a real model, whose rows are dear: 20 is within 0.1 nats of wider ones
