@@ -24,6 +24,7 @@ from genlm_bytes_smc.experiments.job import (
 from genlm_bytes_smc.experiments.models import TINY
 from genlm_bytes_smc.experiments.rows import RowFile
 from genlm_bytes_smc.experiments.workers import cores, run_pool, run_ray
+from genlm_bytes_smc.lm.transfer import device_of
 
 ROWS = "rows.jsonl"
 
@@ -71,7 +72,7 @@ def run_experiment(
         command: shown in the report as what makes it.
 
     Raises:
-        ValueError: an unknown experiment, or a file of other rows.
+        ValueError: an unknown experiment or device, or a file of other rows.
         ImportError: Ray is asked for and not installed.
         ExperimentError: a job failed, or lost its worker again and again; another run is
             writing to the folder.
@@ -80,6 +81,8 @@ def run_experiment(
     if workers is not None and (isinstance(workers, bool) or workers < 0):
         raise ValueError(f"workers must be an integer of at least 0, got {workers!r}")
     model = model or TINY
+    if model.get("device") is not None and model.get("backend", "hf") == "hf":
+        device_of(model["device"], known=True)
     configs = chosen.jobs(quick, model)
     with RowFile.alone(Path(out) / ROWS) as file:
         rows, ran = _rows(file, chosen, configs, model, workers, ray, progress)

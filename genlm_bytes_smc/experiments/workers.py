@@ -11,6 +11,8 @@ from genlm_bytes_smc.experiments.job import ExperimentError, Job, Row, attempt
 
 MOST_LOSSES = 3  # how often jobs are done again whose worker was killed
 
+_IDLE_SECONDS = 60  # after which a worker ends, as its parent may have been killed
+
 # A job computes on one thread; these are read when a worker imports the libraries.
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
@@ -38,7 +40,9 @@ def run_pool(jobs: Sequence[Job], workers: int) -> Generator[Row, None, None]:
     lost = ""
     for _ in range(MOST_LOSSES):
         workers = min(workers, len(jobs))
-        pool = ProcessPoolExecutor(workers, initializer=_ignore_interrupts, env=_ONE_THREAD)
+        pool = ProcessPoolExecutor(
+            workers, timeout=_IDLE_SECONDS, initializer=_ignore_interrupts, env=_ONE_THREAD
+        )
         try:
             missing = {pool.submit(attempt, job): job for job in jobs}
             for future in as_completed(list(missing)):

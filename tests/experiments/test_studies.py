@@ -207,6 +207,8 @@ def test_commands_say_what_is_wrong(tmp_path, capsys):
         (["study", "--regex", "a", "--error", "0", *out], "--error must be above 0"),
         (["study", "--regex", "a", "--tolerance", "-1", *out], "--tolerance must be above 0"),
         (["study", "--grammar", str(tmp_path / "none"), *out], "cannot read"),
+        (["experiment", "scaling", "--device", "abacus", *out], "unknown device 'abacus'"),
+        (["study", "--regex", "a", "--device", "abacus", *out], "unknown device 'abacus'"),
     ]
     for arguments, message in cases:
         assert main(arguments) in (1, 2)
