@@ -184,7 +184,7 @@ def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
                 "probability": p,
                 "particles": n,
             }
-            for text, p, n in posterior(result)
+            for text, p, n, _ in result.grouped()
         ],
         "log_ml": result.log_ml,
         "log_ml_error": result.log_ml_error,
@@ -198,17 +198,6 @@ def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "bytes_per_second": read / seconds,
     }
-
-
-def posterior(result: SMCResult) -> list[tuple[bytes, float, int]]:
-    """Each text with weight, its probability and number of particles, likeliest first."""
-    found: dict[bytes, tuple[float, int]] = {}
-    for text, p in zip(result.texts, result.normalized_weights.tolist(), strict=True):
-        if p > 0:
-            q, n = found.get(text, (0.0, 0))
-            found[text] = (p + q, n + 1)
-    ordered = sorted(found.items(), key=lambda item: -item[1][0])
-    return [(text, p, n) for text, (p, n) in ordered]
 
 
 def _told_ahead(facts: dict[str, Any]) -> list[tuple[str, str]]:
