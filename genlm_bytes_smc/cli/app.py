@@ -6,15 +6,17 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from genlm_bytes_smc.cli.options import (
     BeamOptions,
+    GenerateOptions,
+    JobOptions,
     ModelOptions,
     Options,
+    StudyOptions,
     UserInterruptError,
     expand,
 )
@@ -52,30 +54,6 @@ Prompt = Annotated[
     str,
     typer.Argument(help="What the text begins with; - reads it from stdin.", show_default=False),
 ]
-Regex = Annotated[
-    str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
-]
-Grammar = Annotated[
-    str | None, typer.Option("--grammar", help="File with a grammar in Lark's notation.")
-]
-JsonSchema = Annotated[str | None, typer.Option("--json-schema", help="File with a JSON Schema.")]
-
-
-class Resampling(StrEnum):
-    """How particles are resampled; `smc.RESAMPLING` knows the same names."""
-
-    systematic = "systematic"
-    stratified = "stratified"
-    residual = "residual"
-    multinomial = "multinomial"
-
-
-class LookaheadKind(StrEnum):
-    """How `generate` looks ahead."""
-
-    none = "none"
-    ngram = "ngram"
-    pilot = "pilot"
 
 
 def _command(kind: type[Options], *examples: str) -> Callable[[Any], Any]:
@@ -211,68 +189,20 @@ async def score(
 
 
 @_command(
-    BeamOptions,
+    GenerateOptions,
     "generate 'Write to me at ' --regex '[a-z]+@[a-z]+[.]com' --max-bytes 40",
     "generate 'The answer: ' --json-schema schema.json --particles 64 --json",
     "generate 'A point: ' --json-schema point.json --lookahead pilot",
     "generate 'Once upon a time' --save run.json",
 )
-async def generate(
-    options: BeamOptions,
-    prompt: Prompt,
-    regex: Regex = None,
-    grammar: Grammar = None,
-    json_schema: JsonSchema = None,
-    particles: Annotated[
-        int, typer.Option("--particles", "-N", min=1, help="Number of particles.")
-    ] = 32,
-    ess: Annotated[
-        float,
-        typer.Option(
-            "--ess",
-            min=0,
-            max=1,
-            help="Resample when the effective sample size is below this share of the particles.",
-        ),
-    ] = 0.5,
-    max_bytes: Annotated[
-        int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")
-    ] = 100,
-    resampling: Annotated[
-        Resampling, typer.Option("--resampling", help="How particles are resampled.")
-    ] = Resampling.systematic,
-    lookahead: Annotated[
-        LookaheadKind,
-        typer.Option(
-            "--lookahead",
-            help="Steer particles by what the constraint forces later. ngram guesses what the "
-            "model writes there from 64 texts of it; pilot learns it from four small runs first: "
-            "slower to start, estimates that vary less. Neither changes what is estimated.",
-        ),
-    ] = LookaheadKind.none,
-    save: Annotated[
-        str | None, typer.Option("--save", help="Write the run to this file, for show.")
-    ] = None,
-) -> None:
+async def generate(options: GenerateOptions, prompt: Prompt) -> None:
     """Draw weighted texts after PROMPT that satisfy a constraint, by sequential Monte Carlo.
 
     Without a constraint the texts are valid UTF-8.
     """
     from genlm_bytes_smc.cli.generate import show_generated
 
-    await show_generated(
-        options,
-        prompt,
-        regex=regex,
-        grammar=grammar,
-        json_schema=json_schema,
-        particles=particles,
-        ess=ess,
-        max_bytes=max_bytes,
-        resampling=resampling.value,
-        lookahead=lookahead.value,
-        save=save,
-    )
+    await show_generated(options, prompt)
 
 
 @app.command(
@@ -292,51 +222,19 @@ def show(
     show_run(run, out, browse)
 
 
-# -- studies ---------------------------------------------------------------------------
-
-Out = Annotated[
-    str,
-    typer.Option("--out", "-o", help="Folder for rows, figures and report.", show_default=False),
-]
-Quick = Annotated[bool, typer.Option("--quick", help="A small version.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        "-j",
-        min=0,
-        help="Processes on this machine; 0: this one. With --ray, the most jobs at a time. "
-        "[default: one a core]",
-    ),
-]
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="ADDRESS|auto",
-        help="Run on a Ray cluster: its address, or auto for the one that runs here. Needs the "
-        "package's extra ray.",
-    ),
-]
-
-
 @_command(
-    ModelOptions,
+    JobOptions,
     "experiment bias --out out/bias --quick",
     "experiment approximation --out out/approximation --ray auto",
 )
 def experiment(
-    options: ModelOptions,
+    options: JobOptions,
     name: Annotated[
         str,
         typer.Argument(
             help="approximation, bias, boundary, constraints or scaling.", show_default=False
         ),
     ],
-    out: Out,
-    quick: Quick = False,
-    workers: Workers = None,
-    ray: Ray = None,
 ) -> None:
     """Run one of the package's experiments; leave its rows, figures and a report in a folder.
 
@@ -344,60 +242,23 @@ def experiment(
     """
     from genlm_bytes_smc.cli.experiment import show_experiment
 
-    show_experiment(options, name, out, quick=quick, workers=workers, ray=ray)
+    show_experiment(options, name)
 
 
 @_command(
-    ModelOptions,
+    StudyOptions,
     "study --prompt 'Date:' --regex ' [0-9]{4}-[0-9]{2}-[0-9]{2}' --out out/dates",
     "study --model gpt2 --prompt 'The answer: ' --json-schema schema.json --out out/answers",
 )
-def study(
-    options: ModelOptions,
-    out: Out,
-    prompt: Annotated[
-        str, typer.Option("--prompt", help="What texts come after; - reads it from stdin.")
-    ] = "",
-    regex: Regex = None,
-    grammar: Grammar = None,
-    json_schema: JsonSchema = None,
-    max_bytes: Annotated[
-        int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")
-    ] = 100,
-    error: Annotated[
-        float,
-        typer.Option("--error", help="Wanted error of a run's log marginal likelihood, nats."),
-    ] = 0.5,
-    tolerance: Annotated[
-        float,
-        typer.Option("--tolerance", help="Most that the beam may be off, nats a byte."),
-    ] = 0.01,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything.")] = 0,
-    quick: Quick = False,
-    workers: Workers = None,
-    ray: Ray = None,
-) -> None:
+def study(options: StudyOptions) -> None:
     """Try the methods on your model, prompt and constraint, and recommend settings.
 
     The truth is summed up exactly where the constraint admits few texts, and else estimated
     by pooling many particles; which of the two is said.
     """
-    from genlm_bytes_smc.cli.study import show_study
+    from genlm_bytes_smc.cli.experiment import show_study
 
-    given = {"--regex": regex, "--grammar": grammar, "--json-schema": json_schema}
-    show_study(
-        options,
-        prompt,
-        given,
-        out,
-        max_bytes=max_bytes,
-        error=error,
-        tolerance=tolerance,
-        quick=quick,
-        seed=seed,
-        workers=workers,
-        ray=ray,
-    )
+    show_study(options)
 
 
 @_command(ModelOptions, "info", "info --model gpt2 --json")

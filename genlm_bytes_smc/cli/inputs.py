@@ -7,15 +7,18 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, RowTransform, load_model
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.prompt import Spelled
 from genlm_bytes_smc.cli.compiling import announce_compilation
 from genlm_bytes_smc.cli.options import BeamOptions, ModelOptions
-from genlm_bytes_smc.cli.output import UsageError, busy
+from genlm_bytes_smc.cli.output import CliError, UsageError, busy
 from genlm_bytes_smc.lm.engine import RowEngine
+
+if TYPE_CHECKING:
+    from genlm_bytes_smc.constraints import ByteConstraint
 
 
 def open_model(options: ModelOptions) -> RowEngine:
@@ -28,9 +31,8 @@ def open_model(options: ModelOptions) -> RowEngine:
         parameters(options, set(), seed_of(options))
     announce_compilation()
     with busy(f"loading {options.model}"):
-        backend = options.backend and options.backend.value
         opts = {"trust_remote_code": True} if options.trust_remote_code else None
-        llm = load_model(options.model, backend, device=options.device, engine_opts=opts)
+        llm = load_model(options.model, options.backend, device=options.device, engine_opts=opts)
     gc.enable()
     return llm
 
@@ -67,7 +69,7 @@ def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamPa
         params = BeamParams(
             K=options.width,
             prune_threshold=options.threshold,
-            prune=options.prune.value,
+            prune=options.prune,
             eos_byte_strings=set() if options.no_eos else eos,
             seed=seed,
         )
@@ -115,3 +117,36 @@ def as_prompt(options: BeamOptions, text: bytes, llm: Any) -> Prompt:
         raise UsageError(
             f"--special-tokens needs UTF-8 text; the byte at {error.start} is not"
         ) from None
+
+
+def source_text(option: str, source: str) -> str:
+    """Return the text of a constraint: the expression itself, or what its file holds.
+
+    Raises:
+        CliError: the file is no UTF-8.
+    """
+    if option == "--regex":
+        return source
+    try:
+        return read_file(source).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CliError(f"{option} {source}: {error}") from None
+
+
+def constraint_of(option: str, source: str) -> ByteConstraint:
+    """Return the constraint of --regex, --grammar or --json-schema.
+
+    Raises:
+        UsageError: the expression is none, or one that is not supported.
+        CliError: the file is no grammar or schema, or one that is not supported.
+    """
+    from genlm_bytes_smc import constraints  # not needed for a beam
+
+    kinds = {"--regex": constraints.ByteRegex, "--grammar": constraints.ByteGrammar}
+    try:
+        kind = kinds.get(option, constraints.ByteJsonSchema)
+        return kind(source_text(option, source))
+    except constraints.ConstraintError as error:
+        if option == "--regex":
+            raise UsageError(f"{option} {source!r}: {error}") from None
+        raise CliError(f"{option} {source}: {error}") from None

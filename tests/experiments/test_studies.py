@@ -2,13 +2,16 @@
 
 import json
 import math
+import shlex
 
 import pytest
 import torch
 
 from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.cli import main
-from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, recommend
+from genlm_bytes_smc.cli.experiment import suggestion
+from genlm_bytes_smc.cli.options import StudyOptions
+from genlm_bytes_smc.experiments import EXPERIMENTS, Advice, ExperimentError, recommend
 from genlm_bytes_smc.experiments.advice import truth_of
 from genlm_bytes_smc.experiments.job import Job, attempt, timeless
 from genlm_bytes_smc.experiments.runs import summarise
@@ -215,6 +218,19 @@ def test_commands_say_what_is_wrong(tmp_path, capsys):
         told = capsys.readouterr().err
         assert message in told and len(told.splitlines()) == 1
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_commands_that_are_suggested_name_the_model_as_it_was_named():
+    """`--trust-remote-code` was left out, and the command then refused the model."""
+    assert StudyOptions(out="o").words() == []
+    given = {"model": "a/b", "device": "cpu", "trust_remote_code": True}
+    options = StudyOptions(out="o", prompt="P ", regex="a|b", **given)
+    named = ["--model", "a/b", "--device", "cpu", "--trust-remote-code"]
+    assert options.words() == named
+    advice = Advice(5, 0.01, "topk", 8, 0.5, "target", 0.1, 10.0, ())
+    told = shlex.split(suggestion(options, advice, "--regex", "a|b"))
+    assert told[:5] == ["genlm-bytes-smc", "generate", "P ", "--regex", "a|b"]
+    assert told[5:10] == named
 
 
 @pytest.mark.slow
