@@ -43,7 +43,7 @@ def settings(quick: bool, bundled: bool = True) -> list[Config]:
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
-    """A job a setting and group of texts; and the reference against the exact rows."""
+    """List a job for each setting and group of texts; and the reference against the exact rows."""
     bundled = is_bundled(model)
     kinds, most = (4, 40) if quick else (16, 96) if bundled else (6, 40)
     texts = [t.decode() for t in one_of_each(kinds, most, model=model)]
@@ -94,14 +94,14 @@ def run(config: Config) -> Outcome:
 
 @lru_cache(maxsize=2)
 def _reference(model: str, width: int, texts: tuple[bytes, ...]) -> list[Reading]:
-    """Rows of the reference beam, once a process."""
+    """Return rows of the reference beam, once a process."""
     source = byte_model(fresh_engine(json.loads(model)))
     params = ending(source, BeamParams(K=width))
     return [run_blocking(read_texts(source, params, [t], keep_rows=True)) for t in texts]
 
 
 def _compare(found: Reading, good: Reading) -> dict[str, float]:
-    """Sums over the bytes of one text; the excess over those read before the beam died."""
+    """Return sums over the bytes of one text; the excess over those read before the beam died."""
     divergence = jensen_shannon(found.rows[0], good.rows[0])
     alive = np.isfinite(found.logp[0])
     return {
@@ -172,7 +172,7 @@ def summarise(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def report(rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     exact = [r["result"] for r in rows if r["config"].get("exact")]
     grid = summarise([r for r in rows if not r["config"].get("exact")])
     n = max(sum(r["result"]["bytes"] for r in rows if not r["config"].get("exact")), 1)
@@ -227,7 +227,7 @@ def report(rows: list[Row]) -> Report:
 def _lines(
     grid: list[dict[str, Any]],
 ) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-    """The lines of a figure, one a way to prune: name, style, and the points, which differ in K."""
+    """Yield name, style and points (which differ in K) of each line: one for each way to prune."""
     for i, (prune, threshold) in enumerate(
         dict.fromkeys((g["prune"], g["threshold"]) for g in grid)
     ):

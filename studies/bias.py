@@ -69,7 +69,7 @@ TARGETS = {
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
-    """A job a target, method, beam and number of particles: many seeded runs."""
+    """List a job for each target, method, beam and number of particles: many seeded runs."""
     beams = [(5, "topk"), (1, "unbiased")] if quick else BEAMS
     bundled = is_bundled(model)
     counts = (8,) if quick else (4, 16, 64) if bundled else (8, 32)
@@ -97,7 +97,7 @@ BEAMS = [(1, "topk"), (5, "topk"), (1, "unbiased"), (4, "unbiased")]
 
 
 def run(config: Config) -> Outcome:
-    """All runs of one setting."""
+    """Make all runs of one setting."""
     spec = json.dumps(config["model"], sort_keys=True)
     truth, unsure = _truth(spec, config["target"])
     ahead = Lookahead(bigram(spec)) if config["method"] == "lookahead" else None
@@ -127,14 +127,14 @@ def wide(model: Config) -> int:
 
 @lru_cache(maxsize=4)
 def _truth(model: str, target: str) -> tuple[float, float]:
-    """`enumerate_texts` of a target, once a process."""
+    """Return `enumerate_texts` of a target, once a process."""
     source = byte_model(fresh_engine(json.loads(model)))
     return run_blocking(enumerate_texts(source, TARGETS[target].texts, wide(json.loads(model))))
 
 
 @lru_cache(maxsize=1)
 def bigram(model: str) -> ByteNgram:
-    """The byte bigram of look-aheads, fitted to the model's own texts once a process."""
+    """Return the byte bigram of look-aheads, fitted to the model's own texts once a process."""
     llm = ByteLLM(fresh_engine(json.loads(model)), BeamParams(K=5, prune_threshold=0.001))
     return run_blocking(ByteNgram.from_model(llm, order=2, n_texts=64, max_bytes=64, seed=0))
 
@@ -143,7 +143,7 @@ def bigram(model: str) -> ByteNgram:
 
 
 def report(rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     entries = summarise(rows)
     middle = sorted({e["particles"] for e in entries})[len({e["particles"] for e in entries}) // 2]
     sections = []

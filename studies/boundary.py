@@ -1,4 +1,4 @@
-"""What a prompt cut in the middle of a token does to the next byte, and what helps.
+"""The next byte after a prompt that is cut in the middle of a token, by three methods.
 
 A text is cut at every byte. The byte before the cut and the byte after it may belong to one
 token, which the model then has no way to write: the canonical tokens of the prompt end in a
@@ -40,7 +40,7 @@ METHODS = {
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
-    """A job a text."""
+    """List a job for each text."""
     bundled = is_bundled(model)
     kinds, most = (5, 40) if quick else (20, 120) if bundled else (6, 96)
     texts = [EXAMPLE, *(t.decode() for t in one_of_each(kinds, most, model=model))]
@@ -49,7 +49,7 @@ def jobs(quick: bool, model: Config) -> list[Config]:
 
 
 def run(config: Config) -> Outcome:
-    """Every cut of one text."""
+    """Measure every cut of one text."""
     return run_blocking(_run(config))
 
 
@@ -75,7 +75,7 @@ async def _run(config: Config) -> Outcome:
 
 
 def inside_token(model: ByteModel, text: bytes) -> list[bool]:
-    """For each cut before byte i whether it falls inside one of the text's own tokens.
+    """Tell for each cut before byte i whether it falls inside one of the text's own tokens.
 
     Raises:
         ExperimentError: the tokenizer cannot cut the text.
@@ -89,7 +89,7 @@ def inside_token(model: ByteModel, text: bytes) -> list[bool]:
 
 
 async def token_rows(model: ByteModel, text: bytes) -> tuple[FloatArray, FloatArray]:
-    """Next-byte rows at every cut, by canonical tokens and by token healing.
+    """Return next-byte rows at every cut, by canonical tokens and by token healing.
 
     By canonical tokens: the prompt's own tokens are the context, and the next byte is the
     first byte of the next token. By token healing: the last token is taken back, the next
@@ -163,14 +163,14 @@ def _by_byte(model: ByteModel, p: FloatArray, spelled: bytes) -> tuple[FloatArra
 
 
 def _after(model: ByteModel, p: FloatArray, partial: bytes) -> FloatArray:
-    """The next byte of tokens that begin with `partial`, log float64[257]."""
+    """Return the next byte of tokens that begin with `partial`, log float64[257]."""
     return _log(_by_byte(model, p, partial)[0])
 
 
 def _healed(
     model: ByteModel, before: FloatArray, after: FloatArray, last: bytes, partial: bytes
 ) -> FloatArray:
-    """The next byte where the last token is written anew, log float64[257]."""
+    """Return the next byte where the last token is written anew, log float64[257]."""
     if not last:
         return _after(model, after, partial)
     longer, just = _by_byte(model, before, last + partial)
@@ -208,7 +208,7 @@ def _mean_excess(values: FloatArray) -> tuple[float, float]:
 
 
 def report(rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     inside = {m: _pooled(rows, m, "jsd", True) for m in METHODS}
     outside = {m: _pooled(rows, m, "jsd", False) for m in METHODS}
     cost = {m: _mean_excess(_pooled(rows, m, "excess", True)) for m in METHODS}

@@ -12,13 +12,13 @@ import json
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from genlm.backend.llm import AsyncLM
 from genlm.bytes import BeamParams as PeerParams
 from genlm.control import EOS, SMC, PromptedLLM
 from genlm.control import ByteLLM as PeerLLM
@@ -38,7 +38,6 @@ from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
 from genlm_bytes_smc.experiments.models import fresh_engine, is_bundled
 from genlm_bytes_smc.experiments.reading import metered
 from genlm_bytes_smc.experiments.report import Report, Section, Table
-from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
@@ -79,7 +78,7 @@ class Case(NamedTuple):
     head: int
 
     def constraint(self) -> ByteConstraint:
-        """The constraint, compiled."""
+        """Return the constraint, compiled."""
         if self.kind == "regex":
             return ByteRegex(self.source)
         if self.kind == "grammar":
@@ -140,7 +139,7 @@ REAL_CASES = {
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
-    """A job a case, method and seed."""
+    """List a job for each case, method and seed."""
     bundled = is_bundled(model)  # rows of other models are dear, so there are fewer
     cases = CASES if bundled else REAL_CASES
     names = ("date", "state") if quick else tuple(cases)
@@ -176,7 +175,7 @@ class Drawn(NamedTuple):
 
 
 def run(config: Config) -> Outcome:
-    """Runs of one method, with seeds of their own, until they have wanted the LM rows."""
+    """Run one method, with seeds of its own, until it has wanted the LM rows."""
     case = case_of(config)
     model = json.dumps(config["model"], sort_keys=True)
     reference, noise = _reference(model, case, config["reference"])
@@ -217,7 +216,7 @@ def _admits(constraint: ByteConstraint, text: bytes) -> bool:
 
 @lru_cache(maxsize=2)
 def _reference(model: str, case: Case, particles: int) -> tuple[dict[bytes, float], float]:
-    """The posterior of first bytes from many particles, once a process; and how far two
+    """Return the posterior of first bytes from many particles, once a process; and how far two
     halves of as many are from each other, which is what its own noise amounts to."""
     target = _target(model, case, BeamParams(K=8, prune_threshold=0.001))
     ahead, _ = _ahead(model, case, "pilot")
@@ -230,13 +229,13 @@ def _reference(model: str, case: Case, particles: int) -> tuple[dict[bytes, floa
         for text, w in zip(done.texts, done.normalized_weights.tolist(), strict=True):
             weights[text[: case.head]] += w * math.exp(done.log_ml)
         halves.append(dict(weights))
-    both = {k: sum(h.get(k, 0.0) for h in halves) for k in set(halves[0]) | set(halves[1])}
+    both = {k: sum(h.get(k, 0.0) for h in halves) for k in {**halves[0], **halves[1]}}
     return normalised(both), total_variation(normalised(halves[0]), normalised(halves[1]))
 
 
 @lru_cache(maxsize=4)
 def _ahead(model: str, case: Case, method: str) -> tuple[Lookahead | None, int]:
-    """The look-ahead of a method, made once a process, and the LM rows that its pilot took."""
+    """Return the look-ahead of a method, made once a process, and the LM rows of its pilot."""
     if method == "lookahead":
         constraint = case.constraint()
         near = approximate_automaton(constraint) if isinstance(constraint, ByteMatcher) else None
@@ -250,7 +249,7 @@ def _ahead(model: str, case: Case, method: str) -> tuple[Lookahead | None, int]:
 
 
 def _target(model: str, case: Case, params: BeamParams) -> Any:
-    """Language model times constraint of a case."""
+    """Return language model times constraint of a case."""
     llm = ByteLLM(fresh_engine(json.loads(model)), params, prompt=case.prompt.encode())
     return llm * case.constraint()
 
@@ -291,25 +290,41 @@ async def _ours(
     return Drawn(texts, logw), meter.rows
 
 
-@contextmanager
-def _peer_rows(engine: RowEngine) -> Iterator[set[tuple[int, ...]]]:
-    """The distinct contexts that others than our own beams ask an engine for.
+class PeerEngine(AsyncLM):  # type: ignore[misc]
+    """An engine as other packages are given it, which notes the contexts that they ask for.
 
-    They are given rows as wide as the vocabulary: genlm-bytes refuses those of a padded head.
+    Rows are as wide as the vocabulary: genlm-bytes refuses those of a padded head.
+
+    Attributes:
+        seen: the distinct contexts, as token ids.
     """
-    seen: set[tuple[int, ...]] = set()
-    evaluate, size = engine.evaluate_async, len(engine.byte_vocab)
 
-    async def counted(nodes: IntArray) -> torch.Tensor:
-        seen.update(tuple(engine.tree.tokens(int(n))) for n in nodes)
-        rows = await evaluate(nodes)
+    def __init__(self, engine: RowEngine) -> None:
+        self._engine = engine
+        self.tokenizer = engine.tokenizer
+        self.byte_vocab, self.str_vocab = engine.byte_vocab, engine.str_vocab
+        self.seen: set[tuple[int, ...]] = set()
+
+    async def next_token_logprobs(
+        self, token_ids: Sequence[int], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """Return the row of one context."""
+        return (await self.batch_next_token_logprobs([token_ids]))[0]
+
+    async def batch_next_token_logprobs(
+        self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """Return rows of several contexts, float[B, V]."""
+        self.seen.update(tuple(map(int, ids)) for ids in token_ids_list)
+        rows = await self._engine.batch_next_token_logprobs(token_ids_list)
+        size = len(self.byte_vocab)
         return rows if rows.shape[1] <= size else torch.log_softmax(rows[:, :size], dim=1)
 
-    engine.evaluate_async = counted  # type: ignore[method-assign]
-    try:
-        yield seen
-    finally:
-        del engine.evaluate_async
+    def next_token_logprobs_sync(
+        self, token_ids: Sequence[int], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """Return the row of one context."""
+        return run_blocking(self.next_token_logprobs(token_ids))
 
 
 async def _bytellm(
@@ -322,15 +337,16 @@ async def _bytellm(
     case = case_of(config)
     eos = [bytes(engine.byte_vocab[engine.tokenizer.eos_token_id].byte_string)]
     params = PeerParams(K=K, prune_threshold=THRESHOLD, eos_byte_strings=eos)
-    with warnings.catch_warnings(), _peer_rows(engine) as seen:
+    peer = PeerEngine(engine)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # genlm-bytes' sparse tensors are "in beta"
-        llm = PeerLLM(engine, params)
+        llm = PeerLLM(peer, params)
         llm.set_prompt_from_str(case.prompt)
         await llm.prefix([])  # one trie: particles that begin together make one each
         sampler = DirectTokenSampler(llm * constraint.spawn())
         drawn = await _peer_smc(sampler, config, case.max_bytes + 1, seed)
         await llm.cleanup()
-    return drawn, len(seen)
+    return drawn, len(peer.seen)
 
 
 async def _awrs(
@@ -343,17 +359,18 @@ async def _awrs(
     case = case_of(config)
     eos = [bytes(engine.byte_vocab[engine.tokenizer.eos_token_id].byte_string)]
     start = list(engine.start) + engine.tokenizer.encode(case.prompt, add_special_tokens=False)
-    llm = PromptedLLM(engine, prompt_ids=start, eos_byte_strings=eos)
+    peer = PeerEngine(engine)
+    llm = PromptedLLM(peer, prompt_ids=start, eos_byte_strings=eos)
     condition = constraint.spawn().coerce(llm, f=_split, prune=False)
-    with warnings.catch_warnings(), _peer_rows(engine) as seen:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sampler = AWRS(llm, condition, seed=seed)
         drawn = await _peer_smc(sampler, config, case.max_bytes + 1, seed)
-    return drawn, len(seen)
+    return drawn, len(peer.seen)
 
 
 def _split(tokens: Any) -> list[bytes]:
-    """One-byte tokens of a sequence of tokens."""
+    """Return the one-byte tokens of a sequence of tokens."""
     return [bytes([b]) for b in b"".join(bytes(getattr(t, "byte_string", t)) for t in tokens)]
 
 
@@ -382,7 +399,7 @@ _METHOD: dict[str, Any] = {
 
 
 def summarise(rows: list[Row]) -> list[dict[str, Any]]:
-    """One entry a case and method, means over seeds."""
+    """Return one entry a case and method, means over seeds."""
     found: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         found[row["config"]["case"], row["config"]["method"]].append(row)
@@ -398,7 +415,7 @@ def summarise(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def report(rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     entries = summarise(rows)
     budget, particles = rows[0]["config"]["lm_rows"], rows[0]["config"]["particles"]
     findings = []

@@ -34,7 +34,7 @@ def jensen_shannon(p: FloatArray, q: FloatArray) -> FloatArray:
 
 def total_variation(p: Mapping[Any, float], q: Mapping[Any, float]) -> float:
     """Half the l1 distance of two normalised distributions, in [0, 1]."""
-    return 0.5 * sum(abs(p.get(k, 0.0) - q.get(k, 0.0)) for k in set(p) | set(q))
+    return 0.5 * sum(abs(p.get(k, 0.0) - q.get(k, 0.0)) for k in {**p, **q})
 
 
 def normalised(weights: Mapping[Any, float]) -> dict[Any, float]:

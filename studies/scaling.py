@@ -1,4 +1,4 @@
-"""What a byte costs as particles, candidates, context and vocabulary grow."""
+"""The cost of a byte as particles, candidates, context and vocabulary grow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PROMPT_KINDS = ("docstring-stdlib", "pydoc", "sentences")
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
-    """A job a value of an axis and seed; the others keep their usual values."""
+    """List a job for each value of an axis and seed; the others keep their usual values."""
     values: dict[str, tuple[int, ...]] = {
         "particles": (1, 8, 64) if quick else (1, 2, 4, 8, 16, 32, 64, 128, 256),
         "K": (1, 4, 16) if quick else (1, 2, 4, 8, 16, 32, 64),
@@ -54,7 +54,7 @@ def jobs(quick: bool, model: Config) -> list[Config]:
 
 
 def run(config: Config) -> Outcome:
-    """Free text of so many bytes in each particle, and what each byte step took."""
+    """Write free text in each particle, and measure what each byte step took."""
     engine: RowEngine
     if "vocabulary" in config:
         engine = BigramEngine(config["vocabulary"])
@@ -123,7 +123,7 @@ def summarise(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def report(rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     entries = summarise(rows)
     findings = []
     for axis, name in AXES.items():

@@ -12,13 +12,13 @@ from genlm_bytes_smc.experiments.models import TINY, is_bundled
 
 
 def held_out() -> dict[str, list[bytes]]:
-    """The held-out texts of the bundled model by kind: UTF-8, not in its training data."""
+    """Return the held-out texts of the bundled model by kind: UTF-8, not in its training data."""
     return _by_kind("genlm_bytes_smc.lm.tiny", "heldout.jsonl")
 
 
 def real_texts() -> dict[str, list[bytes]]:
-    """Short texts for other models by kind: UTF-8 prose, code, French, German, Chinese, JSON,
-    written for this package."""
+    """Return short texts, written for this package, for other models, by kind: UTF-8 prose, code,
+    French, German, Chinese, JSON."""
     return _by_kind(f"{__package__}.data", "texts.jsonl")
 
 

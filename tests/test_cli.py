@@ -19,8 +19,8 @@ from rich.console import Console
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, __version__, as_engine, load_model
 from genlm_bytes_smc.cli import compiling, inputs, main, output, run
 from genlm_bytes_smc.cli.options import Backend, BeamOptions
-from genlm_bytes_smc.cli.score import Reader, _cut
 from genlm_bytes_smc.lm.load import BACKENDS
+from genlm_bytes_smc.scoring import Reader, _cut
 from tests.toys import Enumeration, ToyLM
 
 APPLE = "An apple a day keeps the "

@@ -37,7 +37,7 @@ Exit codes: 0 done; 1 it failed, for a reason said in one line on stderr; 2 a wr
 
 
 def _unwrapped(text: str | None) -> str:
-    """A docstring with each paragraph on one line, to be broken where the terminal ends."""
+    """Return a docstring with each paragraph on one line, broken where the terminal ends."""
     return "\n\n".join(" ".join(p.split()) for p in (text or "").split("\n\n"))
 
 
@@ -118,7 +118,7 @@ async def next_(
     prompt: Prompt,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many bytes to show.")] = 10,
 ) -> None:
-    """The likeliest next bytes after PROMPT."""
+    """Show the likeliest next bytes after PROMPT."""
     from genlm_bytes_smc.cli.run import show_next
 
     await show_next(options, prompt, top)
@@ -130,7 +130,7 @@ async def next_(
     "beam --threshold 0 -K 8 'Grüße'",
 )
 async def beam(options: BeamOptions, prompt: Prompt) -> None:
-    """The beam after PROMPT: how it may be cut into tokens, and what each way weighs.
+    """Show the beam after PROMPT: how it may be cut into tokens, and what each way weighs.
 
     In a line: share of the beam, log weight in nats, the tokens, and what has been read of the
     token in flight.
@@ -263,7 +263,7 @@ def study(options: StudyOptions) -> None:
 
 @_command(ModelOptions, "info", "info --model gpt2 --json")
 async def info(options: ModelOptions) -> None:
-    """The model, its vocabulary and trie, its window, and what memory they take."""
+    """Show the model, its vocabulary and trie, its window, and what memory they take."""
     from genlm_bytes_smc.cli.info import show_info
 
     await show_info(options)

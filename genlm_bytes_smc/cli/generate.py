@@ -105,7 +105,7 @@ def _constraint(options: GenerateOptions) -> tuple[dict[str, Any], ByteConstrain
 
 
 async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Lookahead | None:
-    """The look-ahead asked for, fitted before the run so that its rows are counted apart."""
+    """Return the look-ahead asked for, fitted before the run so that its rows are counted apart."""
     if kind == "none":
         return None
     try:
@@ -168,7 +168,7 @@ def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
 
 
 def _told_ahead(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """A line about the look-ahead, if there was one."""
+    """Return a line about the look-ahead, if there was one."""
     if facts["lookahead"] == "none":
         return []
     return [("look-ahead", f"{facts['lookahead']}, {facts['lookahead_rows']:,} LM rows to fit")]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def open_model(options: ModelOptions) -> RowEngine:
-    """The model that the options name.
+    """Load the model that the options name.
 
     Raises:
         UsageError: a beam option out of range; said before the model is loaded.
@@ -38,12 +38,12 @@ def open_model(options: ModelOptions) -> RowEngine:
 
 
 def seed_of(options: BeamOptions) -> int:
-    """The seed given, or a new one that can be given next time."""
+    """Return the seed given, or a new one that can be given next time."""
     return secrets.randbelow(1 << 32) if options.seed is None else options.seed
 
 
 def eos_spellings(llm: RowEngine) -> set[bytes]:
-    """What the tokens that end a text spell: the tokenizer's, and those for generation."""
+    """Return what tokens that end a text spell: the tokenizer's, and those for generation."""
     generation = getattr(getattr(llm, "base", None), "generation_config", None)
     found: set[bytes] = set()
     for source in (llm.tokenizer, generation):
@@ -55,7 +55,7 @@ def eos_spellings(llm: RowEngine) -> set[bytes]:
 
 
 def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamParams, RowTransform]:
-    """Beam parameters and row transform.
+    """Return beam parameters and row transform.
 
     Args:
         options: what was asked for.
@@ -79,18 +79,18 @@ def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamPa
 
 
 async def new_beam(options: BeamOptions, llm: RowEngine, seed: int) -> ByteBeamState:
-    """A beam that has read nothing."""
+    """Return a beam that has read nothing."""
     params, transform = parameters(options, eos_spellings(llm), seed)
     return await ByteBeamState.initial(llm, params, transform=transform)
 
 
 def read_argument(text: str) -> bytes:
-    """The bytes of an argument as they were typed; of stdin for `-`."""
+    """Return the bytes of an argument as they were typed; of stdin for `-`."""
     return sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
 
 
 def read_file(name: str) -> bytes:
-    """The bytes of a file; of stdin for `-`.
+    """Return the bytes of a file; of stdin for `-`.
 
     Raises:
         OSError: it cannot be read.
@@ -104,7 +104,7 @@ def read_file(name: str) -> bytes:
 
 
 def as_prompt(options: BeamOptions, text: bytes, llm: Any) -> Prompt:
-    """The prompt that the options make of some bytes.
+    """Return the prompt that the options make of some bytes.
 
     Raises:
         UsageError: special tokens are asked for in bytes that are no text.
@@ -144,8 +144,9 @@ def constraint_of(option: str, source: str) -> ByteConstraint:
 
     kinds = {"--regex": constraints.ByteRegex, "--grammar": constraints.ByteGrammar}
     try:
-        kind = kinds.get(option, constraints.ByteJsonSchema)
-        return kind(source_text(option, source))
+        kind: Any = kinds.get(option, constraints.ByteJsonSchema)
+        made: ByteConstraint = kind(source_text(option, source))
+        return made
     except constraints.ConstraintError as error:
         if option == "--regex":
             raise UsageError(f"{option} {source!r}: {error}") from None

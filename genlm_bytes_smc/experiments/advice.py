@@ -1,4 +1,4 @@
-"""What a target's log marginal likelihood is, and the cheapest settings that estimate it."""
+"""The log marginal likelihood of a target, and the cheapest settings that estimate it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Advice:
     reasons: tuple[str, ...]
 
     def options(self) -> dict[str, Any]:
-        """The settings by the names that the command line gives them."""
+        """Return the settings by the names that the command line gives them."""
         names = ("K", "threshold", "prune", "particles", "ess", "proposal")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What runs are compared with.
+    """The value that runs are compared with.
 
     Attributes:
         log_ml: nats. error: its standard error, nats. exact: whether it was enumerated.
@@ -56,7 +56,7 @@ class Truth:
 
 
 def truth_of(rows: list[Row]) -> Truth:
-    """The enumerated value, or the pooled estimate with its error.
+    """Return the enumerated value, or the pooled estimate with its error.
 
     Raises:
         ExperimentError: the model gives every text weight zero, or every pooled run died.
@@ -99,7 +99,7 @@ def truth_of(rows: list[Row]) -> Truth:
 
 
 def recommend(rows: list[Row], error: float = 0.5) -> Advice:
-    """The cheapest setting that meets an error, from the rows of a study.
+    """Return the cheapest setting that meets an error, from the rows of a study.
 
     The variance of a log estimate falls as one over the number of particles, and rows grow
     at most in proportion to it, so each method is taken to the number that it needs.
@@ -147,7 +147,7 @@ def recommend(rows: list[Row], error: float = 0.5) -> Advice:
 
 
 def _usable(entry: dict[str, Any], truth: Truth) -> bool:
-    """Whether runs mostly live, scatter measurably, and their mean is not far from the truth."""
+    """Tell whether runs mostly live, scatter, and have a mean not far from the truth."""
     if entry["dead"] > 0.1 or not math.isfinite(entry["log_sd"]):
         return False
     off = abs(entry["mean"] - 1)

@@ -1,4 +1,4 @@
-"""What an experiment is: named, seeded jobs, each a JSON-able configuration that becomes a row."""
+"""Experiments as named, seeded jobs: each is a JSON-able configuration that becomes a row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ExperimentError(Exception):
 
 
 class Outcome(NamedTuple):
-    """What a job found.
+    """The result of a job.
 
     Attributes:
         result: what depends on the configuration alone.
@@ -105,12 +105,12 @@ def attempt(job: Job) -> Row:
 
 
 def timeless(row: Row) -> Row:
-    """A row without what differs from run to run: when, where and how fast."""
+    """Return a row without what differs from run to run: when, where and how fast."""
     return {k: v for k, v in row.items() if k != "run"}
 
 
 def key_of(config: Mapping[str, Any]) -> str:
-    """A configuration as one line of text that is equal for equal configurations."""
+    """Return a configuration as one line of text, equal for equal configurations."""
     return json.dumps(plain(config), sort_keys=True)
 
 
@@ -128,12 +128,12 @@ def _versions() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     return dict(_versions())
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: numpy's numbers as Python's, -inf, inf and nan as text.
+    """Return a value as JSON has it: numpy's numbers as Python's, -inf, inf, nan as text.
 
     `float` reads the latter back.
     """

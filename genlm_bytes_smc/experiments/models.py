@@ -24,7 +24,7 @@ TINY: Config = {"name": "tiny"}
 
 
 def fresh_engine(model: Config) -> RowEngine:
-    """An engine that remembers nothing, over a model that is loaded once.
+    """Return an engine that remembers nothing, over a model that is loaded once.
 
     What a job finds, and what it costs, then does not depend on what was done before it.
     """
@@ -51,19 +51,19 @@ def _loaded(model: str) -> RowEngine:
 
 
 async def _warm_up(engine: RowEngine) -> None:
-    """Have compiled what is compiled when first used, so that no job is timed for it."""
+    """Read two texts, so that everything is compiled before a job is timed."""
     for prune in ("topk", "unbiased"):
         params = BeamParams(K=2, prune_threshold=0.01, prune=prune)
         await read_texts(byte_model(engine), params, [b"The name", b"A list"])
 
 
 def ending(model: ByteModel, params: BeamParams) -> BeamParams:
-    """The parameters with the model's own tokens that end a text."""
+    """Return the parameters with the model's own tokens that end a text."""
     return with_eos(own_params(params), model, True)
 
 
 def beam(config: Config) -> BeamParams:
-    """Beam parameters from {"K", "threshold", "prune"} and perhaps "seed"."""
+    """Return beam parameters from {"K", "threshold", "prune"} and perhaps "seed"."""
     return BeamParams(
         K=config["K"],
         prune_threshold=config.get("threshold", 0.0),

@@ -48,7 +48,7 @@ class Section:
 
 @dataclass
 class Report:
-    """What is made of all rows.
+    """A report made of all rows.
 
     Attributes:
         title, question: what it is about.
@@ -99,7 +99,7 @@ def _inline(figure: Figure) -> str:
 
 
 def _drawn(figure: Figure, **options: Any) -> bytes:
-    """A figure as the content of a file."""
+    """Return a figure as the content of a file."""
     buffer = io.BytesIO()
     with mpl.rc_context(_SETTINGS):
         figure.savefig(buffer, **options)

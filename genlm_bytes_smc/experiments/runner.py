@@ -1,4 +1,4 @@
-"""Runs an experiment: what is not done yet, where it shall run, and the report at the end."""
+"""Run an experiment: the jobs that are not done yet, where they shall run, and the report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROWS = "rows.jsonl"
 
 
 class Done(NamedTuple):
-    """What came of an experiment.
+    """Rows and files of an experiment.
 
     Attributes:
         rows: one a job, in the order of the jobs.
@@ -103,7 +103,7 @@ def _rows(
     ray: str | None,
     progress: bool | None,
 ) -> tuple[list[Row], int]:
-    """A row a configuration, and how many of them were made now."""
+    """Return a row for each configuration, and how many of them were made now."""
     done = file.done(chosen.name)
     todo = [c for c in configs if key_of(c) not in done]
     jobs = [Job(chosen.name, chosen.run, c) for c in todo]

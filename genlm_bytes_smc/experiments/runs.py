@@ -35,7 +35,7 @@ METHODS = {
 async def one_run(
     llm: ByteLLM, target: Any, n: int, max_bytes: int, seed: int, options: dict[str, Any]
 ) -> dict[str, float]:
-    """One run, and what it would cost with nothing computed before it."""
+    """Make one run; return its estimates, and its cost with nothing computed before it."""
     with metered(llm.model.store) as meter:
         try:
             done = await smc(
@@ -52,7 +52,7 @@ async def one_run(
 
 
 def _local(result: SMCResult) -> float:
-    """What locally constrained decoding takes for the log marginal likelihood: the mean over
+    """Return the log marginal likelihood by locally constrained decoding: the mean over
     its samples of the sum of log normalisers (dead ones left out); for runs that were not
     resampled."""
     alive = result.log_weights[result.log_weights > -np.inf]
@@ -62,7 +62,7 @@ def _local(result: SMCResult) -> float:
 async def enumerate_texts(
     model: ByteModel, texts: list[bytes], width: int, prompt: Prompt | None = None
 ) -> tuple[float, float]:
-    """Log of the summed probability of texts, nats, and log of what may be missing at most.
+    """Return the log of the summed probability of texts, nats, and of what may be missing.
 
     Beams without threshold or healing are lower bounds, and what they dropped bounds the rest
     (after the prompt: what is dropped in it is not counted).
@@ -84,12 +84,12 @@ async def enumerate_texts(
 
 
 def log_mean(values: Iterable[float]) -> float:
-    """Log of the mean of exp(values), nats."""
+    """Return the log of the mean of exp(values), nats."""
     return Weights(np.asarray(list(values), dtype=np.float64)).log_mean
 
 
 def estimate_quality(log_estimates: Sequence[float], log_truth: float) -> dict[str, float]:
-    """What independent estimates of one number are worth.
+    """Return how good independent estimates of one number are.
 
     Args:
         log_estimates: logarithms, -inf for an estimate of zero.
@@ -120,7 +120,7 @@ def estimate_quality(log_estimates: Sequence[float], log_truth: float) -> dict[s
 
 
 def summarise(rows: list[Row], log_truth: float | None = None) -> list[dict[str, Any]]:
-    """One entry a setting and method; locally constrained decoding from the runs of
+    """Return one entry a setting and method; locally constrained decoding from the runs of
     importance sampling, which draw the same texts.
 
     Args:
@@ -152,12 +152,12 @@ def summarise(rows: list[Row], log_truth: float | None = None) -> list[dict[str,
 
 
 def beam_name(entry: dict[str, Any]) -> str:
-    """As in figures and tables."""
+    """Return the name of a beam in figures and tables."""
     return f"{'top K' if entry['prune'] == 'topk' else 'unbiased'}, K={entry['K']}"
 
 
 def table_of(target: str, entries: list[dict[str, Any]]) -> Section:
-    """All settings in numbers."""
+    """Return all settings in numbers."""
     heads = ["beam, method", "particles", "mean / truth", "log bias", "log sd", "dead runs"]
     heads += ["final ESS", "LM rows", "eff. samples / 1,000 rows"]
     lines = [

@@ -121,7 +121,7 @@ def _jobs(spec: Config, quick: bool, model: Config) -> list[Config]:
 
 
 def run(config: Config) -> Outcome:
-    """One part of the study."""
+    """Do one part of the study."""
     return _PARTS[config["part"]](config)
 
 
@@ -138,7 +138,7 @@ def _prompt(target: Config) -> Prompt:
 
 
 def _few(target: Config) -> list[bytes] | None:
-    """Every text of the constraint if they are few, else None."""
+    """Return every text of the constraint if they are few, else None."""
     if target["kind"] != "regex":
         return None
     dfa = _compiled(target)
@@ -146,7 +146,7 @@ def _few(target: Config) -> list[bytes] | None:
 
 
 def texts_of(dfa: ByteDFA, most: int, max_bytes: int) -> list[bytes] | None:
-    """The texts of at most `max_bytes` bytes that an automaton admits; None if more than `most`.
+    """Return the texts of at most `max_bytes` bytes of an automaton; None if more than `most`.
 
     Every state can reach acceptance, so there are at least as many texts as there are
     beginnings of one length, and the walk stops as soon as there are too many.
@@ -178,7 +178,7 @@ def _beam_part(config: Config) -> Outcome:
 
 
 async def _calibrated(config: Config) -> Outcome:
-    """Texts that the target admits, and the beam that they need."""
+    """Draw texts that the target admits, and measure the beam that they need."""
     llm, target = _target(config, beam(_WIDE))
     found = dict[bytes, None]()
     for seed in range(config["seed"], config["seed"] + 4):

@@ -12,7 +12,7 @@ from genlm_bytes_smc.experiments.runs import METHODS, summarise, table_of
 
 
 def report(error: float, rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     truth, advice = truth_of(rows), recommend(rows, error)
     entries = summarise([r for r in rows if r["config"]["part"] == "runs"], truth.log_ml)
     target = rows[0]["config"]["target"]

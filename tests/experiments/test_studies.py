@@ -15,7 +15,7 @@ from genlm_bytes_smc.experiments import EXPERIMENTS, Advice, ExperimentError, re
 from genlm_bytes_smc.experiments.advice import truth_of
 from genlm_bytes_smc.experiments.job import Job, attempt, timeless
 from genlm_bytes_smc.experiments.runs import summarise
-from studies.constraints import _peer_rows
+from studies.constraints import PeerEngine
 from studies.texts import real_texts
 from tests.toys import ToyLM
 
@@ -92,9 +92,9 @@ def test_constraints(tmp_path):
 async def test_peers_are_given_rows_as_wide_as_the_vocabulary():
     """genlm-bytes refuses the rows of a padded head."""
     lm = ToyLM(pad=3)
-    with _peer_rows(engine := as_engine(lm)) as seen:
-        row = (await engine.batch_next_token_logprobs([[0, 1]]))[0]
-    assert seen == {(0, 1)}
+    peer = PeerEngine(as_engine(lm))
+    row = await peer.next_token_logprobs([0, 1])
+    assert peer.seen == {(0, 1)}
     want = torch.log_softmax(lm.row((0, 1))[:-3], dim=0)
     torch.testing.assert_close(row.double(), want)
 
