@@ -1,4 +1,4 @@
-"""How close a pruned beam's next-byte rows come to a wide beam's, and at what cost.
+"""The distance of a pruned beam's next-byte rows from a wide beam's, and the cost of a byte.
 
 The study of Vieira et al. 2025 ("From Language Models over Tokens to Language Models over
 Characters"), with thresholds and unbiased pruning beside the width.
@@ -135,7 +135,7 @@ def _reference_against_exact(config: Config, texts: list[bytes]) -> Outcome:
 
 
 def summarise(rows: list[Row]) -> list[dict[str, Any]]:
-    """One entry a setting, over all texts."""
+    """Return one entry a setting, over all texts."""
     found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         c = row["config"]

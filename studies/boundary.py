@@ -132,7 +132,7 @@ def _whole_characters(text: bytes) -> bytes:
 
 
 def _probabilities(model: ByteModel, logp: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Rows float64[n, V] over the tokens that spell something, which sum to one."""
+    """Return rows float64[n, V] over the tokens that spell something, which sum to one."""
     p = logp.double().exp().cpu().numpy()[:, : len(model.vocab)]
     spells = np.asarray(model.trie.position) >= 0
     p = np.where(spells, p, 0.0)
@@ -140,7 +140,7 @@ def _probabilities(model: ByteModel, logp: torch.Tensor) -> npt.NDArray[np.float
 
 
 def _by_byte(model: ByteModel, p: FloatArray, spelled: bytes) -> tuple[FloatArray, float]:
-    """Mass of the tokens that go on after `spelled`, by their next byte and for the end
+    """Return the mass of the tokens that go on after `spelled`, by their next byte and for the end
     float64[257]; and the mass of those that are just `spelled`."""
     out = np.zeros(N_SYMBOLS)
     just = 0.0
@@ -202,7 +202,7 @@ def _pooled(rows: Sequence[Row], method: str, field: str, inside: bool | None) -
 
 
 def _mean_excess(values: FloatArray) -> tuple[float, float]:
-    """Mean of what is finite, and the share of what is not (a byte held to be impossible)."""
+    """Return the mean of what is finite, and the share of what is not (impossible bytes)."""
     fine = values[np.isfinite(values)]
     return float(fine.mean()) if len(fine) else math.nan, 1 - len(fine) / max(len(values), 1)
 

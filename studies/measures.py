@@ -1,4 +1,4 @@
-"""How far distributions are from each other."""
+"""Distances between distributions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LN2 = math.log(2.0)
 
 
 def jensen_shannon(p: FloatArray, q: FloatArray) -> FloatArray:
-    """Jensen-Shannon divergence of pairs of rows, in bits: between 0 and 1 (Lin 1991).
+    """Return the Jensen-Shannon divergence of pairs of rows, in bits: between 0 and 1 (Lin 1991).
 
     Its root is the Jensen-Shannon distance, a metric.
 
@@ -33,12 +33,12 @@ def jensen_shannon(p: FloatArray, q: FloatArray) -> FloatArray:
 
 
 def total_variation(p: Mapping[Any, float], q: Mapping[Any, float]) -> float:
-    """Half the l1 distance of two normalised distributions, in [0, 1]."""
+    """Return half the l1 distance of two normalised distributions, in [0, 1]."""
     return 0.5 * sum(abs(p.get(k, 0.0) - q.get(k, 0.0)) for k in {**p, **q})
 
 
 def normalised(weights: Mapping[Any, float]) -> dict[Any, float]:
-    """Weights that sum to one; all zero if none is positive."""
+    """Return weights that sum to one; all zero if none is positive."""
     total = sum(weights.values())
     return {k: (w / total if total > 0 else 0.0) for k, w in weights.items()}
 
@@ -51,7 +51,7 @@ def _probabilities(logw: FloatArray) -> FloatArray:
 
 
 def _relative(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Kullback-Leibler divergence, nats."""
+    """Return the Kullback-Leibler divergence, nats."""
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(a > 0, a * np.log(a / np.where(b > 0, b, 1.0)), 0.0)
     return np.asarray(terms.sum(axis=-1))

@@ -103,7 +103,7 @@ def _prompt(config: Config) -> bytes:
 
 
 def summarise(rows: list[Row]) -> list[dict[str, Any]]:
-    """One entry a value of an axis: medians over seeds."""
+    """Return one entry a value of an axis: medians over seeds."""
     found: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in rows:
         found[row["config"]["axis"], row["config"][row["config"]["axis"]]].append(row)

@@ -173,7 +173,7 @@ async def score(
     options: BeamOptions,
     file: Annotated[str, typer.Argument(help="Any file; - is stdin.", show_default=False)],
 ) -> None:
-    """Bits per byte of FILE: minus log2 of its prefix probability, by its bytes.
+    """Print bits per byte of FILE: minus log2 of its prefix probability, divided by its bytes.
 
     The probability is summed over the ways to cut the file into tokens that the beam keeps, and
     so is a lower bound with --prune topk. What follows the file (its end, or more) does not
@@ -304,7 +304,7 @@ def _say_interrupted() -> int:
 
 
 def _from_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: compiled code may turn it into one of its own."""
+    """Tell whether Ctrl-C is behind an error: compiled code may turn it into one of its own."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

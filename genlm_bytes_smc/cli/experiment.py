@@ -1,4 +1,4 @@
-"""What `experiment` and `study` do: rows, a report, and recommended settings."""
+"""The commands `experiment` and `study`: rows, a report, and recommended settings."""
 
 from __future__ import annotations
 

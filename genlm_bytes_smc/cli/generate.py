@@ -1,4 +1,4 @@
-"""What `generate` does: particles over a language model and a constraint."""
+"""The command `generate`: particles over a language model and a constraint."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _check_place(path: str) -> None:
 
 
 def _save(result: SMCResult, path: str, about: dict[str, Any]) -> None:
-    """As `SMCResult.save`, with what the run was asked for beside it."""
+    """Write the run as `SMCResult.save` does, and beside it what it was asked for."""
     data = files.pack(result.state, result.resumable) | {"about": about}
     try:
         files.write(path, json.dumps(data))

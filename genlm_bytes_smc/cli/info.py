@@ -1,4 +1,4 @@
-"""What `info` does."""
+"""The command `info`: facts about a model."""
 
 from __future__ import annotations
 

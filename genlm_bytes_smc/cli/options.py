@@ -42,7 +42,7 @@ _model, _beam, _output = _in_panel("Model"), _in_panel("Beam"), _in_panel("Outpu
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model, and how to print."""
+    """The model, and the form of the output."""
 
     model: Annotated[
         str,
@@ -135,7 +135,7 @@ class BeamOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ConstraintOptions:
-    """What texts must match, and how long they may be."""
+    """A constraint on texts, at most one of three kinds."""
 
     regex: Annotated[
         str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
@@ -156,7 +156,7 @@ class ConstraintOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(BeamOptions, ConstraintOptions):
-    """How `generate` runs."""
+    """The options of `generate`."""
 
     particles: Annotated[
         int, typer.Option("--particles", "-N", min=1, help="Number of particles.")
@@ -192,7 +192,7 @@ class GenerateOptions(BeamOptions, ConstraintOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions(ModelOptions):
-    """Where the jobs of an experiment run, and where their rows go."""
+    """The folder of an experiment, and the place where its jobs run."""
 
     out: Annotated[
         str,
@@ -233,7 +233,7 @@ class JobOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions(JobOptions, ConstraintOptions):
-    """What `study` measures."""
+    """The options of `study`."""
 
     prompt: Annotated[
         str, typer.Option("--prompt", help="What texts come after; - reads it from stdin.")

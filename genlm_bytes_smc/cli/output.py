@@ -1,4 +1,4 @@
-"""How commands speak: lines, colours and bars on stdout, what happens meanwhile on stderr."""
+"""Output of commands: lines, colours and bars on stdout, notices on stderr."""
 
 from __future__ import annotations
 

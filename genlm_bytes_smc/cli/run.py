@@ -1,4 +1,4 @@
-"""What `next`, `beam`, `complete` and `demo` do."""
+"""The commands `next`, `beam`, `complete` and `demo`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `score` does: the log probability of a whole file."""
+"""The command `score`: the log probability of a whole file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `show` does: a saved run as a page."""
+"""The command `show`: a saved run as a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where jobs run: in this process, in processes of this machine, or on a Ray cluster."""
+"""Processes for jobs: a pool on this machine, or the workers of a Ray cluster."""
 
 from __future__ import annotations
 
