@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.html import printable, render
-from genlm_bytes_smc.smc.result import SMCResult
-from genlm_bytes_smc.smc.state import StepInfo
+from genlm_bytes_smc.smc import SMCResult, StepInfo
 
 BoolArray = npt.NDArray[np.bool_]
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from genlm_bytes_smc.cli.options import (
+    PROGRAM,
     BeamOptions,
     GenerateOptions,
     JobOptions,
@@ -22,7 +23,6 @@ from genlm_bytes_smc.cli.options import (
 )
 from genlm_bytes_smc.cli.output import CliError, UsageError
 
-PROGRAM = "genlm-bytes-smc"
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 _ABOUT = """

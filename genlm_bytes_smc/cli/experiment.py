@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from genlm_bytes_smc.cli.inputs import constraint_of, read_argument, source_text
-from genlm_bytes_smc.cli.options import JobOptions, StudyOptions
+from genlm_bytes_smc.cli.options import PROGRAM, JobOptions, StudyOptions
 from genlm_bytes_smc.cli.output import CliError, UsageError, say, table, write_json
 from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.experiments import (
@@ -21,7 +21,6 @@ from genlm_bytes_smc.experiments import (
 )
 from genlm_bytes_smc.experiments.advice import truth_of
 
-PROGRAM = "genlm-bytes-smc"
 Result = TypeVar("Result")
 
 

@@ -22,7 +22,7 @@ from genlm_bytes_smc.cli.inputs import (
     read_argument,
     seed_of,
 )
-from genlm_bytes_smc.cli.options import GenerateOptions
+from genlm_bytes_smc.cli.options import PROGRAM, GenerateOptions
 from genlm_bytes_smc.cli.output import (
     CliError,
     UsageError,
@@ -98,10 +98,12 @@ def _constraint(options: GenerateOptions) -> tuple[dict[str, Any], ByteConstrain
     if len(given) > 1:
         told = " and ".join(name for name, _ in given)
         raise UsageError(f"only one constraint can be given, got {told}")
-    [(option, source)] = given or [("--UTF-8", "")]
-    about = {"constraint": f"{option[2:]} {source}".rstrip(), "ess_threshold": options.ess}
+    told, constraint = "UTF-8", Utf8()
+    for option, source in given:
+        told, constraint = f"{option[2:]} {source}", constraint_of(option, source)
+    about = {"constraint": told, "ess_threshold": options.ess}
     about |= {name: getattr(options, name) for name in ("resampling", "lookahead", "max_bytes")}
-    return about, constraint_of(option, source) if given else Utf8()
+    return about, constraint
 
 
 async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Lookahead | None:
@@ -203,4 +205,4 @@ def _print(facts: dict[str, Any]) -> None:
     ]
     table([*rows, *([("saved", facts["saved"])] if facts["saved"] else [])])
     if facts["saved"]:
-        say(("see it with: ", "dim"), f"genlm-bytes-smc show {facts['saved']} --open")
+        say(("see it with: ", "dim"), f"{PROGRAM} show {facts['saved']} --open")

@@ -17,6 +17,8 @@ import typer
 
 from genlm_bytes_smc.beam.params import Pruning
 
+PROGRAM = "genlm-bytes-smc"
+
 
 class UserInterruptError(Exception):
     """The user pressed Ctrl-C."""
@@ -265,9 +267,8 @@ def expand(
     """
     own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
     hints = get_type_hints(kind, include_extras=True)
-    everywhere = {f.name for f in (*fields(ModelOptions), *fields(BeamOptions))}
-    if not issubclass(kind, BeamOptions):
-        everywhere = {f.name for f in fields(ModelOptions)}
+    shared = BeamOptions if issubclass(kind, BeamOptions) else ModelOptions
+    last = {f.name for f in fields(shared)}
     options = [
         inspect.Parameter(
             f.name,
@@ -275,7 +276,7 @@ def expand(
             default=inspect.Parameter.empty if f.default is MISSING else f.default,
             annotation=hints[f.name],
         )
-        for f in sorted(fields(kind), key=lambda f: f.name in everywhere)  # a command's own first
+        for f in sorted(fields(kind), key=lambda f: f.name in last)  # a command's own first
     ]
 
     @functools.wraps(run)
