@@ -37,28 +37,31 @@ def run_pool(jobs: Sequence[Job], workers: int) -> Generator[Row, None, None]:
     """
     from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor, as_completed
 
-    lost = ""
+    missing, lost = dict(enumerate(jobs)), ""
     for _ in range(MOST_LOSSES):
-        workers = min(workers, len(jobs))
         pool = ProcessPoolExecutor(
-            workers, timeout=_IDLE_SECONDS, initializer=_ignore_interrupts, env=_ONE_THREAD
+            min(workers, len(missing)),
+            timeout=_IDLE_SECONDS,
+            initializer=_ignore_interrupts,
+            env=_ONE_THREAD,
         )
         try:
-            missing = {pool.submit(attempt, job): job for job in jobs}
-            for future in as_completed(list(missing)):
+            futures = {pool.submit(attempt, job): i for i, job in missing.items()}
+            for future in as_completed(list(futures)):
                 try:
                     row = future.result()
-                except BrokenProcessPool as error:  # whatever was not done by then
+                except BrokenProcessPool as error:  # of each job that was not done by then
                     lost = str(error)
                     continue
-                del missing[future]
+                del missing[futures[future]]
                 yield row
+        except BrokenProcessPool as error:  # before all jobs were handed over
+            lost = str(error)
         finally:
             pool.shutdown(kill_workers=True)
         if not missing:
             return
-        jobs = list(missing.values())
-    raise _lost(jobs[0], lost)
+    raise _lost(next(iter(missing.values())), lost)
 
 
 def _lost(job: Job, why: str) -> ExperimentError:

@@ -1,6 +1,7 @@
 """Jobs become rows wherever they run, once each, and what is done is never done again."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -148,6 +149,12 @@ def test_bad_arguments(tmp_path):
         run_experiment(EXPERIMENT, tmp_path, workers=-1)
     with pytest.raises(ExperimentError, match="one after another"):
         run_experiment(dataclasses.replace(EXPERIMENT, timed=True), tmp_path, workers=2)
+
+
+def test_studies_that_are_not_installed_are_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="no package genlm_bytes_smc_studies"):
+        run_experiment("bias", tmp_path)
 
 
 def test_ray_that_is_not_installed_is_told_of(tmp_path, monkeypatch):
