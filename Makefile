@@ -15,7 +15,7 @@ WORKERS ?= logical --maxprocesses 4
 
 # What the API reference covers: the package and the parts that users import from.
 MODULES := genlm_bytes_smc $(addprefix genlm_bytes_smc,.potential .proposal .constraints .smc .lookahead \
-  .llamppl .experiments)
+  .llamppl .scoring .streaming .experiments)
 
 BIN := .venv/bin
 PY := $(BIN)/python

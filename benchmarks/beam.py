@@ -73,7 +73,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _child(part: str, threads: str, args: argparse.Namespace) -> list[Record]:
-    """Records of one part, each side or both measured in a process of their own."""
+    """Return the records of one part, each side or both measured in a process of their own."""
     if part == "b":
         records = measure.trie_records(*(_run(x, threads, args)[0] for x in ("ours", "peer")))
     else:
@@ -84,7 +84,7 @@ def _child(part: str, threads: str, args: argparse.Namespace) -> list[Record]:
 
 
 def _run(child: str, threads: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What a process that runs `_measure` printed last."""
+    """Return what a process that runs `_measure` printed last."""
     command = [sys.executable, "-m", "benchmarks.beam", "--child", child, "--threads", threads]
     command += ["--model", args.model]
     env = dict(os.environ)

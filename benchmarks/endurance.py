@@ -131,7 +131,7 @@ class Enduring:
         self.started = time.perf_counter()
 
     async def targets(self, i: int) -> list[Any]:
-        """The targets of round `i`: other prompts and other constraints each time.
+        """Return the targets of round `i`: other prompts and other constraints each time.
 
         A prompt that so narrow a beam cannot read (one in some hundreds: healing respells
         greedily, and may find no way) is passed over.
@@ -169,7 +169,7 @@ class Enduring:
             i += 1
 
     def look(self) -> Look:
-        """The process now."""
+        """Return the state of the process now."""
         gc.collect()
         kv, store = self.engine.memory(), self.model.store
         return Look(
@@ -207,7 +207,7 @@ def slope(looks: list[Look], of: str) -> float:
 
 
 def complaints(looks: list[Look]) -> list[str]:
-    """What is wrong with a run, in words; nothing if all is well."""
+    """Return what is wrong with a run, in words; nothing if all is well."""
     out = []
     row = 8 * (8192 + 256)
     for look in looks:
@@ -232,7 +232,7 @@ def _held_out(size: int) -> list[bytes]:
 
 
 async def endure(sizes: Sizes, note: Callable[[Look], object] = lambda look: None) -> list[Look]:
-    """A whole run; `note` is called after each round."""
+    """Run all rounds; `note` is called after each."""
     looks = []
     async for look in Enduring(sizes).rounds():
         looks.append(look)

@@ -54,7 +54,7 @@ class Bench:
         self.rng = np.random.default_rng(0)
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """The fastest of some runs, the device's work included."""
+        """Return the time of the fastest of some runs, the device's work included."""
         best = float("inf")
         for _ in range(self.sizes.repeats):
             self._wait()
@@ -91,7 +91,7 @@ class Bench:
         return seconds
 
     def _products(self, count: int) -> float:
-        """The matrix products of such a forward and nothing else."""
+        """Return the matrix products of such a forward and nothing else."""
         decoder = self.engine._forward.decoder
         linears = [x for at in decoder._layers for x in (at.into, at.out, at.up, at.down)]
         inputs: dict[int, torch.Tensor] = {}
@@ -128,7 +128,7 @@ class Bench:
         return seconds
 
     def chosen(self, n: int, shared: int, own: int) -> str:
-        """The layout that is taken for one more token in each of n contexts."""
+        """Return the layout that is taken for one more token in each of n contexts."""
         contexts = self._known(n, shared, own)
         taken: list[str] = []
         prepare = self.engine._forward._buffer.prepare
@@ -163,7 +163,7 @@ class Bench:
         self.engine.rows_sync(nodes)
 
     def costs(self) -> str:
-        """What attention costs here, measured as on a device where it is not known."""
+        """Measure what attention costs here, as on a device where it is not known."""
         keys = self.engine._forward._buffer.keys
         heads = self.engine._architecture.heads
         shape = KeyShape(keys.device, keys.dtype, heads, keys.shape[1], keys.shape[3])
@@ -177,7 +177,7 @@ LAYOUT_HEADS += (*LAYOUT_NAMES.values(), "as chosen", "chosen")
 
 
 def markdown(parts: Sequence[tuple[str, Sequence[str], list[list[str]]]], about: str) -> str:
-    """The tables as Markdown."""
+    """Return the tables as Markdown."""
     lines = []
     for title, heads, rows in parts:
         lines += [f"**{title}**", "", "| " + " | ".join(heads) + " |"]

@@ -331,7 +331,7 @@ class Launches(TorchDispatchMode):
 
 
 def best_kernels(device: torch.device) -> Any:
-    """The kernels that a run on `device` gets, of those that work on torch tensors."""
+    """Return the kernels that a run on `device` gets, of those that work on torch tensors."""
     if device.type != "cuda" or os.environ.get(FUSED) == "0" or find_spec("triton") is None:
         return TorchKernels
     from genlm_bytes_smc.beam.kernels_fused import FusedKernels

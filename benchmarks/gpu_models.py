@@ -58,7 +58,7 @@ class Shape:
         return self.columns * self.width + self.layers * (attention + inner)
 
     def config(self) -> Any:
-        """transformers' configuration."""
+        """Return transformers' configuration."""
         end = self.columns - 1 if self.tokens is None else self.tokens - 1
         if self.family == "gpt2":
             return tf.GPT2Config(
@@ -147,7 +147,7 @@ class Worlds:
         self._tokenizers: dict[Any, Any] = {}
 
     def ngram(self, shape: Shape) -> NgramLM:
-        """The bigram LM over a shape's vocabulary."""
+        """Return the bigram LM over a shape's vocabulary."""
         key = (shape.columns > 100_000, shape.tokens)
         if key not in self._ngrams:
             tokens = llama_size_tokens() if key[0] else gpt2_tokens()
@@ -157,7 +157,7 @@ class Worlds:
     def engine(
         self, shape: Shape, device: torch.device, dtype: torch.dtype, seed: int = 0
     ) -> Mixed:
-        """A model with random weights, on a device."""
+        """Return a model with random weights, on a device."""
         ngram = self.ngram(shape)
         key = id(ngram)
         if key not in self._tokenizers:
@@ -179,7 +179,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def _tokenizer(ngram: NgramLM) -> Any:
-    """The vocabulary as a Hugging Face tokenizer that cuts by longest match."""
+    """Return the vocabulary as a Hugging Face tokenizer that cuts by longest match."""
     alphabet = bytes_to_unicode()
     names = ["".join(alphabet[b] for b in token) for token in ngram.tokens[:-1]]
     vocab = {name: i for i, name in enumerate([*names, END.decode()])}

@@ -116,7 +116,7 @@ class Case:
     approximation: Any = None  # an automaton to look ahead along, for what is none itself
 
     def ahead(self) -> dict[str, Any]:
-        """Settings of a look-ahead along this case's automaton."""
+        """Return settings of a look-ahead along this case's automaton."""
         return {} if self.approximation is None else {"constraint": self.approximation}
 
 
@@ -198,7 +198,7 @@ class Bench:
         self.made: dict[tuple[str, str], dict[str, Any]] = {}
 
     def target(self, case: Case, llm: Any) -> tuple[Any, Any]:
-        """The language model after the case's prompt, and the target; made once."""
+        """Return the language model after the case's prompt, and the target; made once."""
         key = id(case), id(llm)
         if key not in self.targets:
             prompted = llm.with_prompt(case.prompt)
@@ -263,7 +263,7 @@ async def plain(target: Any, case: Case) -> dict[str, Any]:
 
 
 def ngram(order: int, role: str = "both", **settings: Any) -> Make:
-    """A look-ahead with an n-gram of the model's own texts, fitted before the runs."""
+    """Return a look-ahead with an n-gram of the model's own texts, fitted before the runs."""
 
     async def make(target: Any, case: Case) -> dict[str, Any]:
         ahead = Lookahead(order, **case.ahead(), **settings)
@@ -275,7 +275,7 @@ def ngram(order: int, role: str = "both", **settings: Any) -> Make:
 
 
 def pilot(rounds: int, particles: int = 32, order: int = 4, role: str = "both") -> Make:
-    """A look-ahead learned from pilot runs."""
+    """Return a look-ahead learned from pilot runs."""
 
     async def make(target: Any, case: Case) -> dict[str, Any]:
         ahead = await Lookahead.from_pilot(
@@ -374,7 +374,7 @@ def line(o: Outcome) -> str:
 
 
 def markdown(outcomes: list[Outcome]) -> Iterator[str]:
-    """The tables of the page."""
+    """Return the tables of the page."""
     for case in dict.fromkeys(o.case for o in outcomes):
         mine = [o for o in outcomes if o.case == case]
         title = "anatomy of plain SMC on a sentence by regex" if case == "anatomy" else case

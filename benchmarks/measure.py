@@ -26,8 +26,8 @@ from genlm.bytes import ByteBeamState as PeerBeam
 
 from benchmarks.ngram import NgramLM, gpt2_tokens
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, TokenTrie, Vocabulary, load_model
-from genlm_bytes_smc.experiments.models import held_out, real_texts
 from genlm_bytes_smc.lm.transformer import TreeTransformer
+from studies.texts import held_out, real_texts
 
 K = 5
 TINY_THRESHOLD = 0.05
@@ -154,7 +154,7 @@ class _Clock:
 
 
 def _versus(ours: Cost, peer: Cost) -> dict[str, Any]:
-    """The part of a record that compares two speeds in bytes a second."""
+    """Return the part of a record that compares two speeds in bytes a second."""
     work = {
         f"{name}_{what}": round(value, 3)
         for name, cost in (("ours", ours), ("peer", peer))
@@ -220,7 +220,7 @@ class Side:
         return beam, self._cost(clock, n, rows, forwards), n
 
     async def greedy(self, prompt: bytes, steps: int) -> tuple[bytes, Cost]:
-        """The likeliest byte, `steps` times, after `prompt`: the bytes and the cost of one."""
+        """Read the likeliest byte, `steps` times, after `prompt`; return bytes and cost of one."""
         self.clear()
         beam = await self.beam.prefill(prompt)
         rows, forwards = self.rows(), self.forwards()
@@ -256,7 +256,7 @@ def _ours(beam: ByteBeamState) -> Side:
 
 
 async def _best(repeats: int, act: Callable[[], Awaitable[tuple[Any, ...]]]) -> tuple[Any, ...]:
-    """What `act` returned on its run of median wall time; its second item is a Cost."""
+    """Return what `act` returned on its run of median wall time; its second item is a Cost."""
     runs = sorted([await act() for _ in range(repeats)], key=lambda r: r[1].wall)
     return runs[len(runs) // 2]
 
@@ -311,7 +311,7 @@ class _PeerAlone:
 
 
 async def _peer_alone(lm: NgramLM, threshold: float, sizes: Sizes) -> _PeerAlone:
-    """The peer's side of `engine_alone` at one threshold."""
+    """Measure the peer's side of `engine_alone` at one threshold."""
     text = lm.held_out
     prompt, rest = text[:32], text[32 : 32 + sizes.ngram_bytes]
     with warnings.catch_warnings():
@@ -381,7 +381,7 @@ def trie_of(side: str, n_tokens: int | None) -> dict[str, float]:
 
 
 def trie_records(ours: dict[str, float], peer: dict[str, float]) -> list[Record]:
-    """Records of what `trie_of` measured for each side."""
+    """Return records of what `trie_of` measured for each side."""
     # An allocator that reuses memory can make growth look smaller than what is held.
     held = max(ours["bytes"], ours["array_bytes"])
     return [

@@ -69,7 +69,7 @@ async def split(run: Callable[[], Awaitable[Any]], n_bytes: int) -> dict[str, fl
 
 
 async def measure(lm: NgramLM, n_bytes: int) -> list[tuple[str, dict[str, float]]]:
-    """The parts of prefill, the loop and greedy decoding, at both thresholds."""
+    """Measure the parts of prefill, the loop and greedy decoding, at both thresholds."""
     found = []
     text = lm.held_out
     prompt, rest = text[:32], text[32 : 32 + n_bytes]

@@ -91,7 +91,7 @@ def describe(about: dict[str, str]) -> str:
 
 
 def _cells(r: Record) -> list[str]:
-    """A record's line of the table."""
+    """Return a record's line of the table."""
     unit = "" if r.unit in ("per byte", "per step", "per lane and byte") else f" {r.unit}"
     work = [r.work[k] for k in ("ours_rows", "peer_rows") if k in r.work]
     return [
@@ -114,7 +114,7 @@ def _number(x: float) -> str:
 
 
 def markdown(records: Sequence[Record], about: dict[str, str]) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     lines = []
     for part, title in TITLES.items():
         mine = [r for r in records if r.part == part]

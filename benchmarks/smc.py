@@ -164,7 +164,7 @@ class Bench:
         seed: int = 0,
         whole: bool = False,
     ) -> Run:
-        """This package, over at most `steps` bytes (None: to the end); `whole`: see part e."""
+        """Run this package over at most `steps` bytes (None: to the end); `whole`: see part e."""
         llm = ByteLLM(self.llm, self.params, prompt=prompt.encode())
         engine = llm.model.engine
         llm.model.store.clear()
@@ -344,7 +344,7 @@ async def everything(sizes: Sizes, only: str, model: str = "tiny") -> list[Recor
 
 
 def cells(r: Record) -> list[str]:
-    """A record's line of the table."""
+    """Return a record's line of the table."""
 
     def two(key: str) -> str:
         both = [r.work[f"{side}_{key}"] for side in ("ours", "peer") if f"{side}_{key}" in r.work]
@@ -389,7 +389,7 @@ def show(records: Sequence[Record], about: dict[str, str]) -> None:
 
 
 def markdown(records: Sequence[Record], about: dict[str, str]) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     lines = []
     for part, title in TITLES.items():
         rows = [cells(r) for r in records if r.part == part]
@@ -437,7 +437,7 @@ def figure(records: Sequence[Record]) -> Figure:
 
 
 def save(records: Sequence[Record], stem: Path) -> None:
-    """The figure as PNG and SVG."""
+    """Draw the figure as PNG and SVG."""
     style = {"svg.hashsalt": "genlm-bytes-smc", "font.size": 9, "text.color": report.INK}
     with mpl.rc_context(style):
         fig = figure(records)

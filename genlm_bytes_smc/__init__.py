@@ -69,7 +69,10 @@ _PARTS = {home.partition(".")[0] for home in _HOMES} | {
     "alphabet",
     "cli",
     "experiments",
+    "html",
     "lookahead",
+    "scoring",
+    "streaming",
     "viz",
 }
 

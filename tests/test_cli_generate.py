@@ -3,13 +3,14 @@
 import json
 import re
 import socket
+from typing import get_args
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from genlm_bytes_smc.cli import app, inputs, main
-from genlm_bytes_smc.cli.app import Resampling
+from genlm_bytes_smc.cli.options import Resampling
 from genlm_bytes_smc.smc import RESAMPLING, SMCResult
 
 PROMPT = "An apple a day keeps the "
@@ -41,7 +42,7 @@ def fails(capsys, *arguments):
 
 
 def test_resampling_offers_what_the_library_knows():
-    assert {r.value for r in Resampling} == set(RESAMPLING)
+    assert set(get_args(Resampling)) == set(RESAMPLING)
 
 
 def test_regex_and_page(tmp_path):

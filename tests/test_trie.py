@@ -1,15 +1,12 @@
 """The range trie against plain Python sets of strings."""
 
-import base64
 import gc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from genlm_bytes_smc import TokenTrie, Vocabulary, trie
-
-R50K = Path(__file__).parents[1] / "benchmarks" / "data" / "r50k_base.tiktoken"
+from studies.bigram_lm import gpt2_tokens
 
 
 def random_tokens(seed: int) -> list[bytes]:
@@ -47,8 +44,8 @@ def test_every_node_holds_the_tokens_with_its_prefix(seed):
 
 
 def test_real_vocabulary():
-    tokens = [base64.b64decode(line.split()[0]) for line in R50K.read_text().splitlines()]
-    built = TokenTrie.build(Vocabulary.from_tokens([*tokens, b"<|endoftext|>"]))
+    tokens = gpt2_tokens()
+    built = TokenTrie.build(Vocabulary.from_tokens(tokens))
     check_against_sets(tokens, built, [b" ", b" the", b"\xe6", b"\n\n", b"zzzz", b" hello"])
     assert built.n_tokens == 50_257
     assert built.nbytes < 4_000_000

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
+
+from genlm_bytes_smc.html import render
 
 _PURPLE, _GREEN, _RED, _YELLOW, _GREY, _BOLD, _OFF = (
     "\x1b[35m", "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[90m", "\x1b[1m", "\x1b[0m",
@@ -105,29 +106,8 @@ def _plain(code: str, text: str) -> str:
 
 
 def as_html(log_z: float, candidates: list[Candidate]) -> str:
-    """A table with the same content."""
-
-    def cell(text: str, style: str = "") -> str:
-        return f'<td style="text-align:left;{style}">{text}</td>'
-
-    rows = []
-    for c in candidates:
-        tokens = '<span style="color:#aaa">|</span>'.join(
-            f'<span style="color:#8250df">{html.escape(escape(t))}</span>' for t in c.tokens
-        )
-        partial = f'<span style="color:#1a7f37">|{html.escape(escape(c.partial))}</span>'
-        end = '<span style="color:#9a6700">&lt;EOS&gt;</span>' if c.ended else ""
-        bar = f"background:linear-gradient(90deg,#dafbe1 {100 * c.share:.1f}%,transparent 0)"
-        share = cell(f"{c.share:.4f}", bar if c.kept else "color:#cf222e")
-        rows.append(
-            f"<tr>{share}{cell(f'{c.logw:.2f}', 'color:#888')}"
-            f"{cell(f'<code>{tokens}{partial}{end}</code>')}</tr>"
-        )
-    return (
-        f"<div><b>log Z = {log_z:.6f}</b> nats, {len(candidates)} candidates"
-        "<table><thead><tr><th>probability</th><th>log weight</th><th>tokens | partial</th>"
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    """Return a table with the same content."""
+    return render("beam", log_z=f"{log_z:.6f}", candidates=candidates, escape=escape)
 
 
 def on_terminal() -> bool:

@@ -6,21 +6,23 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from genlm_bytes_smc.cli.options import (
+    PROGRAM,
     BeamOptions,
+    GenerateOptions,
+    JobOptions,
     ModelOptions,
     Options,
+    StudyOptions,
     UserInterruptError,
     expand,
 )
 from genlm_bytes_smc.cli.output import CliError, UsageError
 
-PROGRAM = "genlm-bytes-smc"
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 _ABOUT = """
@@ -35,7 +37,7 @@ Exit codes: 0 done; 1 it failed, for a reason said in one line on stderr; 2 a wr
 
 
 def _unwrapped(text: str | None) -> str:
-    """A docstring with each paragraph on one line, to be broken where the terminal ends."""
+    """Return a docstring with each paragraph on one line, broken where the terminal ends."""
     return "\n\n".join(" ".join(p.split()) for p in (text or "").split("\n\n"))
 
 
@@ -52,30 +54,6 @@ Prompt = Annotated[
     str,
     typer.Argument(help="What the text begins with; - reads it from stdin.", show_default=False),
 ]
-Regex = Annotated[
-    str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
-]
-Grammar = Annotated[
-    str | None, typer.Option("--grammar", help="File with a grammar in Lark's notation.")
-]
-JsonSchema = Annotated[str | None, typer.Option("--json-schema", help="File with a JSON Schema.")]
-
-
-class Resampling(StrEnum):
-    """How particles are resampled; `smc.RESAMPLING` knows the same names."""
-
-    systematic = "systematic"
-    stratified = "stratified"
-    residual = "residual"
-    multinomial = "multinomial"
-
-
-class LookaheadKind(StrEnum):
-    """How `generate` looks ahead."""
-
-    none = "none"
-    ngram = "ngram"
-    pilot = "pilot"
 
 
 def _command(kind: type[Options], *examples: str) -> Callable[[Any], Any]:
@@ -140,7 +118,7 @@ async def next_(
     prompt: Prompt,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many bytes to show.")] = 10,
 ) -> None:
-    """The likeliest next bytes after PROMPT."""
+    """Show the likeliest next bytes after PROMPT."""
     from genlm_bytes_smc.cli.run import show_next
 
     await show_next(options, prompt, top)
@@ -152,7 +130,7 @@ async def next_(
     "beam --threshold 0 -K 8 'Grüße'",
 )
 async def beam(options: BeamOptions, prompt: Prompt) -> None:
-    """The beam after PROMPT: how it may be cut into tokens, and what each way weighs.
+    """Show the beam after PROMPT: how it may be cut into tokens, and what each way weighs.
 
     In a line: share of the beam, log weight in nats, the tokens, and what has been read of the
     token in flight.
@@ -195,7 +173,7 @@ async def score(
     options: BeamOptions,
     file: Annotated[str, typer.Argument(help="Any file; - is stdin.", show_default=False)],
 ) -> None:
-    """Bits per byte of FILE: minus log2 of its prefix probability, by its bytes.
+    """Print bits per byte of FILE: minus log2 of its prefix probability, divided by its bytes.
 
     The probability is summed over the ways to cut the file into tokens that the beam keeps, and
     so is a lower bound with --prune topk. What follows the file (its end, or more) does not
@@ -211,68 +189,20 @@ async def score(
 
 
 @_command(
-    BeamOptions,
+    GenerateOptions,
     "generate 'Write to me at ' --regex '[a-z]+@[a-z]+[.]com' --max-bytes 40",
     "generate 'The answer: ' --json-schema schema.json --particles 64 --json",
     "generate 'A point: ' --json-schema point.json --lookahead pilot",
     "generate 'Once upon a time' --save run.json",
 )
-async def generate(
-    options: BeamOptions,
-    prompt: Prompt,
-    regex: Regex = None,
-    grammar: Grammar = None,
-    json_schema: JsonSchema = None,
-    particles: Annotated[
-        int, typer.Option("--particles", "-N", min=1, help="Number of particles.")
-    ] = 32,
-    ess: Annotated[
-        float,
-        typer.Option(
-            "--ess",
-            min=0,
-            max=1,
-            help="Resample when the effective sample size is below this share of the particles.",
-        ),
-    ] = 0.5,
-    max_bytes: Annotated[
-        int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")
-    ] = 100,
-    resampling: Annotated[
-        Resampling, typer.Option("--resampling", help="How particles are resampled.")
-    ] = Resampling.systematic,
-    lookahead: Annotated[
-        LookaheadKind,
-        typer.Option(
-            "--lookahead",
-            help="Steer particles by what the constraint forces later. ngram guesses what the "
-            "model writes there from 64 texts of it; pilot learns it from four small runs first: "
-            "slower to start, estimates that vary less. Neither changes what is estimated.",
-        ),
-    ] = LookaheadKind.none,
-    save: Annotated[
-        str | None, typer.Option("--save", help="Write the run to this file, for show.")
-    ] = None,
-) -> None:
+async def generate(options: GenerateOptions, prompt: Prompt) -> None:
     """Draw weighted texts after PROMPT that satisfy a constraint, by sequential Monte Carlo.
 
     Without a constraint the texts are valid UTF-8.
     """
     from genlm_bytes_smc.cli.generate import show_generated
 
-    await show_generated(
-        options,
-        prompt,
-        regex=regex,
-        grammar=grammar,
-        json_schema=json_schema,
-        particles=particles,
-        ess=ess,
-        max_bytes=max_bytes,
-        resampling=resampling.value,
-        lookahead=lookahead.value,
-        save=save,
-    )
+    await show_generated(options, prompt)
 
 
 @app.command(
@@ -292,51 +222,19 @@ def show(
     show_run(run, out, browse)
 
 
-# -- studies ---------------------------------------------------------------------------
-
-Out = Annotated[
-    str,
-    typer.Option("--out", "-o", help="Folder for rows, figures and report.", show_default=False),
-]
-Quick = Annotated[bool, typer.Option("--quick", help="A small version.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        "-j",
-        min=0,
-        help="Processes on this machine; 0: this one. With --ray, the most jobs at a time. "
-        "[default: one a core]",
-    ),
-]
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="ADDRESS|auto",
-        help="Run on a Ray cluster: its address, or auto for the one that runs here. Needs the "
-        "package's extra ray.",
-    ),
-]
-
-
 @_command(
-    ModelOptions,
+    JobOptions,
     "experiment bias --out out/bias --quick",
     "experiment approximation --out out/approximation --ray auto",
 )
 def experiment(
-    options: ModelOptions,
+    options: JobOptions,
     name: Annotated[
         str,
         typer.Argument(
             help="approximation, bias, boundary, constraints or scaling.", show_default=False
         ),
     ],
-    out: Out,
-    quick: Quick = False,
-    workers: Workers = None,
-    ray: Ray = None,
 ) -> None:
     """Run one of the package's experiments; leave its rows, figures and a report in a folder.
 
@@ -344,65 +242,28 @@ def experiment(
     """
     from genlm_bytes_smc.cli.experiment import show_experiment
 
-    show_experiment(options, name, out, quick=quick, workers=workers, ray=ray)
+    show_experiment(options, name)
 
 
 @_command(
-    ModelOptions,
+    StudyOptions,
     "study --prompt 'Date:' --regex ' [0-9]{4}-[0-9]{2}-[0-9]{2}' --out out/dates",
     "study --model gpt2 --prompt 'The answer: ' --json-schema schema.json --out out/answers",
 )
-def study(
-    options: ModelOptions,
-    out: Out,
-    prompt: Annotated[
-        str, typer.Option("--prompt", help="What texts come after; - reads it from stdin.")
-    ] = "",
-    regex: Regex = None,
-    grammar: Grammar = None,
-    json_schema: JsonSchema = None,
-    max_bytes: Annotated[
-        int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")
-    ] = 100,
-    error: Annotated[
-        float,
-        typer.Option("--error", help="Wanted error of a run's log marginal likelihood, nats."),
-    ] = 0.5,
-    tolerance: Annotated[
-        float,
-        typer.Option("--tolerance", help="Most that the beam may be off, nats a byte."),
-    ] = 0.01,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything.")] = 0,
-    quick: Quick = False,
-    workers: Workers = None,
-    ray: Ray = None,
-) -> None:
+def study(options: StudyOptions) -> None:
     """Try the methods on your model, prompt and constraint, and recommend settings.
 
     The truth is summed up exactly where the constraint admits few texts, and else estimated
     by pooling many particles; which of the two is said.
     """
-    from genlm_bytes_smc.cli.study import show_study
+    from genlm_bytes_smc.cli.experiment import show_study
 
-    given = {"--regex": regex, "--grammar": grammar, "--json-schema": json_schema}
-    show_study(
-        options,
-        prompt,
-        given,
-        out,
-        max_bytes=max_bytes,
-        error=error,
-        tolerance=tolerance,
-        quick=quick,
-        seed=seed,
-        workers=workers,
-        ray=ray,
-    )
+    show_study(options)
 
 
 @_command(ModelOptions, "info", "info --model gpt2 --json")
 async def info(options: ModelOptions) -> None:
-    """The model, its vocabulary and trie, its window, and what memory they take."""
+    """Show the model, its vocabulary and trie, its window, and what memory they take."""
     from genlm_bytes_smc.cli.info import show_info
 
     await show_info(options)
@@ -443,7 +304,7 @@ def _say_interrupted() -> int:
 
 
 def _from_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: compiled code may turn it into one of its own."""
+    """Tell whether Ctrl-C is behind an error: compiled code may turn it into one of its own."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

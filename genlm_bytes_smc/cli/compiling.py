@@ -1,4 +1,4 @@
-"""Shows on a terminal that code is compiled, which a machine's first run has to wait for."""
+"""A notice on a terminal that code is being compiled, which a first run has to wait for."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Notice(event.Listener):  # type: ignore[misc]
 
 @cache
 def announce_compilation() -> _Notice:
-    """Have the notice shown in this process if anything is compiled."""
+    """Show the notice in this process if anything is compiled."""
     notice = _Notice(Console(stderr=True, soft_wrap=True, highlight=False))
     event.register("numba:compile", notice)
     return notice

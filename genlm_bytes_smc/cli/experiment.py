@@ -1,54 +1,110 @@
-"""What `experiment` does: a study, its rows and its report."""
+"""The commands `experiment` and `study`: rows, a report, and recommended settings."""
 
 from __future__ import annotations
 
 import gc
-from typing import Any
+import shlex
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from genlm_bytes_smc.cli.options import ModelOptions
-from genlm_bytes_smc.cli.output import CliError, UsageError, say, write_json
-from genlm_bytes_smc.experiments import EXPERIMENTS, Done, ExperimentError, run_experiment
+from genlm_bytes_smc.cli.inputs import constraint_of, read_argument, source_text
+from genlm_bytes_smc.cli.options import PROGRAM, JobOptions, StudyOptions
+from genlm_bytes_smc.cli.output import CliError, UsageError, say, table, write_json
+from genlm_bytes_smc.constraints import ConstraintError
+from genlm_bytes_smc.experiments import (
+    EXPERIMENTS,
+    Advice,
+    Done,
+    ExperimentError,
+    run_experiment,
+    run_study,
+)
+from genlm_bytes_smc.experiments.advice import truth_of
+
+Result = TypeVar("Result")
 
 
-def show_experiment(
-    options: ModelOptions,
-    name: str,
-    out: str,
-    *,
-    quick: bool,
-    workers: int | None,
-    ray: str | None,
-) -> None:
-    """The command `experiment`."""
+def show_experiment(options: JobOptions, name: str) -> None:
+    """Run the command `experiment`."""
     if name not in EXPERIMENTS:
         raise UsageError(f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}")
+    words = [PROGRAM, "experiment", name, "--out", options.out, *["--quick"] * options.quick]
+    command = shlex.join(words + options.words())
     if not options.json:
         say((EXPERIMENTS[name].title, "bold"))
-    done = finished(
-        lambda: run_experiment(
-            name, out, quick=quick, model=model_of(options), workers=workers, ray=ray
-        ),
-        out,
-    )
+    done = _finished(lambda: run_experiment(name, command=command, **options.how()), options)
     if options.json:
-        write_json({"experiment": name, **told(done)})
+        write_json({"experiment": name, **_told(done)})
         return
     for finding in EXPERIMENTS[name].report(done.rows).findings:
         say(f"• {finding.replace('`', '')}")
-    say_files(done)
+    _say_files(done)
 
 
-def model_of(options: ModelOptions) -> dict[str, Any]:
-    """The model that the options name, as experiments describe it."""
-    named: dict[str, Any] = {"name": options.model, "device": options.device}
-    named["backend"] = options.backend and options.backend.value
-    if options.trust_remote_code:
-        named["engine_opts"] = {"trust_remote_code": True}
-    return {k: v for k, v in named.items() if v is not None}
+def show_study(options: StudyOptions) -> None:
+    """Run the command `study`."""
+    option, source, kind, constraint = _constraint(options)
+    prompt = read_argument(options.prompt).decode("utf-8", "surrogateescape")
+    for name, value in (("--error", options.error), ("--tolerance", options.tolerance)):
+        if not value > 0:
+            raise UsageError(f"{name} must be above 0 nats, got {value:g}")
+    names = ("max_bytes", "error", "tolerance", "seed")
+    target = {name: getattr(options, name) for name in names} | options.how()
+    words = [PROGRAM, "study", "--prompt", options.prompt, option, source, "--out", options.out]
+    target["command"] = shlex.join(words + options.words() + ["--quick"] * options.quick)
+    try:
+        done, advice = _finished(lambda: run_study(prompt, (kind, constraint), **target), options)
+    except ConstraintError as problem:
+        raise CliError(f"{option} {source}: {problem}") from None
+    truth = truth_of(done.rows)
+    if options.json:
+        facts: dict[str, Any] = {
+            "log_ml": truth.log_ml,
+            "log_ml_error": truth.error,
+            "exact": truth.exact,
+            "recommended": advice.options(),
+            "expected_error": advice.error,
+            "expected_lm_rows": advice.lm_rows,
+            "reasons": list(advice.reasons),
+        }
+        write_json(facts | _told(done))
+        return
+    known = "exact value" if truth.exact else "pooled estimate"
+    shown = f"{truth.log_ml:.3f} ± {truth.error:.2g} nats ({known})"
+    say(("Recommended", "bold underline"))
+    table([(k, f"{v}") for k, v in advice.options().items()])
+    say()
+    say(("Why", "bold underline"))
+    say(f"• The log marginal likelihood is {shown}, found {truth.how}.")
+    for reason in advice.reasons:
+        say(f"• {reason}")
+    say()
+    say(("try it: ", "dim"), suggestion(options, advice, option, source))
+    _say_files(done)
 
 
-def finished(run: Any, out: str) -> Any:
-    """What a study returns, its errors in one line.
+def _constraint(options: StudyOptions) -> tuple[str, str, str, str]:
+    """Return the option, what it was given, and kind and text of the constraint."""
+    given = options.sources()
+    if len(given) != 1:
+        got = " and ".join(name for name, _ in given) or "none"
+        raise UsageError(f"one constraint is due (--regex, --grammar, --json-schema), got {got}")
+    [(option, source)] = given
+    if option == "--regex":
+        constraint_of(option, source)  # refused before any work
+    return option, source, option[2:], source_text(option, source)
+
+
+def suggestion(options: StudyOptions, advice: Advice, option: str, source: str) -> str:
+    """Return a command line that generates with recommended settings."""
+    words = [PROGRAM, "generate", options.prompt, option, source, *options.words()]
+    words += ["-K", str(advice.K), "--threshold", f"{advice.threshold:g}", "--prune", advice.prune]
+    words += ["--particles", str(advice.particles), "--ess", f"{advice.ess:g}"]
+    return shlex.join([*words, "--max-bytes", str(options.max_bytes)])
+
+
+def _finished(run: Callable[[], Result], options: JobOptions) -> Result:
+    """Return what a study returns, its errors in one line.
 
     Raises:
         CliError: it failed; what was done is kept.
@@ -57,18 +113,18 @@ def finished(run: Any, out: str) -> Any:
     try:
         return run()
     except ExperimentError as error:
-        raise CliError(f"{str(error).splitlines()[0]} (rows so far are in {out})") from None
+        first = str(error).splitlines()[0]
+        raise CliError(f"{first} (rows so far are in {options.out})") from None
     except OSError as error:
-        raise CliError(f"cannot write to {out}: {error.strerror or error}") from None
+        raise CliError(f"cannot write to {options.out}: {error.strerror or error}") from None
 
 
-def told(done: Done) -> dict[str, Any]:
-    """How a study went, as JSON values."""
+def _told(done: Done) -> dict[str, Any]:
+    """Return how a study went, as JSON values."""
     return {"jobs": len(done.rows), "ran": done.ran, "files": [str(f) for f in done.files]}
 
 
-def say_files(done: Done) -> None:
-    """Print what was written."""
+def _say_files(done: Done) -> None:
     earlier = len(done.rows) - done.ran
     before = f", {earlier} of them done before" if earlier else ""
     say((f"{len(done.rows)} jobs{before}; see ", "dim"), str(done.files[0]))

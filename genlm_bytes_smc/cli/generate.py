@@ -1,4 +1,4 @@
-"""What `generate` does: particles over a language model and a constraint."""
+"""The command `generate`: particles over a language model and a constraint."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from genlm_bytes_smc.cli.constraint import regex_of
 from genlm_bytes_smc.cli.inputs import (
     as_prompt,
+    constraint_of,
     eos_spellings,
     open_model,
     parameters,
     read_argument,
-    read_file,
     seed_of,
 )
-from genlm_bytes_smc.cli.options import BeamOptions
+from genlm_bytes_smc.cli.options import PROGRAM, GenerateOptions
 from genlm_bytes_smc.cli.output import (
     CliError,
     UsageError,
@@ -35,13 +34,7 @@ from genlm_bytes_smc.cli.output import (
     visible,
     write_json,
 )
-from genlm_bytes_smc.constraints import (
-    ByteConstraint,
-    ByteGrammar,
-    ByteJsonSchema,
-    ConstraintError,
-    Utf8,
-)
+from genlm_bytes_smc.constraints import ByteConstraint, ConstraintError, Utf8
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, files, smc
@@ -50,53 +43,31 @@ SHOWN = 10  # texts that are printed
 _PILOT_SEED = 1_000_003
 
 
-async def show_generated(
-    options: BeamOptions,
-    prompt: str,
-    *,
-    regex: str | None,
-    grammar: str | None,
-    json_schema: str | None,
-    particles: int,
-    ess: float,
-    max_bytes: int,
-    resampling: str,
-    lookahead: str,
-    save: str | None,
-) -> None:
-    """The command `generate`."""
+async def show_generated(options: GenerateOptions, prompt: str) -> None:
+    """Run the command `generate`."""
     if options.no_eos:
         raise UsageError("--no-eos leaves no text that ends: every particle would weigh zero")
-    sources = {"--regex": regex, "--grammar": grammar, "--json-schema": json_schema}
-    kind, constraint = _constraint({k: v for k, v in sources.items() if v is not None})
+    about, constraint = _constraint(options)
+    save = options.save
     if save is not None:
         _check_place(save)
     text, seed = read_argument(prompt), seed_of(options)
     engine = open_model(options)
     params, transform = parameters(options, eos_spellings(engine), seed)
     llm = ByteLLM(engine, params, transform=transform)
-    llm = llm.with_prompt(as_prompt(options, text, llm.model))
-    about = {
-        "prompt": as_text(text),
-        "model": options.model,
-        "constraint": kind,
-        "ess_threshold": ess,
-        "resampling": resampling,
-        "lookahead": lookahead,
-        "max_bytes": max_bytes,
-    }
-    target = llm * constraint
+    target = llm.with_prompt(as_prompt(options, text, llm.model)) * constraint
+    about = {"prompt": as_text(text), "model": options.model, **about}
     before = engine.counts.rows
-    ahead = await _lookahead(lookahead, target, max_bytes, seed)
+    ahead = await _lookahead(options.lookahead, target, options.max_bytes, seed)
     rows, forwards = engine.counts.rows, engine.counts.forwards
     start = time.perf_counter()
     try:
         result = await smc(
             target,
-            particles,
-            ess,
-            max_bytes,
-            resampling_method=resampling,
+            options.particles,
+            options.ess,
+            options.max_bytes,
+            resampling_method=options.resampling,
             seed=seed,
             record=save is not None,
             proposal=ahead,
@@ -121,24 +92,22 @@ async def show_generated(
         _print(facts)
 
 
-def _constraint(given: dict[str, str]) -> tuple[str, ByteConstraint]:
-    """A line about the constraint, and the constraint."""
+def _constraint(options: GenerateOptions) -> tuple[dict[str, Any], ByteConstraint]:
+    """Return what a run is told to do, and the constraint."""
+    given = options.sources()
     if len(given) > 1:
-        raise UsageError(f"only one constraint can be given, got {' and '.join(given)}")
-    if not given:
-        return "UTF-8", Utf8()
-    [(option, source)] = given.items()
-    if option == "--regex":
-        return f"regex {source}", regex_of(source)
-    kind: Any = ByteGrammar if option == "--grammar" else ByteJsonSchema
-    try:
-        return f"{option[2:]} {source}", kind(read_file(source).decode("utf-8"))
-    except (ConstraintError, UnicodeDecodeError) as error:
-        raise CliError(f"{option} {source}: {error}") from None
+        told = " and ".join(name for name, _ in given)
+        raise UsageError(f"only one constraint can be given, got {told}")
+    told, constraint = "UTF-8", Utf8()
+    for option, source in given:
+        told, constraint = f"{option[2:]} {source}", constraint_of(option, source)
+    about = {"constraint": told, "ess_threshold": options.ess}
+    about |= {name: getattr(options, name) for name in ("resampling", "lookahead", "max_bytes")}
+    return about, constraint
 
 
 async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Lookahead | None:
-    """The look-ahead asked for, fitted before the run so that its rows are counted apart."""
+    """Return the look-ahead asked for, fitted before the run so that its rows are counted apart."""
     if kind == "none":
         return None
     try:
@@ -166,7 +135,7 @@ def _check_place(path: str) -> None:
 
 
 def _save(result: SMCResult, path: str, about: dict[str, Any]) -> None:
-    """As `SMCResult.save`, with what the run was asked for beside it."""
+    """Write the run as `SMCResult.save` does, and beside it what it was asked for."""
     data = files.pack(result.state, result.resumable) | {"about": about}
     try:
         files.write(path, json.dumps(data))
@@ -184,7 +153,7 @@ def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
                 "probability": p,
                 "particles": n,
             }
-            for text, p, n in posterior(result)
+            for text, p, n, _ in result.grouped()
         ],
         "log_ml": result.log_ml,
         "log_ml_error": result.log_ml_error,
@@ -200,19 +169,8 @@ def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
     }
 
 
-def posterior(result: SMCResult) -> list[tuple[bytes, float, int]]:
-    """Each text with weight, its probability and number of particles, likeliest first."""
-    found: dict[bytes, tuple[float, int]] = {}
-    for text, p in zip(result.texts, result.normalized_weights.tolist(), strict=True):
-        if p > 0:
-            q, n = found.get(text, (0.0, 0))
-            found[text] = (p + q, n + 1)
-    ordered = sorted(found.items(), key=lambda item: -item[1][0])
-    return [(text, p, n) for text, (p, n) in ordered]
-
-
 def _told_ahead(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """A line about the look-ahead, if there was one."""
+    """Return a line about the look-ahead, if there was one."""
     if facts["lookahead"] == "none":
         return []
     return [("look-ahead", f"{facts['lookahead']}, {facts['lookahead_rows']:,} LM rows to fit")]
@@ -247,4 +205,4 @@ def _print(facts: dict[str, Any]) -> None:
     ]
     table([*rows, *([("saved", facts["saved"])] if facts["saved"] else [])])
     if facts["saved"]:
-        say(("see it with: ", "dim"), f"genlm-bytes-smc show {facts['saved']} --open")
+        say(("see it with: ", "dim"), f"{PROGRAM} show {facts['saved']} --open")

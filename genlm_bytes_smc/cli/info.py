@@ -1,4 +1,4 @@
-"""What `info` does."""
+"""The command `info`: facts about a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genlm_bytes_smc.lm.engine import RowEngine
 
 
 async def show_info(options: ModelOptions) -> None:
-    """The command `info`."""
+    """Run the command `info`."""
     start = time.perf_counter()
     llm = open_model(options)
     loaded = time.perf_counter()

@@ -7,19 +7,22 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, RowTransform, load_model
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.prompt import Spelled
 from genlm_bytes_smc.cli.compiling import announce_compilation
 from genlm_bytes_smc.cli.options import BeamOptions, ModelOptions
-from genlm_bytes_smc.cli.output import UsageError, busy
+from genlm_bytes_smc.cli.output import CliError, UsageError, busy
 from genlm_bytes_smc.lm.engine import RowEngine
+
+if TYPE_CHECKING:
+    from genlm_bytes_smc.constraints import ByteConstraint
 
 
 def open_model(options: ModelOptions) -> RowEngine:
-    """The model that the options name.
+    """Load the model that the options name.
 
     Raises:
         UsageError: a beam option out of range; said before the model is loaded.
@@ -28,20 +31,19 @@ def open_model(options: ModelOptions) -> RowEngine:
         parameters(options, set(), seed_of(options))
     announce_compilation()
     with busy(f"loading {options.model}"):
-        backend = options.backend and options.backend.value
         opts = {"trust_remote_code": True} if options.trust_remote_code else None
-        llm = load_model(options.model, backend, device=options.device, engine_opts=opts)
+        llm = load_model(options.model, options.backend, device=options.device, engine_opts=opts)
     gc.enable()
     return llm
 
 
 def seed_of(options: BeamOptions) -> int:
-    """The seed given, or a new one that can be given next time."""
+    """Return the seed given, or a new one that can be given next time."""
     return secrets.randbelow(1 << 32) if options.seed is None else options.seed
 
 
 def eos_spellings(llm: RowEngine) -> set[bytes]:
-    """What the tokens that end a text spell: the tokenizer's, and those for generation."""
+    """Return what tokens that end a text spell: the tokenizer's, and those for generation."""
     generation = getattr(getattr(llm, "base", None), "generation_config", None)
     found: set[bytes] = set()
     for source in (llm.tokenizer, generation):
@@ -53,7 +55,7 @@ def eos_spellings(llm: RowEngine) -> set[bytes]:
 
 
 def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamParams, RowTransform]:
-    """Beam parameters and row transform.
+    """Return beam parameters and row transform.
 
     Args:
         options: what was asked for.
@@ -67,7 +69,7 @@ def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamPa
         params = BeamParams(
             K=options.width,
             prune_threshold=options.threshold,
-            prune=options.prune.value,
+            prune=options.prune,
             eos_byte_strings=set() if options.no_eos else eos,
             seed=seed,
         )
@@ -77,18 +79,18 @@ def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamPa
 
 
 async def new_beam(options: BeamOptions, llm: RowEngine, seed: int) -> ByteBeamState:
-    """A beam that has read nothing."""
+    """Return a beam that has read nothing."""
     params, transform = parameters(options, eos_spellings(llm), seed)
     return await ByteBeamState.initial(llm, params, transform=transform)
 
 
 def read_argument(text: str) -> bytes:
-    """The bytes of an argument as they were typed; of stdin for `-`."""
+    """Return the bytes of an argument as they were typed; of stdin for `-`."""
     return sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
 
 
 def read_file(name: str) -> bytes:
-    """The bytes of a file; of stdin for `-`.
+    """Return the bytes of a file; of stdin for `-`.
 
     Raises:
         OSError: it cannot be read.
@@ -102,7 +104,7 @@ def read_file(name: str) -> bytes:
 
 
 def as_prompt(options: BeamOptions, text: bytes, llm: Any) -> Prompt:
-    """The prompt that the options make of some bytes.
+    """Return the prompt that the options make of some bytes.
 
     Raises:
         UsageError: special tokens are asked for in bytes that are no text.
@@ -115,3 +117,37 @@ def as_prompt(options: BeamOptions, text: bytes, llm: Any) -> Prompt:
         raise UsageError(
             f"--special-tokens needs UTF-8 text; the byte at {error.start} is not"
         ) from None
+
+
+def source_text(option: str, source: str) -> str:
+    """Return the text of a constraint: the expression itself, or what its file holds.
+
+    Raises:
+        CliError: the file is no UTF-8.
+    """
+    if option == "--regex":
+        return source
+    try:
+        return read_file(source).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CliError(f"{option} {source}: {error}") from None
+
+
+def constraint_of(option: str, source: str) -> ByteConstraint:
+    """Return the constraint of --regex, --grammar or --json-schema.
+
+    Raises:
+        UsageError: the expression is none, or one that is not supported.
+        CliError: the file is no grammar or schema, or one that is not supported.
+    """
+    from genlm_bytes_smc import constraints  # not needed for a beam
+
+    kinds = {"--regex": constraints.ByteRegex, "--grammar": constraints.ByteGrammar}
+    try:
+        kind: Any = kinds.get(option, constraints.ByteJsonSchema)
+        made: ByteConstraint = kind(source_text(option, source))
+        return made
+    except constraints.ConstraintError as error:
+        if option == "--regex":
+            raise UsageError(f"{option} {source!r}: {error}") from None
+        raise CliError(f"{option} {source}: {error}") from None

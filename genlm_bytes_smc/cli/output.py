@@ -1,4 +1,4 @@
-"""How commands speak: lines, colours and bars on stdout, what happens meanwhile on stderr."""
+"""Output of commands: lines, colours and bars on stdout, notices on stderr."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class UsageError(CliError):
 
 
 def console() -> Console:
-    """Standard output: colours on a terminal, plain text in a pipe, lines never broken."""
+    """Return standard output: colours on a terminal, plain text in a pipe, no line broken."""
     return Console(soft_wrap=True, highlight=False)
 
 
@@ -51,19 +51,19 @@ def _finite(value: Any) -> Any:
 
 
 def bar(share: float) -> str:
-    """A bar of `BAR_WIDTH` characters for 1."""
+    """Return a bar of `BAR_WIDTH` characters for 1."""
     eighths = round(8 * BAR_WIDTH * min(max(share, 0.0), 1.0))
     whole, rest = divmod(eighths, 8)
     return "█" * whole + (_EIGHTHS[rest] if rest else "")
 
 
 def as_text(spelling: bytes) -> str:
-    """Bytes as text, with a mark for what is no UTF-8."""
+    """Return bytes as text, with a mark for what is no UTF-8."""
     return spelling.decode("utf-8", errors="replace")
 
 
 def visible(text: str) -> str:
-    """Text whose control characters, but for newline and tab, stand as escapes."""
+    """Return text whose control characters, but for newline and tab, stand as escapes."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 

@@ -1,8 +1,7 @@
-"""What `next`, `beam`, `complete` and `demo` do."""
+"""The commands `next`, `beam`, `complete` and `demo`."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import sys
 import time
@@ -28,13 +27,14 @@ from genlm_bytes_smc.cli.output import (
     visible,
     write_json,
 )
+from genlm_bytes_smc.streaming import Completion, NoCandidateError
 
 SHOWN, DEMO_STEPS = 5, 60  # next bytes and most bytes of the demo
 TIMED_BYTES, TIMED_LANES = 256, 16
 
 
 async def show_next(options: BeamOptions, prompt: str, top: int) -> None:
-    """The command `next`."""
+    """Run the command `next`."""
     text = read_argument(prompt)
     state = await _after(options, text)
     entries = await _next_bytes(state, top)
@@ -45,7 +45,7 @@ async def show_next(options: BeamOptions, prompt: str, top: int) -> None:
 
 
 async def show_beam(options: BeamOptions, prompt: str) -> None:
-    """The command `beam`."""
+    """Run the command `beam`."""
     text = read_argument(prompt)
     state = (await _after(options, text)).prune()
     if options.json:
@@ -57,7 +57,7 @@ async def show_beam(options: BeamOptions, prompt: str) -> None:
 async def write_completion(
     options: BeamOptions, prompt: str, steps: int, *, greedy: bool, echo: bool
 ) -> None:
-    """The command `complete`."""
+    """Run the command `complete`."""
     text, seed = read_argument(prompt), seed_of(options)
     state = await _after(options, text, seed)
     await state.prune().lanes.logp_next()  # what must be compiled is, before the text appears
@@ -66,9 +66,9 @@ async def write_completion(
     if stream and echo:
         stream.write(text, "dim")
     out, start = bytearray(), time.perf_counter()
-    end = _End()
+    completion = Completion(state, steps, None if greedy else seed)
     try:
-        async for byte in completion(state.lanes, steps, None if greedy else seed, end):
+        async for byte in _told(completion):
             out.append(byte)
             if stream:
                 stream.write(bytes([byte]))
@@ -83,8 +83,8 @@ async def write_completion(
                 "completion": as_text(bytes(out)),
                 "completion_base64": base64.b64encode(out).decode(),
                 "bytes": len(out),
-                "ended": end.reached,
-                "log_p": end.log_z - state.logZ,
+                "ended": completion.ended,
+                "log_p": completion.log_z - state.logZ,
                 "seed": None if greedy and not state.params.unbiased else seed,
                 "seconds": seconds,
                 "bytes_per_second": len(out) / seconds,
@@ -93,13 +93,13 @@ async def write_completion(
 
 
 async def demonstrate(options: BeamOptions, prompt: str) -> None:
-    """The command `demo`."""
+    """Run the command `demo`."""
     text, seed = read_argument(prompt), seed_of(options)
     state = await _after(options, text, seed)
     room = _room(state)
     start = time.perf_counter()
     completed = bytearray()
-    async for byte in completion(state.lanes, min(DEMO_STEPS, room), None, _End()):
+    async for byte in _told(Completion(state, min(DEMO_STEPS, room))):
         completed.append(byte)
         if byte in b".!?\n":
             break
@@ -132,52 +132,21 @@ async def demonstrate(options: BeamOptions, prompt: str) -> None:
     say(f"{TIMED_LANES} texts drawn side by side      {many:6.0f} bytes/s")
 
 
-class _End:
-    """How a completion ended."""
-
-    reached = False  # whether the model ended the text
-    log_z = 0.0  # nats, of everything read
-
-
-async def completion(
-    lanes: ByteLanes, steps: int, seed: int | None, end: _End
-) -> AsyncIterator[int]:
-    """Bytes that follow, one by one, until the model ends the text or `steps` have come.
-
-    Args:
-        lanes: one lane.
-        steps: most bytes.
-        seed: of the draws; None takes the likeliest byte each time.
-        end: told how it ended.
+async def _told(completion: Completion) -> AsyncIterator[int]:
+    """Yield the bytes of a completion, its errors in the words of the command line.
 
     Raises:
-        CliError: no candidate is left (random pruning with a threshold can do that).
+        CliError: no candidate is left.
     """
-    rng = None if seed is None else np.random.default_rng(seed)
-    lanes = lanes.prune()
-    for _ in range(steps):
-        end.log_z = float(lanes.log_z[0])
-        row = (await lanes.logp_next())[0]
-        if not bool(torch.isfinite(row).any()):
-            raise CliError("no candidate is left; try a wider beam or a lower --threshold")
-        symbol = int(row.argmax()) if rng is None else _draw(row, rng)
-        lanes = await lanes.step([symbol])
-        end.log_z = float(lanes.log_z[0])
-        if symbol == EOS_COLUMN:
-            end.reached = True
-            return
-        yield symbol
-        await asyncio.sleep(0)  # an interrupt is heard here
-    end.log_z = float(lanes.log_z[0])
-
-
-def _draw(row: torch.Tensor, rng: np.random.Generator) -> int:
-    p = torch.softmax(row, dim=0).cpu().numpy()
-    return int(np.searchsorted(p.cumsum() / p.sum(), rng.random(), side="right"))
+    try:
+        async for byte in completion:
+            yield byte
+    except NoCandidateError as error:
+        raise CliError(str(error).replace("lower threshold", "lower --threshold")) from None
 
 
 async def _after(options: BeamOptions, text: bytes, seed: int | None = None) -> ByteBeamState:
-    """The beam after a prompt.
+    """Return the beam after a prompt.
 
     Raises:
         CliError: the vocabulary cannot spell it.
@@ -191,7 +160,7 @@ async def _after(options: BeamOptions, text: bytes, seed: int | None = None) -> 
 
 
 async def _next_bytes(state: ByteBeamState, top: int) -> list[dict[str, Any]]:
-    """The likeliest next symbols, best first; those that cannot come are left out."""
+    """Return the likeliest next symbols, best first, without those that cannot come."""
     row = (await state.lanes.logp_next())[0].cpu().numpy()
     out = []
     for symbol in np.argsort(-row, kind="stable")[:top].tolist():
@@ -237,7 +206,7 @@ def _print_beam(state: ByteBeamState) -> None:
 
 
 def _room(state: ByteBeamState) -> int:
-    """Bytes that fit the model's window after the text for sure: even if each were a token."""
+    """Return how many bytes fit the model's window after the text, even if each is a token."""
     window: int | None = state.lanes.model.engine.window
     if window is None:
         return sys.maxsize
@@ -245,7 +214,7 @@ def _room(state: ByteBeamState) -> int:
 
 
 async def _timed(lanes: ByteLanes, most: int) -> float:
-    """Bytes a second, over all lanes, of texts of at most `most` bytes from fixed seeds."""
+    """Measure bytes a second, over all lanes, of texts of at most `most` bytes from fixed seeds."""
     rng = np.random.default_rng(0)
     lanes = lanes.prune()
     steps = min(most, TIMED_BYTES if len(lanes) == 1 else TIMED_BYTES // 4)

@@ -1,4 +1,4 @@
-"""What `show` does: a saved run as a page."""
+"""The command `show`: a saved run as a page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genlm_bytes_smc.viz import run_page
 
 
 def show_run(run: str, out: str | None, browse: bool) -> None:
-    """The command `show`."""
+    """Run the command `show`."""
     result, about = _load(run)
     try:
         page = run_page(result, about, title=Path(run).name)
@@ -47,7 +47,7 @@ def _load(path: str) -> tuple[SMCResult, dict[str, Any]]:
 
 
 def _about(run: files.Field) -> dict[str, Any]:
-    """What the page shows of what the run was asked for."""
+    """Return what the page shows of what the run was asked for."""
     about = run.members().get("about")
     given = {} if about is None else about.members()
     named = ("prompt", "constraint", "model", "resampling")

@@ -17,7 +17,6 @@ Weights are natural logarithms (nats). A state that no text can follow is -1 (de
 
 from __future__ import annotations
 
-import html
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -31,6 +30,7 @@ from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, TABLES, Context, as_bytes
 from genlm_bytes_smc.constraints.product import ByteProduct, times
+from genlm_bytes_smc.html import render
 from genlm_bytes_smc.lm.transfer import device_of
 
 DEAD = -1
@@ -227,11 +227,7 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         return f"{type(self).__name__}({inside})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(k)}</td><td><code>{html.escape(v)}</code></td></tr>"
-            for k, v in self.summary().items()
-        )
-        return f"<table><caption><b>{type(self).__name__}</b></caption>{rows}</table>"
+        return render("summary", name=type(self).__name__, rows=self.summary())
 
 
 def _some(contexts: Sequence[Context]) -> Sequence[Context]:

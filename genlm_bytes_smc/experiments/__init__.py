@@ -1,10 +1,15 @@
-"""Importance-weighted sampling, measured: studies with figures, calibration, recommendations.
+"""Experiments on a model: seeded jobs, workers and reports; calibration; a study of a target.
+
+What users run on their own models belongs here. The five studies of the documents are scripts
+outside the library, in `studies/`; only `runner.studies` knows of them.
 
 from genlm_bytes_smc.experiments import calibrate, run_experiment
 
 found = await calibrate(llm, texts, tolerance=0.01)  # nats a byte
 run_experiment("bias", "out/bias", quick=True)
 """
+
+from typing import TYPE_CHECKING, Any
 
 from genlm_bytes_smc.experiments.advice import Advice, recommend
 from genlm_bytes_smc.experiments.calibration import (
@@ -16,9 +21,11 @@ from genlm_bytes_smc.experiments.calibration import (
 )
 from genlm_bytes_smc.experiments.job import Experiment, ExperimentError, Outcome
 from genlm_bytes_smc.experiments.report import Report, Section, Table
-from genlm_bytes_smc.experiments.runner import Done, run_experiment
+from genlm_bytes_smc.experiments.runner import Done, run_experiment, studies
 from genlm_bytes_smc.experiments.study import run_study
-from genlm_bytes_smc.experiments.table import EXPERIMENTS
+
+if TYPE_CHECKING:
+    EXPERIMENTS: dict[str, Experiment]
 
 __all__ = [
     "EXPERIMENTS",
@@ -39,3 +46,10 @@ __all__ = [
     "run_experiment",
     "run_study",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return the studies by name, imported when they are asked for."""
+    if name == "EXPERIMENTS":
+        return studies()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

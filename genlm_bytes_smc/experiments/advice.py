@@ -1,4 +1,4 @@
-"""What a target's log marginal likelihood is, and the cheapest settings that estimate it."""
+"""The log marginal likelihood of a target, and the cheapest settings that estimate it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from genlm_bytes_smc.experiments import bias
 from genlm_bytes_smc.experiments.job import ExperimentError, Row
-from genlm_bytes_smc.experiments.measures import log_mean
+from genlm_bytes_smc.experiments.runs import METHODS, log_mean, summarise
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,14 @@ class Advice:
     reasons: tuple[str, ...]
 
     def options(self) -> dict[str, Any]:
-        """The settings by the names that the command line gives them."""
+        """Return the settings by the names that the command line gives them."""
         names = ("K", "threshold", "prune", "particles", "ess", "proposal")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What runs are compared with.
+    """The value that runs are compared with.
 
     Attributes:
         log_ml: nats. error: its standard error, nats. exact: whether it was enumerated.
@@ -57,7 +56,7 @@ class Truth:
 
 
 def truth_of(rows: list[Row]) -> Truth:
-    """The enumerated value, or the pooled estimate with its error.
+    """Return the enumerated value, or the pooled estimate with its error.
 
     Raises:
         ExperimentError: the model gives every text weight zero, or every pooled run died.
@@ -90,7 +89,7 @@ def truth_of(rows: list[Row]) -> Truth:
     ratios = np.exp(logs - log_ml)
     error = float(ratios.std(ddof=1) / math.sqrt(len(ratios)))
     n = next(r["config"]["particles"] for r in rows if r["config"]["part"] == "pool")
-    told = ", ".join(f"{bias.METHODS[m]} {mean:.2f}" for m, mean in means.items())
+    told = ", ".join(f"{METHODS[m]} {mean:.2f}" for m, mean in means.items())
     how = (
         f"by pooling {len(logs)} runs of {n} particles, since its texts are too many to enumerate "
         f"(the highest of {told}): an estimate itself, and too low if some likely kind of text was "
@@ -100,7 +99,7 @@ def truth_of(rows: list[Row]) -> Truth:
 
 
 def recommend(rows: list[Row], error: float = 0.5) -> Advice:
-    """The cheapest setting that meets an error, from the rows of a study.
+    """Return the cheapest setting that meets an error, from the rows of a study.
 
     The variance of a log estimate falls as one over the number of particles, and rows grow
     at most in proportion to it, so each method is taken to the number that it needs.
@@ -113,7 +112,7 @@ def recommend(rows: list[Row], error: float = 0.5) -> Advice:
         ExperimentError: as `truth_of`, or every run of every setting died.
     """
     truth = truth_of(rows)
-    entries = bias.summarise([r for r in rows if r["config"]["part"] == "runs"], truth.log_ml)
+    entries = summarise([r for r in rows if r["config"]["part"] == "runs"], truth.log_ml)
     entries = [e for e in entries if e["method"] != "local"]
     fine = [e for e in entries if _usable(e, truth)]
     alive = [e for e in entries if math.isfinite(e["log_rmse"])]
@@ -148,7 +147,7 @@ def recommend(rows: list[Row], error: float = 0.5) -> Advice:
 
 
 def _usable(entry: dict[str, Any], truth: Truth) -> bool:
-    """Whether runs mostly live, scatter measurably, and their mean is not far from the truth."""
+    """Tell whether runs mostly live, scatter, and have a mean not far from the truth."""
     if entry["dead"] > 0.1 or not math.isfinite(entry["log_sd"]):
         return False
     off = abs(entry["mean"] - 1)
@@ -208,9 +207,9 @@ def _method_reason(scaled: list[dict[str, Any]], best: dict[str, Any]) -> str:
     least: dict[str, float] = {}
     for e in scaled:
         least[e["method"]] = min(e["rows"], least.get(e["method"], math.inf))
-    told = ", ".join(f"{bias.METHODS[m]} {rows:,.0f}" for m, rows in least.items())
+    told = ", ".join(f"{METHODS[m]} {rows:,.0f}" for m, rows in least.items())
     return (
-        f"{bias.METHODS[best['method']][0].upper()}{bias.METHODS[best['method']][1:]}: expected LM "
+        f"{METHODS[best['method']][0].upper()}{METHODS[best['method']][1:]}: expected LM "
         f"rows for the wanted error are {told}."
     )
 

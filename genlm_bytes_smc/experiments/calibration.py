@@ -65,7 +65,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` found.
+    """A setting chosen by `calibrate`, and all that was measured.
 
     Attributes:
         params: the cheapest setting that meets the tolerance.
@@ -87,11 +87,11 @@ class Calibration:
 
     @property
     def chosen(self) -> Point:
-        """The measurements of `params`."""
+        """The measurements of the chosen parameters."""
         return next(p for p in self.curve if p.params is self.params)
 
     def __rich__(self) -> Table:
-        """The curve as a table."""
+        """Return the curve as a table."""
         shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for head in ("K", "threshold", "prune", "LM rows a byte", "excess", "with margin", ""):
             shown.add_column(head, justify="left" if head in ("prune", "") else "right")
@@ -124,7 +124,7 @@ async def calibrate(
     max_bytes: int = 256,
     seed: int = 0,
 ) -> Calibration:
-    """The cheapest beam parameters whose text probabilities are near enough to the reference's.
+    """Find the cheapest beam parameters whose text probabilities are near the reference's.
 
     Each setting reads each text from the model's start. What counts is the absolute
     difference of a text's log-probability from the reference's, per byte: a narrow top-K beam
@@ -184,12 +184,12 @@ async def calibrate(
 def calibrate_sync(
     llm: Any, texts: Iterable[bytes | str], tolerance: float, **options: Any
 ) -> Calibration:
-    """`calibrate` for scripts."""
+    """Run `calibrate` from a script."""
     return run_blocking(calibrate(llm, texts, tolerance, **options))
 
 
 def margin(differences: FloatArray, lengths: FloatArray, confidence: float) -> tuple[float, float]:
-    """Mean per byte, and what as many new texts stay under.
+    """Return the mean per byte, and a bound that as many new texts stay under.
 
     Args:
         differences: float64[T], of each text, nats.
@@ -207,7 +207,7 @@ def margin(differences: FloatArray, lengths: FloatArray, confidence: float) -> t
 
 
 def student_quantile(p: float, degrees: int) -> float:
-    """Quantile of Student's distribution, to 1% from two degrees of freedom on.
+    """Compute a quantile of Student's distribution, to 1% from two degrees of freedom on.
 
     The expansion of Abramowitz & Stegun 1964, 26.7.5.
     """

@@ -1,4 +1,4 @@
-"""The look that figures share."""
+"""Style of the figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MARKERS = "osD^vPX"
 
 
 def figure(columns: int = 1, rows: int = 1, height: float = 3.4) -> tuple[Figure, list[Any]]:
-    """A figure and its axes, row by row."""
+    """Return a figure and its axes, row by row."""
     made = Figure(figsize=(9.2, height * rows), layout="constrained")
     axes = list(made.subplots(rows, columns, squeeze=False).ravel())
     for axis in axes:
@@ -25,25 +25,25 @@ def figure(columns: int = 1, rows: int = 1, height: float = 3.4) -> tuple[Figure
 
 
 def label(axis: Any, title: str, x: str, y: str) -> None:
-    """Title and names of the axes."""
+    """Set title and names of the axes."""
     axis.set_title(title, fontsize=10.5, color=INK, loc="left")
     axis.set_xlabel(x, fontsize=9.5, color=INK)
     axis.set_ylabel(y, fontsize=9.5, color=INK)
 
 
 def counts(axis: Any, values: list[float]) -> None:
-    """A logarithmic axis on which just these counts are marked."""
+    """Make an axis logarithmic, with marks at just these counts."""
     axis.set_xscale("log", base=2)
     axis.set_xticks(values, [f"{v:g}" for v in values])
     axis.minorticks_off()
 
 
 def legend(axis: Any, **options: Any) -> None:
-    """A legend without a frame."""
+    """Add a legend without a frame."""
     axis.legend(frameon=False, fontsize=8.5, **options)
 
 
 def style(i: int, **more: Any) -> dict[str, Any]:
-    """Colour and marker of the i-th line."""
+    """Return colour and marker of the i-th line."""
     colour = COLOURS[i % len(COLOURS)]
     return {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 5} | more

@@ -1,4 +1,4 @@
-"""What an experiment is: named, seeded jobs, each a JSON-able configuration that becomes a row."""
+"""Experiments as named, seeded jobs: each is a JSON-able configuration that becomes a row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ExperimentError(Exception):
 
 
 class Outcome(NamedTuple):
-    """What a job found.
+    """The result of a job.
 
     Attributes:
         result: what depends on the configuration alone.
@@ -75,22 +75,22 @@ class Job(NamedTuple):
     config: Config
 
 
-class Failure(NamedTuple):
-    """What a worker answers when a job raised."""
+def attempt(job: Job) -> Row:
+    """Do a job on one thread and return its row; workers call this.
 
-    message: str
-    trace: str
-
-
-def attempt(job: Job) -> Row | Failure:
-    """Do a job on one thread; this is what runs in a worker."""
+    Raises:
+        ExperimentError: the job raised; the message has its error, configuration and trace.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:
         outcome = job.run(job.config)
     except Exception as error:
-        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        raise ExperimentError(
+            f"a job of {job.experiment} failed: {type(error).__name__}: {error}; its "
+            f"configuration: {job.config}\n{traceback.format_exc()}"
+        ) from None
     finally:
         torch.set_num_threads(threads)
     where = {"seconds": time.perf_counter() - start, "host": socket.gethostname()}
@@ -105,12 +105,12 @@ def attempt(job: Job) -> Row | Failure:
 
 
 def timeless(row: Row) -> Row:
-    """A row without what differs from run to run: when, where and how fast."""
+    """Return a row without what differs from run to run: when, where and how fast."""
     return {k: v for k, v in row.items() if k != "run"}
 
 
 def key_of(config: Mapping[str, Any]) -> str:
-    """A configuration as one line of text that is equal for equal configurations."""
+    """Return a configuration as one line of text, equal for equal configurations."""
     return json.dumps(plain(config), sort_keys=True)
 
 
@@ -128,12 +128,12 @@ def _versions() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     return dict(_versions())
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: numpy's numbers as Python's, -inf, inf and nan as text.
+    """Return a value as JSON has it: numpy's numbers as Python's, -inf, inf, nan as text.
 
     `float` reads the latter back.
     """

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from importlib import resources
-from typing import Any
 
 from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.experiments.job import Config, ExperimentError
+from genlm_bytes_smc.experiments.job import Config
 from genlm_bytes_smc.experiments.reading import read_texts
 from genlm_bytes_smc.lm.adapter import AdapterEngine
 from genlm_bytes_smc.lm.engine import RowEngine
@@ -26,7 +24,7 @@ TINY: Config = {"name": "tiny"}
 
 
 def fresh_engine(model: Config) -> RowEngine:
-    """An engine that remembers nothing, over a model that is loaded once.
+    """Return an engine that remembers nothing, over a model that is loaded once.
 
     What a job finds, and what it costs, then does not depend on what was done before it.
     """
@@ -53,19 +51,19 @@ def _loaded(model: str) -> RowEngine:
 
 
 async def _warm_up(engine: RowEngine) -> None:
-    """Have compiled what is compiled when first used, so that no job is timed for it."""
+    """Read two texts, so that everything is compiled before a job is timed."""
     for prune in ("topk", "unbiased"):
         params = BeamParams(K=2, prune_threshold=0.01, prune=prune)
         await read_texts(byte_model(engine), params, [b"The name", b"A list"])
 
 
 def ending(model: ByteModel, params: BeamParams) -> BeamParams:
-    """The parameters with the model's own tokens that end a text."""
+    """Return the parameters with the model's own tokens that end a text."""
     return with_eos(own_params(params), model, True)
 
 
 def beam(config: Config) -> BeamParams:
-    """Beam parameters from {"K", "threshold", "prune"} and perhaps "seed"."""
+    """Return beam parameters from {"K", "threshold", "prune"} and perhaps "seed"."""
     return BeamParams(
         K=config["K"],
         prune_threshold=config.get("threshold", 0.0),
@@ -77,50 +75,3 @@ def beam(config: Config) -> BeamParams:
 def is_bundled(model: Config) -> bool:
     """Tell whether a description names the bundled model, for which studies are large."""
     return bool(model["name"] == TINY["name"])
-
-
-def held_out() -> dict[str, list[bytes]]:
-    """The held-out texts of the bundled model by kind: UTF-8, not in its training data."""
-    return _by_kind("genlm_bytes_smc.lm.tiny", "heldout.jsonl")
-
-
-def real_texts() -> dict[str, list[bytes]]:
-    """Short texts for other models by kind: UTF-8 prose, code, French, German, Chinese, JSON,
-    written for this package."""
-    return _by_kind("genlm_bytes_smc.experiments.data", "texts.jsonl")
-
-
-@lru_cache(maxsize=2)
-def _by_kind(package: str, name: str) -> dict[str, list[bytes]]:
-    source = resources.files(package).joinpath(name)
-    found: dict[str, list[bytes]] = {}
-    for line in source.read_text(encoding="utf-8").splitlines():
-        entry: dict[str, Any] = json.loads(line)
-        found.setdefault(entry["kind"], []).append(entry["text"].encode())
-    return found
-
-
-def one_of_each(
-    kinds: int, most: int, least: int = 40, skip: int = 0, model: Config = TINY
-) -> list[bytes]:
-    """Take a text of each of the first `kinds` kinds, cut to `most` bytes.
-
-    Args:
-        kinds: how many; all kinds if there are fewer.
-        most: bytes of a text; a character is not cut.
-        least: shorter texts are passed over.
-        skip: how many of each kind are passed over.
-        model: the bundled one has held-out texts of its own (`held_out`), others share
-            `real_texts`.
-
-    Raises:
-        ExperimentError: a kind has no such text.
-    """
-    out = []
-    source = held_out() if is_bundled(model) else real_texts()
-    for kind, texts in list(source.items())[:kinds]:
-        long = [t for t in texts if len(t) >= least][skip:]
-        if not long:
-            raise ExperimentError(f"no text of kind {kind!r} has {least} bytes")
-        out.append(long[0][:most].decode("utf-8", "ignore").encode())
-    return out

@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass
 class Reading:
-    """What reading T texts gave.
+    """Log-probabilities of T texts, and the cost of reading them.
 
     Attributes:
         logp: for each text float64[n], nats: log weight of each of its bytes given those
@@ -41,7 +41,7 @@ class Reading:
 
 
 class RowMeter:
-    """How many distinct rows were wanted: what a run costs that finds nothing computed.
+    """A count of distinct rows that were wanted: the cost of a run that finds nothing computed.
 
     Attributes:
         rows: so many.
@@ -78,7 +78,7 @@ def metered(store: RowStore) -> Iterator[RowMeter]:
 
 
 class _Held:
-    """Keeps metered contexts alive."""
+    """The metered contexts, kept alive."""
 
     def __init__(self, meter: RowMeter) -> None:
         self.meter = meter
@@ -124,7 +124,7 @@ async def read_texts(
 
 
 def symbol_table(texts: Sequence[bytes]) -> IntArray:
-    """Texts as int64[T, longest], -1 after the end of a shorter one."""
+    """Return texts as int64[T, longest], -1 after the end of a shorter one."""
     out = np.full((len(texts), max(map(len, texts), default=0)), -1, dtype=np.int64)
     for line, text in zip(out, texts, strict=True):
         line[: len(text)] = np.frombuffer(text, dtype=np.uint8)

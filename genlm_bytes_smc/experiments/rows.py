@@ -34,7 +34,7 @@ class RowFile:
     @classmethod
     @contextmanager
     def alone(cls, path: Path) -> Iterator[RowFile]:
-        """The file, which nobody else opens by this method until the context ends.
+        """Open the file, which nobody else opens by this method until the context ends.
 
         A lock file beside it is held meanwhile; it stays there, and the system frees it if
         this process dies.
@@ -79,7 +79,7 @@ class RowFile:
         self.rows.append(row)
 
     def done(self, experiment: str) -> dict[str, Row]:
-        """Rows of this version of the package, by the key of their configuration."""
+        """Return rows of this version of the package, by the key of their configuration."""
         mine = versions()[OWN]
         return {
             key_of(row["config"]): row

@@ -1,9 +1,10 @@
-"""Runs an experiment: what is not done yet, where it shall run, and the report at the end."""
+"""Run an experiment: the jobs that are not done yet, where they shall run, and the report."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,24 +12,25 @@ from typing import Any, NamedTuple
 from rich import progress as bars
 from rich.console import Console
 
-from genlm_bytes_smc.experiments.cluster import run_ray
 from genlm_bytes_smc.experiments.job import (
     Config,
     Experiment,
     ExperimentError,
     Job,
     Row,
+    attempt,
     key_of,
 )
 from genlm_bytes_smc.experiments.models import TINY
-from genlm_bytes_smc.experiments.pool import cores, run_here, run_pool
 from genlm_bytes_smc.experiments.rows import RowFile
+from genlm_bytes_smc.experiments.workers import cores, run_pool, run_ray
+from genlm_bytes_smc.lm.transfer import device_of
 
 ROWS = "rows.jsonl"
 
 
 class Done(NamedTuple):
-    """What came of an experiment.
+    """Rows and files of an experiment.
 
     Attributes:
         rows: one a job, in the order of the jobs.
@@ -70,7 +72,7 @@ def run_experiment(
         command: shown in the report as what makes it.
 
     Raises:
-        ValueError: an unknown experiment, or a file of other rows.
+        ValueError: an unknown experiment or device, or a file of other rows.
         ImportError: Ray is asked for and not installed.
         ExperimentError: a job failed, or lost its worker again and again; another run is
             writing to the folder.
@@ -79,6 +81,8 @@ def run_experiment(
     if workers is not None and (isinstance(workers, bool) or workers < 0):
         raise ValueError(f"workers must be an integer of at least 0, got {workers!r}")
     model = model or TINY
+    if model.get("device") is not None and model.get("backend", "hf") == "hf":
+        device_of(model["device"], known=True)
     configs = chosen.jobs(quick, model)
     with RowFile.alone(Path(out) / ROWS) as file:
         rows, ran = _rows(file, chosen, configs, model, workers, ray, progress)
@@ -99,30 +103,42 @@ def _rows(
     ray: str | None,
     progress: bool | None,
 ) -> tuple[list[Row], int]:
-    """A row a configuration, and how many of them were made now."""
+    """Return a row for each configuration, and how many of them were made now."""
     done = file.done(chosen.name)
     todo = [c for c in configs if key_of(c) not in done]
     jobs = [Job(chosen.name, chosen.run, c) for c in todo]
     if jobs:
         bar = _bar(chosen.name, len(configs), len(configs) - len(jobs), progress)
         with bar as step, closing(_where(chosen, jobs, model, workers, ray)) as results:
-            for _, row in results:
+            for row in results:
                 file.append(row)
                 step()
     return file.settle(chosen.name, configs), len(jobs)
 
 
+def studies() -> dict[str, Experiment]:
+    """Return the five studies by name.
+
+    Raises:
+        ImportError: neither the wheel nor the source tree with them is installed.
+    """
+    for name in ("genlm_bytes_smc_studies", "studies"):  # in a wheel; in the source tree
+        if importlib.util.find_spec(name) is not None:
+            found: dict[str, Experiment] = importlib.import_module(name).EXPERIMENTS
+            return found
+    raise ImportError("the studies are not installed: no package genlm_bytes_smc_studies")
+
+
 def find(name: str) -> Experiment:
-    """The experiment of that name.
+    """Return the study of that name.
 
     Raises:
         ValueError: there is none; it names those there are.
     """
-    from genlm_bytes_smc.experiments.table import EXPERIMENTS
-
-    if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}")
-    return EXPERIMENTS[name]
+    known = studies()
+    if name not in known:
+        raise ValueError(f"unknown experiment {name!r}; known: {', '.join(known)}")
+    return known[name]
 
 
 def _where(
@@ -131,8 +147,8 @@ def _where(
     model: Config,
     workers: int | None,
     ray: str | None,
-) -> Any:
-    """An iterator over what the jobs give, wherever they run."""
+) -> Generator[Row, None, None]:
+    """Return an iterator over the rows of jobs, wherever they run."""
     if experiment.timed:
         if workers is not None and workers > 1:
             raise ExperimentError(
@@ -144,7 +160,7 @@ def _where(
         return run_ray(jobs, ray, workers or None)
     if workers is None:
         workers = cores() if _on_cpu(model) else 1
-    return run_pool(jobs, workers) if workers else run_here(jobs)
+    return run_pool(jobs, workers) if workers else (attempt(job) for job in jobs)
 
 
 def _on_cpu(model: Config) -> bool:

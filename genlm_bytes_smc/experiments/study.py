@@ -25,12 +25,12 @@ from genlm_bytes_smc.constraints import (
     ByteJsonSchema,
     ByteRegex,
 )
-from genlm_bytes_smc.experiments import bias
 from genlm_bytes_smc.experiments.advice import Advice, recommend
 from genlm_bytes_smc.experiments.calibration import CalibrationError, Point, calibrate
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome
 from genlm_bytes_smc.experiments.models import TINY, beam, fresh_engine
 from genlm_bytes_smc.experiments.runner import Done, run_experiment
+from genlm_bytes_smc.experiments.runs import WIDE, enumerate_texts, one_run
 from genlm_bytes_smc.experiments.study_report import report
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
@@ -121,7 +121,7 @@ def _jobs(spec: Config, quick: bool, model: Config) -> list[Config]:
 
 
 def run(config: Config) -> Outcome:
-    """One part of the study."""
+    """Do one part of the study."""
     return _PARTS[config["part"]](config)
 
 
@@ -138,7 +138,7 @@ def _prompt(target: Config) -> Prompt:
 
 
 def _few(target: Config) -> list[bytes] | None:
-    """Every text of the constraint if they are few, else None."""
+    """Return every text of the constraint if they are few, else None."""
     if target["kind"] != "regex":
         return None
     dfa = _compiled(target)
@@ -146,7 +146,7 @@ def _few(target: Config) -> list[bytes] | None:
 
 
 def texts_of(dfa: ByteDFA, most: int, max_bytes: int) -> list[bytes] | None:
-    """The texts of at most `max_bytes` bytes that an automaton admits; None if more than `most`.
+    """Return the texts of at most `max_bytes` bytes of an automaton; None if more than `most`.
 
     Every state can reach acceptance, so there are at least as many texts as there are
     beginnings of one length, and the walk stops as soon as there are too many.
@@ -178,7 +178,7 @@ def _beam_part(config: Config) -> Outcome:
 
 
 async def _calibrated(config: Config) -> Outcome:
-    """Texts that the target admits, and the beam that they need."""
+    """Draw texts that the target admits, and measure the beam that they need."""
     llm, target = _target(config, beam(_WIDE))
     found = dict[bytes, None]()
     for seed in range(config["seed"], config["seed"] + 4):
@@ -220,7 +220,7 @@ def _enumerate_part(config: Config) -> Outcome:
     assert texts is not None
     model = byte_model(fresh_engine(config["model"]))
     prompt = _prompt(config["target"])
-    log_z, unsure = run_blocking(bias.enumerate_texts(model, texts, bias.WIDE, prompt))
+    log_z, unsure = run_blocking(enumerate_texts(model, texts, WIDE, prompt))
     return Outcome({"log_truth": log_z, "log_unsure": unsure, "texts": len(texts)})
 
 
@@ -236,7 +236,7 @@ async def _runs(config: Config) -> Outcome:
         await options["proposal"].fit(target, config["target"]["max_bytes"])
     seeds = range(config["seed"], config["seed"] + config["runs"])
     most = config["target"]["max_bytes"]
-    found = [await bias.one_run(llm, target, config["particles"], most, s, options) for s in seeds]
+    found = [await one_run(llm, target, config["particles"], most, s, options) for s in seeds]
     return Outcome({k: [f[k] for f in found] for k in found[0]})
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from genlm_bytes_smc.experiments import bias, figures
+from genlm_bytes_smc.experiments import figures
 from genlm_bytes_smc.experiments.advice import Truth, recommend, truth_of
 from genlm_bytes_smc.experiments.job import Row
 from genlm_bytes_smc.experiments.report import Report, Section, Table
+from genlm_bytes_smc.experiments.runs import METHODS, summarise, table_of
 
 
 def report(error: float, rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     truth, advice = truth_of(rows), recommend(rows, error)
-    entries = bias.summarise([r for r in rows if r["config"]["part"] == "runs"], truth.log_ml)
+    entries = summarise([r for r in rows if r["config"]["part"] == "runs"], truth.log_ml)
     target = rows[0]["config"]["target"]
     chosen = ", ".join(f"{k} {v}" for k, v in advice.options().items())
     value = f"{truth.log_ml:.3f} ± {truth.error:.2g} nats"
@@ -32,7 +33,7 @@ def report(error: float, rows: list[Row]) -> Report:
             ),
             _beam_section(rows),
             _error_section(entries, truth, error),
-            bias.table_of("your target", entries),
+            table_of("your target", entries),
         ],
         [
             "Runs of all methods use K=5 and threshold 0.001; their errors are those of the log "
@@ -80,7 +81,7 @@ def _error_section(entries: list[dict[str, Any]], truth: Truth, error: float) ->
             mine = [e for e in entries if (e["prune"], e["method"]) == (prune, method)]
             if mine:
                 x, y = [e["rows"] for e in mine], [max(e["log_rmse"], 1e-4) for e in mine]
-                axis.plot(x, y, label=bias.METHODS[method], **figures.style(i))
+                axis.plot(x, y, label=METHODS[method], **figures.style(i))
         axis.axhline(error, color=figures.INK, linewidth=1)
         if truth.error > 0:
             axis.axhline(truth.error, color=figures.FAINT, linewidth=1, linestyle=":")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genlm_bytes_smc.alphabet import BYTES
+from genlm_bytes_smc.html import render
 from genlm_bytes_smc.smc.particles import BoolArray, Weights
 from genlm_bytes_smc.smc.resampling import FloatArray
 
@@ -113,6 +113,17 @@ class TextSamples(Sequences):  # type: ignore[misc]
                 chart[key(text) if ended else UNFINISHED] += float(p)
         return chart.sort_descending()
 
+    def grouped(self) -> list[tuple[bytes, float, int, bool]]:
+        """Return each text of weight, likeliest first: (text, probability, particles, ended)."""
+        found: dict[tuple[bytes, bool], tuple[float, int]] = {}
+        weights = self.normalized_weights.tolist()
+        for text, ended, p in zip(self.texts, self.ended.tolist(), weights, strict=True):
+            if p > 0:
+                q, n = found.get((text, ended), (0.0, 0))
+                found[text, ended] = p + q, n + 1
+        ordered = sorted(found.items(), key=lambda item: -item[1][0])
+        return [(text, p, n, ended) for (text, ended), (p, n) in ordered]
+
     @cached_property
     def undecodable(self) -> float:
         """Posterior probability of the complete texts that are no UTF-8."""
@@ -159,16 +170,8 @@ class TextSamples(Sequences):  # type: ignore[misc]
         )
 
     def _repr_html_(self) -> str:
-        head = "".join(
-            f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>"
-            for k, v in self.summary().items()
-        )
-        best = list(self.decoded_posterior.items())[:SHOWN]
-        body = "".join(
-            f"<tr><td>{p:.4f}</td><td><code>{html.escape(_quoted(text))}</code></td></tr>"
-            for text, p in best
-        )
-        return f"<table>{head}</table><table><tr><th>p</th><th>text</th></tr>{body}</table>"
+        best = [(p, _quoted(text)) for text, p in list(self.decoded_posterior.items())[:SHOWN]]
+        return render("samples", rows=self.summary(), texts=best)
 
 
 def _decoded(text: bytes) -> str | NoText:

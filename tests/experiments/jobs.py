@@ -1,5 +1,6 @@
 """An experiment whose jobs are arithmetic, found by worker processes under this name."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -65,6 +66,17 @@ def run_deadly(config):
 def run_lost(config):
     """Every worker that tries is killed."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def slow(config):
+    """The first two jobs are done at once; the others take long, and note their process."""
+    if config["seed"] >= 2:
+        Path(os.environ["SLOW_JOBS"], str(os.getpid())).touch()
+        time.sleep(60)
+    return run(config)
+
+
+SLOW = dataclasses.replace(EXPERIMENT, run=slow)
 
 
 def interrupted(config):

@@ -1,9 +1,13 @@
 """Jobs become rows wherever they run, once each, and what is done is never done again."""
 
 import dataclasses
+import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -19,6 +23,8 @@ TINY = {"name": "tiny", "device": "cpu"}
 
 
 def lines(folder):
+    if not (folder / "rows.jsonl").exists():
+        return []
     return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
 
 
@@ -145,6 +151,12 @@ def test_bad_arguments(tmp_path):
         run_experiment(dataclasses.replace(EXPERIMENT, timed=True), tmp_path, workers=2)
 
 
+def test_studies_that_are_not_installed_are_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="no package genlm_bytes_smc_studies"):
+        run_experiment("bias", tmp_path)
+
+
 def test_ray_that_is_not_installed_is_told_of(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"genlm-bytes-smc\[ray\]"):
@@ -171,6 +183,50 @@ def test_a_killed_worker_costs_one_job_in_a_pool_and_on_ray(tmp_path, monkeypatc
             for rows in (done.rows, plainly.rows)
         )
         assert found == expected
+
+
+@pytest.mark.slow
+def test_a_job_that_loses_its_worker_again_and_again_is_told_of(tmp_path):
+    lost = dataclasses.replace(EXPERIMENT, run=jobs.run_lost)
+    with pytest.raises(ExperimentError, match=r"job of numbers lost its worker 3 times \(.*memory"):
+        run_experiment(lost, tmp_path, workers=1)
+
+
+def test_a_failing_job_of_a_pool_is_told_of_in_one_line(tmp_path):
+    bad = dataclasses.replace(EXPERIMENT, jobs=lambda quick, model: [{"seed": 1, "fails": True}])
+    with pytest.raises(ExperimentError) as caught:
+        run_experiment(bad, tmp_path, workers=1)
+    first, *trace = str(caught.value).splitlines()
+    told = "a job of numbers failed: ValueError: this one cannot be done; its configuration: {"
+    assert first.startswith(told)
+    assert any("in run" in line for line in trace)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_processes_of_a_pool_and_keeps_what_was_done(tmp_path):
+    """The terminal sends it to all of them."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    code = (
+        "import sys; from genlm_bytes_smc.experiments import run_experiment\n"
+        "from tests.experiments.jobs import SLOW\n"
+        "run_experiment(SLOW, sys.argv[1], workers=2)"
+    )
+    command = [sys.executable, "-c", code, tmp_path]
+    environment = os.environ | {"SLOW_JOBS": str(pids)}
+    with subprocess.Popen(
+        command, start_new_session=True, env=environment, stderr=subprocess.PIPE
+    ) as process:
+        while len(list(pids.iterdir())) < 2 or len(lines(tmp_path)) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        told = process.communicate(timeout=60)[1].decode()
+    assert told.splitlines()[-1] == "KeyboardInterrupt"
+    for worker in pids.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(worker.name), 0)
+    assert [row["config"]["seed"] for row in lines(tmp_path)] == [0, 1]
 
 
 def test_plain_values_are_json_and_read_back():

@@ -2,16 +2,21 @@
 
 import json
 import math
+import shlex
 
 import pytest
 import torch
 
 from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.cli import main
-from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, bias, models, recommend
+from genlm_bytes_smc.cli.experiment import suggestion
+from genlm_bytes_smc.cli.options import StudyOptions
+from genlm_bytes_smc.experiments import EXPERIMENTS, Advice, ExperimentError, recommend
 from genlm_bytes_smc.experiments.advice import truth_of
-from genlm_bytes_smc.experiments.constrained import _peer_rows
 from genlm_bytes_smc.experiments.job import Job, attempt, timeless
+from genlm_bytes_smc.experiments.runs import summarise
+from studies.constraints import PeerEngine
+from studies.texts import real_texts
 from tests.toys import ToyLM
 
 TINY = {"name": "tiny", "device": "cpu"}
@@ -87,9 +92,9 @@ def test_constraints(tmp_path):
 async def test_peers_are_given_rows_as_wide_as_the_vocabulary():
     """genlm-bytes refuses the rows of a padded head."""
     lm = ToyLM(pad=3)
-    with _peer_rows(engine := as_engine(lm)) as seen:
-        row = (await engine.batch_next_token_logprobs([[0, 1]]))[0]
-    assert seen == {(0, 1)}
+    peer = PeerEngine(as_engine(lm))
+    row = await peer.next_token_logprobs([0, 1])
+    assert peer.seen == {(0, 1)}
     want = torch.log_softmax(lm.row((0, 1))[:-3], dim=0)
     torch.testing.assert_close(row.double(), want)
 
@@ -179,9 +184,7 @@ def test_runs_that_all_find_the_same_can_be_compared():
     rows = study_rows({"is": 0.0, "smc": 0.0})
     advice = recommend(rows, error=0.3)
     assert advice.particles == 1 and advice.error == 0
-    assert {e["worth"] for e in bias.summarise(rows[2:], -5.0) if e["method"] == "smc"} == {
-        math.inf
-    }
+    assert {e["worth"] for e in summarise(rows[2:], -5.0) if e["method"] == "smc"} == {math.inf}
 
 
 def test_methods_whose_runs_all_died_are_not_recommended():
@@ -207,12 +210,27 @@ def test_commands_say_what_is_wrong(tmp_path, capsys):
         (["study", "--regex", "a", "--error", "0", *out], "--error must be above 0"),
         (["study", "--regex", "a", "--tolerance", "-1", *out], "--tolerance must be above 0"),
         (["study", "--grammar", str(tmp_path / "none"), *out], "cannot read"),
+        (["experiment", "scaling", "--device", "abacus", *out], "unknown device 'abacus'"),
+        (["study", "--regex", "a", "--device", "abacus", *out], "unknown device 'abacus'"),
     ]
     for arguments, message in cases:
         assert main(arguments) in (1, 2)
         told = capsys.readouterr().err
         assert message in told and len(told.splitlines()) == 1
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_commands_that_are_suggested_name_the_model_as_it_was_named():
+    """`--trust-remote-code` was left out, and the command then refused the model."""
+    assert StudyOptions(out="o").words() == []
+    given = {"model": "a/b", "device": "cpu", "trust_remote_code": True}
+    options = StudyOptions(out="o", prompt="P ", regex="a|b", **given)
+    named = ["--model", "a/b", "--device", "cpu", "--trust-remote-code"]
+    assert options.words() == named
+    advice = Advice(5, 0.01, "topk", 8, 0.5, "target", 0.1, 10.0, ())
+    told = shlex.split(suggestion(options, advice, "--regex", "a|b"))
+    assert told[:5] == ["genlm-bytes-smc", "generate", "P ", "--regex", "a|b"]
+    assert told[5:10] == named
 
 
 @pytest.mark.slow
@@ -231,7 +249,7 @@ def test_a_study_of_a_finite_constraint(tmp_path, capsys):
 def test_studies_of_a_real_model_are_smaller_and_read_texts_of_their_own():
     """A row of a real model is dear: fewer jobs, narrower references that the jobs name."""
     real = {"name": "smollm2"}
-    kinds = models.real_texts()
+    kinds = real_texts()
     assert list(kinds) == ["prose", "code", "french", "german", "chinese", "json"]
     assert all(len(texts) >= 4 for texts in kinds.values())
     for name in ("approximation", "bias", "boundary", "constraints"):

@@ -1,4 +1,4 @@
-"""What a prompt cut in the middle of a token does to the next byte, and what helps.
+"""The next byte after a prompt that is cut in the middle of a token, by three methods.
 
 A text is cut at every byte. The byte before the cut and the byte after it may belong to one
 token, which the model then has no way to write: the canonical tokens of the prompt end in a
@@ -21,11 +21,13 @@ from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.experiments import figures
 from genlm_bytes_smc.experiments.job import Config, Experiment, ExperimentError, Outcome, Row
-from genlm_bytes_smc.experiments.measures import LN2, jensen_shannon
-from genlm_bytes_smc.experiments.models import ending, fresh_engine, is_bundled, one_of_each
+from genlm_bytes_smc.experiments.models import ending, fresh_engine, is_bundled
 from genlm_bytes_smc.experiments.reading import FloatArray, read_texts
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.smc.many import run_blocking
+
+from .measures import LN2, jensen_shannon
+from .texts import one_of_each
 
 REFERENCE, NARROW, THRESHOLD = 128, 5, 0.001
 REAL_REFERENCE = 20  # of a real model, whose rows are dear: 20 is within 0.1 nats of wider ones
@@ -38,7 +40,7 @@ METHODS = {
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
-    """A job a text."""
+    """List a job for each text."""
     bundled = is_bundled(model)
     kinds, most = (5, 40) if quick else (20, 120) if bundled else (6, 96)
     texts = [EXAMPLE, *(t.decode() for t in one_of_each(kinds, most, model=model))]
@@ -47,7 +49,7 @@ def jobs(quick: bool, model: Config) -> list[Config]:
 
 
 def run(config: Config) -> Outcome:
-    """Every cut of one text."""
+    """Measure every cut of one text."""
     return run_blocking(_run(config))
 
 
@@ -73,7 +75,7 @@ async def _run(config: Config) -> Outcome:
 
 
 def inside_token(model: ByteModel, text: bytes) -> list[bool]:
-    """For each cut before byte i whether it falls inside one of the text's own tokens.
+    """Tell for each cut before byte i whether it falls inside one of the text's own tokens.
 
     Raises:
         ExperimentError: the tokenizer cannot cut the text.
@@ -87,7 +89,7 @@ def inside_token(model: ByteModel, text: bytes) -> list[bool]:
 
 
 async def token_rows(model: ByteModel, text: bytes) -> tuple[FloatArray, FloatArray]:
-    """Next-byte rows at every cut, by canonical tokens and by token healing.
+    """Return next-byte rows at every cut, by canonical tokens and by token healing.
 
     By canonical tokens: the prompt's own tokens are the context, and the next byte is the
     first byte of the next token. By token healing: the last token is taken back, the next
@@ -130,7 +132,7 @@ def _whole_characters(text: bytes) -> bytes:
 
 
 def _probabilities(model: ByteModel, logp: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Rows float64[n, V] over the tokens that spell something, which sum to one."""
+    """Return rows float64[n, V] over the tokens that spell something, which sum to one."""
     p = logp.double().exp().cpu().numpy()[:, : len(model.vocab)]
     spells = np.asarray(model.trie.position) >= 0
     p = np.where(spells, p, 0.0)
@@ -138,7 +140,7 @@ def _probabilities(model: ByteModel, logp: torch.Tensor) -> npt.NDArray[np.float
 
 
 def _by_byte(model: ByteModel, p: FloatArray, spelled: bytes) -> tuple[FloatArray, float]:
-    """Mass of the tokens that go on after `spelled`, by their next byte and for the end
+    """Return the mass of the tokens that go on after `spelled`, by their next byte and for the end
     float64[257]; and the mass of those that are just `spelled`."""
     out = np.zeros(N_SYMBOLS)
     just = 0.0
@@ -161,14 +163,14 @@ def _by_byte(model: ByteModel, p: FloatArray, spelled: bytes) -> tuple[FloatArra
 
 
 def _after(model: ByteModel, p: FloatArray, partial: bytes) -> FloatArray:
-    """The next byte of tokens that begin with `partial`, log float64[257]."""
+    """Return the next byte of tokens that begin with `partial`, log float64[257]."""
     return _log(_by_byte(model, p, partial)[0])
 
 
 def _healed(
     model: ByteModel, before: FloatArray, after: FloatArray, last: bytes, partial: bytes
 ) -> FloatArray:
-    """The next byte where the last token is written anew, log float64[257]."""
+    """Return the next byte where the last token is written anew, log float64[257]."""
     if not last:
         return _after(model, after, partial)
     longer, just = _by_byte(model, before, last + partial)
@@ -200,13 +202,13 @@ def _pooled(rows: Sequence[Row], method: str, field: str, inside: bool | None) -
 
 
 def _mean_excess(values: FloatArray) -> tuple[float, float]:
-    """Mean of what is finite, and the share of what is not (a byte held to be impossible)."""
+    """Return the mean of what is finite, and the share of what is not (impossible bytes)."""
     fine = values[np.isfinite(values)]
     return float(fine.mean()) if len(fine) else math.nan, 1 - len(fine) / max(len(values), 1)
 
 
 def report(rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     inside = {m: _pooled(rows, m, "jsd", True) for m in METHODS}
     outside = {m: _pooled(rows, m, "jsd", False) for m in METHODS}
     cost = {m: _mean_excess(_pooled(rows, m, "excess", True)) for m in METHODS}

@@ -12,34 +12,27 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from genlm_bytes_smc.alphabet import EOS_COLUMN
-from genlm_bytes_smc.beam.lanes import ByteLanes
-from genlm_bytes_smc.beam.model import ByteModel, byte_model
+from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.beam.single import ByteBeamState
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.experiments import figures
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.measures import estimate_quality
-from genlm_bytes_smc.experiments.models import beam, ending, fresh_engine, is_bundled
-from genlm_bytes_smc.experiments.reading import metered, symbol_table
-from genlm_bytes_smc.experiments.report import Report, Section, Table
+from genlm_bytes_smc.experiments.models import beam, fresh_engine, is_bundled
+from genlm_bytes_smc.experiments.report import Report, Section
+from genlm_bytes_smc.experiments.runs import (
+    METHODS,
+    WIDE,
+    beam_name,
+    enumerate_texts,
+    one_run,
+    summarise,
+    table_of,
+)
 from genlm_bytes_smc.lookahead import ByteNgram, Lookahead
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, smc
 from genlm_bytes_smc.smc.many import run_blocking
 
-WIDE, REAL_WIDE = 128, 20  # of the beam that enumerates; on a real model, whose rows are dear
-
-METHODS = {
-    "local": "locally constrained decoding",
-    "is": "importance sampling",
-    "smc": "SMC",
-    "lookahead": "SMC with look-ahead",
-}
+REAL_WIDE = 20  # candidates of the beam that enumerates, on a real model, whose rows are dear
 
 
 class Target(NamedTuple):
@@ -76,7 +69,7 @@ TARGETS = {
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
-    """A job a target, method, beam and number of particles: many seeded runs."""
+    """List a job for each target, method, beam and number of particles: many seeded runs."""
     beams = [(5, "topk"), (1, "unbiased")] if quick else BEAMS
     bundled = is_bundled(model)
     counts = (8,) if quick else (4, 16, 64) if bundled else (8, 32)
@@ -104,7 +97,7 @@ BEAMS = [(1, "topk"), (5, "topk"), (1, "unbiased"), (4, "unbiased")]
 
 
 def run(config: Config) -> Outcome:
-    """All runs of one setting."""
+    """Make all runs of one setting."""
     spec = json.dumps(config["model"], sort_keys=True)
     truth, unsure = _truth(spec, config["target"])
     ahead = Lookahead(bigram(spec)) if config["method"] == "lookahead" else None
@@ -127,57 +120,6 @@ async def _runs(config: Config, ahead: Lookahead | None) -> list[dict[str, float
     return found
 
 
-async def one_run(
-    llm: ByteLLM, target: Any, n: int, max_bytes: int, seed: int, options: dict[str, Any]
-) -> dict[str, float]:
-    """One run, and what it would cost with nothing computed before it."""
-    with metered(llm.model.store) as meter:
-        try:
-            done = await smc(
-                target, n, max_bytes=max_bytes, seed=seed, beam_seed=seed, progress=False, **options
-            )
-        except AllParticlesDeadError as error:
-            done = error.result
-    return {
-        "log_ml": done.log_ml,
-        "local": _local(done),
-        "ess": done.ess if done.log_ml > -math.inf else 0.0,
-        "lm_rows": meter.rows,
-    }
-
-
-def _local(result: SMCResult) -> float:
-    """What locally constrained decoding takes for the log marginal likelihood: the mean over
-    its samples of the sum of log normalisers (dead ones left out); for runs that were not
-    resampled."""
-    alive = result.log_weights[result.log_weights > -np.inf]
-    return float(alive.mean()) if len(alive) else -math.inf
-
-
-async def enumerate_texts(
-    model: ByteModel, texts: list[bytes], width: int, prompt: Prompt | None = None
-) -> tuple[float, float]:
-    """Log of the summed probability of texts, nats, and log of what may be missing at most.
-
-    Beams without threshold or healing are lower bounds, and what they dropped bounds the rest
-    (after the prompt: what is dropped in it is not counted).
-    """
-    params = ending(model, BeamParams(K=width, heal=False))
-    symbols = symbol_table(texts)
-    lengths = np.array([len(t) for t in texts])
-    start = ByteBeamState(await ByteLanes.start(model, params))
-    root = (await start.prefill(prompt or Prompt())).lanes.prune()
-    before, n = float(root.log_z[0]), len(texts)
-    lanes = root.replace(root.state, log_z=root.log_z, log_dropped=np.array([-np.inf]))
-    lanes = lanes.gather(np.zeros(n, dtype=np.int64))
-    for i in range(symbols.shape[1] + 1):
-        now = symbols[:, i] if i < symbols.shape[1] else np.full(n, -1)
-        now = np.where(lengths == i, EOS_COLUMN, now)
-        lanes = await lanes.step(np.where(lanes.alive, now, -1))
-    total = np.logaddexp.reduce(lanes.log_z)
-    return float(total) - before, float(np.logaddexp.reduce(lanes.log_dropped)) - before
-
-
 def wide(model: Config) -> int:
     """Choose how many candidates the beam keeps that enumerates texts."""
     return WIDE if is_bundled(model) else REAL_WIDE
@@ -185,14 +127,14 @@ def wide(model: Config) -> int:
 
 @lru_cache(maxsize=4)
 def _truth(model: str, target: str) -> tuple[float, float]:
-    """`enumerate_texts` of a target, once a process."""
+    """Return `enumerate_texts` of a target, once a process."""
     source = byte_model(fresh_engine(json.loads(model)))
     return run_blocking(enumerate_texts(source, TARGETS[target].texts, wide(json.loads(model))))
 
 
 @lru_cache(maxsize=1)
 def bigram(model: str) -> ByteNgram:
-    """The byte bigram of look-aheads, fitted to the model's own texts once a process."""
+    """Return the byte bigram of look-aheads, fitted to the model's own texts once a process."""
     llm = ByteLLM(fresh_engine(json.loads(model)), BeamParams(K=5, prune_threshold=0.001))
     return run_blocking(ByteNgram.from_model(llm, order=2, n_texts=64, max_bytes=64, seed=0))
 
@@ -200,45 +142,8 @@ def bigram(model: str) -> ByteNgram:
 # -- report ------------------------------------------------------------------------------------
 
 
-def summarise(rows: list[Row], log_truth: float | None = None) -> list[dict[str, Any]]:
-    """One entry a setting and method; locally constrained decoding from the runs of
-    importance sampling, which draw the same texts.
-
-    Args:
-        rows: of jobs that make runs.
-        log_truth: what they estimate, nats; None: each row says it.
-    """
-    out = []
-    for row in rows:
-        c, r = row["config"], row["result"]
-        truth = float(r["log_truth"]) if log_truth is None else log_truth
-        kinds = [(c["method"], "log_ml")] + [("local", "local")] * (c["method"] == "is")
-        for method, field in kinds:
-            logs = [float(x) for x in r[field]]
-            quality = estimate_quality(logs, truth)
-            lm_rows = float(np.mean(r["lm_rows"]))
-            spread = quality["relative_variance"] if method != "local" else math.nan
-            worth = 1 / spread if spread != 0 else math.inf  # 0: every run found the same
-            out.append(
-                {
-                    "target": c.get("target", "your target"),
-                    "method": method,
-                    "K": c["K"],
-                    "prune": c["prune"],
-                }
-                | {"particles": c["particles"], "rows": lm_rows, **quality}
-                | {"ess": float(np.mean(r["ess"])), "worth": 1000 * worth / lm_rows}
-            )
-    return out
-
-
-def beam_name(entry: dict[str, Any]) -> str:
-    """As in figures and tables."""
-    return f"{'top K' if entry['prune'] == 'topk' else 'unbiased'}, K={entry['K']}"
-
-
 def report(rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     entries = summarise(rows)
     middle = sorted({e["particles"] for e in entries})[len({e["particles"] for e in entries}) // 2]
     sections = []
@@ -352,27 +257,6 @@ def _cost(target: str, entries: list[dict[str, Any]]) -> Section:
         drawn,
         name=f"cost-{target}",
     )
-
-
-def table_of(target: str, entries: list[dict[str, Any]]) -> Section:
-    """All settings in numbers."""
-    heads = ["beam, method", "particles", "mean / truth", "log bias", "log sd", "dead runs"]
-    heads += ["final ESS", "LM rows", "eff. samples / 1,000 rows"]
-    lines = [
-        [
-            f"{beam_name(e)}, {METHODS[e['method']]}",
-            str(e["particles"]),
-            f"{e['mean']:.3f} ± {e['mean_error']:.3f}",
-            f"{e['log_bias']:+.3f}",
-            f"{e['log_sd']:.3f}",
-            f"{e['dead']:.0%}",
-            f"{e['ess']:.1f}",
-            f"{e['rows']:,.0f}",
-            "" if math.isnan(e["worth"]) else f"{e['worth']:.3g}",
-        ]
-        for e in entries
-    ]
-    return Section(f"All settings: {target}", [], table=Table(heads, lines))
 
 
 EXPERIMENT = Experiment(

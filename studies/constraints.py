@@ -12,13 +12,13 @@ import json
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from genlm.backend.llm import AsyncLM
 from genlm.bytes import BeamParams as PeerParams
 from genlm.control import EOS, SMC, PromptedLLM
 from genlm.control import ByteLLM as PeerLLM
@@ -34,18 +34,18 @@ from genlm_bytes_smc.constraints import (
 )
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.experiments import figures
-from genlm_bytes_smc.experiments.bias import bigram
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.measures import FloatArray, normalised, total_variation
 from genlm_bytes_smc.experiments.models import fresh_engine, is_bundled
 from genlm_bytes_smc.experiments.reading import metered
 from genlm_bytes_smc.experiments.report import Report, Section, Table
-from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, smc
 from genlm_bytes_smc.smc.many import run_blocking
+
+from .bias import bigram
+from .measures import FloatArray, normalised, total_variation
 
 PARTICLES, K, THRESHOLD, ESS = 8, 5, 0.01, 0.5
 MOST_RUNS = 40  # of a method, should it want hardly any rows
@@ -78,7 +78,7 @@ class Case(NamedTuple):
     head: int
 
     def constraint(self) -> ByteConstraint:
-        """The constraint, compiled."""
+        """Return the constraint, compiled."""
         if self.kind == "regex":
             return ByteRegex(self.source)
         if self.kind == "grammar":
@@ -128,18 +128,27 @@ CASES = {
 }
 
 
-REAL_CASES = ("date", "sentence", "sum", "state")
+# For other models: prompts after which SmolLM2 is not sure how the text begins, and heads that
+# reach as far as it is unsure. Behind "Date:" it writes a year after 2000, and "The function ...".
+REAL_CASES = {
+    "date": CASES["date"]._replace(prompt="The meeting was held on", head=4),
+    "sentence": CASES["sentence"]._replace(prompt="She sews and he writes code. The", head=20),
+    "sum": CASES["sum"],
+    "state": CASES["state"],
+}
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
-    """A job a case, method and seed."""
+    """List a job for each case, method and seed."""
     bundled = is_bundled(model)  # rows of other models are dear, so there are fewer
-    names = ("date", "state") if quick else tuple(CASES) if bundled else REAL_CASES
+    cases = CASES if bundled else REAL_CASES
+    names = ("date", "state") if quick else tuple(cases)
     many, budget = (2000, 600) if bundled else (400, 300)
     return [
         {
             "model": model,
             "case": name,
+            **({} if bundled else {"prompt": cases[name].prompt, "head": cases[name].head}),
             "method": method,
             "particles": 4 if quick else PARTICLES,
             "lm_rows": 100 if quick else budget,
@@ -152,6 +161,12 @@ def jobs(quick: bool, model: Config) -> list[Config]:
     ]
 
 
+def case_of(config: Config) -> Case:
+    """Return the case of a job, with the prompt and the head that the job names for itself."""
+    own = {name: config[name] for name in ("prompt", "head") if name in config}
+    return CASES[config["case"]]._replace(**own)
+
+
 class Drawn(NamedTuple):
     """Weighted texts: bytes or None for one that is not complete, float64[N] log weights."""
 
@@ -160,11 +175,11 @@ class Drawn(NamedTuple):
 
 
 def run(config: Config) -> Outcome:
-    """Runs of one method, with seeds of their own, until they have wanted the LM rows."""
-    case = CASES[config["case"]]
+    """Run one method, with seeds of its own, until it has wanted the LM rows."""
+    case = case_of(config)
     model = json.dumps(config["model"], sort_keys=True)
-    reference, noise = _reference(model, config["case"], config["reference"])
-    ahead, fitted = _ahead(model, config["case"], config["method"])
+    reference, noise = _reference(model, case, config["reference"])
+    ahead, fitted = _ahead(model, case, config["method"])
     engine, constraint = fresh_engine(config["model"]), case.constraint()
     drawn, rows, runs = list[Drawn](), 0, 0
     while rows < config["lm_rows"] and runs < MOST_RUNS:
@@ -200,43 +215,43 @@ def _admits(constraint: ByteConstraint, text: bytes) -> bool:
 
 
 @lru_cache(maxsize=2)
-def _reference(model: str, name: str, particles: int) -> tuple[dict[bytes, float], float]:
-    """The posterior of first bytes from many particles, once a process; and how far two
+def _reference(model: str, case: Case, particles: int) -> tuple[dict[bytes, float], float]:
+    """Return the posterior of first bytes from many particles, once a process; and how far two
     halves of as many are from each other, which is what its own noise amounts to."""
-    target = _target(model, name, BeamParams(K=8, prune_threshold=0.001))
-    ahead, _ = _ahead(model, name, "pilot")
+    target = _target(model, case, BeamParams(K=8, prune_threshold=0.001))
+    ahead, _ = _ahead(model, case, "pilot")
     halves = []
     for seed in (11, 12):
         looks: dict[str, Any] = {"proposal": ahead, "twist": ahead}
-        run = smc(target, particles, ESS, CASES[name].max_bytes, seed=seed, progress=False, **looks)
+        run = smc(target, particles, ESS, case.max_bytes, seed=seed, progress=False, **looks)
         done = run_blocking(run)
         weights = defaultdict[bytes, float](float)
         for text, w in zip(done.texts, done.normalized_weights.tolist(), strict=True):
-            weights[text[: CASES[name].head]] += w * math.exp(done.log_ml)
+            weights[text[: case.head]] += w * math.exp(done.log_ml)
         halves.append(dict(weights))
-    both = {k: sum(h.get(k, 0.0) for h in halves) for k in set(halves[0]) | set(halves[1])}
+    both = {k: sum(h.get(k, 0.0) for h in halves) for k in {**halves[0], **halves[1]}}
     return normalised(both), total_variation(normalised(halves[0]), normalised(halves[1]))
 
 
 @lru_cache(maxsize=4)
-def _ahead(model: str, name: str, method: str) -> tuple[Lookahead | None, int]:
-    """The look-ahead of a method, made once a process, and the LM rows that its pilot took."""
+def _ahead(model: str, case: Case, method: str) -> tuple[Lookahead | None, int]:
+    """Return the look-ahead of a method, made once a process, and the LM rows of its pilot."""
     if method == "lookahead":
-        constraint = CASES[name].constraint()
+        constraint = case.constraint()
         near = approximate_automaton(constraint) if isinstance(constraint, ByteMatcher) else None
         return Lookahead(bigram(model), constraint=near), 0
     if method != "pilot":
         return None, 0
-    target = _target(model, name, BeamParams(K=K, prune_threshold=THRESHOLD))
+    target = _target(model, case, BeamParams(K=K, prune_threshold=THRESHOLD))
     with metered(target.p1.model.store) as meter:
-        pilot = Lookahead.from_pilot(target, 32, CASES[name].max_bytes, seed=PILOT_SEED)
+        pilot = Lookahead.from_pilot(target, 32, case.max_bytes, seed=PILOT_SEED)
         return run_blocking(pilot), meter.rows
 
 
-def _target(model: str, name: str, params: BeamParams) -> Any:
-    """Language model times constraint of a case."""
-    llm = ByteLLM(fresh_engine(json.loads(model)), params, prompt=CASES[name].prompt.encode())
-    return llm * CASES[name].constraint()
+def _target(model: str, case: Case, params: BeamParams) -> Any:
+    """Return language model times constraint of a case."""
+    llm = ByteLLM(fresh_engine(json.loads(model)), params, prompt=case.prompt.encode())
+    return llm * case.constraint()
 
 
 # -- the methods -------------------------------------------------------------------------------
@@ -249,7 +264,7 @@ async def _ours(
     seed: int,
     ahead: Lookahead | None,
 ) -> tuple[Drawn, int]:
-    case, method = CASES[config["case"]], config["method"]
+    case, method = case_of(config), config["method"]
     llm = ByteLLM(engine, BeamParams(K=K, prune_threshold=THRESHOLD), prompt=case.prompt.encode())
     options: dict[str, Any] = {"ess_threshold": 0.0 if method == "local" else ESS}
     if ahead is not None:
@@ -275,25 +290,41 @@ async def _ours(
     return Drawn(texts, logw), meter.rows
 
 
-@contextmanager
-def _peer_rows(engine: RowEngine) -> Iterator[set[tuple[int, ...]]]:
-    """The distinct contexts that others than our own beams ask an engine for.
+class PeerEngine(AsyncLM):  # type: ignore[misc]
+    """An engine as other packages are given it, which notes the contexts that they ask for.
 
-    They are given rows as wide as the vocabulary: genlm-bytes refuses those of a padded head.
+    Rows are as wide as the vocabulary: genlm-bytes refuses those of a padded head.
+
+    Attributes:
+        seen: the distinct contexts, as token ids.
     """
-    seen: set[tuple[int, ...]] = set()
-    evaluate, size = engine.evaluate_async, len(engine.byte_vocab)
 
-    async def counted(nodes: IntArray) -> torch.Tensor:
-        seen.update(tuple(engine.tree.tokens(int(n))) for n in nodes)
-        rows = await evaluate(nodes)
+    def __init__(self, engine: RowEngine) -> None:
+        self._engine = engine
+        self.tokenizer = engine.tokenizer
+        self.byte_vocab, self.str_vocab = engine.byte_vocab, engine.str_vocab
+        self.seen: set[tuple[int, ...]] = set()
+
+    async def next_token_logprobs(
+        self, token_ids: Sequence[int], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """Return the row of one context."""
+        return (await self.batch_next_token_logprobs([token_ids]))[0]
+
+    async def batch_next_token_logprobs(
+        self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """Return rows of several contexts, float[B, V]."""
+        self.seen.update(tuple(map(int, ids)) for ids in token_ids_list)
+        rows = await self._engine.batch_next_token_logprobs(token_ids_list)
+        size = len(self.byte_vocab)
         return rows if rows.shape[1] <= size else torch.log_softmax(rows[:, :size], dim=1)
 
-    engine.evaluate_async = counted  # type: ignore[method-assign]
-    try:
-        yield seen
-    finally:
-        del engine.evaluate_async
+    def next_token_logprobs_sync(
+        self, token_ids: Sequence[int], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """Return the row of one context."""
+        return run_blocking(self.next_token_logprobs(token_ids))
 
 
 async def _bytellm(
@@ -303,18 +334,19 @@ async def _bytellm(
     seed: int,
     ahead: Lookahead | None,
 ) -> tuple[Drawn, int]:
-    case = CASES[config["case"]]
+    case = case_of(config)
     eos = [bytes(engine.byte_vocab[engine.tokenizer.eos_token_id].byte_string)]
     params = PeerParams(K=K, prune_threshold=THRESHOLD, eos_byte_strings=eos)
-    with warnings.catch_warnings(), _peer_rows(engine) as seen:
+    peer = PeerEngine(engine)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # genlm-bytes' sparse tensors are "in beta"
-        llm = PeerLLM(engine, params)
+        llm = PeerLLM(peer, params)
         llm.set_prompt_from_str(case.prompt)
         await llm.prefix([])  # one trie: particles that begin together make one each
         sampler = DirectTokenSampler(llm * constraint.spawn())
         drawn = await _peer_smc(sampler, config, case.max_bytes + 1, seed)
         await llm.cleanup()
-    return drawn, len(seen)
+    return drawn, len(peer.seen)
 
 
 async def _awrs(
@@ -324,20 +356,21 @@ async def _awrs(
     seed: int,
     ahead: Lookahead | None,
 ) -> tuple[Drawn, int]:
-    case = CASES[config["case"]]
+    case = case_of(config)
     eos = [bytes(engine.byte_vocab[engine.tokenizer.eos_token_id].byte_string)]
     start = list(engine.start) + engine.tokenizer.encode(case.prompt, add_special_tokens=False)
-    llm = PromptedLLM(engine, prompt_ids=start, eos_byte_strings=eos)
+    peer = PeerEngine(engine)
+    llm = PromptedLLM(peer, prompt_ids=start, eos_byte_strings=eos)
     condition = constraint.spawn().coerce(llm, f=_split, prune=False)
-    with warnings.catch_warnings(), _peer_rows(engine) as seen:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sampler = AWRS(llm, condition, seed=seed)
         drawn = await _peer_smc(sampler, config, case.max_bytes + 1, seed)
-    return drawn, len(seen)
+    return drawn, len(peer.seen)
 
 
 def _split(tokens: Any) -> list[bytes]:
-    """One-byte tokens of a sequence of tokens."""
+    """Return the one-byte tokens of a sequence of tokens."""
     return [bytes([b]) for b in b"".join(bytes(getattr(t, "byte_string", t)) for t in tokens)]
 
 
@@ -366,7 +399,7 @@ _METHOD: dict[str, Any] = {
 
 
 def summarise(rows: list[Row]) -> list[dict[str, Any]]:
-    """One entry a case and method, means over seeds."""
+    """Return one entry a case and method, means over seeds."""
     found: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         found[row["config"]["case"], row["config"]["method"]].append(row)
@@ -382,7 +415,7 @@ def summarise(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def report(rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     entries = summarise(rows)
     budget, particles = rows[0]["config"]["lm_rows"], rows[0]["config"]["particles"]
     findings = []

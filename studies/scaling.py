@@ -1,4 +1,4 @@
-"""What a byte costs as particles, candidates, context and vocabulary grow."""
+"""The cost of a byte as particles, candidates, context and vocabulary grow."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import numpy as np
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.experiments import figures
-from genlm_bytes_smc.experiments.bigram_lm import BigramEngine
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.models import fresh_engine, held_out
+from genlm_bytes_smc.experiments.models import fresh_engine
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCState, smc
 from genlm_bytes_smc.smc.many import run_blocking
+
+from .bigram_lm import BigramEngine
+from .texts import held_out
 
 PARTICLES, K, THRESHOLD, CONTEXT = 16, 5, 0.001, 32
 AXES = {
@@ -33,7 +35,7 @@ _PROMPT_KINDS = ("docstring-stdlib", "pydoc", "sentences")
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
-    """A job a value of an axis and seed; the others keep their usual values."""
+    """List a job for each value of an axis and seed; the others keep their usual values."""
     values: dict[str, tuple[int, ...]] = {
         "particles": (1, 8, 64) if quick else (1, 2, 4, 8, 16, 32, 64, 128, 256),
         "K": (1, 4, 16) if quick else (1, 2, 4, 8, 16, 32, 64),
@@ -52,7 +54,7 @@ def jobs(quick: bool, model: Config) -> list[Config]:
 
 
 def run(config: Config) -> Outcome:
-    """Free text of so many bytes in each particle, and what each byte step took."""
+    """Write free text in each particle, and measure what each byte step took."""
     engine: RowEngine
     if "vocabulary" in config:
         engine = BigramEngine(config["vocabulary"])
@@ -101,7 +103,7 @@ def _prompt(config: Config) -> bytes:
 
 
 def summarise(rows: list[Row]) -> list[dict[str, Any]]:
-    """One entry a value of an axis: medians over seeds."""
+    """Return one entry a value of an axis: medians over seeds."""
     found: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in rows:
         found[row["config"]["axis"], row["config"][row["config"]["axis"]]].append(row)
@@ -121,7 +123,7 @@ def summarise(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def report(rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     entries = summarise(rows)
     findings = []
     for axis, name in AXES.items():

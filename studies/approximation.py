@@ -1,4 +1,4 @@
-"""How close a pruned beam's next-byte rows come to a wide beam's, and at what cost.
+"""The distance of a pruned beam's next-byte rows from a wide beam's, and the cost of a byte.
 
 The study of Vieira et al. 2025 ("From Language Models over Tokens to Language Models over
 Characters"), with thresholds and unbiased pruning beside the width.
@@ -18,17 +18,13 @@ from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.experiments import figures
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.measures import LN2, jensen_shannon
-from genlm_bytes_smc.experiments.models import (
-    beam,
-    ending,
-    fresh_engine,
-    is_bundled,
-    one_of_each,
-)
+from genlm_bytes_smc.experiments.models import beam, ending, fresh_engine, is_bundled
 from genlm_bytes_smc.experiments.reading import Reading, read_texts
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.smc.many import run_blocking
+
+from .measures import LN2, jensen_shannon
+from .texts import one_of_each
 
 REFERENCE = 128
 REAL_REFERENCE = 20  # of a real model, whose rows are dear: 20 is within 0.1 nats of wider ones
@@ -47,7 +43,7 @@ def settings(quick: bool, bundled: bool = True) -> list[Config]:
 
 
 def jobs(quick: bool, model: Config) -> list[Config]:
-    """A job a setting and group of texts; and the reference against the exact rows."""
+    """List a job for each setting and group of texts; and the reference against the exact rows."""
     bundled = is_bundled(model)
     kinds, most = (4, 40) if quick else (16, 96) if bundled else (6, 40)
     texts = [t.decode() for t in one_of_each(kinds, most, model=model)]
@@ -98,14 +94,14 @@ def run(config: Config) -> Outcome:
 
 @lru_cache(maxsize=2)
 def _reference(model: str, width: int, texts: tuple[bytes, ...]) -> list[Reading]:
-    """Rows of the reference beam, once a process."""
+    """Return rows of the reference beam, once a process."""
     source = byte_model(fresh_engine(json.loads(model)))
     params = ending(source, BeamParams(K=width))
     return [run_blocking(read_texts(source, params, [t], keep_rows=True)) for t in texts]
 
 
 def _compare(found: Reading, good: Reading) -> dict[str, float]:
-    """Sums over the bytes of one text; the excess over those read before the beam died."""
+    """Return sums over the bytes of one text; the excess over those read before the beam died."""
     divergence = jensen_shannon(found.rows[0], good.rows[0])
     alive = np.isfinite(found.logp[0])
     return {
@@ -139,7 +135,7 @@ def _reference_against_exact(config: Config, texts: list[bytes]) -> Outcome:
 
 
 def summarise(rows: list[Row]) -> list[dict[str, Any]]:
-    """One entry a setting, over all texts."""
+    """Return one entry a setting, over all texts."""
     found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         c = row["config"]
@@ -176,7 +172,7 @@ def summarise(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def report(rows: list[Row]) -> Report:
-    """Figures and words."""
+    """Return figures and words."""
     exact = [r["result"] for r in rows if r["config"].get("exact")]
     grid = summarise([r for r in rows if not r["config"].get("exact")])
     n = max(sum(r["result"]["bytes"] for r in rows if not r["config"].get("exact")), 1)
@@ -231,7 +227,7 @@ def report(rows: list[Row]) -> Report:
 def _lines(
     grid: list[dict[str, Any]],
 ) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-    """The lines of a figure, one a way to prune: name, style, and the points, which differ in K."""
+    """Yield name, style and points (which differ in K) of each line: one for each way to prune."""
     for i, (prune, threshold) in enumerate(
         dict.fromkeys((g["prune"], g["threshold"]) for g in grid)
     ):
