@@ -35,7 +35,6 @@ from genlm_bytes_smc.beam.deferred_numba import (
     TOKEN,
     WEIGHT,
 )
-from genlm_bytes_smc.beam.handles import Handles
 from genlm_bytes_smc.beam.kernels import N_BYTES
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
@@ -333,12 +332,9 @@ class DeferredLanes:
             dn.defer(nodes.ints, nodes.floats, nodes.count, ends)
 
     def _arrays(self) -> tuple[IntArray, npt.NDArray[Any]]:
-        store, memo = self.model.store, _handles
-        held = memo.get(id(store))
-        if held is None or held[0] is not store:
-            held = memo[id(store)] = (store, Handles(self.model.kernels._trie))  # type: ignore[attr-defined]
-        rows = store.host
-        return held[1].of(rows, store.engine.tree.arrays), rows.probs
+        steps = self.model.kernels.steps
+        assert steps is not None  # the model is on a CPU
+        return steps.arrays()
 
     def _row(self, nodes: Nodes, masses: FloatArray, guessed: FloatArray) -> torch.Tensor:
         """Return the next-symbol rows of lanes whose nodes have been judged.
@@ -479,15 +475,13 @@ class DeferredLanes:
             after = Nodes.first(len(self), 0)
             after.count[:] = 0
             after.make_room(int(np.bincount(lanes, minlength=1).max(initial=0)))
-            for lane, context, weight in zip(lanes.tolist(), contexts.tolist(), own, strict=True):
-                at = after.count[lane]
-                after.ints[lane, at] = [-1, context, token, 0, -1, -1]
-                after.floats[lane, at] = [1.0, weight, 0.0, 0.0]
-                after.count[lane] += 1
+            at = np.arange(len(lanes)) - np.searchsorted(lanes, lanes)
+            after.ints[lanes, at] = [-1, -1, token, 0, -1, -1]
+            after.ints[lanes, at, ABOVE] = contexts
+            after.floats[lanes, at] = [1.0, 0.0, 0.0, 0.0]
+            after.floats[lanes, at, OWN] = own
+            after.count += np.bincount(lanes, minlength=len(self))
             mass = np.bincount(lanes, own, minlength=len(self))
         with np.errstate(divide="ignore"):
             log_z = self.log_scale + np.log(mass)
         return dataclasses.replace(self, nodes=after, log_z=log_z, _memo={})
-
-
-_handles: dict[int, tuple[Any, Handles]] = {}

@@ -115,7 +115,7 @@ class WholeSteps:
         self.store = store
         self._handles = Handles(trie)
 
-    def _arrays(self) -> tuple[IntArray, npt.NDArray[Any]]:
+    def arrays(self) -> tuple[IntArray, npt.NDArray[Any]]:
         """What every compiled step takes first: `Handles` and the rows."""
         rows = self.store.host
         return self._handles.of(rows, self.store.engine.tree.arrays), rows.probs
@@ -155,7 +155,7 @@ class WholeSteps:
         """
         while True:
             packed, numbers, missing = sn.read(
-                *self._arrays(), given, log_dropped, byte, cut, *prune, log_threshold
+                *self.arrays(), given, log_dropped, byte, cut, *prune, log_threshold
             )
             if len(missing) == 0 or missing[0] != NO_ROOM:
                 return packed, numbers[0], numbers[1], missing
@@ -167,7 +167,7 @@ class WholeSteps:
         """`Kernels.extensions`, those that `keep_above` admits, and `extend`."""
         given = packed_of(state)
         while True:
-            out = Extended._make(sn.extend(*self._arrays(), given, log_z, cut, log_threshold))
+            out = Extended._make(sn.extend(*self.arrays(), given, log_z, cut, log_threshold))
             if len(out.missing) == 0 or out.missing[0] != NO_ROOM:
                 return out
             self.store.engine.tree.grow()
@@ -197,7 +197,7 @@ class WholeSteps:
         given = packed_of(state)
         while True:
             packed, dropped, missing, rows, known = sn.extend_rows(
-                *self._arrays(), given, log_z, log_dropped, cut, log_threshold,
+                *self.arrays(), given, log_z, log_dropped, cut, log_threshold,
                 rescues.line_of, rescues.lines, share,
             )  # fmt: skip
             if known:
@@ -231,7 +231,7 @@ class WholeSteps:
         while True:
             rows: FloatArray
             rows, known = sn.next_rows(
-                *self._arrays(), packed_of(state), packed_of(extended), lossy, cut,
+                *self.arrays(), packed_of(state), packed_of(extended), lossy, cut,
                 rescues.line_of, rescues.lines, share,
             )  # fmt: skip
             if known:
@@ -250,7 +250,7 @@ class WholeSteps:
         """Prune, take the likeliest byte and read it, up to `steps` times: one lane, packed."""
         while True:
             packed, numbers, symbols, missing, ends = sn.follow_likeliest(
-                *self._arrays(), given, log_dropped, cut, -1 if k is None else k,
+                *self.arrays(), given, log_dropped, cut, -1 if k is None else k,
                 log_threshold, steps,
             )  # fmt: skip
             if len(missing) == 0 or missing[0] != NO_ROOM:
@@ -290,7 +290,7 @@ class WholeSteps:
         while True:
             self.store.cover()  # rows stand in for those of contexts made on the way
             packed, numbers, missed = sn.run_text(
-                *self._arrays(), given, log_dropped, read, known, cut, -1 if k is None else k,
+                *self.arrays(), given, log_dropped, read, known, cut, -1 if k is None else k,
                 log_threshold, horizon, reach, heavy,
             )  # fmt: skip
             if missed.shape[1] == 0 or missed[0, 0] != NO_ROOM:
