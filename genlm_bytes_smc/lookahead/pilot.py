@@ -13,8 +13,8 @@ import torch
 from genlm_bytes_smc.alphabet import BYTES
 from genlm_bytes_smc.lookahead.find import language_models_of
 from genlm_bytes_smc.lookahead.ngram import Float
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError
 from genlm_bytes_smc.smc.loop import smc_steps
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError
 
 _BATCH = 256
 

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
 from genlm_bytes_smc.constraints.approximation import MAX_STATES
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
@@ -24,9 +25,8 @@ from genlm_bytes_smc.lookahead.local import LocalRows
 from genlm_bytes_smc.lookahead.ngram import ByteNgram, soft_counts_of
 from genlm_bytes_smc.lookahead.pilot import Visits, longest, visits_of
 from genlm_bytes_smc.lookahead.table import Arcs, FutureTable
-from genlm_bytes_smc.smc.ahead import Ahead, AheadFactor
-from genlm_bytes_smc.smc.checks import check_count
 from genlm_bytes_smc.smc.factors import compile_rows
+from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes
 
 Horizon = int | Literal["run"] | None
 ORDER = 2
@@ -213,7 +213,7 @@ class Lookahead(Ahead):
         )
         return new
 
-    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadFactor:
+    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
         """The factor of the empty text; what it takes is fitted on the first call."""
         limit = max_bytes if self.max_bytes == "run" else self.max_bytes
         fit_bytes = self.fit_bytes or min(max_bytes, FIT_BYTES)

@@ -19,16 +19,13 @@ from genlm_bytes_smc.smc.conditional import (
     conditional_smc,
     particle_gibbs,
 )
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError, BadWeightError, RunFailedError
+from genlm_bytes_smc.smc.factors import BadWeightError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
 from genlm_bytes_smc.smc.many import Repeats, smc_many, smc_repeat, smc_sync
-from genlm_bytes_smc.smc.particles import Particles, Weights
-from genlm_bytes_smc.smc.rejuvenation import Suffix
-from genlm_bytes_smc.smc.resampling import RESAMPLING
-from genlm_bytes_smc.smc.result import SMCResult
-from genlm_bytes_smc.smc.rollout import Rollout
-from genlm_bytes_smc.smc.state import SMCState, StepInfo
-from genlm_bytes_smc.smc.texts import UNDECODABLE, UNFINISHED, TextSamples
+from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights
+from genlm_bytes_smc.smc.resampling import RESAMPLING, Rollout, Suffix
+from genlm_bytes_smc.smc.result import UNDECODABLE, UNFINISHED, SMCResult, TextSamples
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError, RunFailedError
 
 __all__ = [
     "RESAMPLING",

@@ -1,4 +1,4 @@
-"""Numbers that users give, checked in the same words everywhere."""
+"""Checks of numbers that users give, in the same words everywhere."""
 
 from __future__ import annotations
 
