@@ -34,16 +34,21 @@ class Clock:
     def __init__(self, engines: Sequence[Any]) -> None:
         self.engines = engines
         self.started = time.perf_counter()
-        self.rows = sum([engine.counts.rows for engine in engines])
-        self.forwards = sum([engine.counts.forwards for engine in engines])
+        self.rows, self.forwards = 0, 0
+        self.rows, self.forwards = self._work()
 
     def read(self) -> dict[str, Any]:
         """Return what it measures, as fields of `StepInfo`."""
-        return {
-            "rows": sum([engine.counts.rows for engine in self.engines]) - self.rows,
-            "forwards": sum([engine.counts.forwards for engine in self.engines]) - self.forwards,
-            "seconds": time.perf_counter() - self.started,
-        }
+        rows, forwards = self._work()
+        return {"rows": rows, "forwards": forwards, "seconds": time.perf_counter() - self.started}
+
+    def _work(self) -> tuple[int, int]:
+        """Return rows and forwards of all engines since it was made."""
+        rows, forwards = -self.rows, -self.forwards
+        for engine in self.engines:
+            counts = engine.counts
+            rows, forwards = rows + counts.rows, forwards + counts.forwards
+        return rows, forwards
 
 
 def observe(
@@ -59,6 +64,7 @@ def observe(
         weights: of the particles after reading, one a run.
     """
     particles, runs = read.particles, len(weights)
+    size = len(particles.length) // runs
     dead, forced = particles.dead, step == plan.max_bytes
     died = dead & ~before.dead
     lethal = _kills(read.rows, forced) if died.any() else None
@@ -67,7 +73,7 @@ def observe(
     counts = zip(*[column.sum(axis=1).tolist() for column in columns], strict=True)
     out = []
     for r, (active, ended, gone) in enumerate(counts):
-        mine = slice(r * len(weights[r]), (r + 1) * len(weights[r]))
+        mine = slice(r * size, (r + 1) * size)
         out.append(
             StepInfo(
                 step=step,

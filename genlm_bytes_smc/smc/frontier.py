@@ -123,13 +123,16 @@ class Frontier(NamedTuple):
         before = self.lanes
         if len(parents) != self.size or not bool((parents[1:] > parents[:-1]).all()):
             before = [factor.gather(parents) for factor in before]
-        stepped = [await factor.step(read) for factor in before]
-        after = self._replace(
-            lanes=[lanes for lanes, _ in stepped], lane_of=lane_of, size=len(parents)
-        )
-        if all(weight is None for _, weight in stepped):
+        lanes, weights, revised = list[Lanes](), list[FloatArray | None](), False
+        for factor in before:
+            stepped, weight = await factor.step(read)
+            lanes.append(stepped)
+            weights.append(weight)
+            revised |= weight is not None
+        after = self._replace(lanes=lanes, lane_of=lane_of, size=len(parents))
+        if not revised:
             return after, None
-        revision = self._revision(rows, parents, read, [weight for _, weight in stepped])
+        revision = self._revision(rows, parents, read, weights)
         return after, np.where(going, revision[lane_of], 0.0)
 
     def _revision(

@@ -162,7 +162,7 @@ async def smc_steps(
     """
     runs = await begin([make_plan(target, n_particles, ess_threshold, max_bytes, **options)])
     yield runs.state(0)
-    while runs.going.any():
+    while not runs.over:
         runs = await step(runs)
         if runs.outcomes[0] is not None:
             alive(runs.outcomes[0])
@@ -196,7 +196,7 @@ async def run(
         runs = await begin(plans, pins)
         if on_step is not None:
             on_step(runs.state(0))
-        while runs.going.any():
+        while not runs.over:
             runs = await step(runs)
             if isinstance(runs.outcomes[0], AllParticlesDeadError):
                 continue
@@ -233,7 +233,9 @@ async def begin(plans: Sequence[Plan], pins: Pins | None = None) -> Runs:
             runs = runs._replace(particles=salted)
         seeds = [p.beam_seed for p in plans]
         runs = runs._replace(frontier=await Frontier.start(plan, runs.particles, seeds))
-    return runs if runs.going.any() else runs._replace(outcomes=[SMCResult(runs.state(0))])
+    if runs.particles.active.any():
+        return runs
+    return runs._replace(outcomes=[SMCResult(runs.state(0))])
 
 
 async def start_weight(plan: Plan) -> float:
@@ -268,7 +270,7 @@ async def step(runs: Runs) -> Runs:
     - `_select` draws ancestors A_n^i by W_n, after which every weight is the mean;
     - `rejuvenate` moves particles by a kernel K_n that leaves gamma_n as it is.
     """
-    plan, rngs = runs.plan, runs.generators()
+    plan, rngs = runs.plans[0], runs.generators()
     with breakdowns(runs.states):
         clock = Clock(runs.frontier.engines)
         wide = runs.widened()
@@ -318,7 +320,7 @@ async def _select(
     rngs: Sequence[np.random.Generator | None],
 ) -> _Chosen:
     """Keep a candidate of each roll-out that ends, and resample the runs that need it."""
-    plan = runs.plan
+    plan = runs.plans[0]
     if not plan.rollout.ends(runs.step, sum([info.active for info in infos])):
         return _Chosen(particles, None, {})
     index, log_weights = np.arange(len(particles.length)), particles.log_weights
@@ -353,7 +355,7 @@ def _uniform(rng: np.random.Generator | None, n: int) -> FloatArray:
 
 def _due(plan: Plan, weights: Weights) -> bool:
     """Return whether the effective sample size is below its threshold."""
-    return weights.ess < plan.ess_threshold * len(weights) * (1 - _ROUNDING)
+    return weights.ess < plan.ess_threshold * len(weights.log) * (1 - _ROUNDING)
 
 
 def _warn_uncovered(share: float) -> None:

@@ -207,8 +207,10 @@ def moved(frontier: Frontier, particles: Particles, ancestors: IntArray | None =
         ancestors: int64[N], the particle whose lane each takes (None: its own).
     """
     lane_of = frontier.lane_of if ancestors is None else frontier.lane_of[ancestors]
-    salt = None if particles.salt is None else particles.salt[:, -1]
-    return frontier.on(np.where(particles.active, lane_of, -1), salt)
+    lane_of = np.where(particles.active, lane_of, -1)
+    if particles.salt is not None:
+        return frontier.on(lane_of, particles.salt[:, -1])
+    return frontier if np.array_equal(lane_of, frontier.lane_of) else frontier.on(lane_of)
 
 
 def _bad_rows(plan: Plan, particles: Particles, frontier: Frontier, rows: Rows) -> BadWeightError:

@@ -11,7 +11,6 @@ import numpy as np
 from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.particles import (
     NO_SYMBOL,
-    BoolArray,
     Particles,
     SaltArray,
     SMCState,
@@ -127,10 +126,9 @@ class Runs(NamedTuple):
         return len(self.particles.length) // len(self.plans)
 
     @property
-    def going(self) -> BoolArray:
-        """Runs in which a particle reads on, bool[R]."""
-        active = self.particles.active.reshape(len(self.plans), -1)
-        return np.asarray(active.any(axis=1))
+    def over(self) -> bool:
+        """Whether no particle of any run reads on."""
+        return None not in self.outcomes
 
     def of(self, r: int) -> slice:
         """Return the places of the particles of run r."""
@@ -170,11 +168,8 @@ class Runs(NamedTuple):
 
     def generators(self) -> list[np.random.Generator | None]:
         """Return the random numbers of the next step of each run; None if it is over."""
-        going = self.going.tolist()
-        return [
-            generator(plan.seed, self.step) if reads else None
-            for plan, reads in zip(self.plans, going, strict=True)
-        ]
+        runs = zip(self.plans, self.outcomes, strict=True)
+        return [generator(p.seed, self.step) if out is None else None for p, out in runs]
 
     def salts(self, rngs: Sequence[np.random.Generator | None], n: int, step: int) -> SaltArray:
         """Return keys of the beams' draws after `step` symbols for n particles a run."""
@@ -205,14 +200,14 @@ def noted(runs: Runs, wide: Runs, read: Particles, after: Runs, infos: Sequence[
         after: after the step.
         infos: of the step, one a run.
     """
-    was, going = runs.going, after.going
+    going = np.asarray(after.particles.active.reshape(len(infos), -1).any(axis=1))
     histories, outcomes = list(runs.histories), list(runs.outcomes)
     for r, info in enumerate(infos):
-        if was[r]:
+        if outcomes[r] is None:
             histories[r] = (*histories[r], info)
     after = after._replace(histories=histories)
     for r, info in enumerate(infos):
-        if not was[r] or going[r]:
+        if outcomes[r] is not None or going[r]:
             continue
         if info.dead == wide.size:
             outcomes[r] = all_dead(wide.state(r), wide.some(read, r), info)

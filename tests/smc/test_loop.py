@@ -403,7 +403,7 @@ async def test_progress_bar_goes_to_stderr_when_asked(capsys):
 
 async def test_progress_bar_in_a_notebook_without_ipywidgets(capsys, monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    monkeypatch.setattr("genlm_bytes_smc.smc.progress.find_spec", lambda name: None)
+    monkeypatch.setattr("genlm_bytes_smc.smc.diagnostics.find_spec", lambda name: None)
     await smc(finite(toy()), 5, 0.5, 9, progress=True)
     assert "log ML" in capsys.readouterr().err
 
