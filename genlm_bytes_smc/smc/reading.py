@@ -141,7 +141,9 @@ def draw(
     if rows.proposal is not None:
         ratio = rows.target[at, symbol] - (q[at, symbol] - log_weight)
         log_weight = torch.where(torch.isneginf(log_weight), log_weight, ratio)
-    symbols, log_weights = torch.stack([symbol.double(), log_weight]).cpu().numpy()
+    if symbol.device.type == "cpu":
+        return symbol.numpy(), log_weight.numpy()
+    symbols, log_weights = torch.stack([symbol.double(), log_weight]).cpu().numpy()  # waits once
     return symbols.astype(np.int64), log_weights
 
 
