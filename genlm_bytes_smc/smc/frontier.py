@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import N_SYMBOLS
@@ -25,7 +24,7 @@ from genlm_bytes_smc.smc.factors import (
     random_beams,
     together,
 )
-from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray, Uint8Array
+from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray
 from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.weighers import Ahead
@@ -60,28 +59,21 @@ class Frontier(NamedTuple):
             beam_seeds: of the random beams of each run. Runs of equal seeds share lanes, and
                 so do all runs where no beam is random.
         """
-        active = particles.active
-        nobody = np.full(len(active), -1, dtype=np.int64)
+        active, salt = particles.active, particles.salt
         if not active.any():
-            return cls(plan, (), nobody, 0)
-        distinct = list(dict.fromkeys(beam_seeds if random_beams(plan.leaves) else beam_seeds[:1]))
-        number = np.array([distinct.index(s) if s in distinct else 0 for s in beam_seeds])
-        root = np.repeat(number, len(active) // len(beam_seeds))[active]
-        salt = None if particles.salt is None else particles.salt[active]
-        roots, salts, at = _roots(root, salt, len(distinct))
-        seeds = [distinct[i] for i in roots.tolist()]
+            return cls(plan, (), np.full(len(active), -1, dtype=np.int64), 0)
+        seeds = list(dict.fromkeys(beam_seeds if random_beams(plan.leaves) else beam_seeds[:1]))
+        number = np.array([seeds.index(s) if s in seeds else 0 for s in beam_seeds])
+        root = np.where(active, np.repeat(number, len(active) // len(beam_seeds)), -1)
         lanes = [(await _first(plan, leaf, len(seeds))).seeded(seeds) for leaf in plan.leaves]
-        if salts is not None:
-            lanes = [factor.salted(salts) for factor in lanes]
-        moves, lane_of = _replay(particles.text[active], at, salt)
-        for parents, symbols, salts in moves:
-            lanes = [(await factor.gather(parents).step(symbols))[0] for factor in lanes]
-            if salts is not None:
-                lanes = [factor.salted(salts) for factor in lanes]
-        nobody[active] = lane_of
         engines = {id(f.engine): f.engine for f in lanes if isinstance(f, BeamLanes)}
-        size = len(moves[-1].parents) if moves else len(roots)
-        return cls(plan, lanes, nobody, size, tuple(engines.values()))
+        frontier = cls(plan, lanes, root, len(seeds), tuple(engines.values()))
+        frontier = frontier.on(root, None if salt is None else salt[:, 0])
+        for k in range(particles.text.shape[1]):
+            frontier, _ = await frontier.step(None, particles.text[:, k].astype(np.int64), active)
+            if salt is not None:
+                frontier = frontier.on(frontier.lane_of, salt[:, k + 1])
+        return frontier
 
     async def rows(self) -> Rows:
         """Compute the rows of all factors; language models of one engine share a forward.
@@ -101,12 +93,12 @@ class Frontier(NamedTuple):
         return Rows(blocks, self.plan.target(blocks), proposal and proposal(blocks))
 
     async def step(
-        self, rows: Rows, symbols: IntArray, going: BoolArray
+        self, rows: Rows | None, symbols: IntArray, going: BoolArray
     ) -> tuple[Frontier, FloatArray | None]:
         """Read a byte with some of the particles, the others left out.
 
         Args:
-            rows: of these lanes.
+            rows: of these lanes; None if nothing is to be weighed.
             symbols: int64[N], the byte each particle reads.
             going: bool[N], the particles that read one.
 
@@ -130,7 +122,7 @@ class Frontier(NamedTuple):
             weights.append(weight)
             revised |= weight is not None
         after = self._replace(lanes=lanes, lane_of=lane_of, size=len(parents))
-        if not revised:
+        if rows is None or not revised:
             return after, None
         revision = self._revision(rows, parents, read, weights)
         return after, np.where(going, revision[lane_of], 0.0)
@@ -152,8 +144,10 @@ class Frontier(NamedTuple):
             power = self.plan.exponents[i]
             if weight is None or power == 0:
                 continue
-            if np.isnan(weight).any() or weight.max() == np.inf:
-                raise BadWeightError(f"{self.plan.names[i]} gave NaN or +inf for a byte it read")
+            bad = np.flatnonzero(np.isnan(weight) | (weight == np.inf))
+            if len(bad):
+                what = f"{weight[bad[0]]} to the byte {bytes([symbols[bad[0]]])!r} that it has read"
+                raise BadWeightError(f"{self.plan.names[i]} gave {what}")
             said = rows.blocks[i].cpu().numpy()[parents, symbols]
             out += power * (weight - said)
         return out
@@ -171,7 +165,7 @@ class Frontier(NamedTuple):
             if len(used) == self.size:
                 return self._replace(lane_of=lane_of)
         else:
-            first, inverse = _distinct([lane_of[reads], salt[reads]])
+            first, inverse = _distinct(lane_of[reads], salt[reads])
             used, salt = lane_of[reads][first], salt[reads][first]
         after = np.full(len(reads), -1, dtype=np.int64)
         after[reads] = inverse
@@ -192,73 +186,12 @@ async def _first(plan: Plan, leaf: Any, n: int) -> Lanes:
     return one if n == 1 else one.gather(np.zeros(n, dtype=np.int64))
 
 
-def _distinct(columns: Sequence[npt.NDArray[Any]]) -> tuple[IntArray, IntArray]:
-    """Return the first place of each distinct row of some columns, and the number of each row."""
-    if len(columns) == 1:
-        _, first, inverse = np.unique(columns[0], return_index=True, return_inverse=True)
-        return first, inverse
-    order = np.lexsort(list(reversed(columns)))
-    new = _changes([c[order] for c in columns])
+def _distinct(lane_of: IntArray, salt: SaltArray) -> tuple[IntArray, IntArray]:
+    """Return the first place of each distinct pair, sorted, and the number of each pair."""
+    order = np.lexsort([salt, lane_of])
+    lanes, salts = lane_of[order], salt[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (lanes[1:] != lanes[:-1]) | (salts[1:] != salts[:-1])
     inverse = np.empty(len(order), dtype=np.int64)
     inverse[order] = np.cumsum(new) - 1
     return order[new], inverse
-
-
-def _changes(columns: Sequence[npt.NDArray[Any]]) -> BoolArray:
-    """Return which rows of some sorted columns differ from the row before; the first does."""
-    new = np.zeros(len(columns[0]), dtype=bool)
-    new[:1] = True
-    for c in columns:
-        new[1:] |= c[1:] != c[:-1]
-    return new
-
-
-def _roots(
-    root: IntArray, salt: SaltArray | None, n_roots: int
-) -> tuple[IntArray, SaltArray | None, IntArray]:
-    """Return the lanes of the empty text (seed's number, salt), and the lane of each particle."""
-    if salt is None:
-        return np.arange(n_roots), None, root
-    first, inverse = _distinct([root, salt[:, 0]])
-    return root[first], salt[first, 0], inverse
-
-
-class _Move(NamedTuple):
-    """Bytes read by D lanes: the lanes before, int64[D], the bytes, and the salts after."""
-
-    parents: IntArray
-    symbols: IntArray
-    salt: SaltArray | None
-
-
-def _replay(
-    text: Uint8Array, root: IntArray, salt: SaltArray | None
-) -> tuple[list[_Move], IntArray]:
-    """Return the moves from the empty text to `text` uint8[A, t], equal prefixes once.
-
-    Args:
-        text: the bytes to read.
-        root: int64[A], the lane of the empty text that each begins on.
-        salt: uint64[A, t + 1], which keeps equal prefixes apart, or None.
-
-    Returns:
-        The moves byte by byte; and the last lanes of the A texts, int64[A].
-    """
-    n, length = text.shape
-    steps: list[list[npt.NDArray[Any]]]
-    steps = [[text[:, k]] if salt is None else [text[:, k], salt[:, k + 1]] for k in range(length)]
-    keys: list[npt.NDArray[Any]] = [root, *(column for step in steps for column in step)]
-    order = np.lexsort(keys[::-1])
-    lane = root[order]
-    new = _changes([lane])  # which prefixes differ from that of the text before
-    moves = []
-    for step in steps:
-        columns = [column[order] for column in step]
-        new = new | _changes(columns)
-        first = np.flatnonzero(new)
-        after: SaltArray | None = None if salt is None else columns[1][first]
-        moves.append(_Move(lane[first], columns[0][first].astype(np.int64), after))
-        lane = np.cumsum(new) - 1
-    lane_of = np.empty(n, dtype=np.int64)
-    lane_of[order] = lane
-    return moves, lane_of
