@@ -92,7 +92,7 @@ async def conditional_smc(
     seed: int | None = None,
     **options: Unpack[ConditionalOptions],
 ) -> ConditionalResult:
-    """One step of a Markov chain over whole texts that leaves the target invariant.
+    """Make one step of a Markov chain over whole texts that leaves the target invariant.
 
     Args:
         target, n_particles, ess_threshold, max_bytes, seed, **options: as for `smc`.
@@ -111,7 +111,7 @@ async def conditional_smc(
 
 
 class Chains:
-    """What `particle_gibbs` returns.
+    """The chains that `particle_gibbs` made.
 
     Attributes:
         chains: for each chain its texts, one an iteration.
@@ -132,7 +132,7 @@ class Chains:
         return [text for chain in self.chains for text in chain]
 
     def posterior(self, burn_in: int = 0) -> dict[bytes, float]:
-        """Share of each text, likeliest first.
+        """Return the share of each text, likeliest first.
 
         Args:
             burn_in: how many texts to leave out at the beginning of each chain.
@@ -161,7 +161,7 @@ async def particle_gibbs(
     seed: int | None = None,
     **options: Unpack[ConditionalOptions],
 ) -> Chains:
-    """Markov chains of whole texts by repeated conditional SMC, all chains side by side.
+    """Make Markov chains of whole texts by repeated conditional SMC, all chains side by side.
 
     Args:
         target, n_particles, ess_threshold, max_bytes, **options: as for `smc`.
@@ -332,7 +332,7 @@ async def _starts(start: Any, chains: int, plan: Plan, plans: Sequence[Plan]) ->
 
 
 def _held(text: Any, plan: Plan, chain: int = 0) -> Held:
-    """A state of a chain, checked; with draws for beams of its own if it has none.
+    """Check a state of a chain, and give it draws for beams of its own if it has none.
 
     Raises:
         TypeError: neither bytes nor `Held`. ValueError: too long.
@@ -372,7 +372,7 @@ def _plan(
 
 
 def _seed(seed: int, chain: int, iteration: int) -> int:
-    """A seed for each chain and iteration."""
+    """Return a seed for each chain and iteration."""
     stream = np.random.SeedSequence(seed, spawn_key=(chain, iteration))
     return int(stream.generate_state(1, np.uint64)[0])
 

@@ -216,7 +216,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """How log weights of leaves make those of a tree of potentials.
+    """The arithmetic that makes log weights of a tree of potentials from those of its leaves.
 
     Attributes:
         code: the tree in postfix order: the number of a leaf (int), a power of what is before

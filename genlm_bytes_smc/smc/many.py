@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar, Unpack
 
@@ -224,30 +224,20 @@ def run_blocking(call: Coroutine[Any, Any, T]) -> T:
 
 
 def _in_thread(call: Coroutine[Any, Any, T]) -> T:
-    results: list[T] = []
-    errors: list[BaseException] = []
+    """Run a coroutine in a thread and a loop of its own, and cancel it if we are interrupted."""
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
 
     async def noted() -> T:
         running.append((asyncio.get_running_loop(), asyncio.current_task()))
         return await call
 
-    def work() -> None:
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(context.run, asyncio.run, noted())
         try:
-            results.append(asyncio.run(noted()))
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
-    thread.start()
-    try:
-        thread.join()
-    except BaseException:  # interrupted: stop the run, then say so
-        for loop, task in running:
-            if task is not None and not loop.is_closed():
-                loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
-    if errors:
-        raise errors[0]
-    return results[0]
+            return future.result()
+        except BaseException:
+            for loop, task in running:
+                if task is not None and not loop.is_closed():
+                    loop.call_soon_threadsafe(task.cancel)
+            raise

@@ -35,7 +35,7 @@ class Weights:
         self.log = log
 
     def __len__(self) -> int:
-        """Number of particles."""
+        """Return the number of particles."""
         return len(self.log)
 
     @cached_property

@@ -136,7 +136,7 @@ class TextSamples(Sequences):  # type: ignore[misc]
         }
 
     def __rich__(self) -> Group:
-        """A summary, and a table of the likeliest texts."""
+        """Return a summary, and a table of the likeliest texts."""
         table = Table()
         table.add_column("probability", justify="right")
         table.add_column("text")
@@ -223,7 +223,7 @@ class SMCResult(TextSamples):
 
     @property
     def complete(self) -> bool:
-        """Whether no particle would read on."""
+        """True if no particle would read on."""
         return not self.state.particles.active.any()
 
     # -- how good the estimate is ------------------------------------------------------

@@ -76,7 +76,7 @@ Outcome = SMCResult | AllParticlesDeadError
 
 
 class Pins(Protocol):
-    """What is prescribed to the first particle of each run (conditional SMC)."""
+    """Prescriptions for the first particle of each run (conditional SMC)."""
 
     def symbols(self, step: int) -> IntArray:
         """Return what it reads after `step` bytes, int64[R]."""
@@ -127,7 +127,7 @@ class Runs(NamedTuple):
 
     @property
     def over(self) -> bool:
-        """Whether no particle of any run reads on."""
+        """True once no particle of any run reads on."""
         return None not in self.outcomes
 
     def of(self, r: int) -> slice:

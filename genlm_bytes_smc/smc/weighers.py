@@ -31,13 +31,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from genlm.control.potential.base import Potential
 
-from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS, TABLES
+from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.factors import (
@@ -55,20 +55,6 @@ from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 Combine = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 Predicate = Callable[[bytes], Any]
 Schedule = Callable[[int], float]
-
-
-class Texts(NamedTuple):
-    """Distinct texts of some particles.
-
-    Attributes:
-        texts: M of them.
-        first: int64[M], a particle of each.
-        inverse: int64[A], the text of each of the particles.
-    """
-
-    texts: list[bytes]
-    first: IntArray
-    inverse: IntArray
 
 
 @dataclass(frozen=True)
@@ -93,13 +79,23 @@ class Reads:
         """Return the particles that have read and will read on, int64[A]."""
         return np.flatnonzero(particles.active & (self.lane_of >= 0))
 
-    def distinct(self, particles: Particles, which: IntArray) -> Texts:
-        """Return the distinct texts of the particles `which` int64[A], which have read."""
+    def distinct(
+        self, particles: Particles, which: IntArray
+    ) -> tuple[list[bytes], IntArray, IntArray]:
+        """Find the distinct texts of some particles that have read.
+
+        Args:
+            particles: after reading.
+            which: int64[A].
+
+        Returns:
+            M texts, a particle of each (int64[M]), and the text of each particle (int64[A]).
+        """
         codes = self.lane_of[which] * N_SYMBOLS + self.symbols[which]
         _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
         first = which[first]
         rows = zip(particles.text[first], particles.length[first].tolist(), strict=True)
-        return Texts([row[:k].tobytes() for row, k in rows], first, inverse)
+        return [row[:k].tobytes() for row, k in rows], first, inverse
 
 
 class Weigher(ABC):
@@ -134,57 +130,21 @@ class Ending(Weigher):
     async def weigh(self, particles: Particles, reads: Reads) -> Particles:
         """See `Weigher`."""
         going = reads.going(particles)
-        found = reads.distinct(particles, going)
-        stops = np.array([bool(self.when(t)) for t in found.texts], dtype=bool)
+        texts, _, inverse = reads.distinct(particles, going)
+        stops = np.array([bool(self.when(text)) for text in texts], dtype=bool)
         ended = particles.ended.copy()
-        ended[going] |= stops[found.inverse]
+        ended[going] |= stops[inverse]
         return particles._replace(ended=ended)
 
 
-class PredicateCritic(Potential):  # type: ignore[misc]
-    """A Python function of complete texts as a critic; prefixes weigh 1.
-
-    Args:
-        predicate: takes a whole text; returns whether it is admitted (anything that is true
-            or false), or a `float`: its log weight in nats.
-    """
-
-    def __init__(self, predicate: Predicate) -> None:
-        super().__init__(BYTES, tables=TABLES)
-        self.predicate = predicate
-
-    async def prefix(self, context: Sequence[bytes]) -> float:
-        """Return 0."""
-        return 0.0
-
-    async def complete(self, context: Sequence[bytes]) -> float:
-        """Return 0 or -inf for what is true or false, and a log weight as it is.
-
-        Raises:
-            TypeError: an integer, which could be meant either way.
-        """
-        said = self.predicate(b"".join(context))
-        if isinstance(said, float | np.floating):
-            return float(said)
-        if isinstance(said, int | np.integer) and not isinstance(said, bool):
-            raise TypeError(
-                f"{self!r} returned the integer {said}: return a bool, or a float (log weight)"
-            )
-        return 0.0 if said else -np.inf
-
-    def is_terminal_only(self) -> bool:
-        """Return True: prefixes weigh 1."""
-        return True
-
-    def __repr__(self) -> str:
-        return getattr(self.predicate, "__name__", None) or repr(self.predicate)
-
-
 class Critic(Weigher):
-    """A potential that multiplies the target, scored once a distinct text.
+    """A potential, or a function of complete texts, that multiplies the target.
+
+    It is scored once a distinct text.
 
     Args:
-        critic: a potential over bytes or a predicate of complete texts.
+        critic: a potential over bytes; or a function that returns whether a complete text is
+            admitted (anything that is true or false), or a `float`: its log weight in nats.
         twist: whether prefixes count before their text has ended.
 
     Raises:
@@ -192,19 +152,18 @@ class Critic(Weigher):
     """
 
     def __init__(self, critic: Any, twist: bool) -> None:
-        if not isinstance(critic, Potential):
-            if not callable(critic):
-                raise TypeError(
-                    "critic must be a Potential over bytes or a function of complete texts, "
-                    f"got {type(critic).__name__}"
-                )
-            critic = PredicateCritic(critic)
-        check_alphabet(critic)
-        self.potential = critic
-        # ours take whole texts; others want lists of tokens
-        self._takes_bytes = isinstance(critic, ByteConstraint | ByteLLM)
-        self.twist = twist and not critic.is_terminal_only()
-        self.name = f"critic {name_of(critic)}"
+        self.critic = critic
+        self.is_potential = isinstance(critic, Potential)
+        if self.is_potential:
+            check_alphabet(critic)
+        elif not callable(critic):
+            raise TypeError(
+                "critic must be a Potential over bytes or a function of complete texts, "
+                f"got {type(critic).__name__}"
+            )
+        self.twist = twist and self.is_potential and not critic.is_terminal_only()
+        shown = None if self.is_potential else getattr(critic, "__name__", None)
+        self.name = f"critic {shown or name_of(critic)}"
 
     async def weigh(self, particles: Particles, reads: Reads) -> Particles:
         """See `Weigher`.
@@ -216,31 +175,55 @@ class Critic(Weigher):
         which = np.flatnonzero(judged)
         if len(which) == 0:
             return particles
-        found = reads.distinct(particles, which)
-        scores = await self._scores(found.texts, particles.ended[found.first])
-        score = scores[found.inverse]
+        texts, first, inverse = reads.distinct(particles, which)
+        score = (await self._scores(texts, particles.ended[first]))[inverse]
         log_weights, twist = particles.log_weights.copy(), particles.twist.copy()
         log_weights[which] += score
         twist[which] = np.where(particles.ended[which] | (score == -np.inf), 0.0, score)
         return particles._replace(log_weights=log_weights, twist=twist)
 
     async def _scores(self, texts: list[bytes], ended: BoolArray) -> FloatArray:
-        """Return log weights of whole texts and of prefixes, float64[m], nats."""
+        """Return log weights of whole texts and of prefixes, float64[M], nats."""
         out = np.empty(len(texts))
         for complete in (True, False):
             which = np.flatnonzero(ended == complete)
             if len(which):
-                contexts: list[Any] = [texts[i] for i in which]
-                if not self._takes_bytes:
-                    contexts = [[BYTES[b] for b in text] for text in contexts]
-                of = self.potential.batch_complete if complete else self.potential.batch_prefix
-                out[which] = _as_numpy(await of(contexts), len(which), self.name)
+                out[which] = await self._weights([texts[i] for i in which], complete)
         bad = np.flatnonzero(np.isnan(out) | (out == np.inf))
         if len(bad):
             i = int(bad[0])
             kind = "whole text" if ended[i] else "prefix"
             raise BadWeightError(f"{self.name} gave {out[i]} for the {kind} {texts[i]!r}")
         return out
+
+    async def _weights(self, texts: list[bytes], complete: bool) -> FloatArray:
+        """Return log weights of texts, all whole or all prefixes, float64[len(texts)], nats."""
+        if not self.is_potential:
+            return np.array([self._admitted(text) for text in texts])
+        # ours take whole texts; others want lists of tokens
+        ours = isinstance(self.critic, ByteConstraint | ByteLLM)
+        score = self.critic.batch_complete if complete else self.critic.batch_prefix
+        weights = await score(texts if ours else contexts_of(texts))
+        array = weights.detach().cpu().numpy() if torch.is_tensor(weights) else np.asarray(weights)
+        if array.shape != (len(texts),):
+            shape = f"of shape {array.shape} for {len(texts)} texts"
+            raise ValueError(f"{self.name} gave weights {shape}")
+        return array.astype(np.float64)
+
+    def _admitted(self, text: bytes) -> float:
+        """Return 0 or -inf for what the function says is true or false, and a float as it is.
+
+        Raises:
+            TypeError: it returned an integer, which could be meant either way.
+        """
+        said = self.critic(text)
+        if isinstance(said, float | np.floating):
+            return float(said)
+        if isinstance(said, int | np.integer) and not isinstance(said, bool):
+            raise TypeError(
+                f"{self.name} returned the integer {said}: return a bool, or a float (log weight)"
+            )
+        return 0.0 if said else -np.inf
 
 
 class AheadLanes(Lanes):
@@ -355,13 +338,16 @@ class Tempering(Weigher):
 
     async def _soft_weight(self, particles: Particles, reads: Reads, going: IntArray) -> FloatArray:
         """Return the log prefix weight of the soft factors, float64[len(going)], nats."""
-        found = reads.distinct(particles, going)
-        score = np.zeros(len(found.texts))
-        contexts = [[BYTES[b] for b in text] for text in found.texts]
+        texts, _, inverse = reads.distinct(particles, going)
+        score = np.zeros(len(texts))
         for factor in self.soft:
-            score += np.asarray(await factor.batch_prefix(contexts), dtype=np.float64)
-        out: FloatArray = score[found.inverse]
-        return out
+            score += np.asarray(await factor.batch_prefix(contexts_of(texts)), dtype=np.float64)
+        return np.asarray(score[inverse])
+
+
+def contexts_of(texts: Sequence[bytes]) -> list[list[bytes]]:
+    """Return texts as lists of one-byte tokens."""
+    return [[BYTES[b] for b in text] for text in texts]
 
 
 def _twisted(particles: Particles, going: IntArray, twist: FloatArray) -> Particles:
@@ -402,10 +388,3 @@ def schedule_of(tempering: Any) -> Schedule | None:
     if not (math.isfinite(tempering) and tempering > 0):
         raise ValueError(f"tempering must be a positive number of bytes, got {tempering}")
     return lambda t: min(1.0, t / tempering)
-
-
-def _as_numpy(weights: Any, n: int, name: str) -> FloatArray:
-    array = weights.detach().cpu().numpy() if torch.is_tensor(weights) else np.asarray(weights)
-    if array.shape != (n,):
-        raise ValueError(f"{name} gave weights of shape {array.shape} for {n} texts")
-    return array.astype(np.float64)
