@@ -6,11 +6,26 @@ result = await smc(byte_llm * ByteRegex(r"[a-z]+@[a-z]+[.]com"), n_particles=32,
 print(result)
 
 The package can itself be called like the function, so `from genlm_bytes_smc import smc` will do.
+
+Here belongs what happens to particles; models, constraints and look-aheads only give it
+`factors.Lanes`. Begin at `loop.step`. Each file imports only files above it in this list:
+
+    resampling, particles     arrays: which particles go on; the particles and their weights
+    files, result             states as JSON; what a run returns
+    factors, weighers         what proposes and weighs a byte; what changes weights after it
+    plan, frontier            checked settings; the distinct texts of all particles
+    reading, diagnostics      one symbol in every particle; what is noted of it
+    runs, rejuvenation        R runs and their errors; Metropolis-Hastings moves
+    loop                      `smc`, `run`, `step`
+    many, conditional         several runs, runs without an event loop; Markov chains
+
+The schemes, the weighers and the moves can be changed one by one, each has its oracle in
+`tests/smc`. The order of random draws (`loop.step`) may not: seeded runs are to stay what they
+are, and a batch of runs equals its single runs digit by digit.
 """
 
 import sys
 from types import ModuleType
-from typing import Any
 
 from genlm_bytes_smc.smc.conditional import (
     Chains,
@@ -57,11 +72,14 @@ __all__ = [
 
 
 class _Callable(ModuleType):
-    """This package as what `from genlm_bytes_smc import smc` is taken for."""
+    """This package as the function of the same name.
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See the function `smc`."""
-        return smc(*args, **kwargs)
+    `from genlm_bytes_smc import smc` gives the package, as importing it makes it an attribute of
+    its parent, whatever that had under the name. So that it can be called like the function, and
+    `from genlm_bytes_smc.smc import ...` still finds a package, its module needs a class that can.
+    """
+
+    __call__ = staticmethod(smc)
 
 
 sys.modules[__name__].__class__ = _Callable

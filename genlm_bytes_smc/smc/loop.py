@@ -204,7 +204,8 @@ async def run(
                 on_step(runs.state(0))
             show(runs.histories[0][-1])
     outcomes = [outcome for outcome in runs.outcomes if outcome is not None]
-    _warn_uncovered(max(SMCResult(outcome.state).uncovered for outcome in outcomes))
+    results = [outcome for outcome in outcomes if isinstance(outcome, SMCResult)]
+    _warn_uncovered(max([result.uncovered for result in results], default=0.0))
     return outcomes
 
 
@@ -227,10 +228,9 @@ async def begin(plans: Sequence[Plan], pins: Pins | None = None) -> Runs:
         runs = Runs(
             plans, state.particles, frontier, state.step, state.start, histories, nobody, pins
         )
-        if plan.resume is None and not plan.share_beams:
+        if plan.resume is None:
             rngs = [generator(p.seed, 0, SALT_STREAM) for p in plans]
-            salted = runs.particles.salted(runs.salts(rngs, runs.size, 0))
-            runs = runs._replace(particles=salted)
+            runs = runs._replace(particles=runs.salted(runs.particles, rngs, 0))
         seeds = [p.beam_seed for p in plans]
         runs = runs._replace(frontier=await Frontier.start(plan, runs.particles, seeds))
     if runs.particles.active.any():
@@ -272,30 +272,38 @@ async def step(runs: Runs) -> Runs:
     """
     plan, rngs = runs.plans[0], runs.generators()
     with breakdowns(runs.states):
-        clock = Clock(runs.frontier.engines)
-        wide = runs.widened()
+        clock, wide = Clock(runs.frontier.engines), runs.widened()
         uniform = np.concatenate([_uniform(rng, wide.size) for rng in rngs])
         read = await advance(plan, wide.particles, wide.frontier, runs.step, uniform, wide.forced())
         weights = [Weights(w) for w in read.particles.log_weights.reshape(len(rngs), -1)]
         infos = observe(plan, wide.particles, runs.step, read, weights)
         chosen = await _select(wide, read.particles, weights, infos, rngs)
-        particles = chosen.particles
-        if not plan.share_beams:
-            n = len(particles.length) // len(rngs)
-            particles = particles.salted(runs.salts(rngs, n, runs.step + 1))
+        particles = runs.salted(chosen.particles, rngs, runs.step + 1)
         frontier = moved(read.after, particles, chosen.places)
-        if plan.rejuvenate is not None and chosen.ancestors:
-            rng = generator(plan.seed, runs.step + 1, MOVE_STREAM)
-            particles, frontier, n_moved = await rejuvenate(
-                plan, plan.rejuvenate, particles, frontier, runs.step + 1, rng
-            )
-            infos[0] = infos[0]._replace(moved=n_moved)
-        cost = clock.read()
-        infos = [
-            info._replace(ancestors=chosen.ancestors.get(r), **cost) for r, info in enumerate(infos)
-        ]
         after = runs._replace(particles=particles, frontier=frontier, step=runs.step + 1)
+        notes: dict[str, Any] = {"moved": None}
+        if plan.rejuvenate is not None and chosen.ancestors:
+            after, notes["moved"] = await _rejuvenated(after, plan.rejuvenate)
+        notes |= clock.read()
+        infos = [
+            info._replace(ancestors=chosen.ancestors.get(r), **notes)
+            for r, info in enumerate(infos)
+        ]
         return noted(runs, wide, read.particles, after, infos)
+
+
+async def _rejuvenated(runs: Runs, suffix: Suffix) -> tuple[Runs, int]:
+    """Return the one run with its particles moved, and how many have another text."""
+    plan = runs.plans[0]
+    particles, frontier, changed = await rejuvenate(
+        plan,
+        suffix,
+        runs.particles,
+        runs.frontier,
+        runs.step,
+        generator(plan.seed, runs.step, MOVE_STREAM),
+    )
+    return runs._replace(particles=particles, frontier=frontier), changed
 
 
 class _Chosen(NamedTuple):

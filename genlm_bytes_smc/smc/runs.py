@@ -171,15 +171,19 @@ class Runs(NamedTuple):
         runs = zip(self.plans, self.outcomes, strict=True)
         return [generator(p.seed, self.step) if out is None else None for p, out in runs]
 
-    def salts(self, rngs: Sequence[np.random.Generator | None], n: int, step: int) -> SaltArray:
-        """Return keys of the beams' draws after `step` symbols for n particles a run."""
-        salt = np.zeros((len(rngs), n), dtype=np.uint64)
+    def salted(
+        self, particles: Particles, rngs: Sequence[np.random.Generator | None], step: int
+    ) -> Particles:
+        """Give particles that have beams of their own keys of the draws after `step` symbols."""
+        if self.plan.share_beams:
+            return particles
+        salt = np.zeros((len(rngs), len(particles.length) // len(rngs)), dtype=np.uint64)
         for r, rng in enumerate(rngs):
             if rng is not None:
-                salt[r] = rng.integers(0, 2**64, size=n, dtype=np.uint64)
+                salt[r] = rng.integers(0, 2**64, size=salt.shape[1], dtype=np.uint64)
         if self.pins is not None:
             salt[:, 0] = self.pins.salts(step)
-        return salt.ravel()
+        return particles.salted(salt.ravel())
 
     def forced(self) -> IntArray | None:
         """Return the symbols that are prescribed, int64[R N], -1 where none is."""
