@@ -63,28 +63,26 @@ def observe(
         read: what was read.
         weights: of the particles after reading, one a run.
     """
-    particles, runs = read.particles, len(weights)
-    size = len(particles.length) // runs
-    dead, forced = particles.dead, step == plan.max_bytes
+    particles, size = read.particles, len(weights[0].log)
+    active, dead, forced = particles.active, particles.dead, step == plan.max_bytes
     died = dead & ~before.dead
     lethal = _kills(read.rows, forced) if died.any() else None
-    lanes, hidden = _lanes_of_runs(read, runs)
-    columns = [x.reshape(runs, -1) for x in (particles.active, particles.ended & ~dead, dead)]
-    counts = zip(*[column.sum(axis=1).tolist() for column in columns], strict=True)
+    lanes, hidden = _lanes_of_runs(read, len(weights))
     out = []
-    for r, (active, ended, gone) in enumerate(counts):
+    for r, weight in enumerate(weights):
         mine = slice(r * size, (r + 1) * size)
+        n_active, n_dead = int(np.count_nonzero(active[mine])), int(np.count_nonzero(dead[mine]))
         out.append(
             StepInfo(
                 step=step,
-                ess=weights[r].ess,
-                log_ml=weights[r].log_mean,
-                active=active,
-                ended=ended,
-                dead=gone,
+                ess=weight.ess,
+                log_ml=weight.log_mean,
+                active=n_active,
+                ended=size - n_active - n_dead,
+                dead=n_dead,
                 lanes=lanes[r],
                 forced=forced,
-                deaths=_causes(plan, lethal, read, died, mine),
+                deaths=_causes(plan, lethal, read, died, mine) if lethal is not None else (),
                 uncovered=hidden[r],
                 symbols=read.symbols[mine].astype(np.int16) if plan.record else None,
                 log_weights=particles.log_weights[mine].copy() if plan.record else None,
@@ -97,7 +95,7 @@ def _lanes_of_runs(read: Advance, runs: int) -> tuple[list[int], list[float]]:
     """Return for each run the number of its lanes, and the largest share of a row of theirs
     that the proposal excludes."""
     lane_of, size = read.before.lane_of, max(read.before.size, 1)
-    share = uncovered(read.rows)
+    share = None if read.rows.proposal is None else uncovered(read.rows)
     if runs == 1:
         return [read.before.size], [0.0 if share is None else float(share.max(initial=0.0))]
     run = np.repeat(np.arange(runs), len(lane_of) // runs)
@@ -130,18 +128,18 @@ def _kills(rows: Rows, forced: bool) -> BoolArray:
 
 
 def _causes(
-    plan: Plan, lethal: BoolArray | None, read: Advance, died: BoolArray, mine: slice
+    plan: Plan, lethal: BoolArray, read: Advance, died: BoolArray, mine: slice
 ) -> tuple[tuple[str, int], ...]:
     """Return, for each factor that gave weight zero, how many particles of a run it killed.
 
     Args:
         plan: of the run.
-        lethal: see `_kills`; None if nobody died.
+        lethal: see `_kills`.
         read: what was read.
         died: bool[R N], the particles that died of it.
         mine: those of the run.
     """
-    if lethal is None or not died[mine].any():
+    if not died[mine].any():
         return ()
     gone = np.arange(mine.start, mine.stop)[died[mine]]
     by_rows = gone[read.log_weights[gone] == -np.inf]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import N_SYMBOLS
@@ -107,13 +108,13 @@ class Frontier(NamedTuple):
             than its row, float64[N], nats (0 for the others); None if by nothing.
         """
         lane_of = np.full(len(going), -1, dtype=np.int64)
-        codes = self.lane_of[going] * N_SYMBOLS + symbols[going]
-        codes, lane_of[going] = np.unique(codes, return_inverse=True)
-        if not len(codes):
+        at = np.flatnonzero(going)
+        if not len(at):
             return self._replace(lanes=(), lane_of=lane_of, size=0), None
-        parents, read = codes // N_SYMBOLS, codes % N_SYMBOLS
+        codes, lane_of[at] = _distinct(self.lane_of[at] * N_SYMBOLS + symbols[at])
+        parents, read = np.divmod(codes, N_SYMBOLS)
         before = self.lanes
-        if len(parents) != self.size or not bool((parents[1:] > parents[:-1]).all()):
+        if len(parents) != self.size or (parents[1:] == parents[:-1]).any():
             before = [factor.gather(parents) for factor in before]
         lanes, weights, revised = list[Lanes](), list[FloatArray | None](), False
         for factor in before:
@@ -159,16 +160,17 @@ class Frontier(NamedTuple):
             lane_of: int64[N], -1 for a particle that reads no more.
             salt: uint64[N], keys of the next draws of the beams, if each particle has its own.
         """
-        reads = lane_of >= 0
+        at = np.flatnonzero(lane_of >= 0)
+        after = np.full(len(lane_of), -1, dtype=np.int64)
         if salt is None:
-            used, inverse = np.unique(lane_of[reads], return_inverse=True)
+            used, after[at] = _distinct(lane_of[at])
             if len(used) == self.size:
                 return self._replace(lane_of=lane_of)
         else:
-            first, inverse = _distinct(lane_of[reads], salt[reads])
-            used, salt = lane_of[reads][first], salt[reads][first]
-        after = np.full(len(reads), -1, dtype=np.int64)
-        after[reads] = inverse
+            values, number = _distinct(salt[at])
+            pairs, after[at] = _distinct(lane_of[at] * len(values) + number)
+            used, number = np.divmod(pairs, max(len(values), 1))
+            salt = values[number]
         lanes: list[Lanes] = []
         if len(used):
             lanes = [factor.gather(used) for factor in self.lanes]
@@ -186,12 +188,15 @@ async def _first(plan: Plan, leaf: Any, n: int) -> Lanes:
     return one if n == 1 else one.gather(np.zeros(n, dtype=np.int64))
 
 
-def _distinct(lane_of: IntArray, salt: SaltArray) -> tuple[IntArray, IntArray]:
-    """Return the first place of each distinct pair, sorted, and the number of each pair."""
-    order = np.lexsort([salt, lane_of])
-    lanes, salts = lane_of[order], salt[order]
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (lanes[1:] != lanes[:-1]) | (salts[1:] != salts[:-1])
-    inverse = np.empty(len(order), dtype=np.int64)
-    inverse[order] = np.cumsum(new) - 1
-    return order[new], inverse
+def _distinct(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], IntArray]:
+    """Return the distinct values, ascending, and the place of each value among them.
+
+    This is `np.unique`, at half its time for the few values of a step.
+    """
+    order = values.argsort()
+    ascending = values[order]
+    new = np.ones(len(values), dtype=bool)
+    np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
+    inverse = np.empty(len(values), dtype=np.int64)
+    inverse[order] = new.cumsum() - 1
+    return ascending[new], inverse

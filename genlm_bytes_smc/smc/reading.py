@@ -26,7 +26,8 @@ class Advance(NamedTuple):
     """One symbol more in every particle.
 
     Attributes:
-        before, after: the frontier then and now.
+        before, after: the frontier then, and at the texts of those that are still active (lanes
+            of others that weighers ended or killed are there still).
         rows: what the symbols were drawn from.
         symbols: int64[N], -1 for a particle that read nothing.
         log_weights: float64[N], what target and proposal make of them, nats.
@@ -68,10 +69,13 @@ async def advance(
     after, revision = await frontier.step(rows, symbols, going)
     if revision is not None:
         log_weights = log_weights + revision
+        after = after.on(np.where(log_weights > -np.inf, after.lane_of, -1))
     particles = particles.untwisted().read(symbols, log_weights)
-    reads = Reads(step + 1, frontier.lane_of, symbols, rows, frontier.lanes)
-    for weigher in plan.weighers:
-        particles = await weigher.weigh(particles, reads)
+    if plan.weighers:
+        reads = Reads(step + 1, frontier.lane_of, symbols, rows, frontier.lanes)
+        for weigher in plan.weighers:
+            particles = await weigher.weigh(particles, reads)
+        after = after._replace(lane_of=np.where(particles.active, after.lane_of, -1))
     return Advance(frontier, after, rows, symbols, log_weights, particles)
 
 
@@ -200,19 +204,18 @@ async def replay(
 
 
 def moved(frontier: Frontier, particles: Particles, ancestors: IntArray | None = None) -> Frontier:
-    """Return the frontier after reading with the lanes of the particles that are still active.
+    """Return the frontier after reading at the particles that go on.
 
     Args:
         frontier: after reading.
-        particles: after weighing and resampling, with salts for the beams' next draws if they
-            have any.
+        particles: after resampling, with salts for the beams' next draws if they have any.
         ancestors: int64[N], the particle whose lane each takes (None: its own).
     """
     lane_of = frontier.lane_of if ancestors is None else frontier.lane_of[ancestors]
-    lane_of = np.where(particles.active, lane_of, -1)
     if particles.salt is not None:
         return frontier.on(lane_of, particles.salt[:, -1])
-    return frontier if np.array_equal(lane_of, frontier.lane_of) else frontier.on(lane_of)
+    every = ancestors is None and not frontier.plan.weighers
+    return frontier if every else frontier.on(lane_of)
 
 
 def _bad_rows(plan: Plan, particles: Particles, frontier: Frontier, rows: Rows) -> BadWeightError:
