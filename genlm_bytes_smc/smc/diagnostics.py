@@ -95,7 +95,8 @@ def _lanes_of_runs(read: Advance, runs: int) -> tuple[list[int], list[float]]:
     """Return for each run the number of its lanes, and the largest share of a row of theirs
     that the proposal excludes."""
     lane_of, size = read.before.lane_of, max(read.before.size, 1)
-    share = None if read.rows.proposal is None else uncovered(read.rows)
+    _, target, proposal = read.rows
+    share = None if proposal is None else uncovered(target, proposal)
     if runs == 1:
         return [read.before.size], [0.0 if share is None else float(share.max(initial=0.0))]
     run = np.repeat(np.arange(runs), len(lane_of) // runs)
@@ -106,16 +107,17 @@ def _lanes_of_runs(read: Advance, runs: int) -> tuple[list[int], list[float]]:
     return np.bincount(codes // size, minlength=runs).tolist(), hidden.tolist()
 
 
-def uncovered(rows: Rows) -> FloatArray | None:
-    """Return the share of each target row on symbols that the proposal gives weight zero.
+def uncovered(target: torch.Tensor, proposal: torch.Tensor) -> FloatArray:
+    """Return the share of each target row on symbols that the proposal's row excludes.
+
+    Args:
+        target, proposal: float64[D, 257], log weights in nats.
 
     Returns:
-        float64[D]; None without a proposal: there is no such symbol.
+        float64[D].
     """
-    if rows.proposal is None:
-        return None
-    hidden = rows.target.masked_fill(~torch.isneginf(rows.proposal), -torch.inf)
-    share = torch.logsumexp(hidden, 1) - torch.logsumexp(rows.target, 1)
+    hidden = target.masked_fill(~torch.isneginf(proposal), -torch.inf)
+    share = torch.logsumexp(hidden, 1) - torch.logsumexp(target, 1)
     out: FloatArray = torch.exp(share).nan_to_num(0.0).cpu().numpy()
     return out
 
