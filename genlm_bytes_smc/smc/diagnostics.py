@@ -18,7 +18,6 @@ from rich.errors import LiveError
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.smc.factors import Rows
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, StepInfo, Weights
-from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.reading import Advance
 from genlm_bytes_smc.smc.resampling import FloatArray
 
@@ -52,18 +51,17 @@ class Clock:
 
 
 def observe(
-    plan: Plan, before: Particles, step: int, read: Advance, weights: Sequence[Weights]
+    before: Particles, step: int, read: Advance, weights: Sequence[Weights]
 ) -> list[StepInfo]:
     """Return the record of a step of each run; its cost and ancestors come later.
 
     Args:
-        plan: of the runs.
         before: the particles before reading, those of R runs one after the other.
         step: how many bytes active particles had read.
         read: what was read.
         weights: of the particles after reading, one a run.
     """
-    particles, size = read.particles, len(weights[0].log)
+    plan, particles, size = read.before.plan, read.particles, len(weights[0].log)
     active, dead, forced = particles.active, particles.dead, step == plan.max_bytes
     died = dead & ~before.dead
     lethal = _kills(read.rows, forced) if died.any() else None
@@ -82,7 +80,7 @@ def observe(
                 dead=n_dead,
                 lanes=lanes[r],
                 forced=forced,
-                deaths=_causes(plan, lethal, read, died, mine) if lethal is not None else (),
+                deaths=_causes(lethal, read, died, mine) if lethal is not None else (),
                 uncovered=hidden[r],
                 symbols=read.symbols[mine].astype(np.int16) if plan.record else None,
                 log_weights=particles.log_weights[mine].copy() if plan.record else None,
@@ -130,12 +128,11 @@ def _kills(rows: Rows, forced: bool) -> BoolArray:
 
 
 def _causes(
-    plan: Plan, lethal: BoolArray, read: Advance, died: BoolArray, mine: slice
+    lethal: BoolArray, read: Advance, died: BoolArray, mine: slice
 ) -> tuple[tuple[str, int], ...]:
     """Return, for each factor that gave weight zero, how many particles of a run it killed.
 
     Args:
-        plan: of the run.
         lethal: see `_kills`.
         read: what was read.
         died: bool[R N], the particles that died of it.
@@ -143,6 +140,7 @@ def _causes(
     """
     if not died[mine].any():
         return ()
+    plan = read.before.plan
     gone = np.arange(mine.start, mine.stop)[died[mine]]
     by_rows = gone[read.log_weights[gone] == -np.inf]
     count: dict[str, int] = {}

@@ -274,36 +274,23 @@ async def step(runs: Runs) -> Runs:
     with breakdowns(runs.states):
         clock, wide = Clock(runs.frontier.engines), runs.widened()
         uniform = np.concatenate([_uniform(rng, wide.size) for rng in rngs])
-        read = await advance(plan, wide.particles, wide.frontier, runs.step, uniform, wide.forced())
+        read = await advance(wide.particles, wide.frontier, runs.step, uniform, wide.forced())
         weights = [Weights(w) for w in read.particles.log_weights.reshape(len(rngs), -1)]
-        infos = observe(plan, wide.particles, runs.step, read, weights)
+        infos = observe(wide.particles, runs.step, read, weights)
         chosen = await _select(wide, read.particles, weights, infos, rngs)
         particles = runs.salted(chosen.particles, rngs, runs.step + 1)
         frontier = moved(read.after, particles, chosen.places)
         after = runs._replace(particles=particles, frontier=frontier, step=runs.step + 1)
         notes: dict[str, Any] = {"moved": None}
         if plan.rejuvenate is not None and chosen.ancestors:
-            after, notes["moved"] = await _rejuvenated(after, plan.rejuvenate)
+            rng = generator(plan.seed, after.step, MOVE_STREAM)
+            particles, frontier, notes["moved"] = await rejuvenate(
+                particles, frontier, after.step, rng
+            )
+            after = after._replace(particles=particles, frontier=frontier)
         notes |= clock.read()
-        infos = [
-            info._replace(ancestors=chosen.ancestors.get(r), **notes)
-            for r, info in enumerate(infos)
-        ]
-        return noted(runs, wide, read.particles, after, infos)
-
-
-async def _rejuvenated(runs: Runs, suffix: Suffix) -> tuple[Runs, int]:
-    """Return the one run with its particles moved, and how many have another text."""
-    plan = runs.plans[0]
-    particles, frontier, changed = await rejuvenate(
-        plan,
-        suffix,
-        runs.particles,
-        runs.frontier,
-        runs.step,
-        generator(plan.seed, runs.step, MOVE_STREAM),
-    )
-    return runs._replace(particles=particles, frontier=frontier), changed
+        infos = [info._replace(**notes) for info in infos]
+        return noted(runs, wide, read.particles, after, infos, chosen.ancestors)
 
 
 class _Chosen(NamedTuple):

@@ -43,7 +43,6 @@ class Advance(NamedTuple):
 
 
 async def advance(
-    plan: Plan,
     particles: Particles,
     frontier: Frontier,
     step: int,
@@ -55,7 +54,6 @@ async def advance(
     """Read and weigh one symbol in every active particle.
 
     Args:
-        plan: of the run.
         particles: N of them; the active ones have read `step` bytes.
         frontier: at their texts.
         step: how many bytes.
@@ -63,24 +61,23 @@ async def advance(
         forced: int64[N], what to read instead of drawing it, -1 where to draw.
         score: weigh what is forced by the target's rows alone, not by target / proposal.
     """
-    rows = await frontier.rows()
-    symbols, log_weights = _propose(plan, particles, frontier, step, rows, uniform, forced, score)
+    rows, weighers = await frontier.rows(), frontier.plan.weighers
+    symbols, log_weights = _propose(particles, frontier, step, rows, uniform, forced, score)
     going = (symbols >= 0) & (symbols != EOS_COLUMN) & (log_weights > -np.inf)
     after, revision = await frontier.step(rows, symbols, going)
     if revision is not None:
         log_weights = log_weights + revision
         after = after.on(np.where(log_weights > -np.inf, after.lane_of, -1))
     particles = particles.untwisted().read(symbols, log_weights)
-    if plan.weighers:
+    if weighers:
         reads = Reads(step + 1, frontier.lane_of, symbols, rows, frontier.lanes)
-        for weigher in plan.weighers:
+        for weigher in weighers:
             particles = await weigher.weigh(particles, reads)
         after = after._replace(lane_of=np.where(particles.active, after.lane_of, -1))
     return Advance(frontier, after, rows, symbols, log_weights, particles)
 
 
 def _propose(
-    plan: Plan,
     particles: Particles,
     frontier: Frontier,
     step: int,
@@ -95,7 +92,7 @@ def _propose(
     lanes = frontier.lane_of[at]
     symbols = np.full(len(frontier.lane_of), NO_SYMBOL, dtype=np.int64)
     log_weights = np.zeros(len(frontier.lane_of))
-    if step == plan.max_bytes:
+    if step == frontier.plan.max_bytes:
         symbols[at] = EOS_COLUMN
         log_weights[at] = rows.target[:, EOS_COLUMN].cpu().numpy()[lanes]
     elif score and forced is not None:
@@ -105,7 +102,7 @@ def _propose(
         given = () if forced is None else (forced[at],)
         symbols[at], log_weights[at] = draw(rows, lanes, uniform[at], *given)
     if np.isnan(log_weights).any() or log_weights.max(initial=0.0) == np.inf:
-        raise _bad_rows(plan, particles, frontier, rows)
+        raise _bad_rows(particles, frontier, rows)
     return symbols, log_weights
 
 
@@ -196,7 +193,7 @@ async def replay(
         if uniform is None and not particles.active.any():
             break
         numbers = none if uniform is None else uniform(step)
-        read = await advance(plan, particles, frontier, step, numbers, forced(step), score=score)
+        read = await advance(particles, frontier, step, numbers, forced(step), score=score)
         count += frontier.lane_of >= 0
         particles = read.particles if salt is None else read.particles.salted(salt(step + 1))
         frontier = moved(read.after, particles)
@@ -218,9 +215,12 @@ def moved(frontier: Frontier, particles: Particles, ancestors: IntArray | None =
     return frontier if every else frontier.on(lane_of)
 
 
-def _bad_rows(plan: Plan, particles: Particles, frontier: Frontier, rows: Rows) -> BadWeightError:
+def _bad_rows(particles: Particles, frontier: Frontier, rows: Rows) -> BadWeightError:
     """Return the error for rows with NaN or +inf; it names the first factor that has one."""
-    named = [*zip(plan.names, rows.blocks, strict=True), ("the target as a whole", rows.target)]
+    named = [
+        *zip(frontier.plan.names, rows.blocks, strict=True),
+        ("the target as a whole", rows.target),
+    ]
     for name, block in named:
         bad = (block.isnan() | block.isposinf()).cpu().numpy()
         if bad.any():

@@ -32,18 +32,11 @@ from genlm_bytes_smc.smc.resampling import FloatArray, IntArray, Suffix
 
 
 async def rejuvenate(
-    plan: Plan,
-    suffix: Suffix,
-    particles: Particles,
-    frontier: Frontier,
-    step: int,
-    rng: np.random.Generator,
+    particles: Particles, frontier: Frontier, step: int, rng: np.random.Generator
 ) -> tuple[Particles, Frontier, int]:
-    """Move every particle `suffix.sweeps` times.
+    """Move every particle as often as `Plan.rejuvenate` says.
 
     Args:
-        plan: of the run.
-        suffix: the move.
         particles: the active ones have read `step` bytes.
         frontier: at their texts.
         step: how many bytes.
@@ -53,24 +46,19 @@ async def rejuvenate(
         Particles and frontier as they are then, and how many changed their text (once a
         sweep).
     """
-    moved = 0
-    for _ in range(suffix.sweeps):
-        particles, frontier, changed = await _sweep(plan, suffix, particles, frontier, step, rng)
+    suffix, moved = frontier.plan.rejuvenate, 0
+    for _ in range(0 if suffix is None else suffix.sweeps):
+        particles, frontier, changed = await _sweep(particles, frontier, step, rng)
         moved += changed
     return particles, frontier, moved
 
 
 async def _sweep(
-    plan: Plan,
-    suffix: Suffix,
-    old: Particles,
-    frontier: Frontier,
-    step: int,
-    rng: np.random.Generator,
+    old: Particles, frontier: Frontier, step: int, rng: np.random.Generator
 ) -> tuple[Particles, Frontier, int]:
     """Move every particle once."""
-    alive = np.flatnonzero(~old.dead)
-    if step == 0 or not len(alive):
+    alive, plan, suffix = np.flatnonzero(~old.dead), frontier.plan, frontier.plan.rejuvenate
+    if step == 0 or not len(alive) or suffix is None:
         return old, frontier, 0
     count = _symbols_read(plan, old)
     window = np.minimum(count, suffix.longest or step + 1)

@@ -194,7 +194,14 @@ class Runs(NamedTuple):
         return forced.ravel()
 
 
-def noted(runs: Runs, wide: Runs, read: Particles, after: Runs, infos: Sequence[StepInfo]) -> Runs:
+def noted(
+    runs: Runs,
+    wide: Runs,
+    read: Particles,
+    after: Runs,
+    infos: Sequence[StepInfo],
+    ancestors: Mapping[int, IntArray],
+) -> Runs:
     """Return the runs after a step with what was noted, and outcomes of those that are over.
 
     Args:
@@ -203,12 +210,13 @@ def noted(runs: Runs, wide: Runs, read: Particles, after: Runs, infos: Sequence[
         read: the particles after reading and before resampling.
         after: after the step.
         infos: of the step, one a run.
+        ancestors: int64[N], of each run that was resampled.
     """
     going = np.asarray(after.particles.active.reshape(len(infos), -1).any(axis=1))
     histories, outcomes = list(runs.histories), list(runs.outcomes)
     for r, info in enumerate(infos):
         if outcomes[r] is None:
-            histories[r] = (*histories[r], info)
+            histories[r] = (*histories[r], info._replace(ancestors=ancestors.get(r)))
     after = after._replace(histories=histories)
     for r, info in enumerate(infos):
         if outcomes[r] is not None or going[r]:

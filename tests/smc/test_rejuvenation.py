@@ -57,13 +57,11 @@ def particles_at(states):
 
 async def moved(target, states, suffix, **options):
     """The states after `suffix` has moved them, and how many moved."""
-    plan = make_plan(target, len(states), 0.5, LONGEST, **options)
+    plan = make_plan(target, len(states), 0.5, LONGEST, rejuvenate=suffix, **options)
     particles = particles_at(states)
     frontier = await Frontier.start(plan, particles, [plan.beam_seed])
     rng = np.random.default_rng(7)
-    particles, frontier, n = await rejuvenation.rejuvenate(
-        plan, suffix, particles, frontier, STEP, rng
-    )
+    particles, frontier, n = await rejuvenation.rejuvenate(particles, frontier, STEP, rng)
     texts = particles.texts()
     lanes = frontier.lane_of.tolist()
     going = {(lane, text) for lane, text in zip(lanes, texts, strict=True) if lane >= 0}
