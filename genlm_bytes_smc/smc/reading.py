@@ -101,7 +101,7 @@ def _propose(
     else:
         given = () if forced is None else (forced[at],)
         symbols[at], log_weights[at] = draw(rows, lanes, uniform[at], *given)
-    if np.isnan(log_weights).any() or log_weights.max(initial=0.0) == np.inf:
+    if not (log_weights < np.inf).all():  # nor is NaN
         raise _bad_rows(particles, frontier, rows)
     return symbols, log_weights
 
