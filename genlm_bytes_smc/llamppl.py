@@ -47,7 +47,7 @@ _SYMBOLS: list[Any] = [*BYTES, EOS]
 
 
 class ByteContext:
-    """A text in the making, inside a llamppl program.
+    """A text that a llamppl program is writing.
 
     It knows the bytes read so far and what has been ruled out for the next one. Both change
     by sampling, observing or intervening on `next_byte()` and `mask_dist(...)`. A symbol is a
@@ -77,7 +77,7 @@ class ByteContext:
         *,
         rng: np.random.Generator | None = None,
     ) -> Self:
-        """A context that has read nothing after the prompt; the prompt is read now.
+        """Make a context that has read nothing after the prompt; the prompt is read now.
 
         Args:
             llm: the byte-level model.
@@ -97,12 +97,13 @@ class ByteContext:
     # -- distributions -----------------------------------------------------------------
 
     def next_byte(self) -> NextByte:
-        """The distribution of the next symbol; any use of it appends one to the text."""
+        """Return the distribution of the next symbol; any use of it appends one to the text."""
         return NextByte(self)
 
     def mask_dist(self, *masks: bytes | Symbol | int | Iterable[Symbol | int]) -> Mask:
-        """Whether the next symbol is one of a set; any use of it rules the others out (or, if
-        False, those in).
+        """Return the distribution of whether the next symbol is in a set.
+
+        Any use of it rules the other symbols out (or, if the value is False, these).
 
         Args:
             masks: symbols, or collections of symbols: `mask_dist(b"0123456789", EOS)`.
@@ -113,7 +114,7 @@ class ByteContext:
         return Mask(self, _mask(masks))
 
     async def log_mass(self) -> float:
-        """Log of the total mass of the next row, nats: what sampling from it leaves out.
+        """Return the log of the total mass of the next row, nats, which sampling leaves out.
 
         A program scores it once for each symbol. With `prune="topk"` it is 0 where the text
         can go on, so that programs may leave it out; with `prune="unbiased"` rows sum to one
@@ -125,16 +126,16 @@ class ByteContext:
         return self._log_mass
 
     async def row(self) -> Row:
-        """Log probabilities of the next symbol under the masks so far, float64[257], nats."""
+        """Return log probabilities of the next symbol under the masks, float64[257], nats."""
         return (await self._next_row()).copy()
 
-    # -- what it knows -----------------------------------------------------------------
+    # -- the text so far -----------------------------------------------------------------
 
     def __bytes__(self) -> bytes:
         return self.text
 
     def __len__(self) -> int:
-        """Number of bytes read after the prompt."""
+        """Return the number of bytes read after the prompt."""
         return len(self.text)
 
     def __str__(self) -> str:
@@ -144,7 +145,7 @@ class ByteContext:
         return f"ByteContext({self.text!r}{', ended' if self.ended else ''})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A context of its own that shares the model and the current row."""
+        """Copy the context; the copy shares the model and the current row."""
         other = type(self)(self.llm, self.rng)
         other.__dict__.update(self.__dict__)  # nothing in it is ever changed in place
         return other
@@ -197,7 +198,7 @@ class NextByte(Distribution):  # type: ignore[misc]
         self.context = context
 
     async def sample(self) -> tuple[Any, float]:
-        """A symbol, which is appended, and its log probability in nats.
+        """Draw a symbol and append it; return it and its log probability in nats.
 
         Raises:
             ValueError: the text has ended.
@@ -210,7 +211,7 @@ class NextByte(Distribution):  # type: ignore[misc]
         return _SYMBOLS[column], 0.0 if dead else float(row[column])
 
     async def log_prob(self, x: Symbol | int) -> float:
-        """Log probability of a symbol in nats; the symbol is appended.
+        """Append a symbol; return its log probability in nats.
 
         Raises:
             ValueError, TypeError: no symbol, or the text has ended.
@@ -223,20 +224,20 @@ class NextByte(Distribution):  # type: ignore[misc]
         return float(row[column])
 
     async def argmax(self, n: int) -> Any:
-        """The nth likeliest symbol, counted from 0; the context stays as it is."""
+        """Return the nth likeliest symbol, counted from 0; the context stays as it is."""
         row = await self.context._next_row()
         return _SYMBOLS[int(np.argsort(-row, kind="stable")[n])]
 
 
 class Mask(Distribution):  # type: ignore[misc]
-    """Whether the next symbol of a `ByteContext` is in a set."""
+    """The event that the next symbol of a `ByteContext` is in a set."""
 
     def __init__(self, context: ByteContext, mask: npt.NDArray[np.bool_]) -> None:
         self.context = context
         self.mask = mask
 
     async def sample(self) -> tuple[bool, float]:
-        """True or False and its log probability in nats; the context is restricted to it."""
+        """Draw True or False and restrict the context to it; return it and its log probability."""
         row = await self.context._next_row()
         inside = math.exp(min(_logsumexp(row[self.mask]), 0.0))
         u = (np.random if self.context.rng is None else self.context.rng).random()
@@ -246,7 +247,7 @@ class Mask(Distribution):  # type: ignore[misc]
         return value, self._restrict(row, value)
 
     async def log_prob(self, v: bool) -> float:
-        """Log probability in nats; the context is restricted to it.
+        """Restrict the context to a value; return its log probability in nats.
 
         -inf leaves a context that nothing can follow: its next symbol is EOS.
 
@@ -271,7 +272,7 @@ def _logsumexp(row: Row) -> float:
 
 
 def _column(x: object) -> int:
-    """The column of a symbol."""
+    """Return the column of a symbol."""
     if isinstance(x, EndOfSequence):
         return EOS_COLUMN
     if isinstance(x, bytes) and len(x) == 1:

@@ -68,7 +68,7 @@ class ByteProposalSampler(DirectTokenSampler):  # type: ignore[misc]
     async def sample(
         self, context: list[bytes], draw: Draw | None = None
     ) -> tuple[Any, float, float]:
-        """A byte or EOS, its log weight, and its log probability of being drawn (nats)."""
+        """Draw a byte or EOS; return it, its log weight and its log probability (nats)."""
         proposed, wanted = await asyncio.gather(
             self.proposal.logw_next(context), self.potential.logw_next(context)
         )
@@ -102,7 +102,7 @@ def byte_sampler(
     defensive: float = 0.05,
     autobatch: bool = True,
 ) -> DirectTokenSampler:
-    """A token sampler over bytes for genlm-control's `SMC`.
+    """Make a token sampler over bytes for genlm-control's `SMC`.
 
     Args:
         target: a potential over one-byte `bytes` tokens: a `ByteLLM`, a constraint of this
@@ -124,7 +124,7 @@ def byte_sampler(
 
 
 def _mixture(q: torch.Tensor, p: torch.Tensor, share: float) -> torch.Tensor | None:
-    """log((1 - share) softmax(q) + share softmax(p)), float64[257]; None if both are dead."""
+    """Return log((1 - share) softmax(q) + share softmax(p)), float64[257]; None if both die."""
     q_total, p_total = torch.logsumexp(q, 0), torch.logsumexp(p, 0)
     q_alive, p_alive = bool(q_total > -torch.inf), bool(p_total > -torch.inf)
     if q_alive and p_alive and share > 0:

@@ -1,4 +1,4 @@
-"""A byte potential proposes for a token-level target of genlm-control.
+"""A token sampler for genlm-control in which a byte potential proposes.
 
 Token and byte models share no tokens, but a token is drawn byte by byte all the same: walk
 down the trie of the target's tokens, choosing each byte with the help of the proposal's row,
@@ -89,7 +89,7 @@ class ByteTokenSampler(TokenSampler):  # type: ignore[misc]
     async def sample(
         self, context: list[Any], draw: Callable[[Any], Any] | None = None
     ) -> tuple[Any, float, float]:
-        """A token or EOS, its log weight, and its log probability of being drawn (nats).
+        """Draw a token or EOS; return it, its log weight and its log probability (nats).
 
         Where target or proposal leave nothing to draw, EOS with weight -inf.
 
@@ -127,7 +127,7 @@ class ByteTokenSampler(TokenSampler):  # type: ignore[misc]
     async def _choose(
         self, text: list[bytes], symbols: IntArray, below: FloatArray
     ) -> tuple[int, float] | None:
-        """One of the choices and its log probability; None if the proposal admits none."""
+        """Draw one of the choices; return it and its log probability, None if none is admitted."""
         if self.defensive > 0 and np.count_nonzero(below) == 1:
             return int(below.argmax()), 0.0  # no need to ask
         proposed = _row(await self.proposal.logw_next(text))[symbols]
@@ -166,7 +166,7 @@ class _Masses:
         self.sorted = p[:-1][trie.order]
 
     def split(self, node: int) -> tuple[float, FloatArray]:
-        """Mass of the tokens that end at a node, and of each choice that leads on."""
+        """Return the mass of the tokens that end at a node, and of each choice that leads on."""
         trie = self.trie
         first, last = int(trie.first_child[node]), int(trie.first_child[node + 1])
         starts = trie.lo[first:last]
@@ -178,14 +178,14 @@ class _Masses:
         return float(self.p[self.silent].sum()), np.append(below, self.p[-1])
 
     def symbols(self, node: int) -> IntArray:
-        """The choices that lead on: the bytes below the node, at the root EOS too, int64."""
+        """Return the choices that lead on: the bytes below the node, at the root EOS too, int64."""
         trie = self.trie
         bytes_below = trie.byte[int(trie.first_child[node]) : int(trie.first_child[node + 1])]
         choices = bytes_below.astype(np.int64)
         return np.append(choices, EOS_COLUMN) if node == 0 else choices
 
     def token(self, node: int, uniform: float) -> tuple[int, float]:
-        """A token that ends at a node, by its share of their mass: (column, share)."""
+        """Draw a token that ends at a node, by its share of their mass: (column, share)."""
         columns = self.silent if node == 0 else np.array(self.trie.tokens_at(node))
         p = self.p[columns]
         at = _draw(p, uniform)
@@ -193,7 +193,7 @@ class _Masses:
 
 
 def _draw(p: FloatArray, uniform: float) -> int:
-    """An index by unnormalised probabilities, never one of probability zero."""
+    """Draw an index by unnormalised probabilities, never one of probability zero."""
     run = np.cumsum(p)
     at = int(np.searchsorted(run, uniform * run[-1], side="right"))
     return min(at, int(np.flatnonzero(p)[-1]))
@@ -205,7 +205,7 @@ def _row(lazy: Any) -> FloatArray:
 
 
 def _spelling(token: Any) -> bytes:
-    """The bytes of a token.
+    """Return the bytes of a token.
 
     Raises:
         TypeError: it spells none.

@@ -292,6 +292,8 @@ class ByteLanes:
             self._row = row
         return self._row
 
+    rows = logp_next
+
     async def _first_row(self, steps: WholeSteps) -> torch.Tensor:
         """The row of lanes that are not extended yet, which this does on the way."""
         wanted = NO_CUT

@@ -10,8 +10,8 @@ from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
 from genlm_bytes_smc.constraints.base import DEAD
 from genlm_bytes_smc.lookahead.future_mass import Arcs, FutureTable
 from genlm_bytes_smc.lookahead.ngram import ByteNgram
-from genlm_bytes_smc.smc.ahead import AheadFactor
 from genlm_bytes_smc.smc.resampling import IntArray
+from genlm_bytes_smc.smc.weighers import AheadLanes
 
 
 class Tracker:
@@ -108,7 +108,7 @@ class Tracker:
         return torch.where(torch.isneginf(mass), -torch.inf, future - mass)
 
 
-class TableFactor(AheadFactor):
+class TableFactor(AheadLanes):
     """Expected future mass as a factor: what `Tracker` and `FutureTable` say of D texts.
 
     Args:
@@ -150,7 +150,7 @@ class TableFactor(AheadFactor):
         """Return how many bytes are left after `age`; 0 without a limit (one row for all)."""
         return max(0, self.limit - age) if self.limit is not None else 0
 
-    async def block(self) -> torch.Tensor:
+    async def rows(self) -> torch.Tensor:
         """log psi(x b) - log psi(x), and 0 - log psi(x) for the end: float64[D, 257]."""
         if self._block is None:
             following = self.tracker.next(self.at, self.table, self._left(self.age + 1))
@@ -160,19 +160,18 @@ class TableFactor(AheadFactor):
             self._block = self._block - torch.where(lost, 0.0, self.value[:, None])
         return self._block
 
-    async def step(self, parents: IntArray, symbols: IntArray) -> TableFactor:
-        """See `Factor`."""
-        device = self.at.device
-        before = self.at[torch.from_numpy(parents).to(device)]
-        at = self.tracker.step(before, torch.from_numpy(symbols).to(device))
+    async def step(self, symbols: IntArray) -> tuple[TableFactor, None]:
+        """See `Lanes`."""
+        at = self.tracker.step(self.at, torch.from_numpy(symbols).to(self.at.device))
         age = self.age + 1
         value = self._floored(self.tracker.now(at, self.table, self._left(age)))
         if self.tracker.wfsa is not None and age % 64 == 0:
             self.tracker.wfsa.keep([at[:, 1]])
-        return TableFactor(self.tracker, self.table, self.limit, at, age, value, self.base)
+        after = TableFactor(self.tracker, self.table, self.limit, at, age, value, self.base)
+        return after, None
 
-    def take(self, lanes: IntArray) -> TableFactor:
-        """See `Factor`."""
+    def gather(self, lanes: IntArray) -> TableFactor:
+        """See `Lanes`."""
         where = torch.from_numpy(lanes).to(self.at.device)
         at, value = self.at[where], self.value[where]
         return TableFactor(self.tracker, self.table, self.limit, at, self.age, value, self.base)

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
 from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
@@ -23,9 +24,8 @@ from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
 from genlm_bytes_smc.lookahead.future_mass import Arcs, FutureTable
 from genlm_bytes_smc.lookahead.ngram import ByteNgram, soft_counts_of
 from genlm_bytes_smc.lookahead.pilot import LocalRows, PilotSamples, longest, pilot_samples
-from genlm_bytes_smc.smc.ahead import Ahead, AheadFactor
-from genlm_bytes_smc.smc.checks import check_count
 from genlm_bytes_smc.smc.factors import compile_rows
+from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes
 
 T = TypeVar("T")
 Horizon = int | Literal["run"] | None
@@ -235,7 +235,7 @@ class Lookahead(Ahead):
         )
         return new
 
-    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadFactor:
+    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
         """Return the factor of the empty text; what it needs is fitted on the first call."""
         limit = max_bytes if self.max_bytes == "run" else self.max_bytes
         fit_bytes = self.fit_bytes or min(max_bytes, FIT_BYTES)

@@ -22,9 +22,9 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_BYTES, N_SYMBOLS
-from genlm_bytes_smc.smc.checks import check_count
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError
+from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.loop import smc
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError
 
 Float = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]

@@ -20,9 +20,9 @@ import numpy as np
 from genlm_bytes_smc.alphabet import N_SYMBOLS
 from genlm_bytes_smc.lookahead.automata import language_models_of
 from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float, rows_after
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError
 from genlm_bytes_smc.smc.loop import smc_steps
 from genlm_bytes_smc.smc.resampling import IntArray
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError
 
 
 class PilotSamples(NamedTuple):

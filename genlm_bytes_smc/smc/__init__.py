@@ -6,11 +6,26 @@ result = await smc(byte_llm * ByteRegex(r"[a-z]+@[a-z]+[.]com"), n_particles=32,
 print(result)
 
 The package can itself be called like the function, so `from genlm_bytes_smc import smc` will do.
+
+Here belongs what happens to particles; models, constraints and look-aheads only give it
+`factors.Lanes`. Begin at `loop.step`. Each file imports only files above it in this list:
+
+    resampling, particles     arrays: which particles go on; the particles and their weights
+    files, result             states as JSON; what a run returns
+    factors, weighers         what proposes and weighs a byte; what changes weights after it
+    plan, frontier            checked settings; the distinct texts of all particles
+    reading, diagnostics      one symbol in every particle; what is noted of it
+    runs, rejuvenation        R runs and their errors; Metropolis-Hastings moves
+    loop                      `smc`, `run`, `step`
+    many, conditional         several runs, runs without an event loop; Markov chains
+
+The schemes, the weighers and the moves can be changed one by one, each has its oracle in
+`tests/smc`. The order of random draws (`loop.step`) may not: seeded runs are to stay what they
+are, and a batch of runs equals its single runs digit by digit.
 """
 
 import sys
 from types import ModuleType
-from typing import Any
 
 from genlm_bytes_smc.smc.conditional import (
     Chains,
@@ -19,16 +34,13 @@ from genlm_bytes_smc.smc.conditional import (
     conditional_smc,
     particle_gibbs,
 )
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError, BadWeightError, RunFailedError
+from genlm_bytes_smc.smc.factors import BadWeightError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
 from genlm_bytes_smc.smc.many import Repeats, smc_many, smc_repeat, smc_sync
-from genlm_bytes_smc.smc.particles import Particles, Weights
-from genlm_bytes_smc.smc.rejuvenation import Suffix
-from genlm_bytes_smc.smc.resampling import RESAMPLING
-from genlm_bytes_smc.smc.result import SMCResult
-from genlm_bytes_smc.smc.rollout import Rollout
-from genlm_bytes_smc.smc.state import SMCState, StepInfo
-from genlm_bytes_smc.smc.texts import UNDECODABLE, UNFINISHED, TextSamples
+from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights
+from genlm_bytes_smc.smc.resampling import RESAMPLING, Rollout, Suffix
+from genlm_bytes_smc.smc.result import UNDECODABLE, UNFINISHED, SMCResult, TextSamples
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError, RunFailedError
 
 __all__ = [
     "RESAMPLING",
@@ -60,11 +72,14 @@ __all__ = [
 
 
 class _Callable(ModuleType):
-    """This package as what `from genlm_bytes_smc import smc` is taken for."""
+    """This package as the function of the same name.
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See the function `smc`."""
-        return smc(*args, **kwargs)
+    `from genlm_bytes_smc import smc` gives the package, as importing it makes it an attribute of
+    its parent, whatever that had under the name. So that it can be called like the function, and
+    `from genlm_bytes_smc.smc import ...` still finds a package, its module needs a class that can.
+    """
+
+    __call__ = staticmethod(smc)
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -21,27 +21,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
-from genlm_bytes_smc.smc.batch import Batch, run_batch
-from genlm_bytes_smc.smc.checks import check_count
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError
-from genlm_bytes_smc.smc.frontier import Frontier
-from genlm_bytes_smc.smc.loop import advance
-from genlm_bytes_smc.smc.particles import Particles, SaltArray, Weights
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.smc.loop import run
+from genlm_bytes_smc.smc.particles import Particles, SaltArray, Weights, generator
 from genlm_bytes_smc.smc.plan import Plan, make_plan
+from genlm_bytes_smc.smc.reading import replay
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.result import SMCResult
-from genlm_bytes_smc.smc.state import generator
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError, Runs
 
 _CHOICE, _ANCESTOR = 3, 4  # random numbers of a run besides those of its steps
 
 
 class ConditionalOptions(TypedDict, total=False):
-    """What both kernels take by keyword, as `smc` does."""
+    """The keyword arguments of both kernels, as for `smc`."""
 
     proposal: Any
     critic: Any
@@ -93,7 +92,7 @@ async def conditional_smc(
     seed: int | None = None,
     **options: Unpack[ConditionalOptions],
 ) -> ConditionalResult:
-    """One step of a Markov chain over whole texts that leaves the target invariant.
+    """Make one step of a Markov chain over whole texts that leaves the target invariant.
 
     Args:
         target, n_particles, ess_threshold, max_bytes, seed, **options: as for `smc`.
@@ -112,7 +111,7 @@ async def conditional_smc(
 
 
 class Chains:
-    """What `particle_gibbs` returns.
+    """The chains that `particle_gibbs` made.
 
     Attributes:
         chains: for each chain its texts, one an iteration.
@@ -133,7 +132,7 @@ class Chains:
         return [text for chain in self.chains for text in chain]
 
     def posterior(self, burn_in: int = 0) -> dict[bytes, float]:
-        """Share of each text, likeliest first.
+        """Return the share of each text, likeliest first.
 
         Args:
             burn_in: how many texts to leave out at the beginning of each chain.
@@ -162,7 +161,7 @@ async def particle_gibbs(
     seed: int | None = None,
     **options: Unpack[ConditionalOptions],
 ) -> Chains:
-    """Markov chains of whole texts by repeated conditional SMC, all chains side by side.
+    """Make Markov chains of whole texts by repeated conditional SMC, all chains side by side.
 
     Args:
         target, n_particles, ess_threshold, max_bytes, **options: as for `smc`.
@@ -200,10 +199,9 @@ async def particle_gibbs(
 
 
 class _Pins:
-    """The held text of each run (see `batch.Pins`)."""
+    """The held text of each run (see `runs.Pins`)."""
 
-    def __init__(self, plans: Sequence[Plan], held: Sequence[Held], sampling: bool) -> None:
-        self.plans = plans
+    def __init__(self, held: Sequence[Held], sampling: bool) -> None:
         self.sampling = sampling
         self.length = np.array([len(h.text) for h in held])
         self.text = np.full((len(held), int(self.length.max()) + 1), EOS_COLUMN)
@@ -222,110 +220,106 @@ class _Pins:
         out = [int(s[step]) if s is not None and step < len(s) else 0 for s in self.drawn]
         return np.array(out, dtype=np.uint64)
 
-    async def ancestors(self, batch: Batch, particles: Particles, due: Sequence[int]) -> IntArray:
+    async def ancestors(self, runs: Runs, particles: Particles, due: Sequence[int]) -> IntArray:
         """See `Pins`: itself, or any particle that its rest may follow, by weight.
 
         Raises:
             ValueError: a held text has died.
         """
         for r in due:
-            if particles.dead[batch.of(r).start]:
-                raise self.dead(r)
+            if particles.dead[runs.of(r).start]:
+                raise _dead(self.text[r, : self.length[r]].astype(np.uint8).tobytes())
         if not self.sampling:
             return np.zeros(len(due), dtype=np.int64)
-        index = np.concatenate([np.arange(batch.of(r).start, batch.of(r).stop) for r in due])
-        joined = await self._joined(batch, particles, index, due)
+        index = np.concatenate([np.arange(runs.of(r).start, runs.of(r).stop) for r in due])
+        joined = await self._joined(runs, particles, index, due)
         untwisted = (particles.log_weights - particles.twist)[index]
-        out = np.zeros(len(due), dtype=np.int64)
-        for i, (r, w) in enumerate(
-            zip(due, (untwisted + joined).reshape(len(due), -1), strict=True)
-        ):
-            p = np.cumsum(Weights(w).normalised)
-            u = generator(self.plans[r].seed, batch.state.step, _ANCESTOR).random()
-            out[i] = min(int(np.searchsorted(p, u * p[-1], side="right")), len(p) - 1)
-        return out
-
-    def dead(self, r: int) -> ValueError:
-        """The error for a held text of weight zero."""
-        text = self.text[r, : self.length[r]].astype(np.uint8).tobytes()
-        return ValueError(f"the text {text!r} has weight zero under the target")
+        weights = (untwisted + joined).reshape(len(due), -1)
+        rngs = [generator(runs.plans[r].seed, runs.step, _ANCESTOR) for r in due]
+        return np.array([_drawn(w, rng) for w, rng in zip(weights, rngs, strict=True)])
 
     async def _joined(
-        self, batch: Batch, particles: Particles, index: IntArray, due: Sequence[int]
+        self, runs: Runs, particles: Particles, index: IntArray, due: Sequence[int]
     ) -> FloatArray:
-        """Log of the target's weight of each particle's text with the rest of its run's held
-        text, over that of its text: float64[len(index)], nats."""
-        plan, n, after = batch.plan, batch.size, batch.state.step + 1
+        """Return the log of the target's weight of each particle's text with the rest of its
+        run's held text, over that of its text: float64[len(index)], nats."""
+        after, share = runs.step + 1, runs.plan.share_beams
+        run = np.repeat(np.asarray(due), runs.size)
+        own = np.repeat(np.arange(len(due)) * runs.size, runs.size)  # the held particle of each
         walkers = particles.gather(index, 0.0)._replace(twist=np.zeros(len(index)))
-        run = np.repeat(np.asarray(due), n)
-        own = np.repeat(np.arange(len(due)) * n, n)  # the held particle of each one's run
         lost = particles.dead[index] | (walkers.ended != walkers.ended[own])
         walkers = walkers._replace(log_weights=np.where(lost, -np.inf, 0.0))
-        count = after * walkers.active.astype(np.int64)
-        if plan.share_beams:
-            walkers = walkers._replace(salt=None)
-        else:  # the beams go on with the held text's draws
-            walkers = self._follow(walkers, run, after)
-        frontier = await Frontier.start(
-            plan.leaves, plan.target, plan.proposal, walkers, batch.beam_seeds(due)
+        # beams of one's own go on with the held text's draws
+        walkers = walkers._replace(salt=None) if share else walkers.salted(self.salts(after)[run])
+        reads = walkers.active
+        walk = await replay(
+            runs.plan,
+            walkers,
+            [runs.plans[r].beam_seed for r in due],
+            count(after),
+            lambda step: self.symbols(step)[run],
+            salt=None if share else lambda step: self.salts(step)[run],
+            score=True,
         )
-        k = after
-        while walkers.active.any():
-            here = batch.state._replace(particles=walkers, step=k)
-            forced = self.symbols(k)[run]
-            reading = frontier.lane_of >= 0
-            _, got, walkers = await advance(
-                plan, here, frontier, np.zeros(len(run)), forced, score=True
-            )
-            if not plan.share_beams:
-                walkers = self._follow(walkers, run, k + 1)
-            frontier = await frontier.step(walkers, frontier.lane_of, got.symbols)
-            count, k = count + reading, k + 1
-        return np.where(count == count[own], walkers.log_weights, -np.inf)
+        symbols = walk.symbols_read + after * reads
+        return np.where(symbols == symbols[own], walk.particles.log_weights, -np.inf)
 
-    def _follow(self, walkers: Particles, run: IntArray, step: int) -> Particles:
-        assert walkers.salt is not None
-        column = self.salts(step)[run][:, None]
-        return walkers._replace(salt=np.hstack([walkers.salt, column]))
+
+def _drawn(log_weights: FloatArray, rng: np.random.Generator) -> int:
+    """Draw a place by weight, never one of weight zero unless all are."""
+    total = np.cumsum(Weights(log_weights).normalised)
+    at = int(np.searchsorted(total, rng.random() * total[-1], side="right"))
+    return min(at, len(total) - 1)
+
+
+def _dead(text: bytes) -> ValueError:
+    """Return the error for a held text of weight zero."""
+    return ValueError(f"the text {text!r} has weight zero under the target")
 
 
 async def _conditional(
     plans: Sequence[Plan], held: Sequence[Held], sampling: bool
 ) -> list[ConditionalResult]:
-    results = await run_batch(plans, _Pins(plans, held, sampling))
+    """Return one conditional run a plan."""
+    outcomes = await run(plans, pins=_Pins(held, sampling))
+    results = [outcome.result for outcome in outcomes]
     return [_choose(p, r, h.text) for p, r, h in zip(plans, results, held, strict=True)]
 
 
 def _choose(plan: Plan, result: SMCResult, text: bytes | None) -> ConditionalResult:
-    """One of the final texts, by weight.
+    """Draw one of the final texts, by weight.
 
     Raises:
         ValueError: the text that was held has died.
     """
     particles = result.state.particles
     if text is not None and particles.dead[0]:
-        raise ValueError(f"the text {text!r} has weight zero under the target")
-    run = np.cumsum(result.normalized_weights)
-    u = generator(plan.seed, result.state.step, _CHOICE).random()
-    k = min(int(np.searchsorted(run, u * run[-1], side="right")), len(run) - 1)
+        raise _dead(text)
+    k = _drawn(result.log_weights, generator(plan.seed, result.state.step, _CHOICE))
     salt = particles.salt
     held = Held(result.texts[k], None if salt is None else salt[k].copy())
     return ConditionalResult(held.text, held, result)
 
 
 async def _starts(start: Any, chains: int, plan: Plan, plans: Sequence[Plan]) -> list[Held]:
+    """Return the first states of all chains.
+
+    Raises:
+        TypeError, ValueError: what is wrong with those given.
+        AllParticlesDeadError: none are given, and a run found none.
+    """
     if start is None:
-        found = await run_batch(plans)
-        for result in found:
-            if result.log_ml == -np.inf:
-                last = result.history[-1]
+        outcomes = await run(plans)
+        for outcome in outcomes:
+            if isinstance(outcome, AllParticlesDeadError):
                 raise AllParticlesDeadError(
-                    f"no text to start from: all {result.size} particles died at byte "
-                    f"{last.step}; give a start, or more particles",
-                    byte=last.step,
-                    causes=dict(last.deaths),
-                    state=result.state,
+                    f"no text to start from: all {plan.n_particles} particles died at byte "
+                    f"{outcome.byte}; give a start, or more particles",
+                    byte=outcome.byte,
+                    causes=outcome.causes,
+                    state=outcome.state,
                 )
+        found = [outcome.result for outcome in outcomes]
         return [_choose(p, r, None).held for p, r in zip(plans, found, strict=True)]
     if isinstance(start, bytes | Held):
         return [_held(start, plan, chain) for chain in range(chains)]
@@ -338,7 +332,7 @@ async def _starts(start: Any, chains: int, plan: Plan, plans: Sequence[Plan]) ->
 
 
 def _held(text: Any, plan: Plan, chain: int = 0) -> Held:
-    """A state of a chain, checked; with draws for beams of its own if it has none.
+    """Check a state of a chain, and give it draws for beams of its own if it has none.
 
     Raises:
         TypeError: neither bytes nor `Held`. ValueError: too long.
@@ -378,7 +372,7 @@ def _plan(
 
 
 def _seed(seed: int, chain: int, iteration: int) -> int:
-    """A seed for each chain and iteration."""
+    """Return a seed for each chain and iteration."""
     stream = np.random.SeedSequence(seed, spawn_key=(chain, iteration))
     return int(stream.generate_state(1, np.uint64)[0])
 

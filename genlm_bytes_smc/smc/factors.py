@@ -1,20 +1,21 @@
-"""The factors of a target, each seen as a row of log weights for D distinct texts.
+"""The factors of a target: what each knows about D unfinished texts, and how they combine.
 
-A target is a tree of genlm-control potentials. Its leaves are looked at in one of three ways:
+A target is a tree of genlm-control potentials. Each leaf gives `Lanes`, which propose and weigh:
 
-- a byte language model (it has `lanes`) as byte beams, one a text;
-- a `ByteConstraint` as a vector of states;
-- any other potential over bytes by its `batch_logw_next` on the texts.
+- `rows` proposes: log weights of every next byte and of the end, from which bytes are drawn;
+- `step` reads a byte and weighs it: by the entry of the row, or by a better number that is
+  known only once the byte is read. Particles are weighed by what `step` says.
 
-The inner nodes (products, powers, normalised potentials) are arithmetic on rows.
+The inner nodes (products, powers, normalised potentials) are arithmetic on rows (`Tree`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,110 +30,101 @@ from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.rng import KeyArray, mix, start_keys
 from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.lm.transfer import send
-from genlm_bytes_smc.smc.resampling import IntArray
+from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
 T = TypeVar("T")
-Blocks = Sequence[torch.Tensor]
-Combine = Callable[[Blocks], torch.Tensor]
 
 _KEEP_EVERY = 64  # steps between two clearings of a constraint's memory
+_TIMES, _NORMALISED = "times", "normalised"
 
 
-@runtime_checkable
-class HasLanes(Protocol):
-    """A potential that can be run as byte beams side by side (a `ByteLLM`)."""
-
-    async def lanes(self, n: int) -> ByteLanes:
-        """N lanes that have read the prompt and nothing else."""
-        ...
+class BadWeightError(ValueError):
+    """A factor, proposal or critic gave NaN or +inf where a log weight is due."""
 
 
-@runtime_checkable
-class StartsItself(Protocol):
-    """A leaf that knows how to begin (a look-ahead)."""
-
-    async def first_factor(self) -> Factor:
-        """Its factor at the empty text."""
-        ...
-
-
-class Factor(ABC):
-    """What one factor knows about D distinct unfinished texts; a value.
+class Lanes(ABC):
+    """One factor at D unfinished texts, a lane each; a value.
 
     Attributes:
-        waits: whether `block` may wait for something, so that factors should wait together.
+        waits: whether `rows` may wait for something, so that factors should wait together.
     """
 
     waits = True
 
     @abstractmethod
-    async def block(self) -> torch.Tensor:
-        """Log weights of the next byte and of the end: float64[D, 257], nats."""
+    async def rows(self) -> torch.Tensor:
+        """Return log weights of the next byte and of the end: float64[D, 257], nats."""
 
     @abstractmethod
-    async def step(self, parents: IntArray, symbols: IntArray) -> Factor:
-        """For the texts `parents` int64[D'], each followed by a byte `symbols` int64[D']."""
+    async def step(self, symbols: IntArray) -> tuple[Lanes, FloatArray | None]:
+        """Read a byte in every lane.
+
+        Args:
+            symbols: int64[D], 0..255. The end of a text is not read: its row weighs it.
+
+        Returns:
+            The lanes after the bytes, and the log weight of each byte, float64[D], nats. None
+            stands for the entries of `rows`. Where a row gives a byte -inf, so must the step.
+        """
 
     @abstractmethod
-    def take(self, lanes: IntArray) -> Factor:
-        """For the texts `lanes` int64[D'], in that order, repeats allowed."""
+    def gather(self, lanes: IntArray) -> Lanes:
+        """Return the lanes `lanes` int64[D'], in that order, repeats allowed."""
+
+    def seeded(self, seeds: Sequence[int | None]) -> Lanes:
+        """Return lanes whose draws, if they make any, depend on a seed each from here on."""
+        return self
+
+    def salted(self, salt: KeyArray) -> Lanes:
+        """Return lanes whose draws, if they make any, depend on `salt` uint64[D] from here on."""
+        return self
 
 
-class LanesFactor(Factor):
-    """A language model, as byte beams."""
+class BeamLanes(Lanes):
+    """A language model as byte beams, one a text."""
 
     def __init__(self, lanes: ByteLanes) -> None:
         self.lanes = lanes
 
-    @classmethod
-    async def start(cls, potential: HasLanes, beam_seed: int | None) -> LanesFactor:
-        """At the empty text.
+    @property
+    def engine(self) -> Any:
+        """The token-level engine that computes its rows."""
+        return self.lanes.model.engine
 
-        Args:
-            potential: the language model.
-            beam_seed: with `prune="unbiased"`, makes the draws after the prompt those of
-                this seed instead of the parameters' own.
-        """
-        lanes = await potential.lanes(1)
-        if beam_seed is not None and lanes.params.unbiased:
-            return cls(lanes).seeded([beam_seed])
-        return cls(lanes)
+    async def rows(self) -> torch.Tensor:
+        """See `Lanes`."""
+        return await self.lanes.rows()
 
-    async def block(self) -> torch.Tensor:
-        """See `Factor`."""
-        return await self.lanes.logp_next()
+    async def step(self, symbols: IntArray) -> tuple[BeamLanes, None]:
+        """See `Lanes`."""
+        return BeamLanes(await self.lanes.step(symbols)), None
 
-    async def step(self, parents: IntArray, symbols: IntArray) -> LanesFactor:
-        """See `Factor`."""
-        same = len(parents) == len(self.lanes) and bool((parents[1:] > parents[:-1]).all())
-        lanes = self.lanes if same else self.lanes.gather(parents)
-        return LanesFactor(await lanes.step(symbols))
+    def gather(self, lanes: IntArray) -> BeamLanes:
+        """See `Lanes`."""
+        return BeamLanes(self.lanes.gather(lanes))
 
-    def take(self, lanes: IntArray) -> LanesFactor:
-        """See `Factor`."""
-        return LanesFactor(self.lanes.gather(lanes))
-
-    def seeded(self, seeds: Sequence[int | None]) -> LanesFactor:
-        """With draws keyed by a seed a lane (None: as they are) from here on."""
-        if not self.lanes.params.unbiased:
+    def seeded(self, seeds: Sequence[int | None]) -> BeamLanes:
+        """See `Lanes`; None leaves a lane's draws as they are."""
+        if not self.lanes.params.unbiased or all(s is None for s in seeds):
             return self
-        lanes = self.lanes.gather(np.arange(len(self.lanes)))
         given = np.array([s is not None for s in seeds])
         keys = start_keys(np.array([s or 0 for s in seeds], dtype=np.uint64))
-        key = np.where(given, lanes.state.key ^ keys, lanes.state.key)
-        return LanesFactor(lanes.replace(lanes.state._replace(key=key), log_z=lanes.log_z))
+        return self._keyed(np.where(given, self.lanes.state.key ^ keys, self.lanes.state.key))
 
-    def salted(self, salt: KeyArray) -> LanesFactor:
-        """With draws keyed by `salt` uint64[D] from here on; what was drawn stays."""
+    def salted(self, salt: KeyArray) -> BeamLanes:
+        """See `Lanes`."""
         if not self.lanes.params.unbiased:
             return self
-        lanes = self.lanes.gather(np.arange(len(self.lanes)))
-        lanes.state = lanes.state._replace(key=mix(lanes.state.key ^ salt))
-        return LanesFactor(lanes)
+        return self._keyed(mix(self.lanes.state.key ^ salt))
+
+    def _keyed(self, key: KeyArray) -> BeamLanes:
+        state = self.lanes.state._replace(key=key)
+        return BeamLanes(self.lanes.replace(state, log_z=self.lanes.log_z))
 
 
-class StatesFactor(Factor):
-    """A constraint, as a vector of states; it waits for nothing.
+class StateLanes(Lanes):
+    """A constraint as a vector of states; it waits for nothing.
 
     Args:
         constraint: one that nobody else uses, as its memory is cleared now and then.
@@ -147,40 +139,32 @@ class StatesFactor(Factor):
         self.state = state
         self.age = age
 
-    @classmethod
-    def start(cls, potential: ByteConstraint) -> StatesFactor:
-        """At the empty text."""
-        own = potential.spawn()
-        return cls(own, own.initial(1))
-
-    async def block(self) -> torch.Tensor:
-        """See `Factor`."""
+    async def rows(self) -> torch.Tensor:
+        """See `Lanes`."""
         return self.constraint.block(self.state)
 
-    async def step(self, parents: IntArray, symbols: IntArray) -> StatesFactor:
-        """See `Factor`."""
-        device = self.state.device
-        before = self.state[send(parents, device)]
-        state = self.constraint.step(before, send(symbols, device))
+    async def step(self, symbols: IntArray) -> tuple[StateLanes, None]:
+        """See `Lanes`."""
+        state = self.constraint.step(self.state, send(symbols, self.state.device))
         if (self.age + 1) % _KEEP_EVERY == 0:
             self.constraint.keep([state])
-        return StatesFactor(self.constraint, state, self.age + 1)
+        return StateLanes(self.constraint, state, self.age + 1), None
 
-    def take(self, lanes: IntArray) -> StatesFactor:
-        """See `Factor`."""
-        at = torch.from_numpy(lanes).to(self.state.device)
-        return StatesFactor(self.constraint, self.state[at], self.age)
+    def gather(self, lanes: IntArray) -> StateLanes:
+        """See `Lanes`."""
+        at = send(lanes, self.state.device)
+        return StateLanes(self.constraint, self.state[at], self.age)
 
 
-class ContextsFactor(Factor):
-    """Any potential over bytes, asked about whole texts."""
+class ContextLanes(Lanes):
+    """Any other potential over bytes, asked about whole texts by `batch_logw_next`."""
 
     def __init__(self, potential: Any, contexts: list[list[bytes]]) -> None:
         self.potential = potential
         self.contexts = contexts
 
-    async def block(self) -> torch.Tensor:
-        """See `Factor`."""
+    async def rows(self) -> torch.Tensor:
+        """See `Lanes`."""
         lazy = await self.potential.batch_logw_next(self.contexts)
         block = torch.as_tensor(lazy.weights).double()
         wanted = (len(self.contexts), len(self.potential.vocab_eos))
@@ -196,51 +180,115 @@ class ContextsFactor(Factor):
         out[:, columns] = block
         return out
 
-    async def step(self, parents: IntArray, symbols: IntArray) -> ContextsFactor:
-        """See `Factor`."""
-        pairs = zip(parents.tolist(), symbols.tolist(), strict=True)
-        return ContextsFactor(self.potential, [[*self.contexts[p], BYTES[b]] for p, b in pairs])
+    async def step(self, symbols: IntArray) -> tuple[ContextLanes, None]:
+        """See `Lanes`."""
+        read = zip(self.contexts, symbols.tolist(), strict=True)
+        return ContextLanes(self.potential, [[*text, BYTES[b]] for text, b in read]), None
 
-    def take(self, lanes: IntArray) -> ContextsFactor:
-        """See `Factor`."""
-        return ContextsFactor(self.potential, [self.contexts[i] for i in lanes.tolist()])
+    def gather(self, lanes: IntArray) -> ContextLanes:
+        """See `Lanes`."""
+        return ContextLanes(self.potential, [self.contexts[i] for i in lanes.tolist()])
 
 
-async def start_factor(potential: Any, beam_seed: int | None) -> Factor:
-    """The factor of a leaf, at the empty text (D = 1)."""
-    if isinstance(potential, StartsItself):
-        return await potential.first_factor()
-    if isinstance(potential, HasLanes):
-        return await LanesFactor.start(potential, beam_seed)
+async def lanes_of(potential: Any) -> Lanes:
+    """Return one lane of a leaf at the empty text."""
+    if isinstance(potential, ByteLLM):
+        return BeamLanes(await potential.lanes(1))
     if isinstance(potential, ByteConstraint):
-        return StatesFactor.start(potential)
-    return ContextsFactor(potential, [[]])
+        own = potential.spawn()
+        return StateLanes(own, own.initial(1))
+    return ContextLanes(potential, [[]])
 
 
-def compile_rows(potential: Any, leaves: list[Any]) -> Combine:
-    """How the rows of leaves make the rows of a tree of potentials.
+class Rows(NamedTuple):
+    """Log weights of what may come next after each of D distinct texts, nats.
+
+    Attributes:
+        blocks: one float64[D, 257] a factor.
+        target: float64[D, 257], unnormalised.
+        proposal: float64[D, 257] to draw from, unnormalised; None: the target itself.
+    """
+
+    blocks: Sequence[torch.Tensor]
+    target: torch.Tensor
+    proposal: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The arithmetic that makes log weights of a tree of potentials from those of its leaves.
+
+    Attributes:
+        code: the tree in postfix order: the number of a leaf (int), a power of what is before
+            it (float), the product of the two before it, or the one before it normalised.
+    """
+
+    code: tuple[int | float | str, ...]
+
+    def __call__(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Combine the blocks of all leaves, float64[D, 257] each, to one."""
+        stack: list[torch.Tensor] = []
+        for op in self.code:
+            if isinstance(op, int):
+                stack.append(blocks[op])
+            elif isinstance(op, float):
+                stack[-1] = torch.where(torch.isneginf(stack[-1]), stack[-1], stack[-1] * op)
+            elif op == _TIMES:
+                other = stack.pop()
+                same = stack[-1].device == other.device
+                stack[-1] = stack[-1] + other if same else _sum(stack[-1], other)
+            else:
+                stack[-1] = normalised(stack[-1])
+        return stack[-1]
+
+    def exponents(self, n_leaves: int) -> FloatArray:
+        """Return the power that the tree raises each leaf to, float64[n_leaves].
+
+        A change of a leaf's log weight of one symbol changes that of the tree by as much times
+        this, while the sum that a normalised potential divides by stays that of its row.
+        """
+        stack: list[FloatArray] = []
+        for op in self.code:
+            if isinstance(op, int):
+                stack.append(np.eye(n_leaves)[op])
+            elif isinstance(op, float):
+                stack[-1] = stack[-1] * op
+            elif op == _TIMES:
+                other = stack.pop()
+                stack[-1] = stack[-1] + other
+        return stack[-1]
+
+
+def compile_rows(potential: Any, leaves: list[Any]) -> Tree:
+    """Find the leaves of a tree of potentials, and how their rows combine.
 
     Args:
         potential: the tree.
-        leaves: its leaves are appended, each object once; what is returned takes their
-            blocks in this order.
+        leaves: its leaves are appended, each object once; the tree that is returned numbers
+            them by their place in it.
     """
+    return Tree(tuple(_code(potential, leaves)))
+
+
+def _code(potential: Any, leaves: list[Any]) -> Iterator[int | float | str]:
     if isinstance(potential, AutoBatchedPotential):
-        return compile_rows(potential.potential, leaves)
-    if isinstance(potential, Product):
-        one, other = compile_rows(potential.p1, leaves), compile_rows(potential.p2, leaves)
-        return lambda blocks: _sum(one(blocks), other(blocks))
-    if isinstance(potential, Tempered):
-        inner, beta = compile_rows(potential.p, leaves), potential.beta
-        return lambda blocks: _scale(inner(blocks), beta)
-    if isinstance(potential, Normalized):
-        whole = compile_rows(potential.p, leaves)
-        return lambda blocks: _normalise(whole(blocks))
-    check_alphabet(potential)
-    at = next((i for i, leaf in enumerate(leaves) if leaf is potential), len(leaves))
-    if at == len(leaves):
-        leaves.append(potential)
-    return lambda blocks: blocks[at]
+        yield from _code(potential.potential, leaves)
+    elif isinstance(potential, Product):
+        yield from _code(potential.p1, leaves)
+        yield from _code(potential.p2, leaves)
+        yield _TIMES
+    elif isinstance(potential, Tempered):
+        yield from _code(potential.p, leaves)
+        yield float(potential.beta)
+    elif isinstance(potential, Normalized):
+        yield from _code(potential.p, leaves)
+        yield _NORMALISED
+    else:
+        check_alphabet(potential)
+        at = next((i for i, leaf in enumerate(leaves) if leaf is potential), len(leaves))
+        if at == len(leaves):
+            leaves.append(potential)
+        yield at
 
 
 def check_alphabet(potential: Any) -> None:
@@ -264,7 +312,7 @@ def check_alphabet(potential: Any) -> None:
 
 
 def factors_of(target: Any) -> Iterator[Any]:
-    """The factors of a product, however nested."""
+    """Yield the factors of a product, however nested."""
     if isinstance(target, AutoBatchedPotential):
         yield from factors_of(target.potential)
     elif isinstance(target, Product):
@@ -275,12 +323,15 @@ def factors_of(target: Any) -> Iterator[Any]:
 
 
 def has_language_model(potential: Any) -> bool:
-    """Whether a byte language model is among a potential's parts, however deep."""
+    """Return whether a byte language model is among a potential's parts, however deep.
+
+    genlm-control's own `ByteLLM`, which this package does not import, counts by its name.
+    """
     seen: list[Any] = []
     stack = [potential]
     while stack:
         part = stack.pop()
-        if isinstance(part, HasLanes) or type(part).__name__ == "ByteLLM":
+        if isinstance(part, ByteLLM) or type(part).__name__ == "ByteLLM":
             return True
         if isinstance(part, Potential) and not any(part is s for s in seen):
             seen.append(part)
@@ -291,7 +342,7 @@ def has_language_model(potential: Any) -> bool:
 
 
 def name_of(potential: Any) -> str:
-    """A short name for messages: its own `repr` where it has one, else its type."""
+    """Return a short name for messages: its own `repr` where it has one, else its type."""
     kind = type(potential)
     if getattr(kind, "__repr__", None) is getattr(object, "__repr__", None):
         return kind.__name__
@@ -300,7 +351,7 @@ def name_of(potential: Any) -> str:
 
 
 def names_of(leaves: Iterable[Any]) -> tuple[str, ...]:
-    """Names of leaves, numbered where they are equal."""
+    """Return names of leaves, numbered where they are equal."""
     names: list[str] = []
     for leaf in leaves:
         name, k = name_of(leaf), 2
@@ -310,8 +361,13 @@ def names_of(leaves: Iterable[Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def random_beams(leaves: Iterable[Any]) -> bool:
+    """Return whether the beams of any of the leaves are random (`prune="unbiased"`)."""
+    return any(getattr(getattr(leaf, "params", None), "unbiased", False) for leaf in leaves)
+
+
 async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results of concurrent calls; if one fails or we are cancelled, none is left running."""
+    """Await concurrent calls; if one fails or we are cancelled, leave none running."""
     if not calls:
         return []
     if len(calls) == 1:
@@ -326,16 +382,11 @@ async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    if a.device != b.device:
-        device = b.device if a.device.type == "cpu" else a.device
-        a, b = a.to(device), b.to(device)
-    return a + b
+    device = b.device if a.device.type == "cpu" else a.device
+    return a.to(device) + b.to(device)
 
 
-def _scale(rows: torch.Tensor, beta: float) -> torch.Tensor:
-    return torch.where(torch.isneginf(rows), rows, rows * beta)
-
-
-def _normalise(rows: torch.Tensor) -> torch.Tensor:
+def normalised(rows: torch.Tensor) -> torch.Tensor:
+    """Subtract the log of each row's sum; a row of -inf stays."""
     total = torch.logsumexp(rows, dim=1, keepdim=True)
     return torch.where(torch.isneginf(total), rows, rows - total)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; states of a run as JSON and back."""
+"""Files that are written whole or not at all; states of a run as JSON, and records for a viewer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ import os
 import reprlib
 import secrets
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from genlm.control.constant import EOS
+from genlm.control.util import escape
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN
-from genlm_bytes_smc.smc.particles import Particles
+from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES
+from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SMCState, StepInfo
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
-from genlm_bytes_smc.smc.state import NO_SYMBOL, SMCState, StepInfo
 
 _FORMAT = "genlm_bytes_smc.SMCResult/1"
 _ARRAYS = ("ancestors", "symbols", "log_weights")  # of a StepInfo
+_COUNTED = ("step", "active", "ended", "dead", "lanes", "rows", "forwards", "moved")
 _INT64 = 2**63 - 1
+_SHOWN = {
+    NO_SYMBOL: "",
+    EOS_COLUMN: escape(EOS),
+    **{b: escape(bytes([b])).replace("|", "\\x7c") for b in range(N_BYTES)},
+}
 
 
 def write(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -61,7 +69,7 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 
 def parse(text: str | bytes) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Raises:
         ValueError: it is no JSON, or is nested too deeply to be read.
@@ -73,7 +81,7 @@ def parse(text: str | bytes) -> Any:
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """What a JSON file holds.
+    """Return the value in a JSON file.
 
     Raises:
         ValueError: it holds none.
@@ -96,49 +104,49 @@ class Field:
     value: Any
 
     def refuse(self, due: str) -> ValueError:
-        """The error for a value that is not as it should be."""
+        """Return the error for a value that is not as it should be."""
         return ValueError(f"{self.name} must be {due}, got {reprlib.repr(self.value)}")
 
     def __getitem__(self, key: str) -> Field:
-        """A member of an object."""
+        """Return a member of an object."""
         members = self.members()
         if key not in members:
             raise ValueError(f"{self.name} has no {key!r}")
         return members[key]
 
     def members(self) -> dict[str, Field]:
-        """The members of an object, by their keys."""
+        """Return the members of an object, by their keys."""
         if not isinstance(self.value, dict):
             raise self.refuse("an object")
         return {key: Field(f"{self.name}.{key}", value) for key, value in self.value.items()}
 
     def items(self, n: int | None = None) -> list[Field]:
-        """The items of an array, of which there must be `n` (None: any number)."""
+        """Return the items of an array, of which there must be `n` (None: any number)."""
         if not isinstance(self.value, list) or n not in (None, len(self.value)):
             raise self.refuse("an array" if n is None else f"an array of {n} values")
         return [Field(f"{self.name}[{i}]", value) for i, value in enumerate(self.value)]
 
     def text(self) -> str:
-        """A string."""
+        """Return a string."""
         if not isinstance(self.value, str):
             raise self.refuse("a string")
         return self.value
 
     def flag(self) -> bool:
-        """True or false."""
+        """Return true or false."""
         if not isinstance(self.value, bool):
             raise self.refuse("true or false")
         return self.value
 
     def count(self, most: int = _INT64, least: int = 0) -> int:
-        """An integer in [least, most]."""
+        """Return an integer in [least, most]."""
         if type(self.value) is not int or not least <= self.value <= most:
             end = "or more" if most == _INT64 else f"to {most}"
             raise self.refuse(f"an integer of {least} {end}")
         return self.value
 
     def number(self, least: float = -math.inf, most: float = math.inf) -> float:
-        """A finite number in [least, most]."""
+        """Return a finite number in [least, most]."""
         value = self._float()
         if value is None or not (math.isfinite(value) and least <= value <= most):
             ends = "" if least == -math.inf else f" in [{least:g}, {most:g}]"
@@ -146,22 +154,22 @@ class Field:
         return value
 
     def log_weight(self) -> float:
-        """A finite number, or "-inf"."""
+        """Return a finite number, or -inf for "-inf"."""
         value = -math.inf if self.value == "-inf" else self._float()
         if value is None or math.isnan(value) or value == math.inf:
             raise self.refuse('a finite number or "-inf"')
         return value
 
     def counts(self, n: int, most: int, least: int = 0) -> IntArray:
-        """`n` integers in [least, most], int64[n]."""
+        """Return `n` integers in [least, most], int64[n]."""
         return np.array([item.count(most, least) for item in self.items(n)], dtype=np.int64)
 
     def numbers(self, n: int) -> FloatArray:
-        """`n` finite numbers, float64[n]."""
+        """Return `n` finite numbers, float64[n]."""
         return np.array([item.number() for item in self.items(n)], dtype=np.float64)
 
     def log_weights(self, n: int) -> FloatArray:
-        """`n` finite numbers or "-inf", float64[n]."""
+        """Return `n` finite numbers or -inf, float64[n]."""
         return np.array([item.log_weight() for item in self.items(n)], dtype=np.float64)
 
     def _float(self) -> float | None:
@@ -174,7 +182,7 @@ class Field:
 
 
 def pack(state: SMCState, resumable: SMCState) -> dict[str, Any]:
-    """A result as JSON values; floats keep every digit, -inf is written "-inf"."""
+    """Return a result as JSON values; floats keep every digit, -inf is written "-inf"."""
     return {
         "format": _FORMAT,
         "seed": state.seed,
@@ -195,7 +203,7 @@ def pack(state: SMCState, resumable: SMCState) -> dict[str, Any]:
 
 
 def unpack(data: Any) -> tuple[SMCState, SMCState]:
-    """What `pack` was given.
+    """Return the two states that `pack` was given.
 
     Raises:
         ValueError: other data; it names the field that is not as it should be.
@@ -282,37 +290,82 @@ def _pack_info(info: StepInfo) -> dict[str, Any]:
 
 
 def _unpack_info(info: Field) -> StepInfo:
-    """A step; inside a roll-out of several candidates there are more of them than particles."""
-    given = {key: member for key, member in info.members().items() if member.value is not None}
-    counted = ("step", "active", "ended", "dead", "lanes", "rows", "forwards", "moved")
-    values: dict[str, Any] = {}
+    """Read a step; inside a roll-out it has more values than there are particles."""
     n = sum(info[name].count(_INT64 // 4) for name in ("active", "ended", "dead"))
-    for name, field in given.items():
-        if name in counted:
-            values[name] = field.count()
-        elif name in ("ess", "uncovered", "seconds"):
-            values[name] = field.number(least=0)
-        elif name == "log_ml":
-            values[name] = field.log_weight()
-        elif name == "forced":
-            values[name] = field.flag()
-        elif name == "deaths":
-            pairs = [pair.items(2) for pair in field.items()]
-            values[name] = tuple((factor.text(), count.count()) for factor, count in pairs)
-        elif name == "ancestors":
-            size = len(field.items())
-            values[name] = field.counts(size, most=size - 1)
-        elif name == "symbols":
-            values[name] = field.counts(n, most=EOS_COLUMN, least=NO_SYMBOL).astype(np.int16)
-        elif name == "log_weights":
-            values[name] = field.log_weights(n)
-        else:
+    values: dict[str, Any] = {}
+    for name, field in info.members().items():
+        if name not in _READERS:
             raise ValueError(f"{info.name} has an unknown member {name!r}")
+        if field.value is not None:
+            values[name] = _READERS[name](field, n)
     missing = [name for name in ("step", "ess", "log_ml", "lanes") if name not in values]
     if missing:
         raise ValueError(f"{info.name} has no {missing[0]!r}")
     return StepInfo(**values)
 
 
+def _deaths(field: Field, _: int) -> tuple[tuple[str, int], ...]:
+    pairs = [pair.items(2) for pair in field.items()]
+    return tuple((factor.text(), count.count()) for factor, count in pairs)
+
+
+def _ancestors(field: Field, _: int) -> IntArray:
+    size = len(field.items())
+    return field.counts(size, most=size - 1)
+
+
+_READERS: dict[str, Callable[[Field, int], Any]] = {
+    **dict.fromkeys(_COUNTED, lambda field, n: field.count()),
+    **dict.fromkeys(("ess", "uncovered", "seconds"), lambda field, n: field.number(least=0)),
+    "log_ml": lambda field, n: field.log_weight(),
+    "forced": lambda field, n: field.flag(),
+    "deaths": _deaths,
+    "ancestors": _ancestors,
+    "symbols": lambda field, n: field.counts(n, most=EOS_COLUMN, least=NO_SYMBOL).astype(np.int16),
+    "log_weights": lambda field, n: field.log_weights(n),
+}
+
+
 def _floats(values: list[Any]) -> list[Any]:
     return [str(v) if v == -np.inf else v for v in values]
+
+
+def viewer_record(state: SMCState) -> list[dict[str, Any]]:
+    """Return a run as genlm-control's viewer reads it (`sampler/smc_record.py`, `html/smc.html`).
+
+    One entry a step. A particle of an entry comes from the particle of the same number in the
+    entry before, or, if that step was followed by a resampling ("mode": "resample"), from its
+    ancestor; `contents_incr` is what it added to that one's text.
+
+    Raises:
+        ValueError: a step without symbols.
+    """
+    before = np.full(len(state.particles.length), state.start)
+    out: list[dict[str, Any]] = []
+    ancestors = None
+    for number, info in enumerate(state.history, start=1):
+        if info.symbols is None or info.log_weights is None:
+            raise ValueError(
+                "only a run with record=True from its first step can be written for the viewer"
+            )
+        entry: dict[str, Any] = {"step": number, "mode": "smc_step" if out else "init"}
+        if ancestors is not None:
+            entry |= {"mode": "resample", "ancestors": ancestors.tolist()}
+            # as genlm-control has it: the increment is against the ancestor's own weight
+            before = before[ancestors]
+        rows = zip(info.symbols.tolist(), info.log_weights.tolist(), before.tolist(), strict=True)
+        entry["particles"] = [
+            {
+                "contents_incr": _SHOWN[symbol],
+                "logweight": _number(weight),
+                "weight_incr": _number(weight - last if weight > -np.inf else -np.inf),
+            }
+            for symbol, weight, last in rows
+        ]
+        out.append(entry)
+        before, ancestors = info.log_weights, info.ancestors
+    return out
+
+
+def _number(x: float) -> str:
+    return "-Infinity" if x == -np.inf else str(x)

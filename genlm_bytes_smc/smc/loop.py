@@ -1,38 +1,39 @@
-"""Sequential Monte Carlo over bytes, all particles at once.
+"""Sequential Monte Carlo over bytes, all particles of R runs at once; `smc` is R = 1.
 
-`_step` is the algorithm: it reads one byte in every particle, weighs, and resamples when the
-effective sample size is low (Doucet & Johansen 2009, section 3.5; adaptive resampling as in
-Del Moral, Doucet & Jasra 2012). Its cost is that of the distinct texts (`Frontier`); nothing
-in it loops over particles in Python.
+`step` is the algorithm: it reads one byte in every particle, weighs, and resamples when the
+effective sample size is low. Its cost is that of the distinct texts (`Frontier`); nothing in
+it loops over particles in Python.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
-from typing import Any, Unpack
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN
-from genlm_bytes_smc.smc.critic import DistinctReads
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError, RunFailedError
-from genlm_bytes_smc.smc.frontier import Advance, Frontier, Read, Rows, draw
-from genlm_bytes_smc.smc.notes import Clock, all_dead, bad_rows, note
-from genlm_bytes_smc.smc.particles import Particles, Weights
-from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan, start_error
-from genlm_bytes_smc.smc.progress import Progress, open_progress
-from genlm_bytes_smc.smc.rejuvenation import Suffix
-from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
+from genlm_bytes_smc.smc.diagnostics import Clock, Progress, observe, open_progress
+from genlm_bytes_smc.smc.factors import name_of
+from genlm_bytes_smc.smc.frontier import Frontier
+from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights, generator
+from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
+from genlm_bytes_smc.smc.reading import advance, moved
+from genlm_bytes_smc.smc.rejuvenation import rejuvenate
+from genlm_bytes_smc.smc.resampling import FloatArray, IntArray, Rollout, Suffix
 from genlm_bytes_smc.smc.result import SMCResult
-from genlm_bytes_smc.smc.rollout import Rollout
-from genlm_bytes_smc.smc.state import NO_SYMBOL, SMCState
+from genlm_bytes_smc.smc.runs import (
+    AllParticlesDeadError,
+    Outcome,
+    Pins,
+    Runs,
+    breakdowns,
+    noted,
+)
 
 SALT_STREAM, MOVE_STREAM = 1, 2  # random numbers of a step besides those of its draws
 
 _ROUNDING = 1e-9  # relative, of an effective sample size
-_BREAKDOWNS = (RuntimeError, MemoryError, OSError)  # not: bad values, types or arguments
 _UNCOVERED = 1e-6  # share of a row from which on a proposal's gaps are worth a warning
 
 
@@ -144,7 +145,8 @@ async def smc(
         record=record,
         resume=resume,
     )
-    return await run_plan(plan, progress, on_step)
+    (outcome,) = await run([plan], progress, on_step)
+    return alive(outcome)
 
 
 async def smc_steps(
@@ -158,34 +160,200 @@ async def smc_steps(
 
     Stop iterating whenever you like; any state can be given to `resume` or `SMCResult`.
     """
-    plan = make_plan(target, n_particles, ess_threshold, max_bytes, **options)
-    async with aclosing(_states(plan)) as states:
-        async for state in states:
-            yield state
+    runs = await begin([make_plan(target, n_particles, ess_threshold, max_bytes, **options)])
+    yield runs.state(0)
+    while not runs.over:
+        runs = await step(runs)
+        if runs.outcomes[0] is not None:
+            alive(runs.outcomes[0])
+        yield runs.state(0)
 
 
-async def run_plan(
-    plan: Plan, progress: Progress = None, on_step: Callable[[SMCState], object] | None = None
-) -> SMCResult:
-    """Run a plan to its end; see `smc`."""
-    before: SMCState | None = None
-    after: SMCState | None = None
-    with open_progress(progress, plan.max_bytes) as show:
-        async with aclosing(_states(plan)) as states:
-            async for state in states:
-                before, after = after, state
-                if on_step is not None:
-                    on_step(state)
-                if before is not None:
-                    show(state.history[-1])
-    assert after is not None
-    forced = before is not None and after.history[-1].forced
-    result = SMCResult(after, resumable=before if forced else after)
-    warn_uncovered(result.uncovered)
-    return result
+def alive(outcome: Outcome) -> SMCResult:
+    """Return a result, or raise the error of a run all of whose particles died."""
+    if isinstance(outcome, AllParticlesDeadError):
+        raise outcome
+    return outcome
 
 
-def warn_uncovered(share: float) -> None:
+async def run(
+    plans: Sequence[Plan],
+    progress: Progress = False,
+    on_step: Callable[[SMCState], object] | None = None,
+    pins: Pins | None = None,
+) -> list[Outcome]:
+    """Run plans that differ in their seeds alone, side by side, to their ends.
+
+    Args:
+        plans: of the R runs.
+        progress, on_step: see `smc`; they see the first run.
+        pins: what is prescribed to the first particle of each run, if anything is.
+
+    Returns:
+        Of each run its result, or its error if all of its particles died.
+    """
+    with open_progress(progress, plans[0].max_bytes) as show:
+        runs = await begin(plans, pins)
+        if on_step is not None:
+            on_step(runs.state(0))
+        while not runs.over:
+            runs = await step(runs)
+            if isinstance(runs.outcomes[0], AllParticlesDeadError):
+                continue
+            if on_step is not None:
+                on_step(runs.state(0))
+            show(runs.histories[0][-1])
+    outcomes = [outcome for outcome in runs.outcomes if outcome is not None]
+    results = [outcome for outcome in outcomes if isinstance(outcome, SMCResult)]
+    _warn_uncovered(max([result.uncovered for result in results], default=0.0))
+    return outcomes
+
+
+async def begin(plans: Sequence[Plan], pins: Pins | None = None) -> Runs:
+    """Return runs before their first step, or where the run that is resumed stopped.
+
+    Raises:
+        ValueError: the target gives the empty text no finite weight.
+    """
+    plan, state = plans[0], plans[0].resume
+    with breakdowns(lambda: [p.resume for p in plans]):
+        if state is None:
+            start = await start_weight(plan)
+            particles = Particles.first(len(plans) * plan.n_particles, start)
+            eve = np.tile(np.arange(plan.n_particles), len(plans))
+            state = SMCState(particles._replace(eve=eve), 0, plan.seed, plan.beam_seed, start)
+        nobody: list[Outcome | None] = [None] * len(plans)
+        histories = [state.history] * len(plans)
+        frontier = Frontier(plan, (), np.zeros(0, dtype=np.int64), 0)
+        runs = Runs(
+            plans, state.particles, frontier, state.step, state.start, histories, nobody, pins
+        )
+        if plan.resume is None:
+            rngs = [generator(p.seed, 0, SALT_STREAM) for p in plans]
+            runs = runs._replace(particles=runs.salted(runs.particles, rngs, 0))
+        seeds = [p.beam_seed for p in plans]
+        runs = runs._replace(frontier=await Frontier.start(plan, runs.particles, seeds))
+    if runs.particles.active.any():
+        return runs
+    return runs._replace(outcomes=[SMCResult(runs.state(0))])
+
+
+async def start_weight(plan: Plan) -> float:
+    """Return the log weight of the empty text, nats.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    start = float(await plan.potential.prefix([]))
+    if np.isfinite(start):
+        return start
+    leaves = zip(plan.names[: plan.n_target], plan.leaves, strict=False)
+    weights = {name: float(await leaf.prefix([])) for name, leaf in leaves}
+    blamed = ", ".join(f"{name} gave {w}" for name, w in weights.items() if not np.isfinite(w))
+    raise ValueError(
+        f"the empty text must have a finite log weight, got {start} from "
+        f"{name_of(plan.potential)} ({blamed or 'no factor alone'})"
+    )
+
+
+async def step(runs: Runs) -> Runs:
+    """Read one byte in every particle of every run, weigh it, and resample.
+
+    This is sequential importance sampling with resampling (Doucet & Johansen 2009, section
+    3.5), resampling where the effective sample size is low (Del Moral, Doucet & Jasra 2012).
+    In their symbols, with n bytes read, a text x_1:n, the target gamma_n and the proposal q_n:
+
+    - `advance` draws X_n^i ~ q_n(. | X_1:n-1^i) and multiplies the weight w_n^i by alpha_n =
+      gamma_n(x_1:n) / (gamma_n-1(x_1:n-1) q_n(x_n | x_1:n-1)). Rows are q_n, the factors'
+      steps give gamma_n / gamma_n-1, and twists make gamma_n what resampling shall see;
+    - `weights` are W_n^i, with the estimate of Z_n (their mean) and ESS = 1 / sum (W_n^i)^2;
+    - `_select` draws ancestors A_n^i by W_n, after which every weight is the mean;
+    - `rejuvenate` moves particles by a kernel K_n that leaves gamma_n as it is.
+    """
+    plan, rngs = runs.plans[0], runs.generators()
+    with breakdowns(runs.states):
+        clock, wide = Clock(runs.frontier.engines), runs.widened()
+        uniform = np.concatenate([_uniform(rng, wide.size) for rng in rngs])
+        read = await advance(wide.particles, wide.frontier, runs.step, uniform, wide.forced())
+        weights = [Weights(w) for w in read.particles.log_weights.reshape(len(rngs), -1)]
+        infos = observe(wide.particles, runs.step, read, weights)
+        chosen = await _select(wide, read.particles, weights, infos, rngs)
+        particles = runs.salted(chosen.particles, rngs, runs.step + 1)
+        frontier = moved(read.after, particles, chosen.places)
+        after = runs._replace(particles=particles, frontier=frontier, step=runs.step + 1)
+        notes: dict[str, Any] = {"moved": None}
+        if plan.rejuvenate is not None and chosen.ancestors:
+            rng = generator(plan.seed, after.step, MOVE_STREAM)
+            particles, frontier, notes["moved"] = await rejuvenate(
+                particles, frontier, after.step, rng
+            )
+            after = after._replace(particles=particles, frontier=frontier)
+        notes |= clock.read()
+        infos = [info._replace(**notes) for info in infos]
+        return noted(runs, wide, read.particles, after, infos, chosen.ancestors)
+
+
+class _Chosen(NamedTuple):
+    """The particles that go on.
+
+    Attributes:
+        particles: with their weights.
+        places: int64[R N], their places before, None if all go on.
+        ancestors: int64[N], in each run that was resampled.
+    """
+
+    particles: Particles
+    places: IntArray | None
+    ancestors: dict[int, IntArray]
+
+
+async def _select(
+    runs: Runs,
+    particles: Particles,
+    weights: Sequence[Weights],
+    infos: Sequence[StepInfo],
+    rngs: Sequence[np.random.Generator | None],
+) -> _Chosen:
+    """Keep a candidate of each roll-out that ends, and resample the runs that need it."""
+    plan = runs.plans[0]
+    if not plan.rollout.ends(runs.step, sum([info.active for info in infos])):
+        return _Chosen(particles, None, {})
+    index, log_weights = np.arange(len(particles.length)), particles.log_weights
+    if plan.rollout.candidates > 1 and rngs[0] is not None:  # of one run
+        index, log_weights = plan.rollout.pick(log_weights, rngs[0])
+        weights = [Weights(log_weights)]
+    ancestors: dict[int, IntArray] = {}
+    for r, rng in enumerate(rngs):
+        if rng is not None and infos[r].active and _due(plan, weights[r]):
+            ancestors[r] = plan.resample(weights[r].normalised, rng)
+            if runs.pins is not None:  # ascending; independent of the place from here on
+                ancestors[r] = rng.permutation(ancestors[r])
+    if not ancestors and plan.rollout.candidates == 1:
+        return _Chosen(particles, None, {})
+    if runs.pins is not None:
+        due = list(ancestors)
+        firsts = await runs.pins.ancestors(runs, particles, due)
+        for r, first in zip(due, firsts.tolist(), strict=True):
+            ancestors[r][0] = first
+    kept, log_weights = index.copy(), log_weights.copy()
+    n = len(index) // len(rngs)
+    for r, mine in ancestors.items():
+        kept[r * n : (r + 1) * n] = index[mine + r * n]
+        log_weights[r * n : (r + 1) * n] = weights[r].log_mean
+    return _Chosen(particles.gather(kept, log_weights), kept, ancestors)
+
+
+def _uniform(rng: np.random.Generator | None, n: int) -> FloatArray:
+    """Return n numbers in [0, 1); zeros for a run that is over."""
+    return np.zeros(n) if rng is None else rng.random(n)
+
+
+def _due(plan: Plan, weights: Weights) -> bool:
+    """Return whether the effective sample size is below its threshold."""
+    return weights.ess < plan.ess_threshold * len(weights.log) * (1 - _ROUNDING)
+
+
+def _warn_uncovered(share: float) -> None:
     """Warn of a proposal that leaves out this share of a row, if it is worth it."""
     if share > _UNCOVERED:
         warnings.warn(
@@ -195,173 +363,3 @@ def warn_uncovered(share: float) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-async def _states(plan: Plan) -> AsyncGenerator[SMCState, None]:
-    with kept(plan.resume):
-        state = plan.resume or await start_state(plan)
-    state = state._replace(max_bytes=plan.max_bytes)
-    yield state
-    if not state.particles.active.any():
-        return
-    with kept(state):
-        frontier = await Frontier.start(
-            plan.leaves, plan.target, plan.proposal, state.particles, plan.beam_seed
-        )
-    while state.particles.active.any():
-        with kept(state):
-            state, frontier = await _step(plan, state, frontier)
-        yield state
-
-
-@contextmanager
-def kept(state: SMCState | None) -> Iterator[None]:
-    """Let a breakdown inside carry the state so far."""
-    try:
-        yield
-    except (AllParticlesDeadError, RunFailedError):
-        raise
-    except _BREAKDOWNS as error:
-        where = "before the first byte" if state is None else f"at byte {state.step}"
-        cause = f"{type(error).__name__}: {error}"
-        raise RunFailedError(f"the run failed {where}: {cause}", state) from error
-
-
-async def start_state(plan: Plan) -> SMCState:
-    """The particles that have read nothing.
-
-    Raises:
-        ValueError: the target gives the empty text no finite weight.
-    """
-    start = float(await plan.potential.prefix([]))
-    if not np.isfinite(start):
-        leaves = zip(plan.names[: plan.n_target], plan.leaves, strict=False)
-        weights = {name: float(await leaf.prefix([])) for name, leaf in leaves}
-        raise start_error(plan, start, {k: w for k, w in weights.items() if not np.isfinite(w)})
-    particles = Particles.first(plan.n_particles, start)
-    state = SMCState(particles, 0, plan.seed, plan.beam_seed, start, max_bytes=plan.max_bytes)
-    if plan.share_beams:
-        return state
-    return state._replace(particles=particles.salted(state.generator(SALT_STREAM)))
-
-
-async def _step(plan: Plan, state: SMCState, frontier: Frontier) -> tuple[SMCState, Frontier]:
-    """One byte: rows, draw, weigh, twist, resample, read, rejuvenate."""
-    clock = Clock(frontier)
-    rng = state.generator()
-    if plan.rollout.begins(state.step, len(state.particles.length), plan.n_particles):
-        state, frontier = _widen(plan, state, frontier)
-    rows, read, particles = await advance(
-        plan, state, frontier, rng.random(len(state.particles.length))
-    )
-    weights = Weights(particles.log_weights)
-    info = note(plan, state, frontier, rows, particles, read, weights)
-    if info.dead == len(weights):
-        raise all_dead(plan, state, particles, info)
-    lanes, symbols = frontier.lane_of, read.symbols
-    if plan.rollout.ends(state.step, info.active):
-        if plan.rollout.candidates > 1:
-            picked, mean = plan.rollout.pick(particles.log_weights, rng)
-            particles = particles.gather(picked, mean)
-            lanes, symbols, weights = lanes[picked], symbols[picked], Weights(mean)
-        if info.active and resampling_due(plan, weights):
-            ancestors = plan.resample(weights.normalised, rng)
-            particles = particles.gather(ancestors, weights.log_mean)
-            lanes, symbols = lanes[ancestors], symbols[ancestors]
-            info = info._replace(ancestors=ancestors)
-    if not plan.share_beams:
-        particles = particles.salted(rng)
-    frontier = await frontier.step(particles, lanes, symbols)
-    state = state._replace(particles=particles, step=state.step + 1)
-    if plan.rejuvenate is not None and info.ancestors is not None:
-        state, frontier, moved = await plan.rejuvenate.move(
-            plan, state, frontier, state.generator(MOVE_STREAM), advance
-        )
-        info = info._replace(moved=moved)
-    return state._replace(history=(*state.history, info._replace(**clock.read()))), frontier
-
-
-def resampling_due(plan: Plan, weights: Weights) -> bool:
-    """Whether the effective sample size is below its threshold."""
-    return weights.ess < plan.ess_threshold * len(weights) * (1 - _ROUNDING)
-
-
-def _widen(plan: Plan, state: SMCState, frontier: Frontier) -> tuple[SMCState, Frontier]:
-    """Each particle as often as a roll-out has candidates, one after the other."""
-    copies = np.repeat(np.arange(plan.n_particles), plan.rollout.candidates)
-    particles = state.particles.gather(copies, state.particles.log_weights[copies])
-    return state._replace(particles=particles), frontier.on(frontier.lane_of[copies])
-
-
-async def advance(
-    plan: Plan,
-    state: SMCState,
-    frontier: Frontier,
-    uniform: FloatArray,
-    forced: IntArray | None = None,
-    *,
-    score: bool = False,
-) -> Advance:
-    """Read and weigh one symbol in every active particle.
-
-    Args:
-        plan: of the run.
-        state: its particles and step count.
-        frontier: at the texts of the particles.
-        uniform: float64[N], in [0, 1), one a particle.
-        forced: int64[N], what to read instead of drawing it, -1 where to draw.
-        score: weigh what is forced by the target's rows alone, not by target / proposal.
-    """
-    rows = await frontier.rows()
-    particles = state.particles.untwisted()
-    read = _propose(plan, state, frontier, rows, uniform, forced, score)
-    particles = particles.read(read.symbols, read.log_weights)
-    particles = await _judge(plan, particles, frontier, rows, read.symbols, state.step)
-    return Advance(rows, read, particles)
-
-
-def _propose(
-    plan: Plan,
-    state: SMCState,
-    frontier: Frontier,
-    rows: Rows,
-    uniform: FloatArray,
-    forced: IntArray | None,
-    score: bool,
-) -> Read:
-    """The next symbol of each active particle and its weight; the end at the length limit."""
-    at = np.flatnonzero(frontier.lane_of >= 0)
-    lanes = frontier.lane_of[at]
-    symbols = np.full(len(frontier.lane_of), NO_SYMBOL, dtype=np.int64)
-    log_weights = np.zeros(len(frontier.lane_of))
-    if state.step == plan.max_bytes:
-        symbols[at] = EOS_COLUMN
-        log_weights[at] = rows.target[:, EOS_COLUMN].cpu().numpy()[lanes]
-    elif score and forced is not None:
-        symbols[at] = forced[at]
-        log_weights[at] = rows.target.cpu().numpy()[lanes, forced[at]]
-    else:
-        given = () if forced is None else (forced[at],)
-        symbols[at], log_weights[at] = draw(rows, lanes, uniform[at], *given)
-    if np.isnan(log_weights).any() or log_weights.max(initial=0.0) == np.inf:
-        raise bad_rows(plan, state, frontier, rows)
-    return Read(symbols, log_weights)
-
-
-async def _judge(
-    plan: Plan,
-    particles: Particles,
-    frontier: Frontier,
-    rows: Rows,
-    symbols: IntArray,
-    step: int,
-) -> Particles:
-    """Texts that `terminate_when` ends, and what critic and twist say of what was read."""
-    if plan.critic is None and plan.terminate_when is None:
-        return await plan.loan.lend(particles, frontier, rows, symbols, step + 1)
-    reads = DistinctReads(particles, frontier.lane_of, symbols)
-    if plan.terminate_when is not None:
-        particles = reads.stop(particles, plan.terminate_when)
-    if plan.critic is not None:
-        particles = await plan.critic.weigh(particles, reads)
-    return await plan.loan.lend(particles, frontier, rows, symbols, step + 1)

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
-from genlm_bytes_smc.smc.batch import can_batch, run_batch
-from genlm_bytes_smc.smc.checks import check_count
-from genlm_bytes_smc.smc.errors import AllParticlesDeadError, RunFailedError
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.smc.diagnostics import Progress
 from genlm_bytes_smc.smc.factors import together
-from genlm_bytes_smc.smc.loop import run_plan
-from genlm_bytes_smc.smc.particles import Weights
-from genlm_bytes_smc.smc.plan import SMCOptions, make_plan
-from genlm_bytes_smc.smc.progress import Progress
+from genlm_bytes_smc.smc.loop import alive, run
+from genlm_bytes_smc.smc.particles import SMCState, Weights
+from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
 from genlm_bytes_smc.smc.resampling import FloatArray
-from genlm_bytes_smc.smc.result import SMCResult
-from genlm_bytes_smc.smc.state import SMCState
-from genlm_bytes_smc.smc.texts import TextSamples
+from genlm_bytes_smc.smc.result import SMCResult, TextSamples
+from genlm_bytes_smc.smc.runs import Outcome, RunFailedError
 
 T = TypeVar("T")
 
@@ -62,15 +59,8 @@ async def smc_many(
         mine: SMCOptions = {**options, "seed": seed + i}
         plans.append(make_plan(target, n_particles, ess_threshold, max_bytes, **mine))
 
-    async def run(i: int, note: Callable[[SMCState], object]) -> SMCResult:
-        try:
-            return await run_plan(plans[i], False, note)
-        except AllParticlesDeadError as error:
-            if dead == "raise":
-                raise
-            return error.result
-
-    return await _all(run, len(plans))
+    outcomes = await _apart(plans, len(plans), alive if dead == "raise" else None)
+    return [outcome.result for outcome in outcomes]
 
 
 class Repeats(TextSamples):
@@ -111,7 +101,7 @@ class Repeats(TextSamples):
         return float(np.std(p, ddof=1) / np.sqrt(len(p)))
 
     def summary(self) -> dict[str, str]:
-        """What is shown above the texts, name by name."""
+        """Return what is shown above the texts, name by name."""
         return {
             "runs": str(len(self.results)),
             "log marginal likelihood": f"{self.log_ml:.4f} ± {self.log_ml_error:.4f}",
@@ -155,32 +145,44 @@ async def smc_repeat(
         beams = seed if beam_seed is None else beam_seed
         mine: SMCOptions = {**options, "seed": seed, "beam_seed": beams}
         plans.append(make_plan(target, n_particles, ess_threshold, max_bytes, **mine))
-    if can_batch(plans[0]):
+    if not can_batch(plans[0]):
+        outcomes = await _apart(plans, at_once)
+    else:
         parts = [plans[i : i + at_once] for i in range(0, len(plans), at_once)]
-        return Repeats([result for part in parts for result in await run_batch(part)])
-    turn = asyncio.Semaphore(at_once)
+        outcomes = [outcome for part in parts for outcome in await run(part)]
+    return Repeats([outcome.result for outcome in outcomes])
 
-    async def run(i: int, note: Callable[[SMCState], object]) -> SMCResult:
+
+def can_batch(plan: Plan) -> bool:
+    """Return whether runs that differ in their seeds alone can be one set of arrays."""
+    return plan.rejuvenate is None and plan.rollout.candidates == 1 and plan.resume is None
+
+
+async def _apart(
+    plans: Sequence[Plan], at_once: int, check: Callable[[Outcome], object] | None = None
+) -> list[Outcome]:
+    """Run plans side by side, each in arrays of its own.
+
+    Args:
+        plans: what to run.
+        at_once: how many at most at a time.
+        check: called with each outcome; what it raises cancels the others.
+
+    Raises:
+        RunFailedError: one broke down; it carries the states of all.
+    """
+    turn = asyncio.Semaphore(max(at_once, 1))
+    last: list[SMCState | None] = [None] * len(plans)
+
+    async def alone(i: int) -> Outcome:
         async with turn:
-            try:
-                return await run_plan(plans[i], False, note)
-            except AllParticlesDeadError as error:
-                return error.result
-
-    return Repeats(await _all(run, len(plans)))
-
-
-async def _all(
-    run: Callable[[int, Callable[[SMCState], object]], Coroutine[Any, Any, SMCResult]], n: int
-) -> list[SMCResult]:
-    """Results of runs side by side; if one breaks down, what all of them had done is kept."""
-    last: list[SMCState | None] = [None] * n
-
-    def noted(i: int) -> Callable[[SMCState], object]:
-        return lambda state: last.__setitem__(i, state)
+            (outcome,) = await run([plans[i]], on_step=lambda state: last.__setitem__(i, state))
+        if check is not None:
+            check(outcome)
+        return outcome
 
     try:
-        return await together([run(i, noted(i)) for i in range(n)])
+        return await together([alone(i) for i in range(len(plans))])
     except RunFailedError as error:
         error.states = last
         raise
@@ -209,11 +211,11 @@ def smc_sync(
     running one stands still meanwhile.
     """
     plan = make_plan(target, n_particles, ess_threshold, max_bytes, **options)
-    return run_blocking(run_plan(plan, progress, on_step))
+    return alive(run_blocking(run([plan], progress, on_step))[0])
 
 
 def run_blocking(call: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine, from code that cannot await."""
+    """Return the result of a coroutine, from code that cannot await."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -222,30 +224,20 @@ def run_blocking(call: Coroutine[Any, Any, T]) -> T:
 
 
 def _in_thread(call: Coroutine[Any, Any, T]) -> T:
-    results: list[T] = []
-    errors: list[BaseException] = []
+    """Run a coroutine in a thread and a loop of its own, and cancel it if we are interrupted."""
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
 
     async def noted() -> T:
         running.append((asyncio.get_running_loop(), asyncio.current_task()))
         return await call
 
-    def work() -> None:
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(context.run, asyncio.run, noted())
         try:
-            results.append(asyncio.run(noted()))
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
-    thread.start()
-    try:
-        thread.join()
-    except BaseException:  # interrupted: stop the run, then say so
-        for loop, task in running:
-            if task is not None and not loop.is_closed():
-                loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
-    if errors:
-        raise errors[0]
-    return results[0]
+            return future.result()
+        except BaseException:
+            for loop, task in running:
+                if task is not None and not loop.is_closed():
+                    loop.call_soon_threadsafe(task.cancel)
+            raise

@@ -1,8 +1,8 @@
-"""The particles as a struct of arrays, and their weights.
+"""The particles as a struct of arrays, their weights, and what a run keeps of each step.
 
 A particle is a row in each array of `Particles`. It is `active` while it reads bytes; then it
 has either `ended` (it drew the end of the text, or was ended by the length limit) or died
-(its weight is zero). Nothing here knows of language models.
+(its weight is zero). Nothing here depends on language models.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
+Int16Array = npt.NDArray[np.int16]
 Uint8Array = npt.NDArray[np.uint8]
 SaltArray = npt.NDArray[np.uint64]
+
+NO_SYMBOL = -1  # where a particle has read nothing, or nothing is prescribed
 
 
 class Weights:
@@ -32,7 +35,7 @@ class Weights:
         self.log = log
 
     def __len__(self) -> int:
-        """Number of particles."""
+        """Return the number of particles."""
         return len(self.log)
 
     @cached_property
@@ -72,11 +75,12 @@ class Particles(NamedTuple):
         length: int64[N], how many of them count.
         ended: bool[N], whether the text is complete.
         log_weights: float64[N], nats; -inf for a dead particle. Includes `twist`.
-        twist: float64[N], what the critic lent to the weight until the next step, nats.
+        twist: float64[N], what critic and look-ahead added to the weight until the next step,
+            nats.
         eve: int64[N], which of the N first particles it descends from.
         salt: uint64[N, t + 1] if each particle has random beams of its own
-            (`share_beams=False`): what the draws at the empty text and after each byte are
-            keyed by besides the bytes. None: equal texts have equal beams.
+            (`share_beams=False`): the keys, besides the bytes, of the beam's draws from the
+            empty text on and from each byte on. None: equal texts have equal beams.
     """
 
     text: Uint8Array
@@ -89,7 +93,7 @@ class Particles(NamedTuple):
 
     @classmethod
     def first(cls, n: int, log_weight: float) -> Particles:
-        """N particles that have read nothing, of equal weight."""
+        """Return N particles that have read nothing, of equal weight."""
         return cls(
             text=np.zeros((n, 0), dtype=np.uint8),
             length=np.zeros(n, dtype=np.int64),
@@ -112,7 +116,7 @@ class Particles(NamedTuple):
         return out
 
     def untwisted(self) -> Particles:
-        """The particles without what the critic lent them."""
+        """Take back what the twists added to the weights."""
         return self._replace(
             log_weights=self.log_weights - self.twist, twist=np.zeros(len(self.twist))
         )
@@ -135,7 +139,7 @@ class Particles(NamedTuple):
         )
 
     def gather(self, ancestors: IntArray, log_weight: float | FloatArray) -> Particles:
-        """The particles `ancestors` int64[N], with these weights (or all with one)."""
+        """Return the particles `ancestors` int64[N], with these weights (or all with one)."""
         return Particles(
             text=self.text[ancestors],
             length=self.length[ancestors],
@@ -146,16 +150,83 @@ class Particles(NamedTuple):
             salt=None if self.salt is None else self.salt[ancestors],
         )
 
-    def salted(self, rng: np.random.Generator) -> Particles:
-        """With a fresh salt a particle for the next draws of its beams.
-
-        Copies of one particle get different ones, so what they share is their past.
-        """
-        n = len(self.length)
-        fresh = rng.integers(0, 2**64, size=(n, 1), dtype=np.uint64)
-        salt = fresh if self.salt is None else np.concatenate([self.salt, fresh], axis=1)
-        return self._replace(salt=salt)
+    def salted(self, salt: SaltArray) -> Particles:
+        """Append `salt` uint64[N], which keys the next draws of each particle's beams."""
+        column = salt.reshape(-1, 1)
+        return self._replace(salt=column if self.salt is None else np.hstack([self.salt, column]))
 
     def texts(self) -> list[bytes]:
-        """What each particle has read."""
+        """Return the bytes that each particle has read."""
         return [row[:k].tobytes() for row, k in zip(self.text, self.length.tolist(), strict=True)]
+
+
+class StepInfo(NamedTuple):
+    """The record of one step; nothing later depends on it.
+
+    Attributes:
+        step: how many bytes active particles had read before it (0 for the first step).
+        ess: effective sample size of all N particles after reading and before resampling.
+        log_ml: log of their mean weight, nats (it includes the twists).
+        active, ended, dead: how many particles are in each condition after reading; they
+            sum to N (to N times the candidates inside a roll-out).
+        lanes: for how many distinct texts rows were computed.
+        forced: whether the length limit ended every particle in this step.
+        deaths: for each factor that gave weight zero, how many particles it killed.
+        ancestors: int64[N] if the particles were resampled after reading, else None.
+        moved: how many particles `rejuvenate` gave another text, None if it was not due.
+        uncovered: the largest share of a target row on symbols that the proposal excludes.
+        rows, forwards: rows and forwards the language models computed during the step.
+            Concurrent runs over one model share forwards, and each counts them.
+        seconds: wall time.
+        symbols: int16[N] with `record`, what each particle read (-1: nothing).
+        log_weights: float64[N] with `record`, weights after reading, nats.
+    """
+
+    step: int
+    ess: float
+    log_ml: float
+    active: int
+    ended: int
+    dead: int
+    lanes: int
+    forced: bool = False
+    deaths: tuple[tuple[str, int], ...] = ()
+    ancestors: IntArray | None = None
+    moved: int | None = None
+    uncovered: float = 0.0
+    rows: int = 0
+    forwards: int = 0
+    seconds: float = 0.0
+    symbols: Int16Array | None = None
+    log_weights: FloatArray | None = None
+
+
+class SMCState(NamedTuple):
+    """The whole state of a run after some byte; a value, from which it can be resumed.
+
+    The states of language models and constraints are not part of it: they follow from the
+    texts, and `resume` computes them again.
+
+    Attributes:
+        particles: the N particles; inside a roll-out all candidates of each, one after the
+            other.
+        step: how many bytes the active ones have read.
+        seed: of the run's draws; those of a step are a function of (seed, step).
+        beam_seed: of the beams' draws with `prune="unbiased"`; None: the beams' own.
+        start: log weight of the empty text, nats.
+        history: one entry a step so far.
+        max_bytes: the length limit it was run with; None if that is not known.
+    """
+
+    particles: Particles
+    step: int
+    seed: int
+    beam_seed: int | None
+    start: float
+    history: tuple[StepInfo, ...] = ()
+    max_bytes: int | None = None
+
+
+def generator(seed: int, step: int, *stream: int) -> np.random.Generator:
+    """Return random numbers that depend on a run's seed, the step and the stream alone."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step, *stream)))

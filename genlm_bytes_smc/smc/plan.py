@@ -1,4 +1,4 @@
-"""What is asked of a run, checked before any work."""
+"""The settings of a run, checked before any work."""
 
 from __future__ import annotations
 
@@ -7,31 +7,37 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.checks import check_count, check_threshold
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
-from genlm_bytes_smc.smc.ahead import Ahead, AheadLeaf
-from genlm_bytes_smc.smc.ahead import proposal_rows as proposal_rows_of
-from genlm_bytes_smc.smc.checks import check_count, check_threshold
-from genlm_bytes_smc.smc.critic import Critic, Predicate
 from genlm_bytes_smc.smc.factors import (
-    Combine,
+    Tree,
     compile_rows,
     factors_of,
     has_language_model,
     name_of,
     names_of,
+    random_beams,
 )
-from genlm_bytes_smc.smc.frontier import random_beams
-from genlm_bytes_smc.smc.rejuvenation import Suffix
-from genlm_bytes_smc.smc.resampling import Resampler, resampler
+from genlm_bytes_smc.smc.particles import SMCState
+from genlm_bytes_smc.smc.resampling import FloatArray, Resampler, Rollout, Suffix, resampler
 from genlm_bytes_smc.smc.result import SMCResult
-from genlm_bytes_smc.smc.rollout import Rollout
-from genlm_bytes_smc.smc.state import SMCState
-from genlm_bytes_smc.smc.twist import Loan, schedule_of
+from genlm_bytes_smc.smc.weighers import (
+    Ahead,
+    Combine,
+    Critic,
+    Ending,
+    Predicate,
+    Tempering,
+    Twist,
+    Weigher,
+    proposal_rows,
+    schedule_of,
+)
 
 
 class SMCOptions(TypedDict, total=False):
-    """What `smc` takes by keyword; see there."""
+    """The keyword arguments of `smc`; see there."""
 
     proposal: Any
     twist: Any
@@ -51,14 +57,16 @@ class SMCOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's target and settings.
+    """The target and the settings of a run.
 
     Attributes:
         potential: the target as it was given.
         leaves, names: the factors of target and proposal.
         n_target: the first so many of them are the target's.
-        target, proposal: how their rows combine.
-        loan: what the look-ahead lends to weights, and how loans are tempered.
+        target: how their rows make the target's.
+        exponents: float64[leaves], the power of each in the target.
+        proposal: how their rows make those to draw from; None: the target's own.
+        weighers: what changes weights after reading, in this order.
         The others: see `smc`.
     """
 
@@ -66,10 +74,10 @@ class Plan:
     leaves: tuple[Any, ...]
     names: tuple[str, ...]
     n_target: int
-    target: Combine
+    target: Tree
+    exponents: FloatArray
     proposal: Combine | None
-    loan: Loan
-    critic: Critic | None
+    weighers: tuple[Weigher, ...]
     terminate_when: Callable[[bytes], bool] | None
     n_particles: int
     ess_threshold: float
@@ -105,7 +113,7 @@ def make_plan(
     record: bool = False,
     resume: SMCResult | SMCState | None = None,
 ) -> Plan:
-    """Check what `smc` was given.
+    """Check the arguments of `smc`.
 
     Raises:
         TypeError, ValueError: what is wrong, what was got and what was expected.
@@ -117,11 +125,11 @@ def make_plan(
     rows = compile_rows(target, leaves)
     n_target = len(leaves)
     _check_target(leaves, terminated=terminate_when is not None)
-    aheads = _Aheads(target, leaves, max_bytes)
-    proposal_rows = _proposal_rows(proposal, rows, aheads)
-    loan = _loan(target, twist, tempering, aheads)
-    if terminate_when is not None and not callable(terminate_when):
-        raise TypeError(f"terminate_when must be a function of bytes, got {terminate_when!r}")
+    proposal_of = _proposal(proposal, rows, leaves)
+    weighers: list[Weigher] = [] if terminate_when is None else [Ending(terminate_when)]
+    if critic is not None:
+        weighers.append(Critic(critic, twist_with_critic and ess_threshold > 0))
+    weighers += _twists(target, twist, tempering, leaves)
     rolls = Rollout.of(rollout)
     _check_moves(rejuvenate, rolls, record)
     if not share_beams:
@@ -134,9 +142,9 @@ def make_plan(
         names=names_of(leaves),
         n_target=n_target,
         target=rows,
-        proposal=proposal_rows,
-        loan=loan,
-        critic=None if critic is None else Critic(critic, twist_with_critic and ess_threshold > 0),
+        exponents=rows.exponents(len(leaves)),
+        proposal=proposal_of,
+        weighers=tuple(weighers),
         terminate_when=terminate_when,
         n_particles=int(n_particles),
         ess_threshold=float(ess_threshold),
@@ -185,45 +193,41 @@ def _check_horizon(state: SMCState | None, max_bytes: int, twist: Any) -> None:
         )
 
 
-class _Aheads:
-    """Places look-aheads among the leaves, each object once."""
-
-    def __init__(self, target: Any, leaves: list[Any], max_bytes: int) -> None:
-        self.target = target
-        self.leaves = leaves
-        self.own = tuple(leaves)  # of the target
-        self.max_bytes = max_bytes
-        self.placed: list[tuple[Ahead, int]] = []
-
-    def place(self, ahead: Ahead) -> int:
-        """Which leaf a look-ahead is."""
-        for known, at in self.placed:
-            if known is ahead:
-                return at
-        self.placed.append((ahead, len(self.leaves)))
-        self.leaves.append(AheadLeaf(ahead, self.target, self.own, self.max_bytes))
-        return len(self.leaves) - 1
+def _place(ahead: Ahead, leaves: list[Any]) -> int:
+    """Return the number of a look-ahead among the leaves, which it joins once."""
+    at = next((i for i, leaf in enumerate(leaves) if leaf is ahead), len(leaves))
+    if at == len(leaves):
+        leaves.append(ahead)
+    return at
 
 
-def _proposal_rows(proposal: Any, target: Combine, aheads: _Aheads) -> Combine | None:
-    """How the rows to draw from combine, their leaves placed; None: the target's own."""
+def _proposal(proposal: Any, target: Tree, leaves: list[Any]) -> Combine | None:
+    """Return how the rows to draw from combine; None: the target's own."""
     if isinstance(proposal, Ahead):
-        return proposal_rows_of(target, aheads.place(proposal), proposal)
-    return None if proposal is None else compile_rows(proposal, aheads.leaves)
+        return proposal_rows(target, _place(proposal, leaves), proposal)
+    return None if proposal is None else compile_rows(proposal, leaves)
 
 
-def _loan(target: Any, twist: Any, tempering: Any, aheads: _Aheads) -> Loan:
+def _twists(target: Any, twist: Any, tempering: Any, leaves: list[Any]) -> list[Weigher]:
+    """Return the weighers that `twist` and `tempering` name.
+
+    Raises:
+        TypeError, ValueError: what is wrong with them.
+    """
     if twist is not None and not isinstance(twist, Ahead):
         raise TypeError(f"twist must be a Lookahead, got {type(twist).__name__}")
+    out: list[Weigher] = []
+    if twist is not None:
+        at = _place(twist, leaves)
+        out.append(Twist(at, twist.strength, names_of(leaves)[at]))
     schedule = schedule_of(tempering)
-    soft = () if schedule is None else tuple(f for f in factors_of(target) if _gradable(f))
-    if twist is None:
-        return Loan(schedule=schedule, soft=soft)
-    return Loan(aheads.place(twist), twist.strength, schedule, soft)
+    if schedule is not None:
+        out.append(Tempering(schedule, [f for f in factors_of(target) if _gradable(f)]))
+    return out
 
 
 def _gradable(factor: Any) -> bool:
-    """Whether a factor has prefix weights between 0 and 1 that are its own."""
+    """Return whether a factor has prefix weights between 0 and 1 that are its own."""
     return not has_language_model(factor) and not isinstance(factor, ByteDFA | ByteMatcher)
 
 
@@ -244,7 +248,7 @@ def _resumed(
     seed: int | None,
     beam_seed: int | None,
 ) -> SMCState | None:
-    """The state to go on from, None for a new run; the seeds are those of the run."""
+    """Return the state to go on from, None for a new run; its seeds are those of the run."""
     if resume is None:
         for name, value in (("seed", seed), ("beam_seed", beam_seed)):
             if value is not None:
@@ -278,12 +282,3 @@ def check_ends(potential: Any) -> None:
             f"no token of {name_of(potential)} ends a text, so every text has weight zero: name "
             "eos_byte_strings in its beam parameters, or end texts by terminate_when"
         )
-
-
-def start_error(plan: Plan, log_weight: float, factors: dict[str, float]) -> Exception:
-    """The error for a target that gives the empty text no finite positive weight."""
-    blamed = ", ".join(f"{name} gave {w}" for name, w in factors.items())
-    return ValueError(
-        f"the empty text must have a finite log weight, got {log_weight} from "
-        f"{name_of(plan.potential)} ({blamed or 'no factor alone'})"
-    )

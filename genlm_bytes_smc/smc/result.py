@@ -1,18 +1,192 @@
-"""What a run returns: weighted texts, how good the estimate is, and how it came about."""
+"""Results of runs: weighted texts, how good the estimate is, and how it came about."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from genlm.control.constant import EOS
+from genlm.control.sampler.sequence import Sequences
+from genlm.grammar import Float
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
 
+from genlm_bytes_smc.alphabet import BYTES
+from genlm_bytes_smc.html import render
 from genlm_bytes_smc.smc import files
-from genlm_bytes_smc.smc.record import viewer_record
+from genlm_bytes_smc.smc.particles import BoolArray, SMCState, StepInfo, Weights
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
-from genlm_bytes_smc.smc.state import SMCState, StepInfo
-from genlm_bytes_smc.smc.texts import TextSamples
+
+SHOWN = 10  # texts of a posterior that are printed
+
+
+class NoText:
+    """A key of a decoded posterior that stands for samples that are no text."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+UNDECODABLE = NoText("not UTF-8")
+UNFINISHED = NoText("not ended")
+
+
+class TextSamples(Sequences):  # type: ignore[misc]
+    """N weighted texts.
+
+    All that genlm-control's `Sequences` has is here with the same meaning, except that
+    `decoded_posterior` counts samples that it cannot decode instead of leaving them out.
+
+    Args:
+        texts: the bytes of each, N of them.
+        ended: bool[N], whether each is complete.
+        log_weights: float64[N], nats.
+
+    Attributes:
+        log_ml: log of the mean weight, nats: the estimated log marginal likelihood.
+        ess: effective sample size of the weights.
+    """
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __init__(self, texts: Sequence[bytes], ended: BoolArray, log_weights: FloatArray) -> None:
+        weights = Weights(log_weights)
+        n = len(weights)
+        self.texts = list(texts)
+        self.ended = ended
+        self.log_weights = log_weights
+        self.size = n
+        self.log_ml = weights.log_mean
+        self.log_total = weights.log_mean + float(np.log(n))
+        self.ess = weights.ess
+        with np.errstate(divide="ignore"):
+            self.log_normalized_weights = np.log(weights.normalised)
+            self.log_ess = float(np.log(weights.ess))
+        self._weights = weights
+
+    @cached_property
+    def contexts(self) -> list[list[Any]]:
+        """Each sample as one-byte tokens, with EOS last if it is complete."""
+        return [
+            [*map(BYTES.__getitem__, text), *([EOS] if ended else [])]
+            for text, ended in zip(self.texts, self.ended.tolist(), strict=True)
+        ]
+
+    @property
+    def normalized_weights(self) -> FloatArray:
+        """Weights that sum to one, float64[N]; all zero if every one is."""
+        return self._weights.normalised
+
+    @cached_property
+    def posterior(self) -> Any:
+        """Probability of each sequence of tokens (a tuple), largest first."""
+        chart = Float.chart()
+        for context, p in zip(self.contexts, self.normalized_weights.tolist(), strict=True):
+            chart[tuple(context)] += p
+        return chart.sort_descending()
+
+    @cached_property
+    def byte_posterior(self) -> Any:
+        """Probability of each complete text, as bytes, largest first (`UNFINISHED`: the rest)."""
+        return self._chart(lambda text: text)
+
+    @cached_property
+    def decoded_posterior(self) -> Any:
+        """Probability of each complete text, as str, largest first.
+
+        Samples that are no UTF-8 are counted under the key `UNDECODABLE`, and those that have
+        not ended under `UNFINISHED`; neither key is there if there are none with weight.
+        """
+        return self._chart(_decoded)
+
+    def _chart(self, key: Any) -> Any:
+        chart = Float.chart()
+        samples = zip(self.texts, self.ended.tolist(), self.normalized_weights, strict=True)
+        for text, ended, p in samples:
+            if p > 0:
+                chart[key(text) if ended else UNFINISHED] += float(p)
+        return chart.sort_descending()
+
+    def grouped(self) -> list[tuple[bytes, float, int, bool]]:
+        """Return each text of weight, likeliest first: (text, probability, particles, ended)."""
+        found: dict[tuple[bytes, bool], tuple[float, int]] = {}
+        weights = self.normalized_weights.tolist()
+        for text, ended, p in zip(self.texts, self.ended.tolist(), weights, strict=True):
+            if p > 0:
+                q, n = found.get((text, ended), (0.0, 0))
+                found[text, ended] = p + q, n + 1
+        ordered = sorted(found.items(), key=lambda item: -item[1][0])
+        return [(text, p, n, ended) for (text, ended), (p, n) in ordered]
+
+    @cached_property
+    def undecodable(self) -> float:
+        """Posterior probability of the complete texts that are no UTF-8."""
+        return float(self.decoded_posterior[UNDECODABLE])
+
+    @cached_property
+    def unfinished(self) -> float:
+        """Posterior probability of the texts that have not ended."""
+        return float(self.decoded_posterior[UNFINISHED])
+
+    # -- how it is shown ---------------------------------------------------------------
+
+    def summary(self) -> dict[str, str]:
+        """Return what is shown above the texts, name by name."""
+        return {
+            "log marginal likelihood": f"{self.log_ml:.4f}",
+            "effective sample size": f"{self.ess:.1f} of {self.size}",
+        }
+
+    def __rich__(self) -> Group:
+        """Return a summary, and a table of the likeliest texts."""
+        table = Table()
+        table.add_column("probability", justify="right")
+        table.add_column("text")
+        for text, p in list(self.decoded_posterior.items())[:SHOWN]:
+            table.add_row(f"{p:.4f}", Text(_quoted(text)))
+        left = len(self.decoded_posterior) - SHOWN
+        if left > 0:
+            table.add_row("", f"and {left} more")
+        return Group(*(Text(f"{k}: {v}") for k, v in self.summary().items()), table)
+
+    def __str__(self) -> str:
+        console = Console(width=100, color_system=None, force_terminal=False)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get().rstrip()
+
+    def __repr__(self) -> str:
+        best = next(iter(self.decoded_posterior.items()), None)
+        likeliest = "" if best is None else f", likeliest {_quoted(best[0])}: {best[1]:.4f}"
+        return (
+            f"{type(self).__name__}({self.size} samples, log_ml={self.log_ml:.4f}, "
+            f"ess={self.ess:.1f}{likeliest})"
+        )
+
+    def _repr_html_(self) -> str:
+        best = [(p, _quoted(text)) for text, p in list(self.decoded_posterior.items())[:SHOWN]]
+        return render("samples", rows=self.summary(), texts=best)
+
+
+def _decoded(text: bytes) -> str | NoText:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return UNDECODABLE
+
+
+def _quoted(text: str | bytes | NoText) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 200 else shown[:199] + "…"
 
 
 class SMCResult(TextSamples):
@@ -36,6 +210,11 @@ class SMCResult(TextSamples):
         self.resumable = state if resumable is None else resumable
 
     @property
+    def result(self) -> SMCResult:
+        """Itself; the error of a run that died has a result too."""
+        return self
+
+    @property
     def seed(self) -> int:
         """The seed of the run's draws."""
         return self.state.seed
@@ -47,7 +226,7 @@ class SMCResult(TextSamples):
 
     @property
     def complete(self) -> bool:
-        """Whether no particle would read on."""
+        """True if no particle would read on."""
         return not self.state.particles.active.any()
 
     # -- how good the estimate is ------------------------------------------------------
@@ -139,7 +318,7 @@ class SMCResult(TextSamples):
         return sum(i.seconds for i in self.history)
 
     def summary(self) -> dict[str, str]:
-        """What is shown above the texts, name by name."""
+        """Return what is shown above the texts, name by name."""
         out = {
             "log marginal likelihood": f"{self.log_ml:.4f}{self._shown_error()}",
             "effective sample size": f"{self.ess:.1f} of {self.size}",
@@ -162,7 +341,7 @@ class SMCResult(TextSamples):
     # -- files -------------------------------------------------------------------------
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The run in the format of genlm-control's `InferenceVisualizer`.
+        """Return the run in the format of genlm-control's `InferenceVisualizer`.
 
         Args:
             path: where to write it as well.
@@ -173,7 +352,7 @@ class SMCResult(TextSamples):
         Raises:
             ValueError: the run was not recorded (`record=True`) from its first step.
         """
-        text = json.dumps(viewer_record(self.state))
+        text = json.dumps(files.viewer_record(self.state))
         if path is not None:
             files.write(path, text)
         return text
@@ -184,7 +363,7 @@ class SMCResult(TextSamples):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SMCResult:
-        """What `save` wrote; it can be resumed.
+        """Read what `save` wrote; it can be resumed.
 
         Raises:
             ValueError: the file is no such thing.

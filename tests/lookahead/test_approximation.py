@@ -96,7 +96,7 @@ async def test_psi_is_above_zero_for_all_that_is_admitted():
     for text in texts_of(constraint, LONGEST):
         here = factor
         for byte in text:
-            here = await here.step(np.array([0]), np.array([byte]))
+            here, _ = await here.step(np.array([byte]))
             assert math.isfinite(float(here.value[0])), text
 
 

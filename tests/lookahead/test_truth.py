@@ -9,7 +9,7 @@ import torch
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, ByteWFSA, FiniteSet
 from genlm_bytes_smc.lookahead import ByteNgram, Lookahead
-from genlm_bytes_smc.smc import RESAMPLING, SMCResult, loop, smc, smc_repeat
+from genlm_bytes_smc.smc import RESAMPLING, Particles, SMCResult, reading, smc, smc_repeat
 from tests.smc.worlds import (
     LONGEST,
     PATTERN,
@@ -204,19 +204,19 @@ async def test_a_wrong_weight_is_noticed(monkeypatch, mistake):
     truth = sum(w * soft_weight(t) for t, w in exact_weights(llm).items())
     options = {"proposal": ahead, "twist": ahead, "tempering": 3}
     if mistake == "kept":  # the loan is not taken back
-        monkeypatch.setattr(loop.Particles, "untwisted", lambda self: self)
+        monkeypatch.setattr(Particles, "untwisted", lambda self: self)
     elif mistake == "proposal":  # weighted as if drawn from the target's row
-        real = loop.draw
+        real = reading.draw
 
         def wrong(rows, lanes, uniform):
             symbols, _ = real(rows, lanes, uniform)
             _, weights = real(rows._replace(proposal=None), lanes, uniform)
             return symbols, weights
 
-        monkeypatch.setattr(loop, "draw", wrong)
+        monkeypatch.setattr(reading, "draw", wrong)
     else:  # taken back to another power than lent
         monkeypatch.setattr(
-            loop.Particles,
+            Particles,
             "untwisted",
             lambda self: self._replace(
                 log_weights=self.log_weights - 1.2 * self.twist, twist=0 * self.twist

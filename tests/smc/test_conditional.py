@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from genlm_bytes_smc.constraints import ByteRegex
-from genlm_bytes_smc.smc import Held, Rollout, conditional_smc, particle_gibbs
+from genlm_bytes_smc.smc import Held, Particles, Rollout, conditional_smc, particle_gibbs
 from genlm_bytes_smc.smc import conditional as module
+from genlm_bytes_smc.smc.plan import make_plan
+from genlm_bytes_smc.smc.reading import replay
 from tests.smc.invariance import LEAST, exact_draws, p_value
 from tests.smc.worlds import (
     LONGEST,
@@ -103,23 +105,19 @@ async def test_with_beams_of_ones_own_the_exact_model_is_invariant(sampling):
 
 async def estimated(llm, held):
     """Log weight of each text under its own beams, by reading it with them."""
-    from genlm_bytes_smc.smc.frontier import Frontier
-    from genlm_bytes_smc.smc.loop import advance, start_state
-    from genlm_bytes_smc.smc.plan import make_plan
-
     plan = make_plan(llm, len(held), 0.0, LONGEST, share_beams=False)
-    state = await start_state(plan)
     salts = np.stack([h.salt for h in held])
-    particles = state.particles._replace(salt=salts[:, :1])
-    frontier = await Frontier.start(plan.leaves, plan.target, None, particles, None)
-    for k in range(LONGEST + 1):
-        forced = np.array([h.text[k] if k < len(h.text) else 256 for h in held])
-        here = state._replace(particles=particles, step=k)
-        none = np.zeros(len(held))
-        _, read, particles = await advance(plan, here, frontier, none, forced, score=True)
-        particles = particles._replace(salt=salts[:, : k + 2])
-        frontier = await frontier.step(particles, frontier.lane_of, read.symbols)
-    return particles.log_weights
+    first = Particles.first(len(held), float(await llm.prefix([])))
+    read = await replay(
+        plan,
+        first.salted(salts[:, 0]),
+        [None],
+        range(LONGEST + 1),
+        lambda step: np.array([h.text[step] if step < len(h.text) else 256 for h in held]),
+        salt=lambda step: salts[:, step],
+        score=True,
+    )
+    return read.particles.log_weights
 
 
 @pytest.mark.parametrize("mistake", ["choice", "ancestors", "joined"])
@@ -137,16 +135,16 @@ async def test_a_wrong_kernel_is_noticed(monkeypatch, mistake):
         monkeypatch.setattr(module, "_choose", wrong)
     elif mistake == "ancestors":  # the weights of the particles forgotten
 
-        async def joined(self, batch, particles, index, due):
-            w = await right_joined(self, batch, particles, index, due)
+        async def joined(self, runs, particles, index, due):
+            w = await right_joined(self, runs, particles, index, due)
             return w - np.where(w > -np.inf, (particles.log_weights - particles.twist)[index], 0)
 
         right_joined = module._Pins._joined
         monkeypatch.setattr(module._Pins, "_joined", joined)
     else:  # whether the rest fits forgotten
 
-        async def nothing(self, batch, particles, index, due):
-            w = await right_joined(self, batch, particles, index, due)
+        async def nothing(self, runs, particles, index, due):
+            w = await right_joined(self, runs, particles, index, due)
             return np.where(w > -np.inf, 0.0, -np.inf)
 
         right_joined = module._Pins._joined

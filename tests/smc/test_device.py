@@ -69,7 +69,7 @@ async def test_a_particle_step_waits_as_often_as_the_algorithm_needs(prune):
     resampled = [[i.ancestors is not None for i in s.history] for s in (far, near)]
     assert resampled[0] == resampled[1]
     assert any(resampled[0])
-    step = {"kernels_torch._fetch": FETCHES[prune], "rows._write": 1, "frontier.draw": 1}
+    step = {"kernels_torch._fetch": FETCHES[prune], "rows._write": 1, "reading.draw": 1}
     assert len(counted) > 8
     for waits in counted[2:-1]:  # the first step also reads the first rows of the root
         assert waits == step

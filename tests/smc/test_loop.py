@@ -18,13 +18,16 @@ from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import (
     AllParticlesDeadError,
     BadWeightError,
+    Particles,
     SMCResult,
     SMCState,
+    frontier,
     smc,
     smc_steps,
     smc_sync,
 )
-from genlm_bytes_smc.smc.frontier import _replay
+from genlm_bytes_smc.smc.factors import Lanes
+from genlm_bytes_smc.smc.plan import make_plan
 from tests.smc.worlds import EXACT, FREE, LONGEST, PATTERN, RANDOM, TOPK, finite, same, toy
 
 
@@ -219,24 +222,62 @@ async def test_leaving_the_steps_early_leaves_nothing_running():
     assert asyncio.all_tasks() == before
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 5), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32))
-def test_replaying_finds_every_text_and_each_prefix_once(length, n, letters, seed):
-    rng = np.random.default_rng(seed)
-    text = rng.integers(0, letters, size=(n, length)).astype(np.uint8)
-    root = rng.integers(0, 2, size=n)
-    for salt in (None, rng.integers(0, 2, size=(n, length + 1)).astype(np.uint64)):
-        moves, lane_of = _replay(text, root, salt)
-        spelled = [(0, ()), (1, ())]
-        for parents, symbols, salts in moves:
-            after = [()] * len(parents) if salt is None else salts.tolist()
-            read = zip(parents, symbols, after, strict=True)
-            spelled = [(spelled[p][0], (*spelled[p][1], (s, a))) for p, s, a in read]
-            assert len(set(spelled)) == len(spelled)
-        for i, (at, path) in enumerate(spelled[k] for k in lane_of):
-            assert at == root[i]
-            assert bytes(s for s, _ in path) == text[i].tobytes()
-            assert salt is None or [a for _, a in path] == salt[i, 1:].tolist()
+class Spelling(Lanes):
+    """Spells what its lanes have read, and the salts between."""
+
+    def __init__(self, read):
+        self.read = read
+
+    async def rows(self):
+        raise AssertionError("no row is needed to come to known texts")
+
+    async def step(self, symbols):
+        pairs = zip(self.read, symbols.tolist(), strict=True)
+        spelled = [(*read, symbol) for read, symbol in pairs]
+        assert len(set(spelled)) == len(spelled)  # each prefix once
+        return Spelling(spelled), None
+
+    def gather(self, lanes):
+        return Spelling([self.read[i] for i in lanes])
+
+    def seeded(self, seeds):
+        return Spelling([(*read, seed) for read, seed in zip(self.read, seeds, strict=True)])
+
+    def salted(self, salt):
+        pairs = zip(self.read, salt.tolist(), strict=True)
+        return Spelling([(*read, ("salt", key)) for read, key in pairs])
+
+
+def test_a_frontier_comes_to_every_text_and_reads_each_prefix_once(monkeypatch):
+    plan = make_plan(toy(params=RANDOM), 4)
+
+    async def start(potential):
+        return Spelling([()])
+
+    monkeypatch.setattr(frontier, "lanes_of", start)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 5), st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**32))
+    def check(length, n, letters, seed):
+        rng = np.random.default_rng(seed)
+        text = rng.integers(0, letters, size=(2 * n, length)).astype(np.uint8)
+        first = Particles.first(2 * n, 0.0)._replace(text=text, length=np.full(2 * n, length))
+        first = first._replace(ended=rng.integers(0, 4, size=2 * n) == 0)
+        salt = rng.integers(0, 2, size=(2 * n, length + 1)).astype(np.uint64)
+        for particles in (first, first._replace(salt=salt)):
+            found = asyncio.run(frontier.Frontier.start(plan, particles, [7, 8]))
+            spelled = found.lanes[0].read if found.size else []
+            assert found.size == len(spelled) == len(set(spelled))
+            for i, lane in enumerate(found.lane_of.tolist()):
+                assert (lane < 0) == particles.ended[i]
+                if lane >= 0:
+                    keys = salt[i].tolist() if particles.salt is not None else []
+                    path = [7 + (i >= n), *[("salt", k) for k in keys[:1]]]
+                    for k, symbol in enumerate(text[i].tolist(), start=1):
+                        path += [symbol, *[("salt", key) for key in keys[k : k + 1]]]
+                    assert spelled[lane] == tuple(path)
+
+    check()
 
 
 # -- refusals --------------------------------------------------------------------------
@@ -403,7 +444,7 @@ async def test_progress_bar_goes_to_stderr_when_asked(capsys):
 
 async def test_progress_bar_in_a_notebook_without_ipywidgets(capsys, monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    monkeypatch.setattr("genlm_bytes_smc.smc.progress.find_spec", lambda name: None)
+    monkeypatch.setattr("genlm_bytes_smc.smc.diagnostics.find_spec", lambda name: None)
     await smc(finite(toy()), 5, 0.5, 9, progress=True)
     assert "log ML" in capsys.readouterr().err
 

@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 
 from genlm_bytes_smc.constraints import ByteRegex, FiniteSet
-from genlm_bytes_smc.smc import Suffix, smc
+from genlm_bytes_smc.smc import Particles, Suffix, rejuvenation, smc
 from genlm_bytes_smc.smc.frontier import Frontier
-from genlm_bytes_smc.smc.loop import advance
-from genlm_bytes_smc.smc.particles import Particles
 from genlm_bytes_smc.smc.plan import make_plan
-from genlm_bytes_smc.smc.state import SMCState
 from tests.smc.invariance import LEAST, exact_draws, p_value
 from tests.smc.worlds import (
     EXACT,
@@ -60,18 +57,17 @@ def particles_at(states):
 
 async def moved(target, states, suffix, **options):
     """The states after `suffix` has moved them, and how many moved."""
-    plan = make_plan(target, len(states), 0.5, LONGEST, **options)
-    state = SMCState(particles_at(states), STEP, 0, plan.beam_seed, 0.0)
-    frontier = await Frontier.start(
-        plan.leaves, plan.target, plan.proposal, state.particles, plan.beam_seed
-    )
-    state, frontier, n = await suffix.move(plan, state, frontier, np.random.default_rng(7), advance)
-    texts = state.particles.texts()
+    plan = make_plan(target, len(states), 0.5, LONGEST, rejuvenate=suffix, **options)
+    particles = particles_at(states)
+    frontier = await Frontier.start(plan, particles, [plan.beam_seed])
+    rng = np.random.default_rng(7)
+    particles, frontier, n = await rejuvenation.rejuvenate(particles, frontier, STEP, rng)
+    texts = particles.texts()
     lanes = frontier.lane_of.tolist()
     going = {(lane, text) for lane, text in zip(lanes, texts, strict=True) if lane >= 0}
-    assert [lane >= 0 for lane in lanes] == state.particles.active.tolist()
+    assert [lane >= 0 for lane in lanes] == particles.active.tolist()
     assert len(going) == frontier.size  # equal texts, and only they, share a lane
-    return list(zip(texts, state.particles.ended.tolist(), strict=True)), n
+    return list(zip(texts, particles.ended.tolist(), strict=True)), n
 
 
 KINDS = {
@@ -119,17 +115,17 @@ async def test_texts_that_a_condition_ends_are_moved_too():
 async def test_a_wrong_acceptance_is_noticed(monkeypatch, mistake):
     llm, other = toy(seed=2, sharpness=0.5), toy(seed=5, sharpness=0.5)
     weights = await target_of_step(llm, False)
-    right = Suffix._log_ratio
+    right = rejuvenation._log_ratio
 
-    def wrong(self, walk, cut):
+    def wrong(suffix, walk, cut):
         if mistake == "always":
             return np.zeros(len(cut))
         if mistake == "no window":
             n = len(cut)
             return walk.particles.log_weights[n:] - walk.particles.log_weights[:n]
-        return -right(self, walk, cut)
+        return -right(suffix, walk, cut)
 
-    monkeypatch.setattr(Suffix, "_log_ratio", wrong)
+    monkeypatch.setattr(rejuvenation, "_log_ratio", wrong)
     before = exact_draws(weights, 4000, seed=3)
     after, _ = await moved(llm, before, Suffix(None, sweeps=3), proposal=other)
     assert p_value(after, weights) < LEAST

@@ -22,7 +22,7 @@ from genlm_bytes_smc.smc import (
     smc,
     smc_steps,
 )
-from genlm_bytes_smc.smc.loop import run_plan
+from genlm_bytes_smc.smc.loop import run
 from genlm_bytes_smc.smc.plan import make_plan
 from tests.smc.worlds import FREE, LONGEST, TOPK, finite, same, toy
 
@@ -128,7 +128,7 @@ async def test_the_variance_from_one_run_is_unbiased(always):
     for seed in range(400):
         plan = make_plan(target, 8, 0.0, 4, seed=seed, resampling_method="multinomial")
         # above 1: also where all weights are equal
-        r = await run_plan(dataclasses.replace(plan, ess_threshold=1.1 if always else 0.0))
+        (r,) = await run([dataclasses.replace(plan, ess_threshold=1.1 if always else 0.0)])
         assert len(r.ancestry) == (3 if always else 0)
         z.append(math.exp(r.log_ml))
         v.append(r.ml_relative_variance * z[-1] ** 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genlm_bytes_smc.constraints import ByteRegex
-from genlm_bytes_smc.smc import RESAMPLING, frontier, loop, smc, smc_repeat
+from genlm_bytes_smc.smc import RESAMPLING, Particles, reading, smc, smc_repeat
 from tests.smc.worlds import (
     LONGEST,
     PATTERN,
@@ -184,15 +184,16 @@ async def test_a_wrong_weight_is_noticed(monkeypatch, mistake):
     if mistake == "weight":
 
         def wrong(*args):
-            symbols, log_weights = frontier.draw(*args)
+            symbols, log_weights = draw(*args)
             return symbols, log_weights + 0.1
 
-        monkeypatch.setattr(loop, "draw", wrong)
+        draw = reading.draw
+        monkeypatch.setattr(reading, "draw", wrong)
     elif mistake == "twist":
         critic = toy(seed=7) ** 0.5
         judged = exact_weights(toy(seed=7))
         truth = sum(w * judged[t] ** 0.5 for t, w in exact_weights(llm).items())
-        monkeypatch.setattr(loop.Particles, "untwisted", lambda self: self)
+        monkeypatch.setattr(Particles, "untwisted", lambda self: self)
         options = {"critic": critic}
     else:
 

@@ -15,7 +15,7 @@ from genlm_bytes_smc import BeamParams, ByteLanes
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc import RESAMPLING, Rollout, frontier, loop, smc, smc_repeat
+from genlm_bytes_smc.smc import RESAMPLING, Rollout, reading, smc, smc_repeat
 from tests.smc.worlds import (
     EXACT,
     FREE,
@@ -130,10 +130,11 @@ async def test_a_wrong_weight_is_noticed(monkeypatch, mistake, shared):
     if mistake == "weight":
 
         def wrong(*args):
-            symbols, log_weights = frontier.draw(*args)
+            symbols, log_weights = draw(*args)
             return symbols, log_weights + 0.1
 
-        monkeypatch.setattr(loop, "draw", wrong)
+        draw = reading.draw
+        monkeypatch.setattr(reading, "draw", wrong)
     elif mistake == "beam":
         kernels = type(llm.model.kernels)
         monkeypatch.setattr(

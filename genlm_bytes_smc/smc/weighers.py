@@ -1,0 +1,390 @@
+"""Weighers: what changes the weights of particles once they have read a byte.
+
+A run has a tuple of them, applied in this order:
+
+- `Ending` ends texts of which `terminate_when` holds, without a weight;
+- `Critic` multiplies by a potential's weight of the text: an ended text keeps its `complete`
+  weight, an unfinished one has its `prefix` weight until the next byte is read (a twist);
+- `Twist` multiplies unfinished texts by psi(x)^s of a look-ahead, until the next byte is read;
+- `Tempering` raises what was added so far, and the target's soft factors, to the power beta_t.
+
+A twist steers resampling and leaves the target alone: `Particles.twist` says what was added,
+it is taken back before the next byte is weighed, and an ended text has none. So with t bytes
+read resampling sees the target
+
+    gamma_t(x) = LM(x) (soft(x) critic(x) psi(x)^s)^beta_t,
+
+a bridge from the language model to the whole target as beta_t rises to 1 (annealing as in Del
+Moral, Doucet & Jasra 2006, along the text), and the weights telescope to those of the target.
+What is impossible (-inf) is so for every beta > 0: only weights between can be graded.
+
+A look-ahead gives every unfinished text x a positive number psi(x), a guess of the weight of all
+that may follow it, and psi = 1 to ended texts (twisted SMC: Whiteley & Lee 2014, Annals of
+Statistics 42:115; Guarniero, Johansen & Lee 2017; for language models Zhao et al. 2024). As a
+proposal it draws the next symbol b in proportion to target(b) psi(x b)^s, mixed with a small
+share of the target's own row so that nothing the target admits is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from genlm.control.potential.base import Potential
+
+from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS
+from genlm_bytes_smc.constraints.base import ByteConstraint
+from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.smc.factors import (
+    BadWeightError,
+    Lanes,
+    Rows,
+    Tree,
+    check_alphabet,
+    name_of,
+    normalised,
+)
+from genlm_bytes_smc.smc.particles import BoolArray, Particles
+from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
+
+Combine = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+Predicate = Callable[[bytes], Any]
+Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The symbols that particles have just read.
+
+    Attributes:
+        count: how many bytes active particles have read now.
+        lane_of: int64[N], the lane each particle was on, -1 for one that read nothing.
+        symbols: int64[N].
+        rows: the rows they were drawn from.
+        lanes: the factors' lanes before reading.
+    """
+
+    count: int
+    lane_of: IntArray
+    symbols: IntArray
+    rows: Rows
+    lanes: Sequence[Lanes]
+
+    def going(self, particles: Particles) -> IntArray:
+        """Return the particles that have read and will read on, int64[A]."""
+        return np.flatnonzero(particles.active & (self.lane_of >= 0))
+
+    def distinct(
+        self, particles: Particles, which: IntArray
+    ) -> tuple[list[bytes], IntArray, IntArray]:
+        """Find the distinct texts of some particles that have read.
+
+        Args:
+            particles: after reading.
+            which: int64[A].
+
+        Returns:
+            M texts, a particle of each (int64[M]), and the text of each particle (int64[A]).
+        """
+        codes = self.lane_of[which] * N_SYMBOLS + self.symbols[which]
+        _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+        first = which[first]
+        rows = zip(particles.text[first], particles.length[first].tolist(), strict=True)
+        return [row[:k].tobytes() for row, k in rows], first, inverse
+
+
+class Weigher(ABC):
+    """A step of weighing, applied after every byte.
+
+    Attributes:
+        name: how errors name it; empty if it gives no particle weight zero.
+    """
+
+    name = ""
+
+    @abstractmethod
+    async def weigh(self, particles: Particles, reads: Reads) -> Particles:
+        """Return particles that have just read a symbol with new weights."""
+
+
+class Ending(Weigher):
+    """Ends the texts of which a condition holds, without a weight.
+
+    Args:
+        when: a function of texts.
+
+    Raises:
+        TypeError: no function.
+    """
+
+    def __init__(self, when: Any) -> None:
+        if not callable(when):
+            raise TypeError(f"terminate_when must be a function of bytes, got {when!r}")
+        self.when = when
+
+    async def weigh(self, particles: Particles, reads: Reads) -> Particles:
+        """See `Weigher`."""
+        going = reads.going(particles)
+        texts, _, inverse = reads.distinct(particles, going)
+        stops = np.array([bool(self.when(text)) for text in texts], dtype=bool)
+        ended = particles.ended.copy()
+        ended[going] |= stops[inverse]
+        return particles._replace(ended=ended)
+
+
+class Critic(Weigher):
+    """A potential, or a function of complete texts, that multiplies the target.
+
+    It is scored once a distinct text.
+
+    Args:
+        critic: a potential over bytes; or a function that returns whether a complete text is
+            admitted (anything that is true or false), or a `float`: its log weight in nats.
+        twist: whether prefixes count before their text has ended.
+
+    Raises:
+        TypeError, ValueError: neither of them, or a potential over other tokens.
+    """
+
+    def __init__(self, critic: Any, twist: bool) -> None:
+        self.critic = critic
+        self.is_potential = isinstance(critic, Potential)
+        if self.is_potential:
+            check_alphabet(critic)
+        elif not callable(critic):
+            raise TypeError(
+                "critic must be a Potential over bytes or a function of complete texts, "
+                f"got {type(critic).__name__}"
+            )
+        self.twist = twist and self.is_potential and not critic.is_terminal_only()
+        shown = None if self.is_potential else getattr(critic, "__name__", None)
+        self.name = f"critic {shown or name_of(critic)}"
+
+    async def weigh(self, particles: Particles, reads: Reads) -> Particles:
+        """See `Weigher`.
+
+        Raises:
+            BadWeightError: the critic gave NaN or +inf.
+        """
+        judged = (reads.lane_of >= 0) & ~particles.dead & (particles.ended | self.twist)
+        which = np.flatnonzero(judged)
+        if len(which) == 0:
+            return particles
+        texts, first, inverse = reads.distinct(particles, which)
+        score = (await self._scores(texts, particles.ended[first]))[inverse]
+        log_weights, twist = particles.log_weights.copy(), particles.twist.copy()
+        log_weights[which] += score
+        twist[which] = np.where(particles.ended[which] | (score == -np.inf), 0.0, score)
+        return particles._replace(log_weights=log_weights, twist=twist)
+
+    async def _scores(self, texts: list[bytes], ended: BoolArray) -> FloatArray:
+        """Return log weights of whole texts and of prefixes, float64[M], nats."""
+        out = np.empty(len(texts))
+        for complete in (True, False):
+            which = np.flatnonzero(ended == complete)
+            if len(which):
+                out[which] = await self._weights([texts[i] for i in which], complete)
+        bad = np.flatnonzero(np.isnan(out) | (out == np.inf))
+        if len(bad):
+            i = int(bad[0])
+            kind = "whole text" if ended[i] else "prefix"
+            raise BadWeightError(f"{self.name} gave {out[i]} for the {kind} {texts[i]!r}")
+        return out
+
+    async def _weights(self, texts: list[bytes], complete: bool) -> FloatArray:
+        """Return log weights of texts, all whole or all prefixes, float64[len(texts)], nats."""
+        if not self.is_potential:
+            return np.array([self._admitted(text) for text in texts])
+        # ours take whole texts; others want lists of tokens
+        ours = isinstance(self.critic, ByteConstraint | ByteLLM)
+        score = self.critic.batch_complete if complete else self.critic.batch_prefix
+        weights = await score(texts if ours else contexts_of(texts))
+        array = weights.detach().cpu().numpy() if torch.is_tensor(weights) else np.asarray(weights)
+        if array.shape != (len(texts),):
+            shape = f"of shape {array.shape} for {len(texts)} texts"
+            raise ValueError(f"{self.name} gave weights {shape}")
+        return array.astype(np.float64)
+
+    def _admitted(self, text: bytes) -> float:
+        """Return 0 or -inf for what the function says is true or false, and a float as it is.
+
+        Raises:
+            TypeError: it returned an integer, which could be meant either way.
+        """
+        said = self.critic(text)
+        if isinstance(said, float | np.floating):
+            return float(said)
+        if isinstance(said, int | np.integer) and not isinstance(said, bool):
+            raise TypeError(
+                f"{self.name} returned the integer {said}: return a bool, or a float (log weight)"
+            )
+        return 0.0 if said else -np.inf
+
+
+class AheadLanes(Lanes):
+    """A look-ahead at D texts: its rows are log psi(x b) - log psi(x).
+
+    Attributes:
+        value: float64[D], log psi of each text, nats; -inf for one that cannot be completed.
+    """
+
+    waits = False
+    value: torch.Tensor
+
+
+class Ahead(ABC):
+    """A look-ahead that can be given to `smc` as `proposal` or `twist`.
+
+    Attributes:
+        strength: s, the power of psi.
+        defensive: share of the target's row in the proposal.
+    """
+
+    strength: float
+    defensive: float
+
+    @abstractmethod
+    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
+        """Return the lane of the empty text (D = 1), for a target and its leaves."""
+
+
+def proposal_rows(target: Tree, at: int, ahead: Ahead) -> Combine:
+    """Return how blocks make the rows to draw from: target times psi^s, mixed with the target.
+
+    Args:
+        target: how blocks make the target's rows.
+        at: which block is the look-ahead's.
+        ahead: its strength and defensive share.
+    """
+    strength, share = ahead.strength, ahead.defensive
+
+    def rows(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+        own = target(blocks)
+        seen = own + strength * blocks[at].to(own.device)
+        # A text with no future in sight: the share of psi is nothing, the target's all.
+        seen, own = normalised(seen), normalised(own)
+        lost = seen.isneginf().all(dim=1, keepdim=True)
+        mixed = torch.logaddexp(seen + math.log1p(-share), own + math.log(share))
+        return torch.where(lost, own, mixed)
+
+    return rows
+
+
+class Twist(Weigher):
+    """A look-ahead's psi to a power, as a twist of unfinished texts.
+
+    Args:
+        ahead: which of the lanes is the look-ahead's.
+        strength: power of psi.
+        name: see `Weigher`.
+    """
+
+    def __init__(self, ahead: int, strength: float, name: str) -> None:
+        self.ahead = ahead
+        self.strength = strength
+        self.name = f"the twist {name}"
+
+    async def weigh(self, particles: Particles, reads: Reads) -> Particles:
+        """See `Weigher`."""
+        going = reads.going(particles)
+        if not len(going):
+            return particles
+        lanes, ahead = reads.lane_of[going], reads.lanes[self.ahead]
+        assert isinstance(ahead, AheadLanes)
+        now = ahead.value.cpu().numpy()[lanes]
+        gain = reads.rows.blocks[self.ahead].cpu().numpy()[lanes, reads.symbols[going]]
+        log_psi = np.where(now == -np.inf, 0.0, now) + gain
+        return _twisted(particles, going, particles.twist[going] + self.strength * log_psi)
+
+
+class Tempering(Weigher):
+    """The power beta_t of twists and soft factors.
+
+    Args:
+        schedule: beta after t bytes.
+        soft: the target's factors whose prefix weights are graded.
+    """
+
+    def __init__(self, schedule: Schedule, soft: Sequence[Any]) -> None:
+        self.schedule = schedule
+        self.soft = tuple(soft)
+
+    async def weigh(self, particles: Particles, reads: Reads) -> Particles:
+        """See `Weigher`."""
+        going = reads.going(particles)
+        if not len(going):
+            return particles
+        beta = self.beta(reads.count)
+        twist = beta * particles.twist[going]
+        if self.soft and beta != 1:
+            twist += (beta - 1) * await self._soft_weight(particles, reads, going)
+        return _twisted(particles, going, twist)
+
+    def beta(self, count: int) -> float:
+        """Return the exponent after `count` bytes.
+
+        Raises:
+            ValueError: the schedule gave a number outside (0, 1].
+        """
+        beta = float(self.schedule(count))
+        if not 0 < beta <= 1:
+            raise ValueError(f"tempering must give numbers in (0, 1], got {beta} for {count} bytes")
+        return beta
+
+    async def _soft_weight(self, particles: Particles, reads: Reads, going: IntArray) -> FloatArray:
+        """Return the log prefix weight of the soft factors, float64[len(going)], nats."""
+        texts, _, inverse = reads.distinct(particles, going)
+        score = np.zeros(len(texts))
+        for factor in self.soft:
+            score += np.asarray(await factor.batch_prefix(contexts_of(texts)), dtype=np.float64)
+        return np.asarray(score[inverse])
+
+
+def contexts_of(texts: Sequence[bytes]) -> list[list[bytes]]:
+    """Return texts as lists of one-byte tokens."""
+    return [[BYTES[b] for b in text] for text in texts]
+
+
+def _twisted(particles: Particles, going: IntArray, twist: FloatArray) -> Particles:
+    """Replace the twist of the particles `going` by float64[len(going)], nats."""
+    log_weights, twists = particles.log_weights.copy(), particles.twist.copy()
+    log_weights[going] += twist - twists[going]
+    twists[going] = np.where(twist == -np.inf, 0.0, twist)
+    return particles._replace(log_weights=log_weights, twist=twists)
+
+
+def schedule_of(tempering: Any) -> Schedule | None:
+    """Return the schedule that `smc(tempering=...)` names.
+
+    Args:
+        tempering: None; a number of bytes T, for beta_t = min(1, t / T); a sequence of
+            exponents, one a byte read, beginning with that after the first; or a function of
+            the number of bytes read (1 or more).
+
+    Raises:
+        TypeError, ValueError: none of these, or exponents outside (0, 1].
+    """
+    if tempering is None:
+        return None
+    if callable(tempering):
+        given: Schedule = tempering
+        return given
+    if isinstance(tempering, Sequence) and not isinstance(tempering, str | bytes):
+        betas = [float(b) for b in tempering]
+        if not betas or not all(0 < b <= 1 for b in betas):
+            raise ValueError(f"tempering must hold numbers in (0, 1], got {list(tempering)}")
+        return lambda t: betas[t - 1] if t <= len(betas) else 1.0
+    number = isinstance(tempering, int | float) and not isinstance(tempering, bool)
+    if not number:
+        raise TypeError(
+            "tempering must be a number of bytes, a sequence of exponents or a function of the "
+            f"number of bytes read, got {tempering!r}"
+        )
+    if not (math.isfinite(tempering) and tempering > 0):
+        raise ValueError(f"tempering must be a positive number of bytes, got {tempering}")
+    return lambda t: min(1.0, t / tempering)
