@@ -96,9 +96,12 @@ class BeamLanes(Lanes):
         """See `Lanes`."""
         return await self.lanes.rows()
 
-    async def step(self, symbols: IntArray) -> tuple[BeamLanes, None]:
-        """See `Lanes`."""
-        return BeamLanes(await self.lanes.step(symbols)), None
+    async def step(self, symbols: IntArray) -> tuple[BeamLanes, FloatArray | None]:
+        """See `Lanes`; deferred beams know the weight of a byte once they have read it."""
+        after = await self.lanes.step(symbols)
+        if self.lanes.params.prune != "deferred":
+            return BeamLanes(after), None
+        return BeamLanes(after), after.log_z - self.lanes.log_z
 
     def gather(self, lanes: IntArray) -> BeamLanes:
         """See `Lanes`."""
