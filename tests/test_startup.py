@@ -8,8 +8,10 @@ import pytest
 
 HEAVY = {
     "arsenal",
+    "genlm.backend",
     "genlm.bytes",
     "genlm.control",
+    "huggingface_hub",
     "IPython",
     "jsonschema",
     "llamppl",
@@ -19,7 +21,7 @@ HEAVY = {
     "rfc3987_syntax",
     "torch._dynamo",
     "torch.distributed.tensor",
-    "transformers.modeling_utils",
+    "transformers",
 }
 # numba itself imports some of scipy where it is installed, for its version and for BLAS.
 NUMBA = """
@@ -56,6 +58,20 @@ def test_a_command_imports_only_what_it_needs(command, by_numba):
     got = modules_of(COMMAND, *command.split())
     assert not HEAVY & got
     assert {name for name in got if name.partition(".")[0] == "scipy"} <= by_numba
+
+
+AN_ENGINE = """
+import sys
+from genlm_bytes_smc import load_model
+llm = load_model("tiny")
+from genlm.backend.llm import AsyncLM
+assert isinstance(llm, AsyncLM) and issubclass(type(llm), AsyncLM)
+assert not isinstance(llm.encoder, AsyncLM)
+"""
+
+
+def test_an_engine_that_was_made_before_genlm_backend_was_imported_is_an_async_lm():
+    assert "genlm.backend" in modules_of(AN_ENGINE)
 
 
 def test_the_help_page_needs_neither_model_nor_event_loop():

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers as tf
 from torch.nn.functional import scaled_dot_product_attention
 
 from genlm_bytes_smc.fast_path import Way
@@ -314,7 +313,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return out
 
 
-# By name, as importing one of these classes takes seconds.
+# By name, as importing one of these classes takes seconds. No two of transformers share a name.
 _KNOWN: dict[str, type[Decoder]] = {
     "GPT2LMHeadModel": GPT2Decoder,
     "LlamaForCausalLM": LlamaDecoder,
@@ -348,11 +347,10 @@ def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | str:
 
 
 def _known(kind: type) -> type[Decoder] | None:
-    # By name first: looking a class up in transformers imports its modules.
     if kind is BundledGPT2:
         return GPT2Decoder
-    known = _KNOWN.get(kind.__name__)
-    return known if known is not None and kind is getattr(tf, kind.__name__, None) else None
+    ours = kind.__module__.startswith("transformers.models.")  # no subclass of the same name
+    return _KNOWN.get(kind.__name__) if ours else None
 
 
 def is_hooked(module: Any) -> bool:

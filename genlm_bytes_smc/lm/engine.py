@@ -15,14 +15,17 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from genlm.backend.llm import AsyncLM
 
 from genlm_bytes_smc.fast_path import Way
+from genlm_bytes_smc.lm.async_lm import LateAsyncLM
+from genlm_bytes_smc.lm.bundled import BundledTokenizer
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
+from genlm_bytes_smc.vocab import Vocabulary
 
 _SPELLED = 4096  # contexts whose ids are remembered by their tokens
 _TURN = 2e-3  # seconds between two turns of the loop where nobody else waits for one
@@ -70,12 +73,12 @@ def not_pickled() -> TypeError:
     )
 
 
-class RowEngine(AsyncLM):  # type: ignore[misc]
+class RowEngine(LateAsyncLM):
     """Next-token log-probability rows of many contexts at once.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or whatever stands for one where `byte_vocab`
-            is given.
+            is given; or a `BundledTokenizer`.
         device: where rows are returned.
         width: number of columns of a row (the LM head's, padding included), or None while
             unknown (an adapter learns it from the first row).
@@ -84,6 +87,9 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         byte_vocab: what each token spells (genlm-backend `Token`s, entry i for id i); decoded
             from `tokenizer` if None.
         str_vocab: as strings; made from `byte_vocab` if None.
+
+    Attributes:
+        encoder: `tokenizer`, or what does its work here without transformers.
     """
 
     request_bytes = 1 << 28
@@ -104,15 +110,10 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         byte_vocab: Sequence[Any] | None = None,
         str_vocab: Sequence[str] | None = None,
     ) -> None:
-        if byte_vocab is None:
-            super().__init__(tokenizer)
-        else:
-            # AsyncLM.__init__ would decode the tokenizer, which may not be one.
-            self.tokenizer = tokenizer
+        self.encoder = tokenizer
+        if byte_vocab is not None:
             self.byte_vocab = list(byte_vocab)
             self.str_vocab = _strings(self.byte_vocab) if str_vocab is None else list(str_vocab)
-            self._batch_queue: list[Any] = []
-            self._batch_armed = False
         self.device = device
         self.width = width
         self.window = window
@@ -124,6 +125,49 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self._last_turn = 0.0
         self._crowd = 0  # requests to come that take it that there are other tasks
         self.tree.on_free(self._forget_spelling)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, as transformers has it."""
+        late = isinstance(self.encoder, BundledTokenizer)
+        return self.encoder.in_transformers() if late else self.encoder
+
+    @cached_property
+    def vocab(self) -> Vocabulary:
+        """What the tokens spell, as flat arrays."""
+        late = isinstance(self.encoder, BundledTokenizer)
+        return Vocabulary.from_tokens(self.encoder.token_bytes() if late else self.byte_vocab)
+
+    @cached_property
+    def byte_vocab(self) -> list[Any]:
+        """What each token spells, as genlm-backend `Token`s."""
+        return self._decoded[0]
+
+    @cached_property
+    def str_vocab(self) -> list[str]:
+        """What each token spells, as strings."""
+        return self._decoded[1]
+
+    @cached_property
+    def _decoded(self) -> tuple[list[Any], list[str]]:
+        from genlm.backend.tokenization import decode_vocab
+
+        decoded: tuple[list[Any], list[str]] = decode_vocab(self.tokenizer)
+        return decoded
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a text and spell something: those that the tokenizer or the
+        model's configuration for generation name, sorted."""
+        inner = getattr(getattr(self, "llm", None), "model", None)
+        model = getattr(self, "base", None) or getattr(self, "model", None) or inner
+        ids: set[Any] = set()
+        for source in (self.encoder, getattr(model, "generation_config", None)):
+            named = getattr(source, "eos_token_id", None)
+            ids.update(named if isinstance(named, (list, tuple)) else [named])
+        vocab = self.vocab
+        known = (i for i in ids if isinstance(i, int) and 0 <= i < len(vocab))
+        return tuple(sorted(i for i in known if vocab[i]))
 
     @property
     def input_size(self) -> int | None:

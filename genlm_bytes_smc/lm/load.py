@@ -12,25 +12,28 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
 import torch
-from genlm.backend.llm import AsyncLM, AsyncTransformer
-from huggingface_hub import is_offline_mode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as hf_logging
 
 from genlm_bytes_smc.lm.adapter import AdapterEngine, overrides
-from genlm_bytes_smc.lm.bundled import BundledGPT2
+from genlm_bytes_smc.lm.bundled import BundledGPT2, BundledTokenizer
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.gguf import SMOLLM2, directory_of
 from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
 from genlm_bytes_smc.lm.start import start_tokens
 from genlm_bytes_smc.lm.transfer import device_of
 from genlm_bytes_smc.lm.transformer import TreeTransformer
-from genlm_bytes_smc.lm.vllm_engine import VLLMEngine, require_vllm
+
+if TYPE_CHECKING:
+    from genlm.backend.llm import AsyncLM
+
+    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
+
+# transformers, genlm-backend and vLLM are imported by the functions that need them: the bundled
+# model needs none of them, and they take longer than all else.
 
 BACKENDS = ("hf", "vllm", "mlx", "sgl")
 
@@ -184,6 +187,8 @@ def _reference(llm: Any) -> Callable[[], Any]:
 
 
 def _new_engine(llm: Any, start: int | Sequence[int] | None, limit_bytes: int | None) -> RowEngine:
+    from genlm.backend.llm import AsyncTransformer
+
     if isinstance(llm, AsyncTransformer) and not overrides(llm, AsyncTransformer):
         return TreeTransformer(llm.model, llm.tokenizer, start=start, limit_bytes=limit_bytes)
     if limit_bytes is not None:
@@ -214,12 +219,13 @@ def _load_here(
 ) -> TreeTransformer:
     """A model run here by tree attention, if it fits."""
     if name == "tiny":
-        with _bundled() as path, _quiet():
+        with _bundled() as path:
             if opts:
-                model, tokenizer = _load_hf(path, dtype, opts)
+                with _quiet():
+                    model, tokenizer = _load_hf(path, dtype, opts)
             else:
                 model = BundledGPT2(path, dtype, lambda: _load_bundled(dtype))
-                tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+                tokenizer = BundledTokenizer(path, _load_bundled_tokenizer)
     else:
         name = directory_of(name, dtype)
         # These spread the weights or shrink them, by rules that the check does not know.
@@ -235,6 +241,8 @@ def _load_here(
 def _load_hf(
     name: str | os.PathLike[str], dtype: torch.dtype | None, opts: Mapping[str, Any] | None
 ) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     options = {"dtype": "auto" if dtype is None else dtype, **(opts or {})}
     options["trust_remote_code"] = _trusted(opts)
     source = _source(name)
@@ -262,6 +270,14 @@ def _load_bundled(dtype: torch.dtype | None) -> Any:
         return _load_hf(path, dtype, None)[0]
 
 
+def _load_bundled_tokenizer() -> Any:
+    """The bundled tokenizer as transformers has it."""
+    from transformers import AutoTokenizer
+
+    with _bundled() as path:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
 @contextmanager
 def _bundled() -> Iterator[Path]:
     """The directory of the bundled model."""
@@ -275,6 +291,8 @@ def _load_vllm(
     opts: dict[str, Any],
     start: int | Sequence[int] | None,
 ) -> VLLMEngine:
+    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine, require_vllm
+
     require_vllm()
     if dtype == torch.float64:
         raise ValueError("vLLM runs no float64; known: auto, float32, bfloat16, float16")
@@ -290,6 +308,8 @@ def _load_vllm(
 
 def _stored_dtype(source: str, trusted: bool) -> torch.dtype | None:
     """What the configuration says the weights are stored in, if it is at hand."""
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(
             source, local_files_only=True, trust_remote_code=trusted
@@ -318,6 +338,8 @@ def _source(name: str | os.PathLike[str]) -> str:
 
 def _hub_in_reach() -> bool:
     """Whether the hub's name resolves. If not, its client would retry for most of a minute."""
+    from huggingface_hub import is_offline_mode
+
     if is_offline_mode():  # the user said so: nothing is looked up
         return False
     host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
@@ -399,6 +421,8 @@ def _device(device: str | torch.device | None) -> torch.device:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bar for a model that loads at once."""
+    from transformers.utils import logging as hf_logging
+
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

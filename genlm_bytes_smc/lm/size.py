@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from genlm_bytes_smc.lm.engine import EngineError
 
@@ -158,6 +157,8 @@ def _tensor_bytes(header: dict[str, Any], dtype: torch.dtype | None) -> int:
 
 
 def _built_bytes(source: str, dtype: torch.dtype | None) -> int | None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:

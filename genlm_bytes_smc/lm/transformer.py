@@ -95,10 +95,10 @@ class TreeTransformer(RowEngine):
             window=self._architecture.window,
             start=start_tokens(tokenizer, start, width),
         )
-        if width < len(self.byte_vocab):
+        if width < len(self.vocab):
             raise ValueError(
                 f"the model returns rows of width {width}, but its tokenizer has token ids up to "
-                f"{len(self.byte_vocab) - 1}; rows may be wider (padding), not narrower"
+                f"{len(self.vocab) - 1}; rows may be wider (padding), not narrower"
             )
         self.limit_bytes = _default_limit(self.device) if limit_bytes is None else limit_bytes
         self.logit_bytes = 1 << 30
@@ -136,8 +136,9 @@ class TreeTransformer(RowEngine):
         """The transformers model. The bundled one is put into transformers' modules, which take
         seconds to import, when this is first read; rows come from them from then on."""
         if isinstance(self.base, BundledGPT2):
-            self.base = self._forward.model = self.base.in_transformers()
-            self._architecture = self._forward.architecture = Architecture.of(self.base)
+            self.base = self.base.in_transformers()
+            self._architecture = Architecture.of(self.base)
+            self._forward.replace(self.base, self._architecture)
         return self.base
 
     @property

@@ -11,6 +11,7 @@ from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend
 from genlm_bytes_smc.lm.attention_costs import ON_CPU, AttentionCosts, KeyShape, costs_for
+from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked, is_known
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
@@ -50,10 +51,23 @@ class TreeForward:
         self.refusal = architecture.refusal
         self.pack_bytes = 1 << 30
         self.cache = TreeCache(tree)
-        self._buffer = KVBuffer(architecture.layers)
+        self._buffer = self._new_buffer()
         weight = model.get_input_embeddings().weight
         self._device, self._dtype = weight.device, weight.dtype
         self._decoder: Decoder | str | None = None  # None: not tried yet
+
+    def _new_buffer(self) -> KVBuffer:
+        if isinstance(self.model, BundledGPT2):
+            return KVBuffer(self.architecture.layers)
+        from genlm_bytes_smc.lm.transformers_cache import TransformersCache
+
+        return TransformersCache(self.architecture.layers)
+
+    def replace(self, model: Any, architecture: Architecture) -> None:
+        """Go on with the same model in other modules; entries are dropped."""
+        self.clear()
+        self.model, self.architecture = model, architecture
+        self._buffer = self._new_buffer()
 
     @property
     def decoder(self) -> Decoder | None:
