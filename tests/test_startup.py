@@ -74,6 +74,45 @@ def test_an_engine_that_was_made_before_genlm_backend_was_imported_is_an_async_l
     assert "genlm.backend" in modules_of(AN_ENGINE)
 
 
+def test_generating_leaves_out_the_parser_of_international_addresses():
+    got = modules_of(COMMAND, "generate", "An apple", "--particles", "2", "--max-bytes", "2")
+    assert "genlm.control" in got
+    assert "rfc3987_syntax" not in got
+
+
+ADDRESSES = """
+import sys
+from genlm_bytes_smc.alphabet import BYTES
+assert "rfc3987_syntax" not in sys.modules
+import jsonschema
+checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+assert checker.conforms("http://a.example/ü", "iri") and not checker.conforms("http://[", "iri")
+import rfc3987_syntax
+assert rfc3987_syntax.__file__
+"""
+
+
+def test_formats_are_checked_all_the_same():
+    assert "rfc3987_syntax.syntax_helpers" in modules_of(ADDRESSES)
+
+
+STAND_IN = """
+import sys
+from genlm_bytes_smc.late_import import imported_late
+with imported_late("rfc3987_syntax", "is_valid_syntax"):
+    from rfc3987_syntax import is_valid_syntax
+    assert "rfc3987_syntax.syntax_helpers" not in sys.modules
+    from rfc3987_syntax import RFC3987_SYNTAX_TERMS
+with imported_late("no_such_package", "f"):
+    pass
+assert is_valid_syntax("iri", "http://a.example/")
+"""
+
+
+def test_another_name_of_a_late_package_imports_it_at_once():
+    assert "rfc3987_syntax.syntax_helpers" in modules_of(STAND_IN)
+
+
 def test_the_help_page_needs_neither_model_nor_event_loop():
     got = modules_of(COMMAND, "--help")
     assert not {"asyncio", "numpy", "torch", "transformers"} & got
