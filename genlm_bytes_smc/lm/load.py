@@ -30,7 +30,7 @@ from genlm_bytes_smc.lm.transformer import TreeTransformer
 if TYPE_CHECKING:
     from genlm.backend.llm import AsyncLM
 
-    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
+    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
 
 # transformers, genlm-backend and vLLM are imported by the functions that need them: the bundled
 # model needs none of them, and they take longer than all else.
@@ -291,7 +291,7 @@ def _load_vllm(
     opts: dict[str, Any],
     start: int | Sequence[int] | None,
 ) -> VLLMEngine:
-    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine, require_vllm
+    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine, require_vllm
 
     require_vllm()
     if dtype == torch.float64:

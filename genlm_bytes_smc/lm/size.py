@@ -42,6 +42,9 @@ def weight_bytes(source: str, dtype: torch.dtype | None) -> int | None:
 
     Returns:
         The bytes, or None where it cannot be told (no such files, or quantised weights).
+
+    Raises:
+        ValueError: a file is broken, or all are without weights.
     """
     path = Path(source)
     if path.is_dir():
@@ -49,7 +52,10 @@ def weight_bytes(source: str, dtype: torch.dtype | None) -> int | None:
             dtype = None  # as stored, whatever is asked for
         files = sorted(path.glob("*.safetensors"))
         if files:
-            return sum(_file_bytes(f, dtype) for f in files)
+            total = sum(_file_bytes(f, dtype) for f in files)
+            if total == 0:  # transformers would fill the model with random numbers
+                raise ValueError(f"the safetensors files in {source!r} hold no weights")
+            return total
     return _built_bytes(source, dtype)
 
 

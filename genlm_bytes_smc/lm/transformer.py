@@ -111,7 +111,7 @@ class TreeTransformer(RowEngine):
         self._choose(sample.dtype)
         self._told_room = False
         self._tell_forward()
-        self.clear_cache()
+        self._forward.forget()
         self.tree.collect()
         self.counts.reset()
 

@@ -193,9 +193,13 @@ class TreeForward:
 
     def clear(self) -> None:
         """Drop all entries and what was made of the model's weights, and free their memory."""
+        self.forget()
+        self._decoder = None
+
+    def forget(self) -> None:
+        """Drop all entries and free their memory."""
         self.cache.clear()
         self._buffer.clear()
-        self._decoder = None
 
     def _masks(self, attention: Attention) -> Masks:
         """What the model takes as its mask: None, one 4-D tensor, or one for each kind of layer."""
