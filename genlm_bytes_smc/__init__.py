@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from genlm_bytes_smc.fast_path import FastPathWarning
     from genlm_bytes_smc.llamppl import ByteContext
     from genlm_bytes_smc.lm.engine import ContextTooLongError, EngineError, LMCounts, RowEngine
-    from genlm_bytes_smc.lm.load import as_engine, load_model
+    from genlm_bytes_smc.lm.engine_of import as_engine
+    from genlm_bytes_smc.lm.load import load_model
     from genlm_bytes_smc.lm.rows import BadRowError, RowTransform
     from genlm_bytes_smc.lm.size import ModelTooLargeError
     from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
@@ -54,7 +55,8 @@ _HOMES = {
     "fast_path": ("FastPathWarning",),
     "llamppl": ("ByteContext",),
     "lm.engine": ("ContextTooLongError", "EngineError", "LMCounts", "RowEngine"),
-    "lm.load": ("as_engine", "load_model"),
+    "lm.engine_of": ("as_engine",),
+    "lm.load": ("load_model",),
     "lm.rows": ("BadRowError", "RowTransform"),
     "lm.size": ("ModelTooLargeError",),
     "lm.vllm.engine": ("VLLMEngine",),

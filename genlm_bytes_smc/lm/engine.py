@@ -15,7 +15,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
@@ -23,11 +22,8 @@ import torch
 
 from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.async_lm import LateAsyncLM
-from genlm_bytes_smc.lm.bundled import BundledTokenizer
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
-from genlm_bytes_smc.vocab import Vocabulary
 
-_SPELLED = 4096  # contexts whose ids are remembered by their tokens
 _TURN = 2e-3  # seconds between two turns of the loop where nobody else waits for one
 _FEW_TASKS = 8  # up to so many are counted at each request
 
@@ -121,39 +117,10 @@ class RowEngine(LateAsyncLM):
         self.tree = ContextTree()
         self.counts = LMCounts()
         self._requests: list[_Request] = []
-        self._spelled: dict[tuple[int, ...], int] = {}
+        self._spelled = {}
         self._last_turn = 0.0
         self._crowd = 0  # requests to come that take it that there are other tasks
         self.tree.on_free(self._forget_spelling)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer, as transformers has it."""
-        late = isinstance(self.encoder, BundledTokenizer)
-        return self.encoder.in_transformers() if late else self.encoder
-
-    @cached_property
-    def vocab(self) -> Vocabulary:
-        """What the tokens spell, as flat arrays."""
-        late = isinstance(self.encoder, BundledTokenizer)
-        return Vocabulary.from_tokens(self.encoder.token_bytes() if late else self.byte_vocab)
-
-    @cached_property
-    def byte_vocab(self) -> list[Any]:
-        """What each token spells, as genlm-backend `Token`s."""
-        return self._decoded[0]
-
-    @cached_property
-    def str_vocab(self) -> list[str]:
-        """What each token spells, as strings."""
-        return self._decoded[1]
-
-    @cached_property
-    def _decoded(self) -> tuple[list[Any], list[str]]:
-        from genlm.backend.tokenization import decode_vocab
-
-        decoded: tuple[list[Any], list[str]] = decode_vocab(self.tokenizer)
-        return decoded
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -368,69 +335,6 @@ class RowEngine(LateAsyncLM):
 
     def _close(self) -> None:
         """What `close` does, with no other thread in it."""
-
-    # -- genlm-backend's AsyncLM -------------------------------------------------------
-
-    async def next_token_logprobs(
-        self, token_ids: Sequence[int], lora_name: str | None = None
-    ) -> torch.Tensor:
-        """Row of one context given as token ids: float[width], nats."""
-        return (await self.batch_next_token_logprobs([token_ids], lora_name))[0]
-
-    async def batch_next_token_logprobs(
-        self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
-    ) -> torch.Tensor:
-        """Rows of several contexts given as token ids: float[B, width], nats."""
-        with self.tree.one_thread:
-            nodes = self._nodes(token_ids_list, lora_name)
-            rows = await self.rows(nodes)
-            self.refuse_bad(nodes, rows)
-            return rows
-
-    def next_token_logprobs_sync(
-        self, token_ids: Sequence[int], lora_name: str | None = None
-    ) -> torch.Tensor:
-        """As `next_token_logprobs`, without an event loop."""
-        return self.batch_next_token_logprobs_sync([token_ids], lora_name)[0]
-
-    def batch_next_token_logprobs_sync(
-        self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
-    ) -> torch.Tensor:
-        """As `batch_next_token_logprobs`, without an event loop."""
-        with self.tree.one_thread:
-            nodes = self._nodes(token_ids_list, lora_name)
-            rows = self.rows_sync(nodes)
-            self.refuse_bad(nodes, rows)
-            return rows
-
-    def _nodes(self, contexts: Sequence[Sequence[int]], lora_name: str | None) -> IntArray:
-        if lora_name is not None:
-            raise ValueError(
-                f"adapters are chosen when a model is loaded, got lora_name={lora_name!r}"
-            )
-        if any(len(c) == 0 for c in contexts):
-            raise ValueError("a context needs at least one token (usually BOS), got none")
-        if self.tree.due():
-            self.tree.collect()
-        return np.array([self._node(tuple(map(int, c))) for c in contexts], dtype=np.int64)
-
-    def _node(self, context: tuple[int, ...]) -> int:
-        """`tree.insert` by way of the context without its last token, if lately seen."""
-        node = self._spelled.get(context)
-        if node is None:
-            above = context[:-1]
-            parent = self._spelled.get(above)
-            if parent is None:
-                parent = self.tree.insert(above)
-            node = self.tree.child(parent, context[-1])
-            if len(self._spelled) >= _SPELLED:
-                self._spelled.clear()
-            self._spelled[above] = parent
-            self._spelled[context] = node
-        return node
-
-    def _forget_spelling(self, freed: IntArray) -> None:
-        self._spelled.clear()
 
 
 async def _settle(line: list[_Request]) -> None:
