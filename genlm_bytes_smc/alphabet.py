@@ -31,7 +31,7 @@ Context = Sequence[bytes] | bytes
 
 
 def as_bytes(context: Context) -> bytes:
-    """The bytes of a context, checked.
+    """Return the bytes of a context, checked.
 
     Raises:
         TypeError: a token is not `bytes`.

@@ -105,11 +105,11 @@ class BundledGPT2(nn.Module):
         self.lm_head.weight = self.transformer.wte.weight
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The token embeddings."""
+        """Return the token embeddings."""
         return self.transformer.wte
 
     def in_transformers(self) -> nn.Module:
-        """The same model as transformers has it, over the same parameters."""
+        """Return the same model as transformers has it, over the same parameters."""
         model = self._load()
         model.load_state_dict(self.state_dict(keep_vars=True), assign=True)
         model.tie_weights()  # type: ignore[operator]

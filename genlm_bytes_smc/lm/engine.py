@@ -62,7 +62,7 @@ class _Request:
 
 
 def not_pickled() -> TypeError:
-    """The error for pickling a model, or what refers to one."""
+    """Return the error for pickling a model, or what refers to one."""
     return TypeError(
         "a language model is not pickled, nor what is made from one (beams, lanes, a ByteLLM): "
         "pickle its name, BeamParams, prompts and results, and load the model where they arrive"
@@ -152,7 +152,7 @@ class RowEngine(LateAsyncLM):
         return Way("outside", f"rows come from {source.__module__}.{source.__qualname__}")
 
     def __deepcopy__(self, memo: object) -> RowEngine:
-        """The engine itself: copies of what stands on a model share the model."""
+        """Return the engine itself: copies of what stands on a model share the model."""
         return self
 
     def __copy__(self) -> RowEngine:
@@ -165,7 +165,7 @@ class RowEngine(LateAsyncLM):
 
     @abstractmethod
     def evaluate(self, nodes: IntArray) -> torch.Tensor:
-        """Rows of distinct contexts, now.
+        """Compute rows of distinct contexts, now.
 
         Args:
             nodes: int64[B], distinct ids of `tree`, none of them empty contexts, all within
@@ -196,7 +196,7 @@ class RowEngine(LateAsyncLM):
     # -- what callers use --------------------------------------------------------------
 
     async def rows(self, nodes: IntArray) -> torch.Tensor:
-        """Rows of contexts that need not be distinct; concurrent callers share one forward.
+        """Compute rows of contexts, distinct or not; concurrent callers share one forward.
 
         Not looked through for NaN (see `refuse_bad`).
 
@@ -320,7 +320,7 @@ class RowEngine(LateAsyncLM):
             self._clear_cache()
 
     def _clear_cache(self) -> None:
-        """What `clear_cache` does, with no other thread in it."""
+        """Do what `clear_cache` does, with no other thread in it."""
 
     def close(self) -> None:
         """Free what the engine holds.
@@ -334,7 +334,7 @@ class RowEngine(LateAsyncLM):
     cleanup = close
 
     def _close(self) -> None:
-        """What `close` does, with no other thread in it."""
+        """Do what `close` does, with no other thread in it."""
 
 
 async def _settle(line: list[_Request]) -> None:

@@ -18,7 +18,7 @@ _ENGINES = "_genlm_bytes_smc_engines"
 def as_engine(
     llm: Any, *, start: int | Sequence[int] | None = None, limit_bytes: int | None = None
 ) -> RowEngine:
-    """The engine of a loaded model; the same object with the same options has one engine.
+    """Return the engine of a loaded model; the same object with the same options has one.
 
     A `RowEngine` is returned as it is. A genlm-backend `AsyncTransformer` gives its model and
     tokenizer to a `TreeTransformer` (unless it is of a subclass that computes rows its own

@@ -51,7 +51,7 @@ class Linear:
                 self._plain = [(whole, self._bias)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The layers' outputs side by side: float[T, in] to float[T, out]."""
+        """Compute the layers' outputs side by side: float[T, in] to float[T, out]."""
         count = x.shape[0]
         if self._packed is not None and count <= _POSITIONS[-1] and not (self._lone and count == 1):
             room = _POSITIONS[bisect_left(_POSITIONS, count)]

@@ -136,7 +136,7 @@ def _load_here(
     start: int | Sequence[int] | None,
     limit_bytes: int | None,
 ) -> TreeTransformer:
-    """A model run here by tree attention, if it fits."""
+    """Load a model that runs here by tree attention, if it fits."""
     if name == "tiny":
         with _bundled() as path:
             if opts:
@@ -184,13 +184,13 @@ def _trusted(opts: Mapping[str, Any] | None) -> bool:
 
 
 def _load_bundled(dtype: torch.dtype | None) -> Any:
-    """The bundled model in transformers' modules."""
+    """Load the bundled model in transformers' modules."""
     with _bundled() as path, _quiet():
         return _load_hf(path, dtype, None)[0]
 
 
 def _load_bundled_tokenizer() -> Any:
-    """The bundled tokenizer as transformers has it."""
+    """Load the bundled tokenizer as transformers has it."""
     from transformers import AutoTokenizer
 
     with _bundled() as path:
@@ -199,7 +199,7 @@ def _load_bundled_tokenizer() -> Any:
 
 @contextmanager
 def _bundled() -> Iterator[Path]:
-    """The directory of the bundled model."""
+    """Give the directory of the bundled model."""
     with resources.as_file(resources.files(__package__).joinpath("tiny")) as path:
         yield path
 
@@ -226,7 +226,7 @@ def _load_vllm(
 
 
 def _stored_dtype(source: str, trusted: bool) -> torch.dtype | None:
-    """What the configuration says the weights are stored in, if it is at hand."""
+    """Read what the configuration says the weights are stored in, if it is at hand."""
     from transformers import AutoConfig
 
     try:
@@ -240,7 +240,7 @@ def _stored_dtype(source: str, trusted: bool) -> torch.dtype | None:
 
 
 def _source(name: str | os.PathLike[str]) -> str:
-    """The name or directory as transformers takes it; a directory must exist."""
+    """Return the name or directory as transformers takes it; a directory must exist."""
     text = os.fspath(name)
     if not text:
         raise FileNotFoundError("no model has an empty name")

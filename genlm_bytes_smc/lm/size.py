@@ -189,5 +189,5 @@ def _config_json(path: Path) -> dict[str, Any]:
 
 
 def gib(size: int) -> str:
-    """A number of bytes for a message."""
+    """Format a number of bytes for a message."""
     return f"{size / 2**30:.1f} GiB" if size >= 1 << 28 else f"{size / 2**20:.1f} MiB"

@@ -21,13 +21,11 @@ from genlm_bytes_smc.lm.attention import Layout
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.plain import batches, plain_logits
 from genlm_bytes_smc.lm.rows import BadRowError
 from genlm_bytes_smc.lm.start import start_tokens
-from genlm_bytes_smc.lm.threads import fitting_threads
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.transfer import fitting_threads, send
 from genlm_bytes_smc.lm.tree_cache import Work
-from genlm_bytes_smc.lm.tree_forward import TreeForward
+from genlm_bytes_smc.lm.tree_forward import TreeForward, batches, plain_logits
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +109,7 @@ class TreeTransformer(RowEngine):
         self._choose(sample.dtype)
         self._told_room = False
         self._tell_forward()
-        self._forward.forget()
+        self.clear_cache()  # and write the forward out anew, should its modules be changed by then
         self.tree.collect()
         self.counts.reset()
 

@@ -187,21 +187,6 @@ def test_the_copy_of_the_weights_has_a_limit(tokenizer):
     assert not engine.forward.lost
 
 
-def test_weights_are_laid_out_once(tokenizer, monkeypatch):
-    made = []
-    monkeypatch.setattr(
-        "genlm_bytes_smc.lm.tree_forward.decoder_of",
-        lambda *args: made.append(decoder_of(*args)) or made[-1],
-    )
-    engine = TreeTransformer(make_model("llama"), tokenizer)
-    rows_of(engine, [[1, 2], [1, 3]])
-    assert len(made) == 1
-    assert engine.counts.forwards == 1
-    engine.clear_cache()
-    rows_of(engine, [[1, 2]])
-    assert len(made) == 2
-
-
 def test_vocabulary_is_whole(tokenizer):
     engine = TreeTransformer(make_model("qwen3"), tokenizer)
     assert rows_of(engine, [[1, 2]]).shape == (1, VOCAB)

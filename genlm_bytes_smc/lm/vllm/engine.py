@@ -324,7 +324,7 @@ def _on_cpu() -> bool:
 
 
 def _lora_request(lora: Any) -> Any:
-    """A `LoRARequest` as it is, or one for a directory."""
+    """Return a `LoRARequest` as it is, or make one for a directory."""
     if lora is None or (not hasattr(lora, "__fspath__") and not isinstance(lora, str)):
         return lora
     from vllm.lora.request import LoRARequest
