@@ -8,6 +8,7 @@ beam = await beam.prefill(b"An apple a day keeps the ")
 (await beam.logp_next()).pretty().top(5)
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
     from genlm_bytes_smc.fast_path import FastPathWarning
     from genlm_bytes_smc.llamppl import ByteContext
     from genlm_bytes_smc.lm.engine import ContextTooLongError, EngineError, LMCounts, RowEngine
-    from genlm_bytes_smc.lm.load import as_engine, load_model
+    from genlm_bytes_smc.lm.engine_of import as_engine
+    from genlm_bytes_smc.lm.load import load_model
     from genlm_bytes_smc.lm.rows import BadRowError, RowTransform
     from genlm_bytes_smc.lm.size import ModelTooLargeError
-    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
+    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
     from genlm_bytes_smc.potential import ByteLLM
     from genlm_bytes_smc.proposal import ByteAWRS, ByteProposalSampler, byte_sampler
     from genlm_bytes_smc.smc import SMCResult
@@ -53,10 +55,11 @@ _HOMES = {
     "fast_path": ("FastPathWarning",),
     "llamppl": ("ByteContext",),
     "lm.engine": ("ContextTooLongError", "EngineError", "LMCounts", "RowEngine"),
-    "lm.load": ("as_engine", "load_model"),
+    "lm.engine_of": ("as_engine",),
+    "lm.load": ("load_model",),
     "lm.rows": ("BadRowError", "RowTransform"),
     "lm.size": ("ModelTooLargeError",),
-    "lm.vllm_engine": ("VLLMEngine",),
+    "lm.vllm.engine": ("VLLMEngine",),
     "potential": ("ByteLLM",),
     "proposal": ("ByteAWRS", "ByteProposalSampler", "byte_sampler"),
     "smc": ("SMCResult",),
@@ -111,6 +114,10 @@ __all__ = [
     "load_model",
     "smc",
 ]
+
+# An optional package that is missing must not break `from genlm_bytes_smc import *`.
+if find_spec("llamppl") is None:
+    __all__.remove("ByteContext")
 
 __version__ = "0.1.0"
 

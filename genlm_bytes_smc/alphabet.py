@@ -10,7 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from genlm.control.potential.base import Potential, VocabTables
+from genlm_bytes_smc.late_import import imported_late
+
+# The first is what jsonschema takes, the others what arsenal's stop watch does.
+with (
+    imported_late("rfc3987_syntax", "is_valid_syntax"),
+    imported_late("matplotlib.pyplot"),
+    imported_late("pandas"),
+):
+    from genlm.control.potential.base import Potential, VocabTables
 
 N_BYTES = 256
 EOS_COLUMN = N_BYTES
@@ -23,7 +31,7 @@ Context = Sequence[bytes] | bytes
 
 
 def as_bytes(context: Context) -> bytes:
-    """The bytes of a context, checked.
+    """Return the bytes of a context, checked.
 
     Raises:
         TypeError: a token is not `bytes`.

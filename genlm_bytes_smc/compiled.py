@@ -57,7 +57,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         self._lock = FileLock(Path(self.cache_path) / "compiled.lock")
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        """What was kept for a signature, or None."""
+        """Return what was kept for a signature, or None."""
         with self._lock:
             return super().load_overload(signature, context)
 

@@ -60,7 +60,7 @@ class TokenTrie:
     depth: Int32Array
 
     def __len__(self) -> int:
-        """Number of nodes, M."""
+        """Return the number of nodes, M."""
         return len(self.lo)
 
     @property
@@ -82,13 +82,13 @@ class TokenTrie:
         return out
 
     def child(self, node: int, byte: int) -> int:
-        """The child of `node` along `byte`, or -1."""
+        """Return the child of `node` along `byte`, or -1."""
         a, b = int(self.first_child[node]), int(self.first_child[node + 1])
         at = a + int(np.searchsorted(self.byte[a:b], byte))
         return at if at < b and self.byte[at] == byte else -1
 
     def find(self, prefix: bytes) -> int:
-        """The node that spells `prefix`, or -1 if no token begins so."""
+        """Return the node that spells `prefix`, or -1 if no token begins so."""
         node = 0
         for byte in prefix:
             node = self.child(node, byte)
@@ -102,7 +102,7 @@ class TokenTrie:
         return [int(t) for t in self.order[a : a + int(self.ends[node])]]
 
     def spell(self, node: int) -> bytes:
-        """The bytes from the root to `node`."""
+        """Return the bytes from the root to `node`."""
         out = bytearray()
         while node > 0:
             out.append(int(self.byte[node]))
@@ -197,7 +197,7 @@ def _sorted_ids(vocab: Vocabulary) -> Int32Array:
 
 
 def _keys(vocab: Vocabulary, ids: Int32Array, at: int) -> npt.NDArray[np.uint64]:
-    """The bytes of each token from `at` on, then how many these are (8: more than 7)."""
+    """Return the bytes of each token from `at` on, then how many these are (8: more than 7)."""
     start = vocab.offsets[ids] + at
     left = np.minimum(vocab.offsets[ids + 1] - start, _CHUNK + 1)
     key = np.zeros(len(ids), dtype=np.uint64)
@@ -211,7 +211,7 @@ def _keys(vocab: Vocabulary, ids: Int32Array, at: int) -> npt.NDArray[np.uint64]
 
 
 def _nodes(vocab: Vocabulary, order: Int32Array) -> dict[str, Any]:
-    """The arrays of a `TokenTrie`, one pass a level over the tokens that reach it."""
+    """Compute the arrays of a `TokenTrie`, one pass a level over the tokens that reach it."""
     start = vocab.offsets[order]
     length = (vocab.offsets[order + 1] - start).astype(np.int32)
     levels: list[dict[str, npt.NDArray[Any]]] = [
@@ -261,7 +261,7 @@ builds = 0  # tries built in this process, for tests that count
 
 
 def shared_trie(vocab: Vocabulary) -> TokenTrie:
-    """The one trie of this process for a vocabulary (equal bytes, equal trie)."""
+    """Return the one trie of this process for a vocabulary (equal bytes, equal trie)."""
     global builds
     with _lock:
         trie = _tries.get(vocab.fingerprint)

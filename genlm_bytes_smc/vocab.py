@@ -28,11 +28,11 @@ class Vocabulary:
     offsets: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
-        """Number of token ids, V."""
+        """Return the number of token ids, V."""
         return len(self.offsets) - 1
 
     def __getitem__(self, token: int) -> bytes:
-        """The bytes that `token` spells."""
+        """Return the bytes that `token` spells."""
         if not 0 <= token < len(self):
             raise IndexError(f"token ids run from 0 to {len(self) - 1}, got {token}")
         return self.buffer[self.offsets[token] : self.offsets[token + 1]].tobytes()

@@ -15,6 +15,13 @@ def test_every_public_name_is_there():
         assert getattr(genlm_bytes_smc, name) is not None
 
 
+def test_all_names_can_be_imported_without_the_optional_packages():
+    code = "import sys; sys.modules['llamppl'] = None\nfrom genlm_bytes_smc import *\nprint(dir())"
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ByteLLM" in got.stdout
+    assert "ByteContext" not in got.stdout
+
+
 async def test_smc_from_the_top_is_the_function_and_the_package():
     llm = ByteLLM(ToyLM(seed=1), BeamParams(3, eos_byte_strings=[EOS_TOKEN]))
     target = llm * ByteRegex("ab|ba")

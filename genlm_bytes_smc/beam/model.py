@@ -18,10 +18,9 @@ from genlm_bytes_smc.beam.steps import Rescues
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine, not_pickled
-from genlm_bytes_smc.lm.load import as_engine
+from genlm_bytes_smc.lm.engine_of import as_engine
 from genlm_bytes_smc.lm.rows import DEFAULT_ROW_BYTES, RowStore, RowTransform
 from genlm_bytes_smc.trie import shared_trie
-from genlm_bytes_smc.vocab import Vocabulary
 
 NO_CUT: IntArray = np.empty(0, dtype=np.int64)
 
@@ -40,7 +39,7 @@ class ByteModel:
 
     def __init__(self, engine: RowEngine, transform: RowTransform, row_bytes: int) -> None:
         self.engine = engine
-        self.vocab = Vocabulary.from_tokens(engine.byte_vocab)
+        self.vocab = engine.vocab
         self.trie = shared_trie(self.vocab)
         self.store = RowStore(engine, self.trie, transform, row_bytes)
         self.kernels: Kernels = _kernels(self.store)
@@ -66,7 +65,7 @@ class ByteModel:
     @cached_property
     def special_ids(self) -> tuple[int, ...]:
         """Ids of the tokenizer's special (control) tokens that spell something, sorted."""
-        tokenizer = self.engine.tokenizer
+        tokenizer = self.engine.encoder
         ids = set(getattr(tokenizer, "all_special_ids", None) or ())
         added = getattr(tokenizer, "added_tokens_decoder", None) or {}
         ids.update(i for i, token in added.items() if getattr(token, "special", False))
@@ -128,10 +127,10 @@ class ByteModel:
 
     def _encode(self, text: str) -> list[int]:
         """The tokenizer's tokens of a text; none if it cannot say, which is one warning."""
-        if not text or not hasattr(self.engine.tokenizer, "encode"):
+        if not text or not hasattr(self.engine.encoder, "encode"):
             return []
         try:
-            tokens = list(self.engine.tokenizer.encode(text, add_special_tokens=False))
+            tokens = list(self.engine.encoder.encode(text, add_special_tokens=False))
         except (TypeError, ValueError) as error:
             return self._lose_guide(f"fails ({type(error).__name__}: {error})")
         for token in tokens:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, RowTransform, load_model
-from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.prompt import Spelled
 from genlm_bytes_smc.cli.compiling import announce_compilation
 from genlm_bytes_smc.cli.options import BeamOptions, ModelOptions
@@ -43,15 +42,8 @@ def seed_of(options: BeamOptions) -> int:
 
 
 def eos_spellings(llm: RowEngine) -> set[bytes]:
-    """Return what tokens that end a text spell: the tokenizer's, and those for generation."""
-    generation = getattr(getattr(llm, "base", None), "generation_config", None)
-    found: set[bytes] = set()
-    for source in (llm.tokenizer, generation):
-        ids = getattr(source, "eos_token_id", None)
-        for i in ids if isinstance(ids, list | tuple) else [ids]:
-            if isinstance(i, int) and 0 <= i < len(llm.byte_vocab):
-                found.add(bytes(byte_model(llm).vocab[i]))
-    return found - {b""}
+    """Return what the tokens that end a text spell: the tokenizer's, and those for generation."""
+    return {llm.vocab[i] for i in llm.eos_ids}
 
 
 def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamParams, RowTransform]:

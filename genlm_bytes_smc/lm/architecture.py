@@ -107,7 +107,7 @@ def _never(model: Any, config: Any, kinds: set[str]) -> str | None:
 
 
 def _missing(model: Any, config: Any, takes: set[str]) -> str | None:
-    """What the tree cache needs of a model and this one lacks."""
+    """Return what the tree cache needs of a model and this one lacks, or None."""
     for names in (_CACHE_NAMES, ("position_ids",), ("attention_mask",)):
         if not takes.intersection(names):
             return f"its forward takes no argument {' or '.join(names)}"

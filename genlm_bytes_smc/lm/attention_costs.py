@@ -65,7 +65,7 @@ class KeyShape:
 
 
 def costs_for(shape: KeyShape) -> AttentionCosts:
-    """The costs for keys of one shape: known on a CPU, measured elsewhere."""
+    """Return the costs for keys of one shape: known on a CPU, measured elsewhere."""
     return ON_CPU if shape.device.type == "cpu" else _measured(shape)
 
 
@@ -93,18 +93,18 @@ class _Trial:
         self.scratch = [self._zeros(self.keys.numel()) for _ in range(2)]
 
     def attention(self, queries: int, count: int) -> Callable[[], object]:
-        """Queries of one sequence against `count` keys where they lie."""
+        """Return a run of queries of one sequence against `count` keys where they lie."""
         q, mask = self._queries(1, queries, count)
         keys = self.keys[None, :, :count]
         return lambda: scaled_dot_product_attention(q, keys, keys, attn_mask=mask)
 
     def copying(self, count: int) -> Callable[[], object]:
-        """`count` keys and values from where they lie."""
+        """Return a run that copies `count` keys and values from where they lie."""
         index = torch.arange(count, device=self.shape.device)
         return lambda: [self._gather(out, index) for out in self.scratch]
 
     def rows(self, count: int) -> Callable[[], object]:
-        """Queries that read `count` keys in all, each its own."""
+        """Return a run of queries that read `count` keys in all, each its own."""
         each = count // _QUERIES
         q, mask = self._queries(_QUERIES, 1, each)
         index = torch.arange(count, device=self.shape.device)
@@ -119,7 +119,7 @@ class _Trial:
         return run
 
     def slope(self, make: Callable[[int], Callable[[], object]]) -> float:
-        """What one key more costs, ns."""
+        """Return what one key more costs, in ns."""
         few, many = _KEYS
         rise = _seconds(make(many), self.shape.device) - _seconds(make(few), self.shape.device)
         return max(_LEAST, 1e9 * rise / (many - few))

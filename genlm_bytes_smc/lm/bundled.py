@@ -1,4 +1,4 @@
-"""The bundled GPT-2 by torch alone, as importing transformers' modules takes longer than all else.
+"""The bundled GPT-2 and its tokenizer without transformers, which takes long to import.
 
 Parameters have the names, and the forward the arguments, that they have in transformers, so
 that everything which runs a transformers model runs this one.
@@ -6,17 +6,77 @@ that everything which runs a transformers model runs this one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, GenerationConfig
-from transformers.pytorch_utils import Conv1D
+
+
+class BundledConfig(SimpleNamespace):
+    """The configuration file's entries as attributes, under the names of other models too.
+
+    Args:
+        path: a directory in Hugging Face's format.
+    """
+
+    _attn_implementation = "sdpa"
+    dtype: Any
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(**_json(path / "config.json"))
+        self.max_position_embeddings = self.n_positions
+        self.num_hidden_layers, self.num_attention_heads = self.n_layer, self.n_head
+        self.dtype = getattr(torch, self.dtype)
+
+    def get_text_config(self, decoder: bool = False) -> Self:
+        """Return itself, as there is no other part."""
+        return self
+
+
+class BundledTokenizer:
+    """What this package asks of a tokenizer, by the package tokenizers alone.
+
+    Args:
+        path: a directory in Hugging Face's format.
+        load: loads the same tokenizer as transformers has it.
+
+    Attributes:
+        all_special_ids: ids of the special tokens.
+        bos_token_id, eos_token_id: the token that stands before a text, and after it.
+        in_transformers: `load`.
+    """
+
+    def __init__(self, path: Path, load: Callable[[], Any]) -> None:
+        self.in_transformers = load
+        self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        named, id_of = _json(path / "tokenizer_config.json"), self._tokenizer.token_to_id
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.all_special_ids = [i for i, token in added.items() if token.special]
+        self.bos_token_id, self.eos_token_id = id_of(named["bos_token"]), id_of(named["eos_token"])
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a text's tokens."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def token_bytes(self) -> list[bytes]:
+        """Return what each token spells, by id; letters stand for bytes as in GPT-2."""
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = (b for b in range(256) if b not in printable)
+        byte_of = {chr(256 + i): b for i, b in enumerate(others)} | {chr(b): b for b in printable}
+        id_of = self._tokenizer.get_vocab(with_added_tokens=True)
+        special = set(self.all_special_ids)
+        return [
+            name.encode() if i in special else bytes(map(byte_of.__getitem__, name))
+            for i, name in enumerate(sorted(id_of, key=id_of.__getitem__))
+        ]
 
 
 class BundledGPT2(nn.Module):
@@ -33,8 +93,8 @@ class BundledGPT2(nn.Module):
     ) -> None:
         super().__init__()
         self._load = load
-        config = self.config = AutoConfig.from_pretrained(path, attn_implementation="sdpa")
-        self.generation_config = GenerationConfig.from_pretrained(path)
+        config = self.config = BundledConfig(path)
+        self.generation_config = SimpleNamespace(**_json(path / "generation_config.json"))
         dtype = config.dtype if dtype is None else dtype
         weights = {k: w.to(dtype) for k, w in load_file(path / "model.safetensors").items()}
         with torch.random.fork_rng(devices=[]):  # what modules are filled with at first is lost
@@ -45,11 +105,11 @@ class BundledGPT2(nn.Module):
         self.lm_head.weight = self.transformer.wte.weight
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The token embeddings."""
+        """Return the token embeddings."""
         return self.transformer.wte
 
     def in_transformers(self) -> nn.Module:
-        """The same model as transformers has it, over the same parameters."""
+        """Return the same model as transformers has it, over the same parameters."""
         model = self._load()
         model.load_state_dict(self.state_dict(keep_vars=True), assign=True)
         model.tie_weights()  # type: ignore[operator]
@@ -113,3 +173,21 @@ class _Block(nn.Module):
         self.mlp: Any = nn.Module()
         self.mlp.c_fc, self.mlp.c_proj = Conv1D(inner, width), Conv1D(width, inner)
         self.mlp.act = nn.GELU(approximate="tanh")
+
+
+class Conv1D(nn.Module):
+    """A linear layer with its weight float[in, out], as GPT-2 keeps it."""
+
+    def __init__(self, wide: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, wide))
+        self.bias = nn.Parameter(torch.empty(wide))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return float[..., out] of float[..., in]."""
+        return torch.nn.functional.linear(x, self.weight.T, self.bias)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found

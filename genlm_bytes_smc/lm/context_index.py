@@ -50,7 +50,7 @@ def _place(node, token, mask):
 
 @entry()
 def child_of(tree, node, token):
-    """The child of `node` along `token`, made if new; NO_ROOM if the arrays are full."""
+    """Return the child of `node` along `token`, made if new; NO_ROOM if the arrays are full."""
     mask = len(tree.table) - 1
     at = _place(node, token, mask)
     while tree.table[at] >= 0:

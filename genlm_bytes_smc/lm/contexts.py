@@ -48,7 +48,7 @@ class HoldsContexts(Protocol):
     """Anything alive that refers to contexts by id."""
 
     def context_ids(self) -> IntArray:
-        """The ids that must stay valid, any shape, int64; negative ids are ignored."""
+        """Return the ids that must stay valid, any shape, int64; negative ids are ignored."""
         ...
 
 
@@ -119,7 +119,7 @@ class ContextTree:
         self._index()
 
     def __len__(self) -> int:
-        """Number of contexts alive, the empty one included."""
+        """Return the number of contexts alive, the empty one included."""
         return int(self._meta[SIZE] - self._meta[FREE])
 
     @property
@@ -130,7 +130,7 @@ class ContextTree:
     # -- finding and making nodes ------------------------------------------------------
 
     def child(self, node: int, token: int) -> int:
-        """The context `node` followed by `token`, made if it is new."""
+        """Return the context `node` followed by `token`, made if it is new."""
         _check_tokens(token, token)
         found = int(child_of(self.arrays, node, token))
         while found < 0:
@@ -148,7 +148,7 @@ class ContextTree:
         return out
 
     def along(self, node: int, tokens: Iterable[int]) -> IntArray:
-        """The contexts `node` followed by 1, 2, ... of the tokens, made if new: int64[m]."""
+        """Return the contexts `node` followed by 1, 2, ... of the tokens, made if new: int64[m]."""
         given = np.array(list(tokens), dtype=np.int64)
         if len(given):
             _check_tokens(int(given.min()), int(given.max()))
@@ -158,12 +158,12 @@ class ContextTree:
         return out
 
     def insert(self, tokens: Iterable[int]) -> int:
-        """The node of a whole token string, made with its ancestors if new."""
+        """Return the node of a whole token string, made with its ancestors if new."""
         path = self.along(0, tokens)
         return int(path[-1]) if len(path) else 0
 
     def path(self, node: int) -> list[int]:
-        """Ids from the first token's node to `node` itself (empty for the root)."""
+        """List the ids from the first token's node to `node` itself (empty for the root)."""
         out = []
         while node > 0:
             out.append(node)
@@ -172,7 +172,7 @@ class ContextTree:
         return out
 
     def tokens(self, node: int) -> list[int]:
-        """The token ids that `node` stands for (a list of the caller's own)."""
+        """Return the token ids that `node` stands for (a list of the caller's own)."""
         if node == 0:
             return []
         parent = int(self.parent[node])
@@ -185,7 +185,7 @@ class ContextTree:
         return [*above, int(self.token[node])]
 
     def _above(self, node: int) -> list[int]:
-        """The token ids of a context whose child is asked for."""
+        """Return the token ids of a context whose child is asked for."""
         above = self._spelled.get(int(self.parent[node])) if node else []
         if above is not None:
             return [*above, int(self.token[node])] if node else []
@@ -195,11 +195,11 @@ class ContextTree:
         return line
 
     def alive(self, nodes: Sequence[int] | IntArray) -> npt.NDArray[np.bool_]:
-        """Whether each id is in use, bool[m]."""
+        """Return whether each id is in use, bool[m]."""
         return self._alive[np.asarray(nodes, dtype=np.int64)]
 
     def grow(self) -> None:
-        """Room for as many nodes again."""
+        """Make room for as many nodes again."""
         n = self.capacity
         self.parent = np.concatenate([self.parent, np.full(n, -1, dtype=np.int64)])
         self.token = np.concatenate([self.token, np.full(n, -1, dtype=np.int64)])
@@ -237,11 +237,11 @@ class ContextTree:
         self._on_free.append(weakref.WeakMethod(listener))
 
     def pinned(self, nodes: IntArray) -> Pin:
-        """A context manager that keeps `nodes` (any shape) alive inside its block."""
+        """Return a context manager that keeps `nodes` (any shape) alive inside its block."""
         return Pin(self._pins, nodes)
 
     def live(self) -> npt.NDArray[np.bool_]:
-        """Mask over ids, bool[capacity]: reachable from tracked objects and pins."""
+        """Compute a mask over ids, bool[capacity]: reachable from tracked objects and pins."""
         mask = np.zeros(self.capacity, dtype=bool)
         holders = [holder for ref in self._holders if (holder := ref()) is not None]
         roots = [np.asarray(h.context_ids(), dtype=np.int64).ravel() for h in holders]
@@ -251,7 +251,7 @@ class ContextTree:
         return mask
 
     def due(self, slack: int = 8192) -> bool:
-        """Whether enough nodes have come since the last `collect` for another to pay."""
+        """Return whether enough nodes have come since the last `collect` for another to pay."""
         given, free = self._meta.tolist()
         return bool(given - free > 2 * self._after_last_collect + slack)
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers as tf
 from torch.nn.functional import scaled_dot_product_attention
 
 from genlm_bytes_smc.fast_path import Way
@@ -65,7 +64,7 @@ class Decoder(ABC):
         asked: torch.Tensor | None,
         batched: bool,
     ) -> torch.Tensor:
-        """Logits of T positions.
+        """Compute the logits of T positions.
 
         Args:
             tokens, positions: int64[T]; a position is a context's depth less one.
@@ -88,10 +87,10 @@ class Decoder(ABC):
 
     @abstractmethod
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """What enters the first layer: float[T, d]."""
+        """Return what enters the first layer: float[T, d]."""
 
     def turn(self, x: torch.Tensor, positions: torch.Tensor) -> Any:
-        """What all layers need to know of the positions, computed once; None unless overridden."""
+        """Compute once what all layers need to know of the positions; None unless overridden."""
         return None
 
     @abstractmethod
@@ -100,7 +99,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def last(self, x: torch.Tensor) -> torch.Tensor:
-        """The norm before the head: float[R, d]."""
+        """Apply the norm before the head: float[R, d]."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class GPT2Decoder(Decoder):
         ]
 
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Token and position embeddings."""
+        """Add token and position embeddings."""
         return self.embedding[tokens] + self._positions[positions]
 
     def layer(self, i: int, x: torch.Tensor, turn: None, attend: _AttendLayer) -> torch.Tensor:
@@ -157,7 +156,7 @@ class GPT2Decoder(Decoder):
         return x + at.down(at.act(at.up(at.norm_mlp(x))))
 
     def last(self, x: torch.Tensor) -> torch.Tensor:
-        """The last norm."""
+        """Apply the last norm."""
         return self._norm(x)
 
 
@@ -219,7 +218,7 @@ class LlamaDecoder(Decoder):
         return x + at.down(at.act(gate) * value)
 
     def last(self, x: torch.Tensor) -> torch.Tensor:
-        """The last norm."""
+        """Apply the last norm."""
         return self._norm(x)
 
 
@@ -272,7 +271,7 @@ class _Attend:
         return _sdpa(q, keys, values, mask, causal, scale)
 
     def _spread_mask(self, mask: torch.Tensor | None, groups: int) -> torch.Tensor | None:
-        """The mask once for each query of a group, made once for all layers."""
+        """Return the mask repeated for each query of a group, made once for all layers."""
         if mask is None or mask.shape[2] == 1:
             return mask
         key = (id(mask), groups)
@@ -314,7 +313,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return out
 
 
-# By name, as importing one of these classes takes seconds.
+# By name, as importing one of these classes takes seconds. No two of transformers share a name.
 _KNOWN: dict[str, type[Decoder]] = {
     "GPT2LMHeadModel": GPT2Decoder,
     "LlamaForCausalLM": LlamaDecoder,
@@ -330,7 +329,7 @@ def is_known(model: Any) -> bool:
 
 
 def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | str:
-    """The model's forward written out, or why it must run by its own modules.
+    """Return the model's forward written out, or why it must run by its own modules.
 
     It takes the model's weights, and depends on no argument of the forward it stands for.
     """
@@ -348,11 +347,10 @@ def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | str:
 
 
 def _known(kind: type) -> type[Decoder] | None:
-    # By name first: looking a class up in transformers imports its modules.
     if kind is BundledGPT2:
         return GPT2Decoder
-    known = _KNOWN.get(kind.__name__)
-    return known if known is not None and kind is getattr(tf, kind.__name__, None) else None
+    ours = kind.__module__.startswith("transformers.models.")  # no subclass of the same name
+    return _KNOWN.get(kind.__name__) if ours else None
 
 
 def is_hooked(module: Any) -> bool:
@@ -361,8 +359,11 @@ def is_hooked(module: Any) -> bool:
 
 
 def _obstacle(model: Any) -> str | None:
-    """What keeps a model from being written out: every module must be transformers', torch's or
-    our own, and unwatched, and all weights of one dtype on one device."""
+    """Return what keeps a model from being written out, or None.
+
+    All modules must be transformers', torch's or our own, and unwatched, and all weights of one
+    dtype on one device.
+    """
     attention = model.config._attn_implementation
     if attention != "sdpa":
         return f"it was loaded with attn_implementation={attention!r}, not 'sdpa'"

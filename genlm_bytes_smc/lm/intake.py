@@ -120,7 +120,7 @@ def _count_low(row):
 
 @intrinsic
 def _plus(typingctx, a, b):
-    """a + b in any order: sums over a loop become vector code, whatever its other flags."""
+    """Add in any order: sums over a loop become vector code, whatever its other flags."""
 
     def code(context, builder, signature, args):
         return builder.fadd(*args, flags=("reassoc", "nsz", "contract"))

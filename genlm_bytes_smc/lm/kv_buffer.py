@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from genlm_bytes_smc.lm.attention import Attention
 from genlm_bytes_smc.lm.contexts import IntArray
@@ -32,16 +31,17 @@ class _Access:
         self.scratch: dict[tuple[str, torch.device], torch.Tensor] = {}
 
 
-class _TreeLayer(CacheLayerMixin):  # type: ignore[misc]
+class TreeLayer:
     """Keys and values of one layer, float[1, heads, capacity, head_dim]."""
 
-    is_sliding = False  # windows are in the masks, by depth; the buffer keeps everything
-
     def __init__(self, access: _Access) -> None:
-        super().__init__()
         self.access = access
+        self.keys: Any = None  # a tensor once there are any
+        self.values: Any = None
+        self.is_initialized = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allot the memory, for keys and values like these."""
         self.keys = self._empty(key_states, self.access.capacity)
         self.values = self._empty(value_states, self.access.capacity)
         self.is_initialized = True
@@ -84,20 +84,6 @@ class _TreeLayer(CacheLayerMixin):  # type: ignore[misc]
         out = place[:size].view(heads, len(index), width)
         return torch.index_select(buffer, 1, index, out=out)
 
-    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
-        """Number of keys that `update` will return, and the offset of the first."""
-        return self.access.keys, 0
-
-    def get_seq_length(self) -> int:
-        """Number of keys before the new positions."""
-        return max(self.access.keys - self.access.count, 0)
-
-    def get_max_length(self) -> int:
-        """No limit of its own."""
-        return -1
-
-    get_max_cache_shape = get_max_length  # its name in early versions of transformers 5
-
     def resize(self, capacity: int, keep: torch.Tensor | None, used: int) -> None:
         """Move to buffers of `capacity` slots with the entries `keep` (or the first `used`)."""
         if not self.is_initialized:
@@ -124,13 +110,8 @@ class _TreeLayer(CacheLayerMixin):  # type: ignore[misc]
         return like.new_empty((1, like.shape[1], capacity, like.shape[3]))
 
 
-# What a version of transformers may ask for beside these, only its own modules call, and a small
-# tree is tried before they are trusted; a forward that is written out needs none of it.
-_TreeLayer.__abstractmethods__ = frozenset()
-
-
-class KVBuffer(Cache):  # type: ignore[misc]
-    """The buffers of all layers, as the cache that a transformers model is given.
+class KVBuffer:
+    """The buffers of all layers; `TransformersCache` is one that a transformers model takes.
 
     Args:
         layers: number of layers that keep keys and values.
@@ -138,8 +119,10 @@ class KVBuffer(Cache):  # type: ignore[misc]
 
     def __init__(self, layers: int) -> None:
         self._access = _Access()
-        super().__init__(layers=[_TreeLayer(self._access) for _ in range(layers)])
-        self._flags = [False] * layers
+        self.layers = self._new_layers(layers)
+
+    def _new_layers(self, count: int) -> list[TreeLayer]:
+        return [TreeLayer(self._access) for _ in range(count)]
 
     def update(
         self,
@@ -150,22 +133,7 @@ class KVBuffer(Cache):  # type: ignore[misc]
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As the layer's `update`."""
-        return self.layers[layer_idx].update(key_states, value_states)  # type: ignore[no-any-return]
-
-    @property
-    def is_sliding(self) -> list[bool]:
-        """No layer drops old entries."""
-        return self._flags
-
-    @property
-    def is_linear(self) -> list[bool]:
-        """No layer is recurrent."""
-        return self._flags
-
-    @property
-    def is_dummy(self) -> list[bool]:
-        """Every layer is real."""
-        return self._flags
+        return self.layers[layer_idx].update(key_states, value_states)
 
     def prepare(self, first: int, count: int, attention: Attention) -> None:
         """Say what the next forward writes (`count` slots from `first` on) and reads."""

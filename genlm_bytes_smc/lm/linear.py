@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import linear, pad
-from transformers.pytorch_utils import Conv1D
 
 from genlm_bytes_smc.fast_path import Way
 
+_CONV_HOMES = ("transformers.pytorch_utils", "genlm_bytes_smc.lm.bundled")
 _PACKABLE = (torch.float32, torch.bfloat16)
 # oneDNN compiles a product for each number of positions, and keeps nearly a megabyte for it. So
 # only these numbers occur, and more positions than the last go the usual way.
@@ -38,7 +38,7 @@ class Linear:
     """
 
     def __init__(self, layers: Sequence[Any], packed: bool) -> None:
-        weights = [w.T if isinstance(m, Conv1D) else w for m in layers for w in [m.weight.detach()]]
+        weights = [m.weight.detach().T if _is_conv(m) else m.weight.detach() for m in layers]
         biases = [None if m.bias is None else m.bias.detach() for m in layers]
         self._plain = list(zip(weights, biases, strict=True))
         self._packed: torch.Tensor | None = None
@@ -51,7 +51,7 @@ class Linear:
                 self._plain = [(whole, self._bias)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The layers' outputs side by side: float[T, in] to float[T, out]."""
+        """Compute the layers' outputs side by side: float[T, in] to float[T, out]."""
         count = x.shape[0]
         if self._packed is not None and count <= _POSITIONS[-1] and not (self._lone and count == 1):
             room = _POSITIONS[bisect_left(_POSITIONS, count)]
@@ -64,7 +64,13 @@ class Linear:
 
 def is_linear(module: Any) -> bool:
     """Whether `Linear` computes what `module` does: no adapter, no quantised weights."""
-    return type(module) in (nn.Linear, Conv1D)
+    return type(module) is nn.Linear or _is_conv(module)
+
+
+def _is_conv(module: Any) -> bool:
+    """Whether this is transformers' `Conv1D`, or the bundled model's (weights transposed)."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ in _CONV_HOMES
 
 
 def layout(weight: torch.Tensor) -> Way:

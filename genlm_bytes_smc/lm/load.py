@@ -6,31 +6,33 @@ import importlib.util
 import os
 import pickle
 import socket
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
 import torch
-from genlm.backend.llm import AsyncLM, AsyncTransformer
-from huggingface_hub import is_offline_mode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as hf_logging
 
-from genlm_bytes_smc.lm.adapter import AdapterEngine, overrides
-from genlm_bytes_smc.lm.bundled import BundledGPT2
+from genlm_bytes_smc.lm.adapter import AdapterEngine
+from genlm_bytes_smc.lm.bundled import BundledGPT2, BundledTokenizer
 from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.engine_of import as_engine
 from genlm_bytes_smc.lm.gguf import SMOLLM2, directory_of
 from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
-from genlm_bytes_smc.lm.start import start_tokens
 from genlm_bytes_smc.lm.transfer import device_of
 from genlm_bytes_smc.lm.transformer import TreeTransformer
-from genlm_bytes_smc.lm.vllm_engine import VLLMEngine, require_vllm
+
+if TYPE_CHECKING:
+    from genlm.backend.llm import AsyncLM
+
+    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
+
+# transformers, genlm-backend and vLLM are imported by the functions that need them: the bundled
+# model needs none of them, and they take longer than all else.
 
 BACKENDS = ("hf", "vllm", "mlx", "sgl")
 
@@ -49,7 +51,6 @@ _SHARED_OPTIONS = (
     "token",
     "trust_remote_code",
 )
-_ENGINES = "_genlm_bytes_smc_engines"
 
 
 def load_model(
@@ -124,83 +125,6 @@ def load_model(
     return AdapterEngine(llm, start=start, owned=True)
 
 
-def as_engine(
-    llm: Any, *, start: int | Sequence[int] | None = None, limit_bytes: int | None = None
-) -> RowEngine:
-    """The engine of a loaded model; the same object with the same options has one engine.
-
-    A `RowEngine` is returned as it is. A genlm-backend `AsyncTransformer` gives its model and
-    tokenizer to a `TreeTransformer` (unless it is of a subclass that computes rows its own
-    way). Any other `AsyncLM` is wrapped in an `AdapterEngine`.
-
-    Args:
-        llm: the model.
-        start: token ids that contexts begin with; None chooses as `start_tokens` does (or,
-            for a `RowEngine`, leaves what it has).
-        limit_bytes: the most memory for keys and values where this package keeps them.
-
-    Raises:
-        TypeError: `llm` is no such thing.
-        ValueError: options that contradict the given `RowEngine`, or do not apply.
-    """
-    if isinstance(llm, RowEngine):
-        _check_same(llm, start, limit_bytes)
-        return llm
-    if isinstance(llm, (str, os.PathLike)):
-        raise TypeError(f"expected a model, got {llm!r}; load_model loads models by name")
-    key = (None if start is None else start_tokens(None, start), limit_bytes)
-    engines = getattr(llm, "__dict__", {}).get(_ENGINES)
-    if engines is None or engines.owner() is not llm:  # none yet, or those of what it is a copy of
-        engines = _Engines(llm)
-    if key not in engines:
-        engines[key] = _new_engine(llm, start, limit_bytes)
-        try:
-            setattr(llm, _ENGINES, engines)
-        except AttributeError:  # no place for attributes: an engine a call, then
-            return engines[key]
-    return engines[key]
-
-
-class _Engines(dict[Any, RowEngine]):
-    """The engines of one model object, kept in it; they stay behind when it is copied or
-    pickled, as they hold its weights and caches."""
-
-    def __init__(self, owner: Any) -> None:
-        super().__init__()
-        self.owner = _reference(owner)
-
-    def __deepcopy__(self, memo: object) -> None:
-        return None
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
-
-
-def _reference(llm: Any) -> Callable[[], Any]:
-    try:
-        return weakref.ref(llm)
-    except TypeError:  # a class with __slots__, where nothing is kept anyway
-        return lambda: llm
-
-
-def _new_engine(llm: Any, start: int | Sequence[int] | None, limit_bytes: int | None) -> RowEngine:
-    if isinstance(llm, AsyncTransformer) and not overrides(llm, AsyncTransformer):
-        return TreeTransformer(llm.model, llm.tokenizer, start=start, limit_bytes=limit_bytes)
-    if limit_bytes is not None:
-        raise ValueError(f"limit_bytes does not apply to {type(llm).__name__}")
-    return AdapterEngine(llm, start=start)
-
-
-def _check_same(
-    engine: RowEngine, start: int | Sequence[int] | None, limit_bytes: int | None
-) -> None:
-    if start is not None and start_tokens(None, start) != engine.start:
-        raise ValueError(f"the engine begins contexts with {engine.start}, got start={start!r}")
-    has = getattr(engine, "limit_bytes", None)
-    if limit_bytes is not None and limit_bytes != has:
-        raise ValueError(f"the engine has limit_bytes={has}, got limit_bytes={limit_bytes}")
-
-
 # -- loading ---------------------------------------------------------------------------
 
 
@@ -212,14 +136,15 @@ def _load_here(
     start: int | Sequence[int] | None,
     limit_bytes: int | None,
 ) -> TreeTransformer:
-    """A model run here by tree attention, if it fits."""
+    """Load a model that runs here by tree attention, if it fits."""
     if name == "tiny":
-        with _bundled() as path, _quiet():
+        with _bundled() as path:
             if opts:
-                model, tokenizer = _load_hf(path, dtype, opts)
+                with _quiet():
+                    model, tokenizer = _load_hf(path, dtype, opts)
             else:
                 model = BundledGPT2(path, dtype, lambda: _load_bundled(dtype))
-                tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+                tokenizer = BundledTokenizer(path, _load_bundled_tokenizer)
     else:
         name = directory_of(name, dtype)
         # These spread the weights or shrink them, by rules that the check does not know.
@@ -235,6 +160,8 @@ def _load_here(
 def _load_hf(
     name: str | os.PathLike[str], dtype: torch.dtype | None, opts: Mapping[str, Any] | None
 ) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     options = {"dtype": "auto" if dtype is None else dtype, **(opts or {})}
     options["trust_remote_code"] = _trusted(opts)
     source = _source(name)
@@ -257,14 +184,22 @@ def _trusted(opts: Mapping[str, Any] | None) -> bool:
 
 
 def _load_bundled(dtype: torch.dtype | None) -> Any:
-    """The bundled model in transformers' modules."""
+    """Load the bundled model in transformers' modules."""
     with _bundled() as path, _quiet():
         return _load_hf(path, dtype, None)[0]
 
 
+def _load_bundled_tokenizer() -> Any:
+    """Load the bundled tokenizer as transformers has it."""
+    from transformers import AutoTokenizer
+
+    with _bundled() as path:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
 @contextmanager
 def _bundled() -> Iterator[Path]:
-    """The directory of the bundled model."""
+    """Give the directory of the bundled model."""
     with resources.as_file(resources.files(__package__).joinpath("tiny")) as path:
         yield path
 
@@ -275,6 +210,8 @@ def _load_vllm(
     opts: dict[str, Any],
     start: int | Sequence[int] | None,
 ) -> VLLMEngine:
+    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine, require_vllm
+
     require_vllm()
     if dtype == torch.float64:
         raise ValueError("vLLM runs no float64; known: auto, float32, bfloat16, float16")
@@ -289,7 +226,9 @@ def _load_vllm(
 
 
 def _stored_dtype(source: str, trusted: bool) -> torch.dtype | None:
-    """What the configuration says the weights are stored in, if it is at hand."""
+    """Read what the configuration says the weights are stored in, if it is at hand."""
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(
             source, local_files_only=True, trust_remote_code=trusted
@@ -301,7 +240,7 @@ def _stored_dtype(source: str, trusted: bool) -> torch.dtype | None:
 
 
 def _source(name: str | os.PathLike[str]) -> str:
-    """The name or directory as transformers takes it; a directory must exist."""
+    """Return the name or directory as transformers takes it; a directory must exist."""
     text = os.fspath(name)
     if not text:
         raise FileNotFoundError("no model has an empty name")
@@ -318,6 +257,8 @@ def _source(name: str | os.PathLike[str]) -> str:
 
 def _hub_in_reach() -> bool:
     """Whether the hub's name resolves. If not, its client would retry for most of a minute."""
+    from huggingface_hub import is_offline_mode
+
     if is_offline_mode():  # the user said so: nothing is looked up
         return False
     host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
@@ -399,6 +340,8 @@ def _device(device: str | torch.device | None) -> torch.device:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bar for a model that loads at once."""
+    from transformers.utils import logging as hf_logging
+
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

@@ -125,7 +125,7 @@ class RowStore:
         engine.tree.on_free(self.table.forget)
 
     def __len__(self) -> int:
-        """Number of rows held."""
+        """Return the number of rows held."""
         return len(self.table)
 
     @property

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from genlm_bytes_smc.lm.engine import EngineError
 
@@ -43,6 +42,9 @@ def weight_bytes(source: str, dtype: torch.dtype | None) -> int | None:
 
     Returns:
         The bytes, or None where it cannot be told (no such files, or quantised weights).
+
+    Raises:
+        ValueError: a file is broken, or all are without weights.
     """
     path = Path(source)
     if path.is_dir():
@@ -50,7 +52,10 @@ def weight_bytes(source: str, dtype: torch.dtype | None) -> int | None:
             dtype = None  # as stored, whatever is asked for
         files = sorted(path.glob("*.safetensors"))
         if files:
-            return sum(_file_bytes(f, dtype) for f in files)
+            total = sum(_file_bytes(f, dtype) for f in files)
+            if total == 0:  # transformers would fill the model with random numbers
+                raise ValueError(f"the safetensors files in {source!r} hold no weights")
+            return total
     return _built_bytes(source, dtype)
 
 
@@ -158,6 +163,8 @@ def _tensor_bytes(header: dict[str, Any], dtype: torch.dtype | None) -> int:
 
 
 def _built_bytes(source: str, dtype: torch.dtype | None) -> int | None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
@@ -182,5 +189,5 @@ def _config_json(path: Path) -> dict[str, Any]:
 
 
 def gib(size: int) -> str:
-    """A number of bytes for a message."""
+    """Format a number of bytes for a message."""
     return f"{size / 2**30:.1f} GiB" if size >= 1 << 28 else f"{size / 2**20:.1f} MiB"

@@ -47,7 +47,7 @@ class SlotTable:
         return len(self._context)
 
     def __len__(self) -> int:
-        """Number of contexts held."""
+        """Return the number of contexts held."""
         return self.open - len(self._free)
 
     def cover(self, contexts: int) -> None:

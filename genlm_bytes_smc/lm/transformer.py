@@ -21,13 +21,11 @@ from genlm_bytes_smc.lm.attention import Layout
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.plain import batches, plain_logits
 from genlm_bytes_smc.lm.rows import BadRowError
 from genlm_bytes_smc.lm.start import start_tokens
-from genlm_bytes_smc.lm.threads import fitting_threads
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.transfer import fitting_threads, send
 from genlm_bytes_smc.lm.tree_cache import Work
-from genlm_bytes_smc.lm.tree_forward import TreeForward
+from genlm_bytes_smc.lm.tree_forward import TreeForward, batches, plain_logits
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +93,10 @@ class TreeTransformer(RowEngine):
             window=self._architecture.window,
             start=start_tokens(tokenizer, start, width),
         )
-        if width < len(self.byte_vocab):
+        if width < len(self.vocab):
             raise ValueError(
                 f"the model returns rows of width {width}, but its tokenizer has token ids up to "
-                f"{len(self.byte_vocab) - 1}; rows may be wider (padding), not narrower"
+                f"{len(self.vocab) - 1}; rows may be wider (padding), not narrower"
             )
         self.limit_bytes = _default_limit(self.device) if limit_bytes is None else limit_bytes
         self.logit_bytes = 1 << 30
@@ -111,7 +109,7 @@ class TreeTransformer(RowEngine):
         self._choose(sample.dtype)
         self._told_room = False
         self._tell_forward()
-        self.clear_cache()
+        self.clear_cache()  # and write the forward out anew, should its modules be changed by then
         self.tree.collect()
         self.counts.reset()
 
@@ -136,8 +134,9 @@ class TreeTransformer(RowEngine):
         """The transformers model. The bundled one is put into transformers' modules, which take
         seconds to import, when this is first read; rows come from them from then on."""
         if isinstance(self.base, BundledGPT2):
-            self.base = self._forward.model = self.base.in_transformers()
-            self._architecture = self._forward.architecture = Architecture.of(self.base)
+            self.base = self.base.in_transformers()
+            self._architecture = Architecture.of(self.base)
+            self._forward.replace(self.base, self._architecture)
         return self.base
 
     @property

@@ -84,7 +84,7 @@ class TreeCache:
         tree.on_free(self._forget)
 
     def __len__(self) -> int:
-        """Number of contexts that have an entry."""
+        """Return the number of contexts that have an entry."""
         return self.used - self.dead
 
     # -- reading -----------------------------------------------------------------------
@@ -95,7 +95,7 @@ class TreeCache:
         return self._slot[nodes]
 
     def depths(self, slots: IntArray | slice) -> SlotArray:
-        """Number of tokens of the contexts in these slots, int32[m]."""
+        """Return the number of tokens of the contexts in these slots, int32[m]."""
         return self._depth[slots]
 
     def path(self, node: int) -> SlotArray:
@@ -116,7 +116,7 @@ class TreeCache:
     # -- planning ----------------------------------------------------------------------
 
     def work(self, nodes: IntArray) -> Work:
-        """The positions that rows of `nodes` (distinct, not empty) require."""
+        """List the positions that rows of `nodes` (distinct, not empty) require."""
         self._fit_tree()
         parent, slot = self.tree.parent, self._slot
         fresh: list[int] = []

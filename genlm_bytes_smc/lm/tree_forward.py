@@ -1,7 +1,8 @@
-"""One forward over part of a context tree: host plans in, logits out."""
+"""One forward, over part of a context tree or over whole contexts: host plans in, logits out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend
 from genlm_bytes_smc.lm.attention_costs import ON_CPU, AttentionCosts, KeyShape, costs_for
+from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked, is_known
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 from genlm_bytes_smc.lm.transfer import send
 from genlm_bytes_smc.lm.tree_cache import TreeCache
+
+_MOST_POSITIONS = 1 << 15  # of one padded batch
 
 
 class TreeForward:
@@ -50,10 +54,23 @@ class TreeForward:
         self.refusal = architecture.refusal
         self.pack_bytes = 1 << 30
         self.cache = TreeCache(tree)
-        self._buffer = KVBuffer(architecture.layers)
+        self._buffer = self._new_buffer()
         weight = model.get_input_embeddings().weight
         self._device, self._dtype = weight.device, weight.dtype
         self._decoder: Decoder | str | None = None  # None: not tried yet
+
+    def _new_buffer(self) -> KVBuffer:
+        if isinstance(self.model, BundledGPT2):
+            return KVBuffer(self.architecture.layers)
+        from genlm_bytes_smc.lm.transformers_cache import TransformersCache
+
+        return TransformersCache(self.architecture.layers)
+
+    def replace(self, model: Any, architecture: Architecture) -> None:
+        """Go on with the same model in other modules; entries are dropped."""
+        self.clear()
+        self.model, self.architecture = model, architecture
+        self._buffer = self._new_buffer()
 
     @property
     def decoder(self) -> Decoder | None:
@@ -145,7 +162,10 @@ class TreeForward:
         return logits
 
     def _costs(self) -> AttentionCosts:
-        """What reading and copying keys costs where they are (before there are any: as usual)."""
+        """Return what reading and copying keys costs where they are.
+
+        Before there are any, these are the costs on a CPU.
+        """
         keys = self._buffer.keys
         if keys is None:
             return ON_CPU
@@ -161,7 +181,7 @@ class TreeForward:
         asked: torch.Tensor | None,
         batched: bool,
     ) -> torch.Tensor:
-        """What a `Decoder` does, by the model's own modules."""
+        """Do what a `Decoder` does, by the model's own modules."""
         shape = (-1, 1) if batched else (1, -1)
         inputs: dict[str, Any] = {}
         if asked is not None and not batched and self.architecture.row_index:
@@ -184,7 +204,7 @@ class TreeForward:
         self._decoder = None
 
     def _masks(self, attention: Attention) -> Masks:
-        """What the model takes as its mask: None, one 4-D tensor, or one for each kind of layer."""
+        """Return the mask as the model takes it: None, one 4-D tensor, or one a kind of layer."""
         if attention.full is None:
             return None
         batched = attention.layout == "rows"
@@ -201,3 +221,66 @@ class TreeForward:
 
 
 _UNLIMITED = 1 << 40
+
+
+# -- without any cache: the slow way that every model allows -----------------------------
+
+
+def plain_logits(
+    model: Any, architecture: Architecture, contexts: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Logits after each context from one forward, contexts padded on the right.
+
+    Args:
+        model: a transformers causal language model.
+        architecture: what it takes.
+        contexts: token ids, none empty.
+
+    Returns:
+        float[B, width], the model's dtype.
+    """
+    lengths = [len(c) for c in contexts]
+    longest = max(lengths)
+    device = model.get_input_embeddings().weight.device
+    padded = [[*c, *([0] * (longest - len(c)))] for c in contexts]
+    inputs: dict[str, Any] = {"input_ids": torch.tensor(padded, device=device), "use_cache": False}
+    if architecture.masks_padding:
+        inputs["attention_mask"] = torch.tensor(
+            [[1] * n + [0] * (longest - n) for n in lengths], device=device
+        )
+    ends = sorted(set(lengths))
+    if architecture.row_index:
+        inputs["logits_to_keep"] = torch.tensor([n - 1 for n in ends], device=device)
+        at = {n: i for i, n in enumerate(ends)}
+    else:
+        at = {n: n - 1 for n in ends}
+    logits: torch.Tensor = model(**inputs).logits
+    return logits[range(len(lengths)), [at[n] for n in lengths]]
+
+
+def batches(
+    lengths: Sequence[int], architecture: Architecture, most_rows: int
+) -> Iterator[list[int]]:
+    """Cut contexts, longest first, into forwards whose logits and padding stay bounded.
+
+    Args:
+        lengths: tokens of each context.
+        architecture: of the model.
+        most_rows: rows of logits that one forward may make.
+
+    Yields:
+        Indices into `lengths`.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch:
+            size = len(batch) + 1
+            longest = lengths[batch[0]]
+            distinct = len({lengths[j] for j in batch} | {lengths[i]})
+            rows = size * (distinct if architecture.row_index else longest)
+            if rows > most_rows or size * longest > _MOST_POSITIONS:
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import Any
 
 from genlm.bytes import BeamParams as GenlmBeamParams
 
@@ -34,7 +33,7 @@ def with_eos(params: BeamParams, model: ByteModel, model_eos: bool) -> BeamParam
     """
     if params.eos or not model_eos:
         return params
-    spellings = {model.vocab[i] for i in _eos_ids(model)}
+    spellings = {model.vocab[i] for i in model.engine.eos_ids}
     if not spellings:
         warnings.warn(
             "no text can end: the beam parameters name no eos_byte_strings and the tokenizer "
@@ -42,14 +41,3 @@ def with_eos(params: BeamParams, model: ByteModel, model_eos: bool) -> BeamParam
             stacklevel=3,
         )
     return dataclasses.replace(params, eos_byte_strings=spellings)
-
-
-def _eos_ids(model: ByteModel) -> set[int]:
-    """Ids with a spelling that the tokenizer or the generation config name as EOS."""
-    engine: Any = model.engine
-    inner = getattr(engine, "model", None) or getattr(getattr(engine, "llm", None), "model", None)
-    ids: set[int] = set()
-    for source in (engine.tokenizer, getattr(inner, "generation_config", None)):
-        named = getattr(source, "eos_token_id", None)
-        ids.update(named if isinstance(named, (list, tuple)) else () if named is None else (named,))
-    return {i for i in ids if 0 <= i < len(model.vocab) and model.vocab[i]}

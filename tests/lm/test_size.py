@@ -102,6 +102,14 @@ def test_a_broken_file_is_said_to_be_one(tmp_path, saved):
         weight_bytes(str(tmp_path), None)
 
 
+def test_a_file_without_weights_is_refused(tmp_path, saved):
+    for file in saved.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match="hold no weights"):
+        load_model(tmp_path, device="cpu")
+
+
 def test_families_are_sized_alike(tmp_path):
     model = make_model("llama")
     model.save_pretrained(tmp_path)

@@ -10,8 +10,8 @@ import torch
 from tqdm import tqdm
 
 from genlm_bytes_smc import load_model
-from genlm_bytes_smc.lm import vllm_env
-from genlm_bytes_smc.lm.vllm_env import ALWAYS, Setting, process_kept
+from genlm_bytes_smc.lm.vllm import env
+from genlm_bytes_smc.lm.vllm.env import ALWAYS, Setting, process_kept
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_worker_sets_again_what_genlm_backend_sets_otherwise(told, monkeypatch
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")  # genlm-backend, as it is imported
-    runpy.run_path(vllm_env.__file__)
+    runpy.run_path(env.__file__)
     assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == ("0" if told else "1")
 
 

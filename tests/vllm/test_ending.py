@@ -72,7 +72,7 @@ def test_nothing_is_left_and_the_process_is_as_it_was():
 def test_two_engines_end_one_after_the_other():
     said = run("""
         from genlm_bytes_smc import load_model
-        from genlm_bytes_smc.lm.vllm_env import setting
+        from genlm_bytes_smc.lm.vllm.env import setting
         a = load_model("tiny", backend="vllm")
         b = load_model("tiny", backend="vllm")
         row = a.next_token_logprobs_sync([*a.start, 5])

@@ -1,7 +1,7 @@
 """Rows of a model that vLLM runs, through vLLM's public interface alone.
 
 A request for one token is made for each context, all in one `LLM.generate`; a logits
-processor catches the whole row before vLLM samples from it (`vllm_capture`). Prefix caching
+processor catches the whole row before vLLM samples from it (`capture`). Prefix caching
 gives a context the keys and values of its parent, so that a one-token extension costs what
 vLLM's last unfinished block costs. Nothing of vLLM's private modules is imported or patched.
 """
@@ -24,9 +24,9 @@ from genlm_bytes_smc.lm.engine import EngineError, RowEngine
 from genlm_bytes_smc.lm.rows import BadRowError
 from genlm_bytes_smc.lm.start import start_tokens
 from genlm_bytes_smc.lm.transfer import device_of
-from genlm_bytes_smc.lm.vllm_env import process_kept, setting
+from genlm_bytes_smc.lm.vllm.env import process_kept, setting
 
-_CAPTURE = "genlm_bytes_smc.lm.vllm_capture"
+_CAPTURE = "genlm_bytes_smc.lm.vllm.capture"
 _TAG = "genlm_bytes_smc_row"
 _ROW_BYTES = 1 << 28  # of caught rows at one time
 _CPU_KV_BYTES = 1 << 30
@@ -324,7 +324,7 @@ def _on_cpu() -> bool:
 
 
 def _lora_request(lora: Any) -> Any:
-    """A `LoRARequest` as it is, or one for a directory."""
+    """Return a `LoRARequest` as it is, or make one for a directory."""
     if lora is None or (not hasattr(lora, "__fspath__") and not isinstance(lora, str)):
         return lora
     from vllm.lora.request import LoRARequest

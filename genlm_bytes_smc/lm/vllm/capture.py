@@ -45,7 +45,7 @@ class RowCapture(AdapterLogitsProcessor):  # type: ignore[misc]
         return False
 
     def new_req_logits_processor(self, params: SamplingParams) -> _Catch | None:
-        """A mark for a tagged request; None for others."""
+        """Return a mark for a tagged request; None for others."""
         tag = (params.extra_args or {}).get(TAG)
         return None if tag is None else _Catch(tag)
 

@@ -106,7 +106,7 @@ class Setting:
 
 
 def _cores() -> set[int]:
-    """The cores this process may run on; empty where the system does not say."""
+    """Return the cores this process may run on; empty where the system does not say."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 

@@ -1,0 +1,190 @@
+"""What engines have of genlm-backend's `AsyncLM`, imported only when somebody asks for it.
+
+Importing it brings transformers, which takes longer than loading the bundled model.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from genlm_bytes_smc.lm.bundled import BundledTokenizer
+from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
+from genlm_bytes_smc.vocab import Vocabulary
+
+_SPELLED = 4096  # contexts whose ids are remembered by their tokens
+
+
+class LateAsyncLM(ABC):
+    """A class whose instances are `AsyncLM`s for whoever has imported that class.
+
+    Attributes:
+        encoder: the tokenizer, or what does its work here without transformers.
+        tree: the contexts.
+    """
+
+    encoder: Any
+    tree: ContextTree
+    _spelled: dict[tuple[int, ...], int]
+
+    @abstractmethod
+    async def rows(self, nodes: IntArray) -> torch.Tensor:
+        """See `RowEngine`."""
+
+    @abstractmethod
+    def rows_sync(self, nodes: IntArray) -> torch.Tensor:
+        """See `RowEngine`."""
+
+    @abstractmethod
+    def refuse_bad(self, nodes: IntArray, rows: torch.Tensor) -> None:
+        """See `RowEngine`."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The type; `isinstance(engine, AsyncLM)` reads it, and by then there is an `AsyncLM`."""
+        _register()
+        return type(self)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, as transformers has it."""
+        late = isinstance(self.encoder, BundledTokenizer)
+        return self.encoder.in_transformers() if late else self.encoder
+
+    @cached_property
+    def vocab(self) -> Vocabulary:
+        """What the tokens spell, as flat arrays."""
+        late = isinstance(self.encoder, BundledTokenizer)
+        return Vocabulary.from_tokens(self.encoder.token_bytes() if late else self.byte_vocab)
+
+    @cached_property
+    def byte_vocab(self) -> list[Any]:
+        """What each token spells, as genlm-backend `Token`s."""
+        return self._decoded[0]
+
+    @cached_property
+    def str_vocab(self) -> list[str]:
+        """What each token spells, as strings."""
+        return self._decoded[1]
+
+    @cached_property
+    def _decoded(self) -> tuple[list[Any], list[str]]:
+        from genlm.backend.tokenization import decode_vocab
+
+        decoded: tuple[list[Any], list[str]] = decode_vocab(self.tokenizer)
+        return decoded
+
+    # -- rows of contexts that are given as token ids ------------------------------------
+
+    async def next_token_logprobs(
+        self, token_ids: Sequence[int], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """Row of one context given as token ids: float[width], nats."""
+        return (await self.batch_next_token_logprobs([token_ids], lora_name))[0]
+
+    async def batch_next_token_logprobs(
+        self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """Rows of several contexts given as token ids: float[B, width], nats."""
+        with self.tree.one_thread:
+            nodes = self._nodes(token_ids_list, lora_name)
+            rows = await self.rows(nodes)
+            self.refuse_bad(nodes, rows)
+            return rows
+
+    def next_token_logprobs_sync(
+        self, token_ids: Sequence[int], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """As `next_token_logprobs`, without an event loop."""
+        return self.batch_next_token_logprobs_sync([token_ids], lora_name)[0]
+
+    def batch_next_token_logprobs_sync(
+        self, token_ids_list: Sequence[Sequence[int]], lora_name: str | None = None
+    ) -> torch.Tensor:
+        """As `batch_next_token_logprobs`, without an event loop."""
+        with self.tree.one_thread:
+            nodes = self._nodes(token_ids_list, lora_name)
+            rows = self.rows_sync(nodes)
+            self.refuse_bad(nodes, rows)
+            return rows
+
+    def _nodes(self, contexts: Sequence[Sequence[int]], lora_name: str | None) -> IntArray:
+        if lora_name is not None:
+            raise ValueError(
+                f"adapters are chosen when a model is loaded, got lora_name={lora_name!r}"
+            )
+        if any(len(c) == 0 for c in contexts):
+            raise ValueError("a context needs at least one token (usually BOS), got none")
+        if self.tree.due():
+            self.tree.collect()
+        return np.array([self._node(tuple(map(int, c))) for c in contexts], dtype=np.int64)
+
+    def _node(self, context: tuple[int, ...]) -> int:
+        """`tree.insert` by way of the context without its last token, if lately seen."""
+        node = self._spelled.get(context)
+        if node is None:
+            above = context[:-1]
+            parent = self._spelled.get(above)
+            if parent is None:
+                parent = self.tree.insert(above)
+            node = self.tree.child(parent, context[-1])
+            if len(self._spelled) >= _SPELLED:
+                self._spelled.clear()
+            self._spelled[above] = parent
+            self._spelled[context] = node
+        return node
+
+    def _forget_spelling(self, freed: IntArray) -> None:
+        self._spelled.clear()
+
+    # -- what `AsyncLM` does for all ----------------------------------------------------
+
+    async def sample(self, *args: Any, **options: Any) -> list[int]:
+        """See `AsyncLM.sample`."""
+        tokens: list[int] = await _async_lm().sample(self, *args, **options)
+        return tokens
+
+    async def batch_sample(self, *args: Any, **options: Any) -> list[list[int]]:
+        """See `AsyncLM.batch_sample`."""
+        tokens: list[list[int]] = await _async_lm().batch_sample(self, *args, **options)
+        return tokens
+
+    def add_new_lora(self, *args: Any, **options: Any) -> None:
+        """Raise, as `AsyncLM.add_new_lora` does."""
+        _async_lm().add_new_lora(self, *args, **options)
+
+    def remove_lora(self, *args: Any, **options: Any) -> None:
+        """Raise, as `AsyncLM.remove_lora` does."""
+        _async_lm().remove_lora(self, *args, **options)
+
+    def set_lora(self, *args: Any, **options: Any) -> None:
+        """Raise, as `AsyncLM.set_lora` does."""
+        _async_lm().set_lora(self, *args, **options)
+
+    def clear_lora(self) -> None:
+        """Raise, as `AsyncLM.clear_lora` does."""
+        _async_lm().clear_lora(self)
+
+
+def _async_lm() -> Any:
+    from genlm.backend.llm import AsyncLM
+
+    _register()
+    return AsyncLM
+
+
+def _register() -> None:
+    """Make engines virtual subclasses of `AsyncLM`, if it has been imported."""
+    base = sys.modules.get("genlm.backend.llm.base")
+    if base is not None and LateAsyncLM not in _registered:
+        _registered.append(base.AsyncLM.register(LateAsyncLM))
+
+
+_registered: list[type] = []
+_register()
