@@ -383,7 +383,7 @@ def test_bad_transforms(bad):
         ({"K": 1, "prune_threshold": -0.1}, ValueError, r"\[0, 1\)"),
         ({"K": 1, "prune_threshold": math.nan}, ValueError, r"\[0, 1\)"),
         ({"K": 1, "prune_threshold": "x"}, TypeError, "must be a number"),
-        ({"K": 1, "prune": "best"}, ValueError, '"topk" or "unbiased"'),
+        ({"K": 1, "prune": "best"}, ValueError, '"unbiased" or "deferred"'),
         ({"K": 1, "seed": -1}, ValueError, "seed"),
         ({"K": 1, "seed": 2**64}, ValueError, "seed must be below"),
         ({"K": 1, "eos_byte_strings": 5}, TypeError, "list of bytes"),
