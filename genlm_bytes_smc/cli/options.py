@@ -108,7 +108,7 @@ class BeamOptions(ModelOptions):
         _beam(
             "--prune",
             help="topk keeps the likeliest; unbiased draws, so that the expected prefix "
-            "probability is exact.",
+            "probability is exact; deferred judges what it leaves out after each byte.",
         ),
     ] = "topk"
     temperature: Annotated[
