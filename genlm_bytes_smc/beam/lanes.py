@@ -21,13 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.commit import commit
-from genlm_bytes_smc.beam.feeding import feed
 from genlm_bytes_smc.beam.heal import heal_lanes, put_lanes
 from genlm_bytes_smc.beam.kernels import keep_above, thin
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.reading import Reading, read_topk, read_unbiased
+from genlm_bytes_smc.beam.reading import Reading, commit, feed, read_topk, read_unbiased
 from genlm_bytes_smc.beam.reserve import Reserve, RootBlock, root_block
 from genlm_bytes_smc.beam.rng import KeyArray, read_keys, start_keys
 from genlm_bytes_smc.beam.state import BeamState
