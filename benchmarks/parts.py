@@ -35,7 +35,16 @@ _TIMED = (
     (
         "compiled steps",
         WholeSteps,
-        ("read", "prune", "extend", "extend_rows", "next_rows", "follow_likeliest", "run_text"),
+        (
+            "read",
+            "prune",
+            "step",
+            "extend",
+            "extend_rows",
+            "next_rows",
+            "follow_likeliest",
+            "run_text",
+        ),
     ),
 )
 

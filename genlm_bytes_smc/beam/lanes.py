@@ -21,13 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.commit import commit
-from genlm_bytes_smc.beam.feeding import feed
 from genlm_bytes_smc.beam.heal import heal_lanes, put_lanes
 from genlm_bytes_smc.beam.kernels import keep_above, thin
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.reading import Reading, read_topk, read_unbiased
+from genlm_bytes_smc.beam.reading import Reading, commit, feed, read_topk, read_unbiased
 from genlm_bytes_smc.beam.reserve import Reserve, RootBlock, root_block
 from genlm_bytes_smc.beam.rng import KeyArray, read_keys, start_keys
 from genlm_bytes_smc.beam.state import BeamState
@@ -274,9 +272,11 @@ class ByteLanes:
         if self._row is None and self._steps is not None and self._extended is None:
             self._row = await self._first_row(self._steps)
         elif self._row is None and self._steps is not None:
-            extended = await self.extended()
+            extended, lossy = await self.extended(), self._lossy()
+            if lossy.any():
+                self._reserve.rescues.learn(self.state.node[lossy])
             rows = self._steps.next_rows(
-                self.state, extended, self.cut, self._lossy(),
+                self.state, extended, self.cut, lossy,
                 self._reserve.rescues, self._reserve.share,
             )  # fmt: skip
             self._row = torch.from_numpy(rows)
@@ -320,6 +320,10 @@ class ByteLanes:
             ValueError: a symbol out of range, or not one a lane.
         """
         symbols = check_symbols(symbols, len(self))
+        if self._steps is not None:
+            lanes = await self._step_compiled(self._steps, symbols)
+            if lanes is not None:
+                return lanes
         extended = await self.extended()
         kernels, params = self.model.kernels, self.params
         ends = symbols == EOS_COLUMN
@@ -350,6 +354,33 @@ class ByteLanes:
             log_dropped=np.where(stays, self.log_dropped, dropped),
             heals=heals,
         )
+
+    async def _step_compiled(self, steps: WholeSteps, symbols: IntArray) -> ByteLanes | None:
+        """`step` in one compiled call, which extends the new candidates too.
+
+        None where a lane died that healing may rescue.
+        """
+        params, ended = self.params, self.ended
+        if self._extended is None:
+            await self.extended()
+        while True:
+            assert self._extended is not None
+            found = steps.step(self._extended, symbols, self.cut, params.K, self._log_threshold)
+            if len(found.missing) == 0:
+                break
+            await self.extended()  # some were evicted
+        reads = (symbols >= 0) & ~ended
+        died = found.log_z == -np.inf
+        if params.heal and (died & reads & (symbols < EOS_COLUMN) & self.alive).any():
+            return None
+        assert self._ext_dropped is not None
+        dropped = np.logaddexp(np.logaddexp(self.log_dropped, self._ext_dropped), found.pruned)
+        log_z = np.where(reads, found.log_z, self.log_z)
+        lanes = self._come_to(found.packed, log_z, np.where(reads, dropped, self.log_dropped))
+        lanes.ended = ended | ((symbols == EOS_COLUMN) & (log_z > -np.inf))
+        lanes._extended = unpack(found.extended, self._key)
+        lanes._ext_dropped = found.left_out
+        return lanes
 
     async def _read_again(
         self, state: BeamState, lanes: IntArray, symbols: IntArray
@@ -473,14 +504,14 @@ class ByteLanes:
         """The lanes `lanes` int64[M], in that order, repeats allowed; no model state moves."""
         index = np.asarray(lanes, dtype=np.int64)
         out = self.replace(
-            self.model.kernels.gather(self.state, index),
+            self._gathered(self.state, index),
             log_z=self.log_z[index],
             ended=self.ended[index],
             log_dropped=self.log_dropped[index],
             heals=self.heals[index],
         )
         if self._extended is not None:
-            out._extended = self.model.kernels.gather(self._extended, index)
+            out._extended = self._gathered(self._extended, index)
             assert self._ext_dropped is not None
             out._ext_dropped = self._ext_dropped[index]
         if self._row is not None:
@@ -554,6 +585,12 @@ class ByteLanes:
         return await feed(self, tokens)
 
     # -- parts -------------------------------------------------------------------------
+
+    def _gathered(self, state: BeamState, index: IntArray) -> BeamState:
+        """Some lanes of a state; on the host all its arrays are taken at once."""
+        if self._steps is None:
+            return self.model.kernels.gather(state, index)
+        return unpack(packed_of(state).take(index, axis=1), state.key[index])
 
     def _cut(self) -> IntArray:
         """Trie positions of the tokens that are no text here."""

@@ -39,7 +39,8 @@ class Rescues:
 
     def learn(self, nodes: IntArray) -> None:
         """Have the lines of these nodes (0 and negative ones are ignored)."""
-        for node in np.unique(nodes[nodes > 0]).tolist():
+        nodes = nodes[nodes > 0]
+        for node in nodes[self.line_of[nodes] < 0].tolist():
             if self.line_of[node] < 0:
                 if self._known == len(self.lines):
                     self.lines = np.concatenate([self.lines, np.zeros_like(self.lines)])
@@ -59,6 +60,27 @@ class Extended(NamedTuple):
 
     packed: IntArray
     dropped: FloatArray
+    missing: IntArray
+
+
+class Stepped(NamedTuple):
+    """One symbol read in every lane, pruned and extended again.
+
+    Attributes:
+        packed: the candidates kept, int64[4, N, K].
+        extended: the same with their extensions, whose rows may be missing.
+        log_z: float64[N], nats: each lane's weight; of a text that ended, its own.
+        pruned: float64[N], log mass that pruning dropped, nats.
+        left_out: float64[N], log mass of the new extensions left out, nats.
+        missing: contexts of the extended candidates that lack rows, int64[m]; unless it is
+            empty nothing was read.
+    """
+
+    packed: IntArray
+    extended: IntArray
+    log_z: FloatArray
+    pruned: FloatArray
+    left_out: FloatArray
     missing: IntArray
 
 
@@ -159,6 +181,28 @@ class WholeSteps:
             )
             if len(missing) == 0 or missing[0] != NO_ROOM:
                 return packed, numbers[0], numbers[1], missing
+            self.store.engine.tree.grow()
+
+    def step(
+        self, extended: BeamState, symbols: IntArray, cut: IntArray, k: int | None,
+        log_threshold: float,
+    ) -> Stepped:  # fmt: skip
+        """Read one symbol a lane, prune, and extend what is kept: one compiled call.
+
+        Args:
+            extended: the candidates with their extensions.
+            symbols: int64[N], a byte, 256 for the end of the text, or -1.
+            cut: positions that are no text.
+            k: most candidates kept.
+            log_threshold: log share below which candidates and extensions are dropped.
+        """
+        given, most = packed_of(extended), -1 if k is None else k
+        while True:
+            packed, grown, numbers, missing = sn.step(
+                *self.arrays(), given, symbols, cut, most, log_threshold
+            )
+            if len(missing) == 0 or missing[0] != NO_ROOM:
+                return Stepped(packed, grown, numbers[0], numbers[1], numbers[2], missing)
             self.store.engine.tree.grow()
 
     def extend(

@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 
 from genlm_bytes_smc.beam.handles import opened
 from genlm_bytes_smc.beam.kernels_numba import (
+    advance,
     append_extensions,
     begin_read,
     end_read,
@@ -194,15 +195,87 @@ def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
     dropped = full(len(log_z), -np.inf)
     if len(missing):
         return _nothing(), dropped, missing
+    out, dropped, missing = _look(
+        trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold
+    )  # fmt: skip
+    if len(missing):
+        return _nothing(), dropped, missing
+    return out, dropped, missing
+
+
+@inner()
+def _look(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
+    """The candidates and their admitted extensions, whose own rows may be missing.
+
+    Returns (packed state, log mass dropped [N], contexts without rows or [NO_ROOM]).
+    """
     lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
     keep, dropped = keep_extensions(lane, ext, log_z, log_threshold, True)
     lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
     new, missing = _children(tree, rows, ctx, lane, cand, token)
-    if len(missing):
-        return _nothing(), dropped, missing
     if len(lane):
         ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new, ext)
     return _pack(ctx, node, logu, logw), dropped, missing
+
+
+@inner()
+def _ending(rows, ctx, node, logu, logw, cut):
+    """Log weight of ending the text after one lane's candidates, as `add_masses` sums it."""
+    top = -np.inf
+    for c in range(len(logw)):
+        top = max(top, logw[c])
+    out = 0.0
+    for c in range(len(logw)):
+        if logw[c] > -np.inf and node[c] == 0:
+            slot = rows.slot_of[ctx[c]]
+            for pos in cut:
+                p = rows.probs[slot, rows.order[pos]] * rows.scale[slot]
+                out += np.exp(logu[c] - top) * p
+    return top + np.log(out) if out > 0.0 else -np.inf
+
+
+@entry()
+def step(handles, probs, extended, symbols, cut, k, log_threshold):
+    """Read one symbol a lane in extended candidates, prune, and extend what is kept.
+
+    Args:
+        handles, probs: `Handles`, and the rows.
+        extended: the candidates with their extensions.
+        symbols: int64[N], a byte; 256 ends the text, -1 reads nothing: both empty the lane.
+        cut: positions that are no text.
+        k, log_threshold: how to prune, and which extensions are admitted.
+
+    Returns:
+        The packed state; its candidates with their extensions, packed; float64[3, N]: log_z
+        (of a text that ends, the weight of the whole text), the log mass that pruning dropped
+        and that of the extensions left out; contexts that kept the step from being done: those
+        of `extended` that lack rows, or [NO_ROOM]. Rows of the new extensions may be missing.
+    """
+    trie, rows, tree = opened(handles, probs)
+    ctx, node, logu, logw = _unpack(extended)
+    n_lanes = len(symbols)
+    numbers = full((3, n_lanes), -np.inf)
+    missing = _lacking(rows, ctx, logw)
+    if len(missing):
+        return _nothing(), _nothing(), numbers, missing
+    byte = full(n_lanes, -1)
+    for n in range(n_lanes):
+        if symbols[n] < 256:
+            byte[n] = symbols[n]
+    moved, weight = advance(trie, rows, ctx, node, logu, logw, byte, cut)
+    pick, kept, lost = select_topk(weight, k, log_threshold)
+    new_ctx, new_node, new_logu, new_logw = take(ctx, moved, logu, weight, pick, kept)
+    log_z = logsumexp_rows(new_logw)
+    out, left, missing = _look(
+        trie, rows, tree, new_ctx, new_node, new_logu, new_logw, log_z, cut, log_threshold
+    )
+    for n in range(n_lanes):
+        numbers[0, n], numbers[1, n], numbers[2, n] = log_z[n], lost[n], left[n]
+        if symbols[n] == 256:
+            numbers[0, n] = _ending(rows, ctx[n], node[n], logu[n], logw[n], cut)
+    if len(missing) == 0 or missing[0] != NO_ROOM:
+        missing = full(0, 0)
+    return _pack(new_ctx, new_node, new_logu, new_logw), out, numbers, missing
 
 
 @inner()

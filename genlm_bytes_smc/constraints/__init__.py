@@ -13,6 +13,7 @@ A new constraint is a subclass of `ByteConstraint` with a case in `tests/constra
 which the tests of the interface run. Nothing here knows particles or look-ahead.
 """
 
+from genlm_bytes_smc import alphabet as alphabet  # first: it imports genlm.control at less cost
 from genlm_bytes_smc.constraints.base import ByteConstraint, ConstraintError
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.genlm_fsa import from_genlm

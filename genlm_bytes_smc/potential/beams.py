@@ -16,9 +16,9 @@ holds to the last digit however the beam prunes.
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -29,19 +29,10 @@ from genlm_bytes_smc.beam.foresight import NOTHING
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.prefill import fetch_ahead
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.potential.ahead import fetch_ahead
-from genlm_bytes_smc.potential.blocks import (
-    Block,
-    Entry,
-    by_block,
-    extended,
-    pick,
-    side_by_side,
-    weight_of,
-)
 from genlm_bytes_smc.potential.coalesce import Coalesced
 
 FloatArray = npt.NDArray[np.float64]
@@ -51,6 +42,35 @@ NEAR = 32
 of the way to a longer one, every 32nd prefix and the last 32 are."""
 
 _FORESEEN = 6  # bytes to read from which on it pays to fetch rows ahead
+
+
+@dataclass(eq=False)
+class Block:
+    """Beams made in one step.
+
+    Attributes:
+        lanes: n of them.
+        rows: float64[n, 257] on the model's device: `lanes.logp_next()`.
+        weight: float64[n] on the host: log weight of each lane's text, nats.
+        entries: how many texts the cache finds here; at none the block is forgotten.
+    """
+
+    lanes: ByteLanes
+    rows: torch.Tensor
+    weight: FloatArray
+    entries: int = 0
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nbytes = self.lanes.nbytes + self.weight.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """The beam of one text: lane `lane` of `block`."""
+
+    block: Block
+    lane: int
 
 
 @dataclass(eq=False)
@@ -294,3 +314,45 @@ async def read_prompt(
     start = await lanes_for(wide).start(model, wide, lane_seeds=seeds)
     lanes: ByteLanes = (await ByteBeamState(start).prefill(prompt)).lanes
     return lanes.with_params(params)
+
+
+def side_by_side(entries: list[Entry]) -> tuple[ByteLanes, IntArray]:
+    """The lanes of `entries` in one `ByteLanes`, lane j being that of `entries[order[j]]`."""
+    blocks = by_block(entries)
+    lanes = [block.lanes.gather(lane) for block, _, lane in blocks]
+    order = np.concatenate([where for _, where, _ in blocks])
+    return lanes[0] if len(lanes) == 1 else type(lanes[0]).cat(lanes), order
+
+
+def by_block(entries: Sequence[Entry | None]) -> list[tuple[Block, IntArray, IntArray]]:
+    """(block, places in `entries`, lanes) of each block among the entries."""
+    blocks: dict[int, Block] = {}
+    places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for n, entry in enumerate(entries):
+        if entry is not None:
+            blocks[id(entry.block)] = entry.block
+            places[id(entry.block)].append((n, entry.lane))
+    pairs = {i: np.array(p, dtype=np.int64) for i, p in places.items()}
+    return [(blocks[i], p[:, 0], p[:, 1]) for i, p in pairs.items()]
+
+
+def extended(entries: Sequence[Entry | None], columns: Sequence[int]) -> FloatArray:
+    """Log weight of each text with one more symbol, float64[N], nats."""
+    out = np.full(len(entries), -np.inf)
+    column = np.asarray(columns, dtype=np.int64)
+    for block, where, lanes in by_block(entries):
+        device = block.rows.device
+        index = torch.from_numpy(lanes).to(device), torch.from_numpy(column[where]).to(device)
+        out[where] = block.weight[lanes] + block.rows[index].cpu().numpy()
+    return out
+
+
+def weight_of(entries: Sequence[Entry | None]) -> FloatArray:
+    """Return the log weight of each text, float64[N], nats."""
+    weights = [-np.inf if e is None else e.block.weight[e.lane] for e in entries]
+    return np.array(weights, dtype=np.float64)
+
+
+def pick(rows: torch.Tensor, lanes: IntArray) -> torch.Tensor:
+    """The rows of some lanes."""
+    return rows[torch.from_numpy(lanes).to(rows.device)]

@@ -27,6 +27,7 @@ are, and a batch of runs equals its single runs digit by digit.
 import sys
 from types import ModuleType
 
+from genlm_bytes_smc import alphabet as alphabet  # first: it imports genlm.control at less cost
 from genlm_bytes_smc.smc.conditional import (
     Chains,
     ConditionalResult,

@@ -147,7 +147,7 @@ async def test_a_tokenizer_that_guesses_nothing_is_told_of_once(encode, cause, t
     assert model.canonical(b"the dog") == []
     beam = await (await ByteBeamState.initial(lm, BeamParams(3))).prefill(b"the cat")
     assert beam.logZ > -np.inf
-    model.engine.tokenizer = None  # nothing to guess by, and nothing to say
+    model.engine.encoder = None  # nothing to guess by, and nothing to say
     assert ByteModel(model.engine, RowTransform(), 1 << 26).canonical(b"the cat") == []
 
 

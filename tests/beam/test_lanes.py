@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, load_model, trie
+from genlm_bytes_smc.beam import kernels_numba, steps_numba
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.prefill import read_text
 from tests.toys import EOS_TOKEN, ToyLM
@@ -199,3 +200,29 @@ async def test_bad_symbols(symbols, words):
     lanes = await ByteLanes.start(byte_model(ToyLM()), BeamParams(2), 2)
     with pytest.raises(ValueError, match=words):
         await lanes.step(symbols)
+
+
+async def test_a_byte_step_is_two_compiled_calls(tiny, monkeypatch):
+    """It was eleven: extensions twice, then advance, select and take, each with its total."""
+    lanes = await ByteLanes.start(byte_model(tiny), BeamParams(5, 0.01), 8)
+
+    async def read(lanes, text):
+        for byte in text:
+            row = await lanes.logp_next()
+            lanes = await lanes.gather(np.arange(8)[::-1]).step([byte] * 8)
+        return row, lanes
+
+    await read(lanes, b"An apple a day")  # compile, and learn what healing may take
+    called = []
+
+    def counted(module, name):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: (called.append(name), function(*args))[1])
+
+    for name in ("step", "next_rows", "extend", "extend_rows", "read", "prune"):
+        counted(steps_numba, name)
+    for name in ("advance", "logsumexp_rows", "select_topk", "take", "extensions"):
+        counted(kernels_numba, name)
+    row, lanes = await read(lanes, b"An app")
+    assert called == [*["step", "next_rows"] * 5, "step"]
+    np.testing.assert_allclose(np.exp(row.numpy()).sum(axis=1), 1.0, rtol=1e-12)

@@ -222,7 +222,7 @@ def test_ctrl_c_ends_the_processes_of_a_pool_and_keeps_what_was_done(tmp_path):
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
         told = process.communicate(timeout=60)[1].decode()
-    assert told.splitlines()[-1] == "KeyboardInterrupt"
+    assert "KeyboardInterrupt" in told.splitlines()
     for worker in pids.iterdir():
         with pytest.raises(ProcessLookupError):
             os.kill(int(worker.name), 0)

@@ -11,8 +11,7 @@ import torch
 from transformers import GPT2LMHeadModel, dynamic_module_utils
 
 from genlm_bytes_smc.cli import main
-from genlm_bytes_smc.cli.experiment import model_of
-from genlm_bytes_smc.cli.options import ModelOptions
+from genlm_bytes_smc.cli.options import JobOptions
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.fast_path import FastPathWarning
 from genlm_bytes_smc.lm import load
@@ -226,9 +225,9 @@ def test_the_command_line_asks_for_it_by_an_option(with_code, capsys):
 
 
 def test_experiments_take_the_option_too():
-    options = ModelOptions(model="x", trust_remote_code=True)
-    assert model_of(options) == {"name": "x", "engine_opts": {"trust_remote_code": True}}
-    assert model_of(ModelOptions(model="x")) == {"name": "x"}
+    model = JobOptions(model="x", out="y", trust_remote_code=True).how()["model"]
+    assert model["name"] == "x" and model["engine_opts"] == {"trust_remote_code": True}
+    assert "engine_opts" not in JobOptions(model="x", out="y").how()["model"]
 
 
 class Pickled:
