@@ -80,7 +80,7 @@ def test_generating_leaves_out_the_parser_of_international_addresses():
     assert "rfc3987_syntax" not in got
 
 
-@pytest.mark.parametrize("room", ["constraints", "lookahead", "potential", "smc", "llamppl"])
+@pytest.mark.parametrize("room", ["constraints", "lookahead", "potential", "smc"])
 def test_so_does_each_room_alone(room):
     got = modules_of(f"import sys, genlm_bytes_smc.{room}")
     assert "genlm.control" in got

@@ -17,7 +17,7 @@ DATE = r"(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 
 SMC_CALLS = 100  # Python calls of a step besides those in beam/ and lm/
 ALL_CALLS = 200
-COMPILED_CALLS = 8  # 4 are to do
+COMPILED_CALLS = 4
 
 
 class Calls:
