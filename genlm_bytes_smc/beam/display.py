@@ -79,7 +79,7 @@ def escape(spelling: bytes) -> str:
 
 
 def as_text(log_z: float, candidates: list[Candidate], *, colour: bool) -> str:
-    """The printed form: Z, then probability, log weight, tokens and partial token."""
+    """Return the printed form: Z, then probability, log weight, tokens and partial token."""
 
     paint = _coloured if colour else _plain
     lines = [paint(_BOLD, f"Z: {log_z}"), paint(_BOLD, "Candidates:")]

@@ -90,7 +90,7 @@ class Guide:
             self.known[at] = context
 
     def known_at(self, at: int) -> int:
-        """A context that has read `at` bytes; -1 if none is known."""
+        """Return a context that has read `at` bytes; -1 if none is known."""
         return int(self.known[at]) if at < len(self.known) else -1
 
     def _begin(self, lanes: ByteLanes, at: int) -> None:
@@ -200,7 +200,7 @@ class StandIns:
         return ext.take(slots >= 0), new[slots >= 0]
 
     def _stand_in(self, lane: int, at: int, above: int, share: float) -> int:
-        """The slot of the row that stands in for a candidate's; -1: it is left out."""
+        """Return the slot of the row that stands in for a candidate's; -1: it is left out."""
         slot_of = self._model.store.slot_of
         same = self._guides[lane].known_at(at)
         if same >= 0 and slot_of[same] >= 0:
@@ -211,7 +211,7 @@ class StandIns:
         return int(slot_of[above])
 
     def wanted(self) -> IntArray:
-        """What to fetch before the next run."""
+        """Return the contexts to fetch before the next run."""
         at = np.repeat(np.arange(len(self.missed)), [len(m) for m in self.missed])
         return first_of(np.concatenate([NOTHING, *self.missed]), at, self._model.store)
 

@@ -42,7 +42,7 @@ class Handles:
         self._found: IntArray = np.empty(0, dtype=np.int64)
 
     def of(self, rows: RowArrays, tree: TreeArrays) -> IntArray:
-        """What `opened` takes, for the arrays as they are now."""
+        """Return what `opened` takes, for the arrays as they are now."""
         if rows is not self._rows or tree is not self._tree:
             self._rows, self._tree = rows, tree
             sizes = [len(self.trie.lo), *rows.probs.shape, len(rows.order), len(rows.heavy)]
@@ -56,7 +56,7 @@ class Handles:
 
 @intrinsic
 def _array(typingctx, address, shape, dtype):
-    """The array that lies at an address: `nb.carray`, without compiling it for each type."""
+    """Return the array that lies at an address: `nb.carray`, without compiling it for each type."""
     array = types.Array(dtype.dtype, shape.count, "C")
 
     def code(context, builder, signature, args):
@@ -76,7 +76,7 @@ def _array(typingctx, address, shape, dtype):
 
 @inner()
 def opened(handles, probs):
-    """The `TrieArrays`, `RowArrays` and `TreeArrays` that `Handles.of` was given.
+    """Return the `TrieArrays`, `RowArrays` and `TreeArrays` that `Handles.of` was given.
 
     handles int64[h]; probs is the first of the RowArrays, whose dtype the others lack.
     """

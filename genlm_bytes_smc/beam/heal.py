@@ -33,7 +33,7 @@ MOST_TOKENS = 64
 async def heal_lanes(
     lanes: ByteLanes, state: BeamState, dead: IntArray, bytes_: IntArray
 ) -> tuple[BeamState, IntArray]:
-    """The candidates with the dead lanes healed where that goes, and each lane's heals so far.
+    """Heal dead lanes where that goes; return the candidates and each lane's heals so far.
 
     Args:
         lanes: N lanes before they read.
@@ -63,7 +63,7 @@ def put_lanes(kernels: Kernels, state: BeamState, lanes: IntArray, new: BeamStat
 
 
 async def heal(lanes: ByteLanes, n: int, byte: int) -> BeamState | None:
-    """A lane of one candidate that has read `byte`, or None if healing finds none.
+    """Return a lane of one candidate that has read `byte`, or None if healing finds none.
 
     Args:
         lanes: the lanes before `byte`.

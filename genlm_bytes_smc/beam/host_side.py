@@ -28,7 +28,7 @@ class HostSide:
         self.contexts, self.nodes, self.log_z = (WeakIdKeyDictionary() for _ in range(3))
 
     def pairs(self, old: BeamState, new: BeamState) -> list[tuple[WeakIdKeyDictionary, Any, Any]]:
-        """What is known on the host, and under which tensors of the two states."""
+        """Return what is known on the host, and under which tensors of the two states."""
         return [
             (self.contexts, old.ctx, new.ctx),
             (self.nodes, old.logw, new.logw),
@@ -37,14 +37,14 @@ class HostSide:
 
 
 def distinct(slots: IntArray) -> tuple[IntArray, IntArray]:
-    """The distinct values and each one's place among them; small integers, not sorted."""
+    """Return the distinct values and each one's place among them; small integers, not sorted."""
     seen = np.zeros(int(slots.max(initial=-1)) + 1, dtype=bool)
     seen[slots] = True
     return np.flatnonzero(seen), (np.cumsum(seen) - 1)[slots]
 
 
 def widen(known: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:
-    """An array of the host side with empty places up to `width` (totals as they are)."""
+    """Return an array of the host side with empty places up to `width` (totals as they are)."""
     if known.ndim == 1:
         return known
     return np.pad(known, ((0, 0), (0, width - known.shape[1])), constant_values=-1)

@@ -50,7 +50,7 @@ class Kernels(Protocol):
         ...
 
     def roots(self, state: BeamState) -> BeamState:
-        """The first candidate's context of each lane, at the root, weight 0: [N, 1]."""
+        """Return the first candidate's context of each lane, at the root, weight 0: [N, 1]."""
         ...
 
     def reserve(
@@ -69,7 +69,7 @@ class Kernels(Protocol):
         ...
 
     def extend(self, state: BeamState, ext: Extensions, contexts: IntArray) -> BeamState:
-        """The state with extensions, whose new contexts are given, as further candidates."""
+        """Append extensions, whose new contexts are given, as further candidates."""
         ...
 
     def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
@@ -81,11 +81,11 @@ class Kernels(Protocol):
         ...
 
     def normalise(self, block: torch.Tensor, log_z: FloatArray | None) -> torch.Tensor:
-        """A block less the log of each row's sum, or less `log_z` float64[N] if given."""
+        """Return a block less the log of each row's sum, or less `log_z` float64[N] if given."""
         ...
 
     def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
-        """The same candidates with their weights under another `cut`."""
+        """Return the same candidates with their weights under another `cut`."""
         ...
 
     def select(
@@ -120,7 +120,7 @@ class Kernels(Protocol):
         ...
 
     def gather(self, state: BeamState, lanes: IntArray) -> BeamState:
-        """The lanes `lanes` int64[M], in that order, repeats allowed."""
+        """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
         ...
 
     def single(self, context: int, logw: float, key: Array) -> BeamState:

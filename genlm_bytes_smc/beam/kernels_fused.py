@@ -109,7 +109,7 @@ class FusedKernels(TorchKernels):
         self._fused_sums: deque[_Summed] = deque(maxlen=2)
 
     def _either(self, verb: str, fused: Callable[[], Any], plain: Callable[[], Any]) -> Any:
-        """What `fused` gives, if it may be used: its first answer is compared with torch's."""
+        """Call `fused` if it may be used; compare its first answer with torch's."""
         name = (verb, self.device)
         trusted = _judged.get(name)
         if trusted is False:
@@ -407,7 +407,7 @@ def _by_lane(*tensors: torch.Tensor) -> Iterator[Any]:
 
 
 def _bits(x: float) -> int:
-    """A float64 as Triton's kernels take it."""
+    """Return a float64 as Triton's kernels take it."""
     return int(np.float64(x).view(np.int64))
 
 

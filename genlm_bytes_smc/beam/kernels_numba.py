@@ -134,7 +134,7 @@ def keep_extensions(lane, logw, base, log_threshold, within):
 
 @inner()
 def kept_of(keep, lane, cand, token, ext):
-    """The extensions that `keep` bool[E] marks."""
+    """Return the extensions that `keep` bool[E] marks."""
     out = full((3, len(keep)), 0)
     logw = full(len(keep), 0.0)
     count = 0
@@ -171,7 +171,7 @@ def thin_extensions(lane, logw, log_z, log_threshold, uniform):
 
 @entry()
 def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
-    """The state with extended candidates, at the root, after the others: [N, C + E']."""
+    """Append extended candidates, at the root, after the others: [N, C + E']."""
     n_lanes, n_cands = logw.shape
     count = full(n_lanes, 0)
     for n in lane:
@@ -308,7 +308,7 @@ def _descending(weight):
 
 @inner()
 def _narrowed(pick, weight, width):
-    """The first `width` columns of both, as arrays of their own: one type for all callers."""
+    """Return the first `width` columns of both, as arrays of their own: one type for all."""
     out_pick = full((len(pick), width), 0)
     out_weight = full((len(pick), width), 0.0)
     for n in range(len(pick)):
@@ -320,7 +320,7 @@ def _narrowed(pick, weight, width):
 
 @entry()
 def select_topk(logw, k, log_threshold):
-    """The K best candidates above the threshold of their lane's total, best first.
+    """Keep the K best candidates above the threshold of their lane's total, best first.
 
     The best is kept in any case. k < 0 keeps all. Returns (pick int64[N, K'], logw float64[N, K'], dropped float64[N])
     with K' the most that any lane keeps.

@@ -176,7 +176,7 @@ class TorchKernels(ComposedReads):
         return _possible(ext._replace(logw=self._fetch(weight))) if len(ext.lane) else ext
 
     def _endings(self, state: BeamState, cut: IntArray) -> tuple[Extensions, torch.Tensor]:
-        """The tokens that end at candidates, impossible ones included, without weights.
+        """Return the tokens that end at candidates, impossible ones included, without weights.
 
         Which tokens end where is the host's knowledge: only the weights, float64[E], are on
         the device.
@@ -423,7 +423,7 @@ class TorchKernels(ComposedReads):
         return self._take(state, keep_unbiased(state.logw, most_of(state, k), u, self.device))[0]
 
     def _take(self, state: BeamState, kept: Kept) -> tuple[BeamState, FloatArray]:
-        """The candidates kept; and the log mass dropped, which comes along to the host."""
+        """Return the candidates kept; and the log mass dropped, which comes along to the host."""
         pick, logw, dropped = kept
         old = state.logw.gather(1, pick)
         some = logw > -torch.inf
@@ -435,7 +435,7 @@ class TorchKernels(ComposedReads):
         return self._received(BeamState(ctx, node, logu, logw, state.key), packed)
 
     def _received(self, state: BeamState, packed: torch.Tensor) -> tuple[BeamState, FloatArray]:
-        """A pruned state without the columns that are empty in every lane; what was dropped.
+        """Return a pruned state without columns that are empty in every lane, and what was dropped.
 
         `packed` int64[N, 2K + 2], for the host: contexts, nodes (-1 for none), and the bits of
         the lanes' totals and of the mass dropped.
@@ -489,7 +489,7 @@ class TorchKernels(ComposedReads):
 
 
 def _possible(ext: Extensions) -> Extensions:
-    """The extensions whose tokens have some probability."""
+    """Return the extensions whose tokens have some probability."""
     possible = ext.logw > -np.inf
     return ext if possible.all() else ext.take(possible)
 

@@ -22,7 +22,7 @@ KERNELS: dict[str, Any] = {}  # by name, for those that compile them all
 
 
 def kernel(function: Callable[..., None]) -> Any:
-    """A Triton kernel that is specialised on its `tl.constexpr` arguments only."""
+    """Return a Triton kernel that is specialised on its `tl.constexpr` arguments only."""
     code = function.__code__
     names = code.co_varnames[: code.co_argcount]
     plain = [n for n in names if n not in ("CUT", "BLOCK", "WIDTH", "TILE", "CHILDREN", "RANGE")]
@@ -51,7 +51,7 @@ def _log_add(a, b):
 
 @triton.jit
 def _child(first, last, byte, byte_of):
-    """The first child in first .. last whose byte is not below `byte`; is there one with it?"""
+    """Find the first child whose byte is not below `byte`, and whether one has it."""
     low, high = first, last
     for _ in tl.static_range(9):  # 256 children at most
         open_ = low < high

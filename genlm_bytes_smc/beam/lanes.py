@@ -44,7 +44,7 @@ T = TypeVar("T")
 def _one_thread(
     verb: Callable[Concatenate[ByteLanes, P], Awaitable[T]],
 ) -> Callable[Concatenate[ByteLanes, P], Coroutine[Any, Any, T]]:
-    """A verb of `ByteLanes` that refuses to run beside another thread: it changes what all
+    """Make a verb of `ByteLanes` refuse to run beside another thread: it changes what all
     lanes of a model share, from its first row to its last context."""
 
     @functools.wraps(verb)
@@ -142,11 +142,11 @@ class ByteLanes:
             return lanes
 
     def __len__(self) -> int:
-        """Number of lanes, N."""
+        """Return the number of lanes, N."""
         return len(self.log_z)
 
     def __deepcopy__(self, memo: object) -> ByteLanes:
-        """The lanes themselves: they are a value, which nothing changes."""
+        """Return the lanes themselves: they are a value, which nothing changes."""
         return self
 
     def __copy__(self) -> ByteLanes:
@@ -198,7 +198,7 @@ class ByteLanes:
         return np.concatenate(held)
 
     def replace(self, state: BeamState, **changes: object) -> ByteLanes:
-        """The same lanes with another state; what is not named is kept, log_z recomputed."""
+        """Return the same lanes with another state; what is not named is kept, log_z recomputed."""
         lanes = object.__new__(ByteLanes)
         lanes.__dict__.update(self.__dict__)
         lanes._extended = lanes._ext_dropped = lanes._row = None
@@ -219,7 +219,7 @@ class ByteLanes:
         return lanes
 
     def with_params(self, params: BeamParams) -> ByteLanes:
-        """The same lanes, pruned by other parameters from here on (of the same kind and ends)."""
+        """Return the same lanes, pruned by other parameters from here on (of the same kind)."""
         return self.replace(
             self.state,
             log_z=self.log_z,
@@ -232,7 +232,7 @@ class ByteLanes:
 
     @_one_thread
     async def extended(self) -> BeamState:
-        """The candidates and their admitted token-ending extensions, computed once."""
+        """Return the candidates and their admitted token-ending extensions, computed once."""
         steps = self._steps
         if self._extended is None and steps is not None:
             found = steps.extend(self.state, self.log_z, self.cut, self._log_threshold)
@@ -295,7 +295,7 @@ class ByteLanes:
     rows = logp_next
 
     async def _first_row(self, steps: WholeSteps) -> torch.Tensor:
-        """The row of lanes that are not extended yet, which this does on the way."""
+        """Extend lanes that are not extended yet, and return their rows."""
         wanted = NO_CUT
         while True:
             found, rows = steps.extend_rows(
@@ -410,7 +410,7 @@ class ByteLanes:
         return self.replace(state, log_z=log_z, log_dropped=dropped, heals=heals)
 
     async def _read(self, bytes_: IntArray) -> tuple[Reading, IntArray]:
-        """What one byte a lane (-1 empties it) leaves, dead lanes healed, and the heals."""
+        """Read one byte a lane (-1 empties it) and heal dead lanes; return that and the heals."""
         if self.params.unbiased:
             extended, key = await self.extended(), self.state.key
             got = read_unbiased(self.model, extended, key, self.log_dropped, bytes_, self.cut)
@@ -501,7 +501,7 @@ class ByteLanes:
     # -- forking, joining, and the change from prompt to text --------------------------
 
     def gather(self, lanes: Sequence[int] | IntArray) -> ByteLanes:
-        """The lanes `lanes` int64[M], in that order, repeats allowed; no model state moves."""
+        """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
         index = np.asarray(lanes, dtype=np.int64)
         out = self.replace(
             self._gathered(self.state, index),
@@ -587,7 +587,7 @@ class ByteLanes:
     # -- parts -------------------------------------------------------------------------
 
     def _gathered(self, state: BeamState, index: IntArray) -> BeamState:
-        """Some lanes of a state; on the host all its arrays are taken at once."""
+        """Return some lanes of a state; on the host all its arrays are taken at once."""
         if self._steps is None:
             return self.model.kernels.gather(state, index)
         return unpack(packed_of(state).take(index, axis=1), state.key[index])
@@ -619,7 +619,7 @@ class ByteLanes:
         return wanted
 
     def _keys_after(self, symbols: IntArray) -> KeyArray:
-        """Generator keys after one more symbol a lane; only random pruning needs them."""
+        """Return generator keys after one more symbol a lane; only random pruning needs them."""
         keys: KeyArray = self.state.key
         return read_keys(keys, symbols) if self.params.unbiased else keys
 

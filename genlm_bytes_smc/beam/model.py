@@ -53,7 +53,7 @@ class ByteModel:
         self._guide_lost = False
 
     def __deepcopy__(self, memo: object) -> ByteModel:
-        """The model itself: copies of beams share it."""
+        """Return the model itself: copies of beams share it."""
         return self
 
     def __copy__(self) -> ByteModel:
@@ -95,12 +95,12 @@ class ByteModel:
         return np.sort(self.trie.position[list(self.eos_ids(spellings))]).astype(np.int64)
 
     def spellings(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
-        """What each token spells; an id that only the model knows stands as `<id>`."""
+        """Return what each token spells; an id that only the model knows stands as `<id>`."""
         size = len(self.vocab)
         return tuple(self.vocab[t] if t < size else b"<%d>" % t for t in tokens)
 
     def canonical(self, text: bytes) -> list[int]:
-        """The tokenizer's own tokens of `text`, as far as they spell it.
+        """Return the tokenizer's own tokens of `text`, as far as they spell it.
 
         They stop before bytes that are no UTF-8, before a character that `text` cuts, and
         where the tokenizer has changed the text.
@@ -126,7 +126,7 @@ class ByteModel:
         return len(tokens)
 
     def _encode(self, text: str) -> list[int]:
-        """The tokenizer's tokens of a text; none if it cannot say, which is one warning."""
+        """Return the tokenizer's tokens of a text; none if it cannot say, which is one warning."""
         if not text or not hasattr(self.engine.encoder, "encode"):
             return []
         try:
@@ -148,7 +148,7 @@ class ByteModel:
         return []
 
     def _spelling(self, tokens: list[int], text: bytes) -> tuple[list[int], int]:
-        """The first of `tokens` that spell what `text` begins with, and how many bytes."""
+        """Return the first of `tokens` that spell what `text` begins with, and how many bytes."""
         spelled = b"".join(self.vocab[t] for t in tokens)
         if text.startswith(spelled):
             return tokens, len(spelled)
@@ -237,7 +237,7 @@ class ByteModel:
 
 
 def _valid_utf8(text: bytes) -> str:
-    """The text up to the first byte that is no UTF-8."""
+    """Return the text up to the first byte that is no UTF-8."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -271,7 +271,7 @@ def _kernels(store: RowStore) -> Kernels:
 def byte_model(
     llm: Any, transform: RowTransform | None = None, row_bytes: int = DEFAULT_ROW_BYTES
 ) -> ByteModel:
-    """The byte model of a token-level model; the same object for the same arguments.
+    """Return the byte model of a token-level model; the same object for the same arguments.
 
     Args:
         llm: a genlm-backend AsyncLM or a `RowEngine`.

@@ -43,7 +43,7 @@ from genlm_bytes_smc.lm.contexts import IntArray
 
 
 async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
-    """The lanes after `text`, pruned before each byte and not after the last.
+    """Read `text`, pruning before each byte and not after the last.
 
     Args:
         lanes: N lanes, each of which reads the whole text.

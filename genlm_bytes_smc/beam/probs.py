@@ -87,7 +87,7 @@ class LazyByteProbs:
         return self.materialize().map_keys(lambda key: names.get(key) or bytes([key]))
 
     def top(self, k: int) -> Chart:
-        """The k likeliest, with readable keys."""
+        """Return the k likeliest, with readable keys."""
         return self.pretty().top(k)
 
     def __repr__(self) -> str:

@@ -43,11 +43,11 @@ class Prompt:
     segments: tuple[Segment, ...] = ()
 
     def __add__(self, other: Prompt) -> Prompt:
-        """The two prompts one after the other."""
+        """Return the two prompts one after the other."""
         return Prompt(self.segments + other.segments)
 
     def spell(self, vocab: Vocabulary) -> bytes:
-        """The bytes it spells in a vocabulary."""
+        """Return the bytes it spells in a vocabulary."""
         return b"".join(
             s.spelling if isinstance(s, Spelled) else b"".join(vocab[i] for i in s.ids)
             for s in self.segments
@@ -55,7 +55,7 @@ class Prompt:
 
     @classmethod
     def of(cls, prompt: Prompt | bytes | Sequence[int]) -> Prompt:
-        """A prompt from itself or from bytes.
+        """Return a prompt from itself or from bytes.
 
         Raises:
             TypeError: text, where bytes or a `Prompt` are due; or anything else.

@@ -22,7 +22,7 @@ class Kept(NamedTuple):
 
 
 def keep_largest(logw: torch.Tensor, most: int, log_threshold: float) -> Kept:
-    """The `most` largest of weights float64[N, C] above the threshold's share of their lane; the
+    """Keep the `most` largest weights float64[N, C] above the threshold's share of their lane; the
     largest in any case."""
     ranked, order = torch.sort(logw, dim=1, descending=True, stable=True)
     total = torch.logsumexp(ranked, dim=1, keepdim=True)

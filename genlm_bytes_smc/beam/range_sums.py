@@ -175,7 +175,7 @@ class RangeSums:
         return sums[0] if len(sums) == 1 else torch.cat(sums)
 
     def children(self, node: torch.Tensor, byte: torch.Tensor) -> torch.Tensor:
-        """The child of each node along each byte; 0 if there is none."""
+        """Return the child of each node along each byte; 0 if there is none."""
         edge = node * N_BYTES + byte
         found = torch.searchsorted(self.d_edges, edge).clamp(max=len(self.d_edges) - 1)
         return torch.where(self.d_edges[found] == edge, found + 1, 0)
@@ -199,7 +199,7 @@ class RangeSums:
 
 
 def segment_sums(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Sums of consecutive segments: float64[m] of float64[sum of lengths]."""
+    """Return sums of consecutive segments: float64[m] of float64[sum of lengths]."""
     # unsafe: do not look at the lengths, which would be a sync.
     return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True, initial=0.0)
 

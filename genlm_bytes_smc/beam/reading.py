@@ -106,7 +106,7 @@ def read_unbiased(
 
 
 async def feed(lanes: ByteLanes, tokens: Sequence[int]) -> ByteLanes:
-    """The lanes after exactly these tokens; see `ByteLanes.feed`.
+    """Read exactly these tokens; see `ByteLanes.feed`.
 
     Raises:
         ValueError: no token of the vocabulary.
@@ -146,7 +146,7 @@ async def _feed_one(lanes: ByteLanes, token: int) -> ByteLanes:
 
 
 async def _extended(lanes: ByteLanes, token: int) -> tuple[BeamState, FloatArray]:
-    """The candidates with their extensions, and the log mass dropped, float64[N].
+    """Return the candidates with their extensions, and the log mass dropped, float64[N].
 
     With top-K pruning the threshold is taken against the candidates that can take the token,
     as `ByteLanes.read` takes it against those that can read its byte: the others are lost.
@@ -164,7 +164,7 @@ async def _extended(lanes: ByteLanes, token: int) -> tuple[BeamState, FloatArray
 
 
 def _followed(model: ByteModel, state: BeamState, token: int) -> Extensions:
-    """The candidates at the root followed by `token`; in place of a token, their contexts."""
+    """Return the candidates at the root followed by `token`; or, without one, their contexts."""
     nodes, contexts = model.kernels.nodes(state), model.kernels.contexts(state)
     weights = np.asarray(state.logw.tolist(), dtype=np.float64).reshape(nodes.shape)
     lane, cand = np.nonzero(nodes == 0)

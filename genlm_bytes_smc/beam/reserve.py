@@ -42,7 +42,7 @@ class RootBlock(NamedTuple):
 def root_block(
     kernels: Kernels, state: BeamState, cut: IntArray, before: RootBlock | None
 ) -> RootBlock:
-    """The root block of a state.
+    """Return the root block of a state.
 
     Args:
         kernels: the arithmetic.
@@ -101,7 +101,7 @@ class Reserve:
         block: torch.Tensor,
         lossy: npt.NDArray[np.bool_],
     ) -> torch.Tensor:
-        """The rows with their share given to the bytes that only healing can read.
+        """Give the bytes that only healing can read their share of the rows.
 
         Args:
             row: float64[N, 257], log probabilities.

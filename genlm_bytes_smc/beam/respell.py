@@ -30,7 +30,7 @@ class Span(NamedTuple):
 def spans(
     trie: TokenTrie, partial: bytes, ends: Callable[[int], bool], count: int | None = None
 ) -> list[Span]:
-    """The span of each position 0..len(partial), or of the first `count` of them; `ends` says
+    """Return the span of each position 0..len(partial), or of the first `count`; `ends` says
     whether a token ends at a node."""
     out = []
     for start in range(len(partial) + 1 if count is None else count):
@@ -52,7 +52,7 @@ def first_ends(found: list[Span], length: int, max_backoff: int | None) -> list[
 
 
 def splits_before(found: list[Span], firsts: list[int]) -> list[int]:
-    """The fewest splits with which a token ends at each position; `NEVER` where none can."""
+    """Return the fewest splits with which a token ends at each position; `NEVER` where none can."""
     fewest = [0 if p in set(firsts) else NEVER for p in range(len(found))]
     for p, span in enumerate(found):
         for q in span.ends if fewest[p] < NEVER else ():
@@ -61,7 +61,7 @@ def splits_before(found: list[Span], firsts: list[int]) -> list[int]:
 
 
 def splits_after(found: list[Span], reads: Callable[[int], bool]) -> list[int]:
-    """The fewest splits with which the rest from each position, and the next byte, can be read;
+    """Count the fewest splits with which the rest from each position, and the next byte, are read;
     `reads` says whether the next byte can at a node."""
     fewest = [NEVER] * len(found)
     for p in range(len(found) - 1, -1, -1):

@@ -64,7 +64,7 @@ class ByteBeamState:
         transform: RowTransform | None = None,
         start: Sequence[int] | None = None,
     ) -> ByteBeamState:
-        """A beam that has read nothing.
+        """Return a beam that has read nothing.
 
         Args:
             llm: a genlm-backend AsyncLM, or an engine from `load_model`.
@@ -100,7 +100,7 @@ class ByteBeamState:
     # -- genlm-bytes' verbs ------------------------------------------------------------
 
     async def prefill(self, prompt: Prompt | bytes | Sequence[int]) -> ByteBeamState:
-        """The beam after a prompt, in which end-of-sequence tokens are ordinary tokens.
+        """Read a prompt, in which end-of-sequence tokens are ordinary tokens.
 
         Args:
             prompt: bytes, a sequence of integers 0..255, or a `Prompt` (text, token ids,
@@ -138,7 +138,7 @@ class ByteBeamState:
         return LazyByteProbs.of_lane(await self.lanes.logp_next())
 
     def prune(self) -> ByteBeamState:
-        """The beam with at most K candidates, as its parameters say.
+        """Keep at most K candidates, as the parameters say.
 
         Pruned when something of it is asked for; `<<` does both in one go.
         """
@@ -147,7 +147,7 @@ class ByteBeamState:
         return beam
 
     async def __lshift__(self, byte: int) -> ByteBeamState:
-        """The beam after one more byte, not pruned; 257 ends the text.
+        """Read one more byte without pruning; 257 ends the text.
 
         A byte that nothing can read leaves an empty beam with logZ = -inf.
 
@@ -246,11 +246,11 @@ class ByteBeamState:
         return self.candidates
 
     def __iter__(self) -> Iterator[Candidate]:
-        """The candidates, best first."""
+        """Return the candidates, best first."""
         return iter(self.candidates)
 
     def __len__(self) -> int:
-        """Number of candidates."""
+        """Return the number of candidates."""
         if self.ended:
             return len(self._ends)
         return int((self.lanes.model.kernels.nodes(self.lanes.state) >= 0).sum())
@@ -281,7 +281,7 @@ class ByteBeamState:
         return Candidate(logw, share, model.spellings(ids), partial, kept, ended, ids)
 
     async def _endings(self) -> list[Candidate]:
-        """What the text may have ended after, best first."""
+        """Return what the text may have ended after, best first."""
         lanes, kernels = self.lanes, self.lanes.model.kernels
         ids = lanes.model.eos_ids(self.params.eos)
         found = []

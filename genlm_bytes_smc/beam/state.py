@@ -49,6 +49,6 @@ class Extensions(NamedTuple):
     dropped: Array
 
     def take(self, keep: Array) -> Extensions:
-        """The extensions that `keep` bool[E] marks."""
+        """Return the extensions that `keep` bool[E] marks."""
         lane, cand, token, logw = (a[keep] for a in self[:4])
         return Extensions(lane, cand, token, logw, self.dropped)

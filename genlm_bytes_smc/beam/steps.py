@@ -138,7 +138,7 @@ class WholeSteps:
         self._handles = Handles(trie)
 
     def arrays(self) -> tuple[IntArray, npt.NDArray[Any]]:
-        """What every compiled step takes first: `Handles` and the rows."""
+        """Return what every compiled step takes first: `Handles` and the rows."""
         rows = self.store.host
         return self._handles.of(rows, self.store.engine.tree.arrays), rows.probs
 
@@ -355,7 +355,7 @@ class PackedState(BeamState):
 
 
 def unpack(packed: IntArray, key: npt.NDArray[np.uint64]) -> BeamState:
-    """The state in int64[4, N, C]: views."""
+    """Return the state in int64[4, N, C]: views."""
     weights = packed.view(np.float64)
     state = PackedState(packed[0], packed[1], weights[2], weights[3], key)
     state.packed = packed
@@ -363,7 +363,7 @@ def unpack(packed: IntArray, key: npt.NDArray[np.uint64]) -> BeamState:
 
 
 def packed_of(state: BeamState) -> IntArray:
-    """The state as int64[4, N, C]: what it was made of, or a copy."""
+    """Return the state as int64[4, N, C]: what it was made of, or a copy."""
     packed: IntArray | None = getattr(state, "packed", None)
     if packed is None:
         packed = np.empty((4, *state.ctx.shape), dtype=np.int64)

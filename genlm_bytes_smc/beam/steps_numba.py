@@ -41,7 +41,7 @@ _NONE = np.empty(0, np.int64)
 
 @intrinsic
 def _as_floats(typingctx, array):
-    """What `array.view(np.float64)` is for int64: numba's own takes seconds to compile."""
+    """View int64 as float64; numba's own `array.view` takes seconds to compile."""
 
     def code(context, builder, signature, args):
         given = context.make_array(signature.args[0])(context, builder, args[0])
@@ -183,7 +183,7 @@ def _read(trie, rows, tree, ctx, node, logu, logw, byte, cut, log_threshold):
 
 @entry()
 def extend(handles, probs, packed, log_z, cut, log_threshold):
-    """The candidates and their admitted extensions: (packed state, dropped [N], missing)."""
+    """Return the candidates and their admitted extensions: (packed state, dropped [N], missing)."""
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = _unpack(packed)
     return _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold)
@@ -205,7 +205,7 @@ def _extend(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
 
 @inner()
 def _look(trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold):
-    """The candidates and their admitted extensions, whose own rows may be missing.
+    """Return the candidates and their admitted extensions, whose own rows may be missing.
 
     Returns (packed state, log mass dropped [N], contexts without rows or [NO_ROOM]).
     """
@@ -379,7 +379,7 @@ def extend_rows(
 
 @inner(inline="always")
 def _likeliest(trie, rows, tree, ctx, node, logu, logw, cut, log_threshold):
-    """The likeliest symbol after one lane's candidates; contexts without rows."""
+    """Return the likeliest symbol after one lane's candidates; contexts without rows."""
     log_z = logsumexp_rows(logw)
     ext, _, missing = _extend(
         trie, rows, tree, ctx, node, logu, logw, log_z, cut, log_threshold
@@ -448,7 +448,7 @@ def _grown(array):
 
 @inner()
 def _heaviest(rows, contexts, ext):
-    """The heaviest of `contexts` that has a row; -1 if none has."""
+    """Return the heaviest of `contexts` that has a row; -1 if none has."""
     best, out = -np.inf, -1
     for e in range(len(contexts)):
         if ext[e] > best and not _lacks(rows, contexts[e]):

@@ -114,13 +114,13 @@ class Beams(Coalesced[bytes, Entry | None]):
         self._root: Entry | None = None
 
     def __len__(self) -> int:
-        """Number of texts remembered."""
+        """Return the number of texts remembered."""
         return len(self._known)
 
     # -- questions ---------------------------------------------------------------------
 
     async def entries(self, texts: Sequence[bytes]) -> list[Entry | None]:
-        """The beam of each text; None for a text of weight zero."""
+        """Return the beam of each text; None for a text of weight zero."""
         found = [self._find(text) for text in texts]
         return await self.ask(texts) if None in found else found
 
@@ -158,7 +158,7 @@ class Beams(Coalesced[bytes, Entry | None]):
         return out
 
     async def root(self) -> ByteLanes:
-        """The lane after the prompt."""
+        """Return the lane after the prompt."""
         (entry,) = await self.entries([b""])
         assert entry is not None
         return entry.block.lanes
@@ -298,7 +298,7 @@ class Beams(Coalesced[bytes, Entry | None]):
 async def read_prompt(
     model: ByteModel, params: BeamParams, prompt: Prompt, lane_seed: int | None = None
 ) -> ByteLanes:
-    """The lane after a prompt, in which no extension is thinned.
+    """Return the lane after a prompt, in which no extension is thinned.
 
     Each text of a run hangs on its prompt's beam, and a threshold that is harmless on average
     can kill it at one unlikely token boundary. With `prune="unbiased"` the threshold therefore
@@ -317,7 +317,7 @@ async def read_prompt(
 
 
 def side_by_side(entries: list[Entry]) -> tuple[ByteLanes, IntArray]:
-    """The lanes of `entries` in one `ByteLanes`, lane j being that of `entries[order[j]]`."""
+    """Put the lanes of `entries` side by side, lane j being that of `entries[order[j]]`."""
     blocks = by_block(entries)
     lanes = [block.lanes.gather(lane) for block, _, lane in blocks]
     order = np.concatenate([where for _, where, _ in blocks])
@@ -354,5 +354,5 @@ def weight_of(entries: Sequence[Entry | None]) -> FloatArray:
 
 
 def pick(rows: torch.Tensor, lanes: IntArray) -> torch.Tensor:
-    """The rows of some lanes."""
+    """Return the rows of some lanes."""
     return rows[torch.from_numpy(lanes).to(rows.device)]

@@ -154,15 +154,15 @@ class ByteLLM(Potential):  # type: ignore[misc]
             self._beams = self._new_beams(prompt)
 
     def with_prompt(self, prompt: Prompt | bytes) -> ByteLLM:
-        """The same model after another prompt; both can be used side by side."""
+        """Return the same model after another prompt; both can be used side by side."""
         return self._like(self.beam_params, prompt)
 
     def with_seed(self, seed: int) -> ByteLLM:
-        """The same potential with other random choices of `prune="unbiased"`."""
+        """Return the same potential with other random choices of `prune="unbiased"`."""
         return self._like(dataclasses.replace(self.params, seed=seed), self.prompt)
 
     def spawn(self) -> ByteLLM:
-        """The same potential with a memory of its own; the model is shared."""
+        """Return the same potential with a memory of its own; the model is shared."""
         return self.with_prompt(self.prompt)
 
     async def prompt_weight(self) -> float:
@@ -213,11 +213,11 @@ class ByteLLM(Potential):  # type: ignore[misc]
         return self.make_lazy_weights(rows)
 
     def alloc_rows(self, n: int, default: float = float("-inf")) -> torch.Tensor:
-        """A block of `n` rows filled with `default`, float64[n, 257] on `device`."""
+        """Return a block of `n` rows filled with `default`, float64[n, 257] on `device`."""
         return torch.full((n, N_SYMBOLS), default, dtype=torch.float64, device=self.device)
 
     def __mul__(self, other: Potential) -> ByteProduct:
-        """The product; automata and grammars of genlm-control over integer bytes, on the right,
+        """Return the product; automata and grammars of genlm-control over bytes, on the right,
         are made to fit (see `product.times`)."""
         return times(self, other)
 
@@ -253,7 +253,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
         )
 
     async def beam(self, context: Context) -> ByteBeamState:
-        """The beam that has read `context`: its candidates, and what pruning dropped.
+        """Return the beam that has read `context`: its candidates, and what pruning dropped.
 
         Raises:
             ValueError: the context is impossible.

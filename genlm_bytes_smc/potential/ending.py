@@ -12,7 +12,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 
 
 def own_params(params: BeamParams | GenlmBeamParams) -> BeamParams:
-    """The parameters as this package's own class.
+    """Return the parameters as this package's own class.
 
     Raises:
         TypeError: neither this package's nor genlm-bytes' `BeamParams`.
@@ -26,7 +26,7 @@ def own_params(params: BeamParams | GenlmBeamParams) -> BeamParams:
 
 
 def with_eos(params: BeamParams, model: ByteModel, model_eos: bool) -> BeamParams:
-    """The parameters with the model's end-of-sequence tokens where they name none.
+    """Return the parameters with the model's end-of-sequence tokens where they name none.
 
     Warns:
         UserWarning: the model has none either.
