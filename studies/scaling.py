@@ -12,7 +12,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.experiments import figures
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.models import fresh_engine
+from genlm_bytes_smc.experiments.models import fresh_engine, is_bundled
 from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowTransform
@@ -34,6 +34,9 @@ TEMPERATURE = 1.5  # so that particles soon write texts of their own
 _PROMPT_KINDS = ("docstring-stdlib", "pydoc", "sentences")
 
 
+REAL_CONTEXTS = (32, 128, 512, 1024, 2048)
+
+
 def jobs(quick: bool, model: Config) -> list[Config]:
     """List a job for each value of an axis and seed; the others keep their usual values."""
     values: dict[str, tuple[int, ...]] = {
@@ -42,13 +45,15 @@ def jobs(quick: bool, model: Config) -> list[Config]:
         "context": (32, 512) if quick else (32, 128, 512, 1024, 2048, 4096),
         "vocabulary": (512, 50_257) if quick else (512, 1024, 4096, 8192, 16_384, 32_768, 50_257),
     }
-    steps, seeds = (12, 1) if quick else (32, 3)
+    if not is_bundled(model):  # rows of other models are dear, and the vocabulary is theirs
+        values = {"particles": values["particles"], "K": values["K"], "context": REAL_CONTEXTS}
+    steps, seeds = (12, 1) if quick else (32, 3 if is_bundled(model) else 1)
     usual = {"particles": PARTICLES, "K": K, "context": CONTEXT, "steps": steps}
     return [
         {"axis": axis, **usual, axis: value, "seed": seed}
         | ({} if axis == "vocabulary" else {"model": model})
-        for axis in AXES
-        for value in values[axis]
+        for axis, its in values.items()
+        for value in its
         for seed in range(seeds)
     ]
 
@@ -128,6 +133,8 @@ def report(rows: list[Row]) -> Report:
     findings = []
     for axis, name in AXES.items():
         mine = [e for e in entries if e["axis"] == axis]
+        if not mine:  # a real model has one vocabulary
+            continue
         first, last = mine[0], mine[-1]
         findings.append(
             f"From {first['value']:,} to {last['value']:,} {name} a byte step goes from "
@@ -158,6 +165,9 @@ def _figure(entries: list[dict[str, Any]]) -> Section:
     drawn, axes = figures.figure(2, 2)
     for axis, (key, name) in zip(axes, AXES.items(), strict=True):
         mine = [e for e in entries if e["axis"] == key]
+        axis.set_visible(bool(mine))
+        if not mine:
+            continue
         x = [e["value"] for e in mine]
         axis.plot(x, [e["step_ms"] for e in mine], label="ms a byte step", **figures.style(0))
         rows = [max(e["rows_a_step"], 0.1) for e in mine]
