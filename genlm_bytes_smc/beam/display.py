@@ -111,5 +111,5 @@ def as_html(log_z: float, candidates: list[Candidate]) -> str:
 
 
 def on_terminal() -> bool:
-    """Whether standard output shows colours."""
+    """Return whether standard output shows colours."""
     return sys.stdout.isatty()

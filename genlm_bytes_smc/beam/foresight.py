@@ -33,7 +33,7 @@ NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
 
 def limits_after(read: int, engine: RowEngine) -> tuple[int, int]:
-    """How far to go on after a pass that read so many bytes.
+    """Return how far to go on after a pass that read so many bytes.
 
     Returns:
         Bytes to go on after the first missing row, and after the first guess.
@@ -67,7 +67,7 @@ class Guide:
         self._begin(lanes, 0)
 
     def falls_short(self, at: int) -> bool:
-        """Whether the tokenizer is to be followed further to look ahead from byte `at`."""
+        """Return whether the tokenizer is to be followed further to look ahead from byte `at`."""
         return self.ends < min(at + HORIZON, len(self._text))
 
     def further(self, lanes: ByteLanes, at: int) -> IntArray:
@@ -157,7 +157,7 @@ class StandIns:
             self._model.store.slot_of[contexts] = -1
 
     def done(self, at: int) -> bool:
-        """Whether byte `at` is too far on to be foreseen."""
+        """Return whether byte `at` is too far on to be foreseen."""
         guessed = self._guessed.values()
         everywhere = len(guessed) == len(self._guides) and at > max(guessed) + self._reach
         return bool(self.missed) and (at > self._first + self._horizon or everywhere)

@@ -92,7 +92,7 @@ def extensions(trie, rows, ctx, node, logu, logw, cut):
 
 @entry()
 def keep_extensions(lane, logw, base, log_threshold, within):
-    """Which extensions hold more than the threshold of base + all extensions of the lane.
+    """Return which extensions hold more than the threshold of base + all extensions of the lane.
 
     The share is genlm-bytes 0.2's. Where no extension holds it, the heaviest is kept if it
     outweighs what the lane has without them: base, or base less the extensions if they are

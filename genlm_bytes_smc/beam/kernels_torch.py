@@ -495,6 +495,6 @@ def _possible(ext: Extensions) -> Extensions:
 
 
 def most_of(state: BeamState, k: int | None) -> int:
-    """How many candidates a lane can keep."""
+    """Return how many candidates a lane can keep."""
     width = int(state.logw.shape[1])
     return width if k is None else min(k, width)

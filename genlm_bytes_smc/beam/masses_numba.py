@@ -57,7 +57,7 @@ def _sum_labelled(row, labels, first, count):
 
 @inner()
 def _heavy_index(heavy, node):
-    """Which heavy node `node` is, or -1."""
+    """Return which heavy node `node` is, or -1."""
     for h in range(len(heavy)):
         if heavy[h] == node:
             return h
@@ -167,7 +167,7 @@ def _nested(rows, bins, scale):
 
 @inner()
 def sum_root(rows, slot):
-    """Have `roots` of a slot."""
+    """Compute `roots` of a slot, unless it is there."""
     if not rows.summed[slot]:
         bins = full((4, FAN * len(rows.heavy) + 1), 0.0)
         _sum_by_label(rows.labels, rows.probs[slot, : len(rows.labels)], bins)
@@ -214,7 +214,7 @@ _TOGETHER = 3  # rows of one lane from which adding them up first is cheaper tha
 
 @inner()
 def _add_heavy(rows, h, ctx, node, factor, cut, out):
-    """Have what candidates at heavy node `h` need sorted; or add them to out[257] at once.
+    """Sort what candidates at heavy node `h` need, or add them to out[257] at once.
 
     A row that is sorted alone keeps its sums, as the next byte may want them too. Where many
     rows of one lane lack theirs, they are added up, the sum is sorted, and the candidates are

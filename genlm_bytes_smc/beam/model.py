@@ -161,7 +161,7 @@ class ByteModel:
     def rescue_rows(
         self, nodes: IntArray, cut: IntArray, max_backoff: int | None, max_splits: int | None
     ) -> npt.NDArray[np.bool_]:
-        """Which bytes healing could read in each lane, bool[N, 256].
+        """Return which bytes healing could read in each lane, bool[N, 256].
 
         Healing ends a token at an earlier byte of the partial one, then spells the rest anew;
         whether that can be done depends on the trie alone.
@@ -213,16 +213,16 @@ class ByteModel:
         return spans(self.trie, partial, lambda node: self._ends(node, cut), count)
 
     def _has_single_bytes(self, cut: tuple[int, ...]) -> bool:
-        """Whether each byte is a token that is text, as in most vocabularies."""
+        """Return whether each byte is a token that is text, as in most vocabularies."""
         nodes = [self.trie.child(0, byte) for byte in range(N_BYTES)]
         return all(node >= 0 and self._ends(node, cut) for node in nodes)
 
     def reads(self, node: int, byte: int, cut: tuple[int, ...]) -> bool:
-        """Whether a token that is text goes on from `node` with `byte`."""
+        """Return whether a token that is text goes on from `node` with `byte`."""
         return byte in self._edges(node, cut)
 
     def _ends(self, node: int, cut: tuple[int, ...]) -> bool:
-        """Whether a token that is text ends at `node`."""
+        """Return whether a token that is text ends at `node`."""
         first = int(self.trie.lo[node])
         last = first + int(self.trie.ends[node])
         return last - first > sum(first <= c < last for c in cut)

@@ -115,7 +115,7 @@ class BeamParams:
 
     @property
     def unbiased(self) -> bool:
-        """Whether pruning is random and unbiased."""
+        """Return whether pruning is random and unbiased."""
         return self.prune == "unbiased"
 
     @property

@@ -157,7 +157,7 @@ def _run_compiled(
 
 
 async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
-    """Have the rows that stepping lane n through `texts[n]` asks for.
+    """Fetch the rows that stepping lane n through `texts[n]` asks for.
 
     What comes after a byte that only healing can read is not foreseen, nor more rows than half
     the store holds.

@@ -210,18 +210,18 @@ class ByteBeamState:
 
     @property
     def heals(self) -> int:
-        """How often this beam was healed."""
+        """Return how often this beam was healed."""
         return int(self.lanes.heals[0])
 
     @property
     def counts(self) -> LMCounts:
-        """What the model was asked to do so far, by all who use it."""
+        """Return what the model was asked to do so far, by all who use it."""
         counts: LMCounts = self.lanes.model.engine.counts
         return counts
 
     @property
     def ended(self) -> bool:
-        """Whether the end of the sequence has been read."""
+        """Return whether the end of the sequence has been read."""
         return bool(self._lanes.ended[0])
 
     @cached_property

@@ -38,7 +38,7 @@ class Rescues:
         self.lines = np.zeros((64, 256), dtype=bool)
 
     def learn(self, nodes: IntArray) -> None:
-        """Have the lines of these nodes (0 and negative ones are ignored)."""
+        """Look up the lines of these nodes (0 and negative ones are ignored)."""
         nodes = nodes[nodes > 0]
         for node in nodes[self.line_of[nodes] < 0].tolist():
             if self.line_of[node] < 0:

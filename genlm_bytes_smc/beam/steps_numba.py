@@ -458,7 +458,7 @@ def _heaviest(rows, contexts, ext):
 
 @inner()
 def _lend(rows, known, ctx, cand, new, ext, least):
-    """Have rows stand in for those that `new` lack; which go on, and whether by a guess.
+    """Point contexts without a row at a substitute row; return which go on, and if by a guess.
 
     Args:
         rows: their `slot_of` is written to.

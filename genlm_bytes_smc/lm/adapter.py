@@ -170,7 +170,7 @@ class AdapterEngine(RowEngine):
     # -- ending ------------------------------------------------------------------------
 
     def _clear_cache(self) -> None:
-        """Have the model drop its caches, if it can."""
+        """Drop the caches of the model, if it can."""
         clear = getattr(self.llm, "clear_cache", None)
         if clear is not None:
             clear()
@@ -183,14 +183,14 @@ class AdapterEngine(RowEngine):
 
 
 def _below_infinity(rows: torch.Tensor) -> bool:
-    """Whether no entry is NaN or +inf."""
+    """Return whether no entry is NaN or +inf."""
     if rows.device.type == "cpu":  # numpy: no thread pool is woken for a small job
         return bool(rows.numpy().max() < np.inf)
     return bool(rows.amax() < torch.inf)
 
 
 def overrides(llm: Any, base: type) -> bool:
-    """Whether `llm` gives rows by methods of its own rather than those of `base`."""
+    """Return whether `llm` gives rows by methods of its own rather than those of `base`."""
     return any(
         name in vars(llm) or getattr(type(llm), name, None) is not getattr(base, name, None)
         for name in (_ONE, _BATCH, _ONE_SYNC, _BATCH_SYNC)
@@ -198,7 +198,7 @@ def overrides(llm: Any, base: type) -> bool:
 
 
 def _rank(llm: Any, name: str) -> int:
-    """How far up the class hierarchy a method is defined; the instance itself counts -1."""
+    """Return how far up the class hierarchy a method is defined; the instance itself counts -1."""
     kind: Any = type(llm)
     return -1 if name in vars(llm) else _rank_in_class(kind, name)
 

@@ -120,7 +120,7 @@ class _Plan:
         return min(whole, key=lambda name: whole[name])
 
     def _separable(self) -> bool:
-        """Whether no position is another's ancestor, so that each may be a batch row."""
+        """Return whether no position is another's ancestor, so that each may be a batch row."""
         return self.positions > 1 and all(
             s.parent < 0 and s.stop == s.start + 1 for s in self.segments
         )

@@ -140,7 +140,7 @@ class _Trial:
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """How long a call takes at best, the device's work included."""
+    """Return how long a call takes at best, the device's work included."""
     best = float("inf")
     run()
     for _ in range(_REPEATS):

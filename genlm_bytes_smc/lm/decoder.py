@@ -324,7 +324,7 @@ _KNOWN: dict[str, type[Decoder]] = {
 
 
 def is_known(model: Any) -> bool:
-    """Whether models of this class can be written out."""
+    """Return whether models of this class can be written out."""
     return _known(type(model)) is not None
 
 
@@ -354,7 +354,7 @@ def _known(kind: type) -> type[Decoder] | None:
 
 
 def is_hooked(module: Any) -> bool:
-    """Whether something watches or replaces the forward of this module."""
+    """Return whether something watches or replaces the forward of this module."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 

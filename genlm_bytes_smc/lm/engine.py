@@ -143,7 +143,7 @@ class RowEngine(LateAsyncLM):
 
     @property
     def forward(self) -> Way:
-        """How rows are computed: a string whose `reason` says why it is this way.
+        """Return how rows are computed: a string whose `reason` says why it is this way.
 
         "outside" where another package or program does it its own way; see
         `TreeTransformer.forward` for the ways of this one.
@@ -229,7 +229,7 @@ class RowEngine(LateAsyncLM):
             await asyncio.sleep(0)
 
     def _only_task(self) -> bool:
-        """Whether this is the only task, so that nobody could join its request.
+        """Return whether this is the only task, so that nobody could join its request.
 
         Counting tasks walks through all there are, so a crowd is counted as seldom as it is
         large; until then we wait for others to join, whether they would or not.

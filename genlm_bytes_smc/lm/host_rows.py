@@ -87,7 +87,7 @@ class HostRows:
 
     @property
     def exact(self) -> bool:
-        """Whether rows are kept in float64."""
+        """Return whether rows are kept in float64."""
         return self._probs.dtype == np.float64
 
     def arrays(self, slot_of: IntArray) -> RowArrays:
@@ -158,7 +158,7 @@ class HostRows:
         return torch.from_numpy(rows * self._scale[:slots, None])
 
     def enlarge(self, slots: int) -> None:
-        """Have `slots` slots, the rows where they were."""
+        """Make room for `slots` slots; keep the rows where they were."""
         for name in ("_probs", "_scale", "_roots", "_summed"):
             old = getattr(self, name)
             new = np.zeros if name == "_summed" else np.empty
@@ -181,7 +181,7 @@ class HostRows:
 
 
 def starts_exact(trie: TokenTrie) -> bool:
-    """Whether rows over this trie are kept in float64 from the start."""
+    """Return whether rows over this trie are kept in float64 from the start."""
     return len(trie.vocab) <= EXACT_WIDTH
 
 

@@ -110,7 +110,7 @@ def _exp64(x):
 
 @inner(fastmath=_SUM)
 def _count_low(row):
-    """How many possible tokens are too unlikely for float32."""
+    """Return how many possible tokens are too unlikely for float32."""
     count = np.float32(0)
     for i in range(len(row)):
         low = (row[i] < _LOWEST_32) & (row[i] > _LEAST_32)

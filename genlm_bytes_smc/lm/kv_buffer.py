@@ -169,7 +169,7 @@ class KVBuffer:
         return copies + self._access.capacity * sum(each)
 
     def reserve(self, slots: int, used: int, limit: int) -> None:
-        """Have `slots` slots, the first `used` kept, growing by doubling up to `limit`."""
+        """Make room for `slots` slots; keep the first `used`; grow by doubling up to `limit`."""
         capacity = self._access.capacity
         if slots > capacity:
             grown = min(max(2 * capacity, _LEAST_SLOTS), limit)

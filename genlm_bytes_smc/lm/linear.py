@@ -63,7 +63,7 @@ class Linear:
 
 
 def is_linear(module: Any) -> bool:
-    """Whether `Linear` computes what `module` does: no adapter, no quantised weights."""
+    """Return whether `Linear` computes what `module` does: no adapter, no quantised weights."""
     return type(module) is nn.Linear or _is_conv(module)
 
 
@@ -98,7 +98,7 @@ def _apply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 @cache
 def _tried(dtype: torch.dtype) -> Way:
-    """Whether this build of torch has them for the processor, tried on a small product."""
+    """Return whether this build of torch has them for the processor, tried on a small product."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return Way("plain", "this build of torch has no oneDNN")
     x, weight = torch.eye(3, 4, dtype=dtype), torch.arange(8, dtype=dtype).view(2, 4)

@@ -63,7 +63,7 @@ class RowTransform:
 
     @property
     def plain(self) -> bool:
-        """Whether it leaves rows as they are."""
+        """Return whether it leaves rows as they are."""
         return self.temperature == 1.0 and self.top_k is None and self.top_p is None
 
     def __call__(self, logp: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ class RowStore:
 
     @property
     def exact(self) -> bool:
-        """Whether rows are kept in float64; see `HostRows` for when they need not be."""
+        """Return whether rows are kept in float64; see `HostRows` for when they need not be."""
         return self._host is None or self._host.exact
 
     @property
@@ -170,13 +170,13 @@ class RowStore:
         return self.table.missing(contexts)
 
     def cover(self) -> None:
-        """Have a place in `slot_of` for every context that the tree has room for."""
+        """Make a place in `slot_of` for every context that the tree has room for."""
         table, capacity = self.table, self.engine.tree.capacity
         if len(table.slot_of) <= capacity:
             table.cover(capacity)
 
     async def ensure(self, contexts: IntArray) -> None:
-        """Have the rows of `contexts` (any shape; negative ids ignored) when this returns.
+        """Fetch the rows of `contexts` (any shape; negative ids ignored) that are missing.
 
         Nothing is evicted between the return and the caller's next await, and tasks that
         wait here at the same time do not evict each other's rows.

@@ -126,7 +126,7 @@ class TreeTransformer(RowEngine):
 
     @property
     def cached(self) -> bool:
-        """Whether keys and values are kept."""
+        """Return whether keys and values are kept."""
         return self._forward.refusal is None or self._forward.decoder is not None
 
     @property
@@ -274,7 +274,7 @@ class TreeTransformer(RowEngine):
     # -- making and ending -------------------------------------------------------------
 
     def _choose(self, dtype: torch.dtype) -> None:
-        """Have the fastest forward run whose rows come right."""
+        """Choose the fastest forward whose rows come right."""
         forward = self._forward
         if forward.decoder is not None:
             forward.doubt = self._probe(dtype)
@@ -348,7 +348,7 @@ def _default_limit(device: torch.device) -> int:
 
 
 def _agree(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether two blocks of rows are the same distributions, up to rounding in `dtype`."""
+    """Return whether two blocks of rows are the same distributions, up to rounding in `dtype`."""
     apart = float(0.5 * (a.exp() - b.exp()).abs().sum(dim=1).max())
     return apart < (1e-4 if dtype in (torch.float32, torch.float64) else 0.05)
 

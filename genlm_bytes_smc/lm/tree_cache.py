@@ -173,7 +173,7 @@ class TreeCache:
         self._last_used[slots[slots >= 0]] = self._clock
 
     def room(self, wanted: IntArray, more: int, limit: int) -> IntArray | None:
-        """Which slots to keep so that `more` entries fit below `limit`.
+        """Return which slots to keep so that `more` entries fit below `limit`.
 
         Args:
             wanted: the contexts of the call; they and their ancestors stay.

@@ -107,7 +107,7 @@ class TreeForward:
         return self._buffer.nbytes
 
     def make_room(self, wanted: IntArray, more: int) -> int:
-        """Have room for `more` entries beside those of `wanted` and their ancestors.
+        """Make room for `more` entries beside those of `wanted` and their ancestors.
 
         Returns:
             How many entries were dropped that had to make way.

@@ -130,7 +130,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
 
     @property
     def prompt(self) -> Prompt:
-        """What every text comes after."""
+        """Return what every text comes after."""
         return self._beams.prompt
 
     @property
@@ -225,7 +225,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        """Where rows of weights live."""
+        """Return where rows of weights live."""
         return self.model.engine.device
 
     async def lanes(self, n: int, *, independent_prompts: bool = False) -> ByteLanes:

@@ -45,7 +45,7 @@ class _Line(Generic[Question, Answer]):
     serving: bool = False
 
     def next(self) -> None:
-        """Have the first caller in line serve the next batch."""
+        """Let the first caller in line serve the next batch."""
         if self.waiting and not self.serving:
             self.waiting[0].notify()
 

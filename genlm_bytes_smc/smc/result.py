@@ -264,7 +264,7 @@ class SMCResult(TextSamples):
 
     @property
     def eve(self) -> IntArray:
-        """Which of the first particles each descends from, int64[N]."""
+        """Return which of the first particles each descends from, int64[N]."""
         return self.state.particles.eve
 
     @cached_property

@@ -258,7 +258,7 @@ class VLLMEngine(RowEngine):
     # -- ending ------------------------------------------------------------------------
 
     def _clear_cache(self) -> None:
-        """Have vLLM drop its prefix cache; rows come out the same."""
+        """Drop the prefix cache of vLLM; rows come out the same."""
         if self.llm is not None:
             self.llm.reset_prefix_cache()
 
@@ -312,7 +312,7 @@ def _shut_down(llm: Any) -> None:
 
 
 def _has_workers(llm: Any) -> bool:
-    """Whether an engine has processes of its own."""
+    """Return whether an engine has processes of its own."""
     config = getattr(llm.llm_engine, "vllm_config", None)
     return int(getattr(getattr(config, "parallel_config", None), "world_size", 1)) > 1
 

@@ -69,7 +69,7 @@ class Setting:
 
     @property
     def holders(self) -> int:
-        """How many hold it."""
+        """Return how many hold it."""
         return self._holders
 
     def hold(self) -> None:
