@@ -29,12 +29,14 @@ from genlm_bytes_smc.beam.deferred_numba import (
     CTX,
     FLIGHT,
     NODE,
+    NOT_NOW,
     OWN,
     POS,
     TEXT,
     TOKEN,
     WEIGHT,
 )
+from genlm_bytes_smc.beam.deferred_rows import Fetched, RowSource, Wanted
 from genlm_bytes_smc.beam.kernels import N_BYTES
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
@@ -101,11 +103,10 @@ class DeferredLanes:
         with tree.one_thread:
             node = tree.insert(model.engine.start if context is None else context)
             zero = np.zeros(n)
-            lanes = cls(
+            model.engine.check(np.array([node], dtype=np.int64))
+            return cls(
                 model, params, Nodes.first(n, node), zero, zero, np.zeros(n, dtype=bool), zero
             )
-            await model.store.ensure(np.array([node], dtype=np.int64))
-            return lanes
 
     def __len__(self) -> int:
         """Return the number of lanes, N."""
@@ -142,7 +143,7 @@ class DeferredLanes:
         """Memory of the arrays that belong to these lanes, in bytes."""
         nodes = self.nodes
         arrays = (nodes.ints, nodes.floats, nodes.text, self.log_scale, self.log_z, self.neglected)
-        return sum(int(a.nbytes) for a in arrays) + 257 * 8 * len(self)
+        return sum(int(a.nbytes) for a in arrays)
 
     @property
     def cut(self) -> IntArray:
@@ -210,7 +211,10 @@ class DeferredLanes:
             with self.model.engine.tree.one_thread:
                 nodes = self.nodes.take(np.arange(len(self)))
                 threshold = self.params.prune_threshold
-                masses, rest = await self._have_rows(nodes, threshold, threshold, at_end=True)
+                await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
+                masses, rest = await self._have_rows(
+                    nodes, threshold, threshold, Fetched(self.model), at_end=True
+                )
                 self._memo["looked"] = dataclasses.replace(self, nodes=nodes, _memo={})
                 self._memo["row"] = self._row(nodes, masses, rest[:, 1])
         row: torch.Tensor = self._memo["row"]
@@ -220,7 +224,10 @@ class DeferredLanes:
 
     async def step(self, symbols: Sequence[int] | IntArray) -> DeferredLanes:
         """Read one symbol a lane; arguments and errors as for `ByteLanes.step`."""
-        symbols = check_symbols(symbols, len(self))
+        return await self.stepped(check_symbols(symbols, len(self)), Fetched(self.model))
+
+    async def stepped(self, symbols: IntArray, rows: RowSource) -> DeferredLanes:
+        """As `step`, with checked symbols and rows from a given source."""
         ends = symbols == EOS_COLUMN
         ending = (
             self.log_z + (await self.logp_next())[:, EOS_COLUMN].numpy() if ends.any() else None
@@ -228,7 +235,7 @@ class DeferredLanes:
         reads = np.flatnonzero((symbols >= 0) & ~ends & self.alive)
         with self.model.engine.tree.one_thread:
             # Not from what `logp_next` fetched: weights must not depend on who asked for rows.
-            nodes, masses, rest = await self._read(self.nodes.take(reads), symbols[reads])
+            nodes, masses, rest = await self._read(self.nodes.take(reads), symbols[reads], rows)
         neglected = self.neglected[reads].copy()
         limit = self.params.deferred_limit
         dn.settle(nodes.ints, nodes.floats, nodes.count, nodes.length, masses, limit, neglected)
@@ -264,7 +271,9 @@ class DeferredLanes:
         """Return these lanes: `step` has pruned them."""
         return self
 
-    async def _read(self, nodes: Nodes, symbols: IntArray) -> tuple[Nodes, FloatArray, FloatArray]:
+    async def _read(
+        self, nodes: Nodes, symbols: IntArray, rows: RowSource
+    ) -> tuple[Nodes, FloatArray, FloatArray]:
         """Read a byte in every lane of `nodes`, and fetch the rows that may matter after it.
 
         Returns:
@@ -277,29 +286,39 @@ class DeferredLanes:
         store = self.model.store
         await store.ensure(nodes.ints[lanes, places, CTX])
         self._follow(nodes, lanes, places, before[lanes])
+        lanes, places = rows.adopt(nodes)
+        if len(lanes):
+            ints = nodes.ints
+            above, token = ints[lanes, places, ABOVE], ints[lanes, places, TOKEN]
+            ints[lanes, places, CTX] = self.model.engine.tree.children(above, token)
+            self._follow(nodes, lanes, places, ints[lanes, places, POS])
         params = self.params
-        return nodes, *await self._have_rows(nodes, params.deferred_share, params.deferred_merge)
+        return nodes, *await self._have_rows(
+            nodes, params.deferred_share, params.deferred_merge, rows
+        )
 
     async def _have_rows(
-        self, nodes: Nodes, share: float, merge: float, *, at_end: bool = False
+        self, nodes: Nodes, share: float, merge: float, rows: RowSource, *, at_end: bool = False
     ) -> tuple[FloatArray, FloatArray]:
         """Fetch rows until no deferred node's estimated share is above its limit.
 
         Args:
             nodes: judged by `deferred_numba.judge`; changed in place.
             share, merge, at_end: see there.
+            rows: where they come from. What it cannot bring now is not asked for again.
 
         Returns:
             As `_read`.
         """
-        tree, store = self.model.engine.tree, self.model.store
+        tree = self.model.engine.tree
         wanted = np.empty((len(nodes.count), AT_ONCE), dtype=np.int64)
+        shares = np.empty(wanted.shape)
         rest = np.empty((len(nodes.count), 2))
         requests = -(-self.params.deferred_rows // AT_ONCE)
         for turn in range(requests + 1):
             masses: FloatArray = dn.judge(
                 nodes.ints, nodes.floats, nodes.count, nodes.length,
-                share, merge, self.params.deferred_guess, at_end, wanted, rest,
+                share, merge, self.params.deferred_guess, at_end, wanted, shares, rest,
             )  # fmt: skip
             lanes, at = np.nonzero(wanted >= 0)
             if len(lanes) == 0 or turn == requests:
@@ -307,11 +326,11 @@ class DeferredLanes:
             places = wanted[lanes, at]
             chosen = nodes.ints[lanes, places]
             ids = tree.children(chosen[:, ABOVE], chosen[:, TOKEN])
-            nodes.ints[lanes, places, CTX] = ids
-            with tree.pinned(nodes.contexts()):
-                alive = nodes.ints[:, :, CTX][nodes.live]
-                await store.ensure(np.concatenate([ids, alive]))
-            self._follow(nodes, lanes, places, chosen[:, POS])
+            there = await rows.bring(nodes, Wanted(ids, shares[lanes, at]))
+            nodes.ints[lanes, places, NODE] = np.where(there, -1, NOT_NOW)
+            lanes, places = lanes[there], places[there]
+            nodes.ints[lanes, places, CTX] = ids[there]
+            self._follow(nodes, lanes, places, chosen[there, POS])
         return masses, rest
 
     def _follow(self, nodes: Nodes, lanes: IntArray, places: IntArray, first: IntArray) -> None:
@@ -401,28 +420,6 @@ class DeferredLanes:
             key=np.zeros(len(logw), dtype=np.uint64),
         )
 
-    # -- known text ----------------------------------------------------------------------
-
-    async def read_text(self, text: bytes) -> DeferredLanes:
-        """Return one lane after a known text, the rows of the tokenizer's cut fetched first."""
-        lanes, tree, store = self, self.model.engine.tree, self.model.store
-        ends = self.nodes.ints[0, : self.nodes.count[0]]
-        at = np.flatnonzero(ends[:, POS] == self.nodes.length[0])
-        with tree.one_thread:
-            guide = np.empty(0, dtype=np.int64)
-            if len(at):
-                best = at[np.argmax(self.nodes.floats[0, at, OWN])]
-                context = ends[best, CTX]
-                if context < 0:
-                    (context,) = tree.children(ends[[best], ABOVE], ends[[best], TOKEN])
-                guide = tree.along(int(context), self.model.canonical(text))[:-1]
-                guide = np.append(guide, context)[: max(8, store.table.limit // 4)]
-            with tree.pinned(guide):
-                await store.ensure(guide)
-                for byte in text:
-                    lanes = await lanes.step([byte])
-        return lanes
-
     async def prune_and_read(self, byte: int) -> DeferredLanes:
         """Return the lanes after a byte."""
         return await self.read(byte)
@@ -450,7 +447,7 @@ class DeferredLanes:
             lanes, places = np.nonzero(nodes.live)
             await self.model.store.ensure(nodes.ints[lanes, places, CTX])
             other._follow(nodes, lanes, places, nodes.length[lanes])
-            masses, _ = await other._have_rows(nodes, np.inf, np.inf)
+            masses, _ = await other._have_rows(nodes, np.inf, np.inf, Fetched(self.model))
         with np.errstate(divide="ignore"):
             log_z = np.where(self.ended, self.log_z, self.log_scale + np.log(masses))
         return dataclasses.replace(other, nodes=nodes, log_z=log_z, _memo={})
@@ -466,7 +463,9 @@ class DeferredLanes:
         tree, store = self.model.engine.tree, self.model.store
         with tree.one_thread:
             nodes = self.nodes.take(np.arange(len(self)))
-            await self._have_rows(nodes, 0.0, self.params.deferred_merge, at_end=True)
+            await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
+            merge = self.params.deferred_merge
+            await self._have_rows(nodes, 0.0, merge, Fetched(self.model), at_end=True)
             end = nodes.used & (nodes.ints[:, :, POS] == nodes.length[:, None])
             lanes, places = np.nonzero(end & nodes.live)
             contexts = nodes.ints[lanes, places, CTX]

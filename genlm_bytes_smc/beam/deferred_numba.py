@@ -32,6 +32,7 @@ from genlm_bytes_smc.compiled import entry, full, inner
 
 CTX, ABOVE, TOKEN, POS, PARENT, NODE = range(6)
 P, OWN, WEIGHT, FLIGHT = range(4)
+NOT_NOW = -2  # NODE of a deferred node that is not to be chosen, as its row cannot be had now
 WINDOW = 32  # bytes after which a deferred node is forgotten
 TEXT = 64  # bytes of the text that are kept, more than WINDOW
 
@@ -178,7 +179,7 @@ def _insert(wanted, shares, c, share):
 
 
 @entry()
-def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, rest):
+def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, shares, rest):
     """Weigh all nodes, and choose the deferred ones whose rows may matter.
 
     Args:
@@ -188,6 +189,7 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, rest
         guess: probability of each byte that a position without a row is taken to give.
         at_end: judge the nodes that end with the text instead of those before.
         wanted: int64[N, A], set to the places of the chosen nodes, -1 behind them.
+        shares: float64[N, A], set to their estimated shares of the mass.
         rest: float64[N, 2], set to the weight of deferred nodes that no row stands for, and to
             the mass that they are taken to hold.
 
@@ -198,14 +200,13 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, rest
     room = ints.shape[1]
     order, begin = full(room, 0), full(WINDOW + 3, 0)
     inner_of = full(room, 0.0)
-    shares = full(wanted.shape[1], 0.0)
     for i in range(len(count)):
         now, n = length[i], count[i]
         oldest = now - WINDOW - 1
         _by_position(ints[i], n, oldest, begin, order)
         mass = masses[i] = _flow(ints[i], floats[i], order, begin, now)
         for a in range(wanted.shape[1]):
-            wanted[i, a], shares[a] = -1, 0.0
+            wanted[i, a], shares[i, a] = -1, 0.0
         for c in range(n):
             inner_of[c] = 0.0
         # From the end of the text backwards: how likely the bytes from a position on are.
@@ -244,13 +245,15 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, rest
                         estimate += deferred * ahead
                         rest[i, 0] += deferred
                 elif (position == now) == at_end:
-                    if live == 0.0 and best >= 0 and deferred * ahead > share * estimate:
-                        _insert(wanted[i], shares, best, deferred * ahead)
+                    first = best if live == 0.0 and deferred * ahead > share * estimate else -1
+                    if first >= 0 and ints[i, first, NODE] != NOT_NOW:
+                        _insert(wanted[i], shares[i], first, deferred * ahead / estimate)
                     for x in range(begin[w], begin[w + 1]):
                         c = order[x]
                         worth = floats[i, c, OWN] * ahead
-                        if live > 0.0 and ints[i, c, CTX] < 0 and worth > merge * estimate:
-                            _insert(wanted[i], shares, c, worth)
+                        rides = live > 0.0 and ints[i, c, CTX] < 0 and ints[i, c, NODE] != NOT_NOW
+                        if rides and worth > merge * estimate:
+                            _insert(wanted[i], shares[i], c, worth / estimate)
         rest[i, 1] = estimate - mass
     return masses
 

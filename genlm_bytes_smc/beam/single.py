@@ -12,6 +12,7 @@ import torch
 
 from genlm_bytes_smc.beam import display
 from genlm_bytes_smc.beam.deferred import DeferredLanes
+from genlm_bytes_smc.beam.deferred_text import read_texts
 from genlm_bytes_smc.beam.display import Candidate
 from genlm_bytes_smc.beam.kernels import N_BYTES
 from genlm_bytes_smc.beam.lanes import ByteLanes
@@ -118,7 +119,7 @@ class ByteBeamState:
                 lanes = await lanes.as_prompt(literal=segment.literal)
                 if not self.params.verbose:
                     if isinstance(lanes, DeferredLanes):
-                        lanes = await lanes.read_text(segment.spelling)
+                        lanes = await read_texts(lanes, [segment.spelling])
                     else:
                         lanes = await read_text(lanes, segment.spelling)
                     continue

@@ -10,29 +10,42 @@ so it needs no more than the beam of the text without its last byte, and the law
 
     prefix(x b) - prefix(x) = logw_next(x)[b]
 
-holds to the last digit however the beam prunes.
+holds to the last digit however the beam prunes. With `prune="deferred"` a text's weight is what
+its beam says once it has read the last byte, so no row is needed on the way to it: a text that
+is far from what is known is read as a whole (`beam.deferred_text`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.beam.deferred_text import read_texts
 from genlm_bytes_smc.beam.foresight import NOTHING
-from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prefill import fetch_ahead
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
 from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.potential.blocks import (
+    Block,
+    Entry,
+    by_block,
+    extended,
+    fill_rows,
+    pick,
+    side_by_side,
+    weight_of,
+)
 from genlm_bytes_smc.potential.coalesce import Coalesced
 
 FloatArray = npt.NDArray[np.float64]
@@ -45,35 +58,6 @@ _FORESEEN = 6  # bytes to read from which on it pays to fetch rows ahead
 
 
 @dataclass(eq=False)
-class Block:
-    """Beams made in one step.
-
-    Attributes:
-        lanes: n of them.
-        rows: float64[n, 257] on the model's device: `lanes.logp_next()`.
-        weight: float64[n] on the host: log weight of each lane's text, nats.
-        entries: how many texts the cache finds here; at none the block is forgotten.
-    """
-
-    lanes: ByteLanes
-    rows: torch.Tensor
-    weight: FloatArray
-    entries: int = 0
-    nbytes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.nbytes = self.lanes.nbytes + self.weight.nbytes
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """The beam of one text: lane `lane` of `block`."""
-
-    block: Block
-    lane: int
-
-
-@dataclass(eq=False)
 class _Walk:
     """How far a text has come: `entry` is the beam of its first `at` bytes (None: it is
     impossible)."""
@@ -83,7 +67,14 @@ class _Walk:
     at: int
 
 
-class Beams(Coalesced[bytes, Entry | None]):
+class Question(NamedTuple):
+    """A text whose beam is asked for, and whether its next-symbol row is needed, too."""
+
+    text: bytes
+    row: bool
+
+
+class Beams(Coalesced[Question, Entry | None]):
     """The beams of texts after a prompt, remembered by their bytes.
 
     Args:
@@ -119,14 +110,16 @@ class Beams(Coalesced[bytes, Entry | None]):
 
     # -- questions ---------------------------------------------------------------------
 
-    async def entries(self, texts: Sequence[bytes]) -> list[Entry | None]:
-        """Return the beam of each text; None for a text of weight zero."""
+    async def entries(self, texts: Sequence[bytes], *, rows: bool = False) -> list[Entry | None]:
+        """Return the beam of each text, with its row if `rows`; None for one of weight zero."""
         found = [self._find(text) for text in texts]
-        return await self.ask(texts) if None in found else found
+        if all(e is not None and (not rows or e.block.has_row[e.lane]) for e in found):
+            return found
+        return await self.ask([Question(text, rows) for text in texts])
 
     async def rows(self, texts: Sequence[bytes]) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
         """Next-symbol rows, float64[N, 257], -inf for impossible texts; which are possible."""
-        entries = await self.entries(texts)
+        entries = await self.entries(texts, rows=True)
         possible = np.array([entry is not None for entry in entries])
         blocks = by_block(entries)
         if len(blocks) == 1 and possible.all():
@@ -141,8 +134,8 @@ class Beams(Coalesced[bytes, Entry | None]):
     async def weights(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
         """Log weights float64[N], nats: of the texts as prefixes or as whole texts."""
         if complete:
-            return extended(await self.entries(texts), [EOS_COLUMN] * len(texts))
-        if self.params.prune == "deferred":  # the weight is known after the last byte
+            return extended(await self.entries(texts, rows=True), [EOS_COLUMN] * len(texts))
+        if self.deferred:
             return weight_of(await self.entries(texts))
         out = np.zeros(len(texts))
         unknown = []
@@ -154,14 +147,20 @@ class Beams(Coalesced[bytes, Entry | None]):
                 unknown.append(n)
         if unknown:
             last = [texts[n][-1] for n in unknown]
-            out[unknown] = extended(await self.entries([texts[n][:-1] for n in unknown]), last)
+            before = await self.entries([texts[n][:-1] for n in unknown], rows=True)
+            out[unknown] = extended(before, last)
         return out
 
-    async def root(self) -> ByteLanes:
+    async def root(self) -> Any:
         """Return the lane after the prompt."""
         (entry,) = await self.entries([b""])
         assert entry is not None
         return entry.block.lanes
+
+    @property
+    def deferred(self) -> bool:
+        """Return whether a text's weight is known only once its last byte is read."""
+        return self.params.prune == "deferred"
 
     def clear(self) -> None:
         """Forget every beam, the prompt's too.
@@ -178,23 +177,49 @@ class Beams(Coalesced[bytes, Entry | None]):
 
     # -- making beams ------------------------------------------------------------------
 
-    async def _serve(self, questions: list[bytes]) -> dict[bytes, Entry | None]:
+    async def _serve(self, questions: list[Question]) -> dict[Question, Entry | None]:
         with self.model.engine.tree.one_thread:
-            return await self._step_to(questions)
+            entries = await self._step_to(list(dict.fromkeys(q.text for q in questions)))
+            await fill_rows([entries[q.text] for q in questions if q.row])
+            return {q: entries[q.text] for q in questions}
 
-    async def _step_to(self, questions: list[bytes]) -> dict[bytes, Entry | None]:
+    async def _step_to(self, texts: list[bytes]) -> dict[bytes, Entry | None]:
         root = self._root
         if root is None:
             root = self._root = await self._read_prompt()
-        walks = [self._walk(text, root) for text in questions]
+        walks = [self._walk(text, root) for text in texts]
         going = [w for w in walks if w.at < len(w.text)]
+        if self.deferred:
+            far = [w for w in going if len(w.text) - w.at >= _FORESEEN]
+            going = [w for w in going if len(w.text) - w.at < _FORESEEN]
+            if far:
+                await self._read_whole(far)
+                self._shrink(len(texts))
         while going:
             ahead, bytes_ahead = await self._look_ahead(going)
             with self.model.engine.tree.pinned(ahead):
                 while going and bytes_ahead:
                     going, bytes_ahead = await self._advance(going), bytes_ahead - 1
-                    self._shrink(len(questions))
+                    self._shrink(len(texts))
         return {w.text: w.entry for w in walks}
+
+    async def _read_whole(self, walks: list[_Walk]) -> None:
+        """Read all that is left of each text."""
+        lanes, order = side_by_side([w.entry for w in walks if w.entry])
+        walks = [walks[i] for i in order]
+        lanes = await read_texts(lanes, [w.text[w.at :] for w in walks])
+        block = Block(lanes, self._weigh(lanes))
+        for lane, w in enumerate(walks):
+            w.at = len(w.text)
+            w.entry = Entry(block, lane) if block.weight[lane] > -np.inf else None
+            if w.entry is not None:
+                self._remember(w)
+
+    def _weigh(self, lanes: Any) -> FloatArray:
+        """Return the log weights of deferred lanes' texts, float64[n], nats."""
+        assert self._root is not None
+        weights: FloatArray = lanes.log_z - self._root.block.lanes.log_z[0]
+        return weights
 
     async def _read_prompt(self) -> Entry:
         lanes = await read_prompt(self.model, self.params, self.prompt)
@@ -203,7 +228,8 @@ class Beams(Coalesced[bytes, Entry | None]):
                 "the model gives the prompt probability zero with these beam parameters; a "
                 f"larger K, a lower threshold or healing may help: {self.params}"
             )
-        return Entry(Block(lanes, await lanes.logp_next(), np.zeros(1)), 0)
+        block = Block(lanes, np.zeros(1))
+        return Entry(block if self.deferred else await block.fill(), 0)
 
     def _walk(self, text: bytes, root: Entry) -> _Walk:
         """From the longest prefix of `text` that is known."""
@@ -215,7 +241,9 @@ class Beams(Coalesced[bytes, Entry | None]):
 
     async def _advance(self, walks: list[_Walk]) -> list[_Walk]:
         """One byte on for every walk, equal ones once; those that are not at their end."""
-        weight = extended([w.entry for w in walks], [w.text[w.at] for w in walks])
+        columns = [w.text[w.at] for w in walks]
+        entries = [w.entry for w in walks]
+        weight = np.zeros(len(walks)) if self.deferred else extended(entries, columns)
         alive = []
         for w, logw in zip(walks, weight, strict=True):
             if logw == -np.inf:
@@ -237,11 +265,10 @@ class Beams(Coalesced[bytes, Entry | None]):
             places.append(lane_of[step])
         lanes, order = side_by_side(parents)
         lanes = await lanes.step(np.array(symbols, dtype=np.int64)[order])
-        served = np.array(weights)[order]
-        if self.params.prune == "deferred":
-            assert self._root is not None
-            served = lanes.log_z - self._root.block.lanes.log_z[0]
-        block = Block(lanes, await lanes.logp_next(), served)
+        served = self._weigh(lanes) if self.deferred else np.array(weights)[order]
+        block = Block(lanes, served)
+        if not self.deferred:
+            await block.fill()
         lane_at = np.argsort(order)
         for (w, _), place in zip(alive, places, strict=True):
             lane = int(lane_at[place])
@@ -254,7 +281,7 @@ class Beams(Coalesced[bytes, Entry | None]):
     async def _look_ahead(self, walks: list[_Walk]) -> tuple[IntArray, int]:
         """Rows for the bytes to come, if they are many; how many bytes to step then."""
         far = [w for w in walks if len(w.text) - w.at >= _FORESEEN]
-        if not far or self.params.prune == "deferred":
+        if not far or self.deferred:
             return NOTHING, 1
         store = self.model.store
         limit = store.limit_bytes // (32 * store.trie.n_tokens * len(far))  # a quarter of its rows
@@ -297,7 +324,7 @@ class Beams(Coalesced[bytes, Entry | None]):
 
 async def read_prompt(
     model: ByteModel, params: BeamParams, prompt: Prompt, lane_seed: int | None = None
-) -> ByteLanes:
+) -> Any:
     """Return the lane after a prompt, in which no extension is thinned.
 
     Each text of a run hangs on its prompt's beam, and a threshold that is harmless on average
@@ -312,47 +339,4 @@ async def read_prompt(
     wide = dataclasses.replace(params, prune_threshold=0.0) if params.unbiased else params
     seeds = None if lane_seed is None else [lane_seed]
     start = await lanes_for(wide).start(model, wide, lane_seeds=seeds)
-    lanes: ByteLanes = (await ByteBeamState(start).prefill(prompt)).lanes
-    return lanes.with_params(params)
-
-
-def side_by_side(entries: list[Entry]) -> tuple[ByteLanes, IntArray]:
-    """Put the lanes of `entries` side by side, lane j being that of `entries[order[j]]`."""
-    blocks = by_block(entries)
-    lanes = [block.lanes.gather(lane) for block, _, lane in blocks]
-    order = np.concatenate([where for _, where, _ in blocks])
-    return lanes[0] if len(lanes) == 1 else type(lanes[0]).cat(lanes), order
-
-
-def by_block(entries: Sequence[Entry | None]) -> list[tuple[Block, IntArray, IntArray]]:
-    """(block, places in `entries`, lanes) of each block among the entries."""
-    blocks: dict[int, Block] = {}
-    places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for n, entry in enumerate(entries):
-        if entry is not None:
-            blocks[id(entry.block)] = entry.block
-            places[id(entry.block)].append((n, entry.lane))
-    pairs = {i: np.array(p, dtype=np.int64) for i, p in places.items()}
-    return [(blocks[i], p[:, 0], p[:, 1]) for i, p in pairs.items()]
-
-
-def extended(entries: Sequence[Entry | None], columns: Sequence[int]) -> FloatArray:
-    """Log weight of each text with one more symbol, float64[N], nats."""
-    out = np.full(len(entries), -np.inf)
-    column = np.asarray(columns, dtype=np.int64)
-    for block, where, lanes in by_block(entries):
-        device = block.rows.device
-        index = torch.from_numpy(lanes).to(device), torch.from_numpy(column[where]).to(device)
-        out[where] = block.weight[lanes] + block.rows[index].cpu().numpy()
-    return out
-
-
-def weight_of(entries: Sequence[Entry | None]) -> FloatArray:
-    """Return the log weight of each text, float64[N], nats."""
-    weights = [-np.inf if e is None else e.block.weight[e.lane] for e in entries]
-    return np.array(weights, dtype=np.float64)
-
-
-def pick(rows: torch.Tensor, lanes: IntArray) -> torch.Tensor:
-    """Return the rows of some lanes."""
-    return rows[torch.from_numpy(lanes).to(rows.device)]
+    return (await ByteBeamState(start).prefill(prompt)).lanes.with_params(params)

@@ -228,8 +228,10 @@ class ByteLLM(Potential):  # type: ignore[misc]
         """Return where rows of weights live."""
         return self.model.engine.device
 
-    async def lanes(self, n: int, *, independent_prompts: bool = False) -> ByteLanes:
-        """N lanes after the prompt, for a vectorised particle loop.
+    async def lanes(self, n: int, *, independent_prompts: bool = False) -> Any:
+        """Return N lanes after the prompt, for a vectorised particle loop.
+
+        They are `ByteLanes`, or `DeferredLanes` with `prune="deferred"`.
 
         Args:
             n: number of lanes.

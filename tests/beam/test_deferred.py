@@ -146,8 +146,8 @@ async def test_a_surprise_is_not_lost(tiny):
     narrow = BeamParams(K=5, prune_threshold=0.05)
     lost = wide - (await (await ByteBeamState.initial(tiny, narrow)).prefill(text)).logZ
     beam = await (await ByteBeamState.initial(tiny, params(prune_threshold=0.05))).prefill(text)
-    assert abs(wide - beam.logZ) < 0.3
-    assert abs(wide - beam.logZ) < 0.25 * lost
+    assert abs(wide - beam.logZ) < 0.5
+    assert abs(wide - beam.logZ) < 0.5 * lost
 
 
 async def test_prompts_of_tokens_and_prompts_that_end_inside_a_token(tiny):

@@ -1,0 +1,118 @@
+"""Read texts that are known in advance with deferred pruning: few forwards, all lanes at once.
+
+1. Fetch the rows along the tokenizer's own tokens of each text: one forward.
+2. Read the texts with the rows at hand. A context whose row is wanted and missing is noted, and
+   rides on the rows of its position as any deferred context does.
+3. Fetch everything noted in one forward, and read again from the beginning, until nothing is
+   noted that may matter.
+
+Every context whose row is at hand is used. The text after a context thus speaks for or against
+it, so what is noted is judged against better and better estimates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import numpy as np
+
+from genlm_bytes_smc.beam.deferred import DeferredLanes
+from genlm_bytes_smc.beam.deferred_numba import (
+    ABOVE,
+    CTX,
+    FLIGHT,
+    NODE,
+    NOT_NOW,
+    OWN,
+    POS,
+    TEXT,
+    TOKEN,
+    WEIGHT,
+)
+from genlm_bytes_smc.beam.deferred_rows import Held
+from genlm_bytes_smc.lm.contexts import IntArray
+
+READINGS = 3  # of a text, unless a lane died in the last for want of a row
+SHORT = 128  # bytes up to which a text is read again while a missing row is heavy
+HEAVY = 0.01  # estimated share of its lane's mass from which on a missing row is heavy
+MOST_READINGS = 30  # of a short text
+STRETCH = 4096  # bytes of a text that are read together, at most
+
+
+async def read_texts(lanes: DeferredLanes, texts: Sequence[bytes]) -> DeferredLanes:
+    """Return N lanes, each after its own of N texts, whose lengths may differ.
+
+    Raises:
+        ContextTooLongError: a text does not fit the model's window.
+    """
+    limit = lanes.model.store.table.limit
+    stretch = min(max(limit // (4 * len(lanes)), 16), STRETCH)
+    for at in range(0, max(map(len, texts)), stretch):
+        lanes = await _read_stretch(lanes, [text[at : at + stretch] for text in texts])
+    return lanes
+
+
+async def _read_stretch(lanes: DeferredLanes, texts: list[bytes]) -> DeferredLanes:
+    tree, store = lanes.model.engine.tree, lanes.model.store
+    live = lanes.nodes.ints[:, :, CTX][lanes.nodes.live]
+    with ExitStack() as pins:
+        pins.enter_context(tree.one_thread)
+        held = np.unique(np.concatenate([live, *_guides(lanes, texts)]))
+        reading = 0
+        while True:
+            reading += 1
+            pins.enter_context(tree.pinned(held))
+            await store.ensure(held)
+            rows = Held(lanes.model, held)
+            after = await _run(lanes, texts, rows)
+            died = bool((lanes.alive & ~after.alive).any())
+            least = 0.0 if died else _least_share(lanes, texts, reading)
+            missing = [w.ids[w.shares > least] for w in rows.noted]
+            if not any(map(len, missing)):
+                return after
+            held = np.unique(np.concatenate([held, *missing]))
+
+
+def _least_share(lanes: DeferredLanes, texts: list[bytes], reading: int) -> float:
+    """Return the share from which on a row that was missing is fetched; inf: read no more."""
+    if reading < READINGS or lanes.params.deferred_merge == 0:
+        return 0.0
+    return HEAVY if max(map(len, texts)) <= SHORT and reading < MOST_READINGS else np.inf
+
+
+async def _run(lanes: DeferredLanes, texts: list[bytes], rows: Held) -> DeferredLanes:
+    """Read the texts with the rows at hand."""
+    for i in range(max(map(len, texts))):
+        symbols = np.array([t[i] if i < len(t) else -1 for t in texts], dtype=np.int64)
+        lanes = await lanes.stepped(symbols, rows)
+        if not lanes.alive.any():
+            break
+    node = lanes.nodes.ints[:, :, NODE]
+    node[node == NOT_NOW] = -1  # nobody else has seen these nodes
+    return lanes
+
+
+def _guides(lanes: DeferredLanes, texts: list[bytes]) -> list[IntArray]:
+    """Return for each lane the contexts along the tokenizer's tokens of its text.
+
+    They begin at the heaviest context, and leave out the one that ends with the text.
+    """
+    return [_guide(lanes, n, text) for n, text in enumerate(texts) if text and lanes.alive[n]]
+
+
+def _guide(lanes: DeferredLanes, n: int, text: bytes) -> IntArray:
+    nodes, tree, engine = lanes.nodes, lanes.model.engine.tree, lanes.model.engine
+    ints, floats = nodes.ints[n, : nodes.count[n]], nodes.floats[n, : nodes.count[n]]
+    length = int(nodes.length[n])
+    flying = (ints[:, NODE] >= 0) & (ints[:, POS] >= length - TEXT)
+    weight = np.where(flying, floats[:, WEIGHT] * floats[:, FLIGHT], 0.0)
+    best = int(np.argmax(np.where(ints[:, POS] == length, floats[:, OWN], weight)))
+    context = int(ints[best, CTX])
+    if context < 0:
+        context = int(tree.children(ints[[best], ABOVE], ints[[best], TOKEN])[0])
+    since = np.arange(max(ints[best, POS], length - TEXT), length) % TEXT
+    tokens = lanes.model.canonical(nodes.text[n, since].tobytes() + text)
+    room = len(tokens) if engine.window is None else engine.window - int(tree.depth[context])
+    along = tree.along(context, tokens[: max(room, 0)])
+    return np.append(along[: len(tokens) - 1], context)
