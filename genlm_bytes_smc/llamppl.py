@@ -65,7 +65,9 @@ class ByteContext:
         self.text = b""
         self.ended = False
         self._row: Row | None = None  # log probabilities of the next symbol, nats; or all -inf
-        self._log_mass = 0.0  # of the row as served
+        self._log_mass = 0.0  # of the row as served, and what the one before it had not said
+        self._served: Row | None = None  # the row as served, without masks
+        self._promised = 0.0  # log weight of the text by the rows, nats
         self._weighed = False  # whether `log_mass` has been asked for this row
         self._impossible = False  # whether the program has been told a log probability of -inf
 
@@ -118,8 +120,9 @@ class ByteContext:
 
         A program scores it once for each symbol. With `prune="topk"` it is 0 where the text
         can go on, so that programs may leave it out; with `prune="unbiased"` rows sum to one
-        only in expectation, and this factor is what makes weights unbiased. -inf where
-        nothing can follow the text; the next symbol then is EOS.
+        only in expectation, and this factor is what makes weights unbiased. With "deferred"
+        it is by how much the last symbol weighs more than its row had said: nearly 0 where the
+        symbol was likely. -inf where nothing can follow the text; the next symbol then is EOS.
         """
         await self._next_row()
         self._weighed = True
@@ -158,8 +161,13 @@ class ByteContext:
         if self._row is None:
             served = await self.llm.batch_logw_next([self.text])
             row = served.weights[0].cpu().numpy()
-            self._log_mass = _logsumexp(row)
-            self._row = row - self._log_mass if self._log_mass > -np.inf else row
+            mass = self._log_mass = _logsumexp(row)
+            if self.llm.params.prune == "deferred" and mass > -np.inf:
+                (weight,) = await self.llm.batch_prefix([self.text])
+                self._log_mass += float(weight) - self._promised
+                self._promised = float(weight)
+            self._served = row
+            self._row = row - mass if mass > -np.inf else row
         return self._row
 
     async def _row_to_read(self) -> Row:
@@ -178,6 +186,8 @@ class ByteContext:
         return row
 
     def _append(self, column: int) -> None:
+        if self._served is not None:
+            self._promised += float(self._served[column])
         if column == EOS_COLUMN:
             self.ended = True
         else:

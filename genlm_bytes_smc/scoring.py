@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from genlm_bytes_smc.beam.lanes import ByteLanes
-from genlm_bytes_smc.beam.prefill import read_text
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
-from genlm_bytes_smc.beam.single import ByteBeamState
+from genlm_bytes_smc.beam.single import ByteBeamState, read_known
 
 CHUNK = 256  # bytes read at a time; with more, `read_text` guesses too far ahead
+DEFERRED_CHUNK = 4096  # the same with `prune="deferred"`, which reads a text as a whole
 
 
 class ScoreError(ValueError):
@@ -93,11 +93,12 @@ class Reader:
         self._lanes: ByteLanes | None = None
         self._score = Score()
         window = begin.model.engine.window
-        room = CHUNK if window is None else window - len(begin.model.engine.start)
+        most = DEFERRED_CHUNK if begin.params.prune == "deferred" else CHUNK
+        room = 4 * most if window is None else window - len(begin.model.engine.start)
         if room < 1:
             raise ScoreError(f"the model's window of {window} tokens has no room for a text")
         self._window = window
-        self._chunk = min(CHUNK, max(1, room // 4))
+        self._chunk = min(most, max(1, room // 4))
 
     async def read(self, text: bytes) -> None:
         """Read and count bytes, spelled by tokens that are not special."""
@@ -105,7 +106,7 @@ class Reader:
         while at < len(text):
             chunk = text[at : at + _cut(text[at : at + self._chunk + 1], self._chunk)]
             lanes = await self._room_for(len(chunk))
-            self._count(await read_text(lanes, chunk), len(chunk))
+            self._count(await read_known(lanes, chunk), len(chunk))
             at += len(chunk)
             await asyncio.sleep(0)  # an interrupt is heard here
 
@@ -143,7 +144,7 @@ class Reader:
                 chunk = context[at : at + self._chunk]
                 if _depth(lanes) + len(chunk) > self._window:
                     break
-                lanes = await read_text(lanes, chunk)
+                lanes = await read_known(lanes, chunk)
             else:
                 if _depth(lanes) + n <= self._window and lanes.log_z[0] > -np.inf:
                     self._score.reread += len(context)

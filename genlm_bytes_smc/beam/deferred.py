@@ -360,8 +360,8 @@ class DeferredLanes:
 
         Args:
             nodes, masses: from `_have_rows`.
-            guessed: float64[N], mass that nodes without any row are taken to hold: all bytes
-                share it alike, so that no byte is out of reach that such a node may spell.
+            guessed: float64[N], mass that nodes without any row are taken to hold: bytes share
+                it as they begin tokens, so that none is out of reach that such a node may spell.
         """
         now = nodes.ints[:, :, POS] == nodes.length[:, None]
         deferred = nodes.used & (nodes.ints[:, :, CTX] < 0)
@@ -385,7 +385,8 @@ class DeferredLanes:
         lossy = alive & (deferred.any(axis=1) | (self.neglected > 0))
         share = torch.from_numpy(np.where(lossy, np.maximum(guess, RESERVE), 0.0))[:, None]
         row = row + torch.log1p(-share)
-        row[:, :N_BYTES] = torch.logaddexp(row[:, :N_BYTES], torch.log(share / N_BYTES))
+        alike = torch.from_numpy(self.model.first_bytes)
+        row[:, :N_BYTES] = torch.logaddexp(row[:, :N_BYTES], torch.log(share * alike))
         return row
 
     # -- what is shown -------------------------------------------------------------------

@@ -76,6 +76,15 @@ class ByteModel:
         """Trie positions of the special tokens, sorted int64."""
         return np.sort(self.trie.position[list(self.special_ids)]).astype(np.int64)
 
+    @cached_property
+    def first_bytes(self) -> npt.NDArray[np.float64]:
+        """Return the share of the tokens that begin with each byte, float64[256]."""
+        trie, out = self.trie, np.zeros(N_BYTES)
+        roots = slice(int(trie.first_child[0]), int(trie.first_child[1]))
+        out[trie.byte[roots]] = trie.hi[roots] - trie.lo[roots]
+        shares: npt.NDArray[np.float64] = out / out.sum()
+        return shares
+
     def _eos_ids(self, spellings: frozenset[bytes]) -> tuple[int, ...]:
         """Ids of all tokens with one of these spellings, sorted.
 

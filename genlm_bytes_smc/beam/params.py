@@ -124,6 +124,11 @@ class BeamParams:
         return frozenset(self.eos_byte_strings or ())
 
 
+def default_params() -> BeamParams:
+    """Return how `ByteLLM` and what is made from one prune when nothing is said."""
+    return BeamParams(K=None, prune="deferred", prune_threshold=0.1)
+
+
 def _check_count(name: str, value: object, least: int, none: str = "") -> None:
     wanted = f"an integer of at least {least}" + (f" or {none}" if none else "")
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -43,6 +43,13 @@ def lanes_for(params: BeamParams) -> type[ByteLanes] | type[DeferredLanes]:
     return DeferredLanes if params.prune == "deferred" else ByteLanes
 
 
+async def read_known(lanes: Any, text: bytes) -> Any:
+    """Return one lane, of either class, after a text that is known in advance."""
+    if isinstance(lanes, DeferredLanes):
+        return await read_texts(lanes, [text])
+    return await read_text(lanes, text)
+
+
 class ByteBeamState:
     """The beam of one text: candidates, their weights, and the next byte's distribution.
 
@@ -118,10 +125,7 @@ class ByteBeamState:
             if isinstance(segment, Spelled):
                 lanes = await lanes.as_prompt(literal=segment.literal)
                 if not self.params.verbose:
-                    if isinstance(lanes, DeferredLanes):
-                        lanes = await read_texts(lanes, [segment.spelling])
-                    else:
-                        lanes = await read_text(lanes, segment.spelling)
+                    lanes = await read_known(lanes, segment.spelling)
                     continue
                 for byte in segment.spelling:  # one by one, to show each
                     lanes = self._after(await lanes.prune().read(byte)).lanes

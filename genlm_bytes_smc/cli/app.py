@@ -17,6 +17,7 @@ from genlm_bytes_smc.cli.options import (
     JobOptions,
     ModelOptions,
     Options,
+    ScoreOptions,
     StudyOptions,
     UserInterruptError,
     expand,
@@ -168,9 +169,9 @@ async def complete(
     await write_completion(options, prompt, steps, greedy=greedy, echo=not no_echo)
 
 
-@_command(BeamOptions, "score README.md", "score --json --threshold 0.01 - < notes.txt")
+@_command(ScoreOptions, "score README.md", "score --json --threshold 0.01 - < notes.txt")
 async def score(
-    options: BeamOptions,
+    options: ScoreOptions,
     file: Annotated[str, typer.Argument(help="Any file; - is stdin.", show_default=False)],
 ) -> None:
     """Print bits per byte of FILE: minus log2 of its prefix probability, divided by its bytes.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, RowTransform, load_model
+from genlm_bytes_smc.beam.params import Pruning, default_params
 from genlm_bytes_smc.beam.prompt import Spelled
 from genlm_bytes_smc.cli.compiling import announce_compilation
 from genlm_bytes_smc.cli.options import BeamOptions, ModelOptions
@@ -46,6 +47,13 @@ def eos_spellings(llm: RowEngine) -> set[bytes]:
     return {llm.vocab[i] for i in llm.eos_ids}
 
 
+def pruning_of(options: BeamOptions) -> Pruning:
+    """Return how beams are pruned: as asked for, or as suits the command."""
+    if options.prune is not None:
+        return options.prune
+    return "topk" if options.width is not None else options.usual_pruning
+
+
 def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamParams, RowTransform]:
     """Return beam parameters and row transform.
 
@@ -57,11 +65,13 @@ def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamPa
     Raises:
         UsageError: a value out of range.
     """
+    prune = pruning_of(options)
+    usual = default_params().prune_threshold if prune == "deferred" else 0.001
     try:
         params = BeamParams(
-            K=options.width,
-            prune_threshold=options.threshold,
-            prune=options.prune,
+            K=5 if options.width is None else options.width,
+            prune_threshold=usual if options.threshold is None else options.threshold,
+            prune=prune,
             eos_byte_strings=set() if options.no_eos else eos,
             seed=seed,
         )

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import typer
 
@@ -92,25 +92,35 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BeamOptions(ModelOptions):
-    """The beam's parameters as well."""
+    """The beam's parameters as well.
 
-    width: Annotated[int, _beam("--beam-width", "-K", min=1, help="Most candidates kept.")] = 5
+    Attributes:
+        usual_pruning: how beams are pruned where no option says it.
+    """
+
+    usual_pruning: ClassVar[Pruning] = "topk"
+    width: Annotated[
+        int | None,
+        _beam("--beam-width", "-K", min=1, help="Most candidates kept; not deferred. [default: 5]"),
+    ] = None
     threshold: Annotated[
-        float,
+        float | None,
         _beam(
             "--threshold",
             help="Drop candidates and new tokens below this share of the beam; 0 drops none, "
-            "higher is faster.",
+            "higher is faster. [default: 0.001; deferred, which drops none: 0.1]",
         ),
-    ] = 0.001
+    ] = None
     prune: Annotated[
-        Pruning,
+        Pruning | None,
         _beam(
             "--prune",
             help="topk keeps the likeliest; unbiased draws, so that the expected prefix "
-            "probability is exact; deferred judges what it leaves out after each byte.",
+            "probability is exact; deferred judges what it leaves out after each byte. "
+            "[default: deferred where a text is weighed, topk where candidates are shown, "
+            "or with --beam-width]",
         ),
-    ] = "topk"
+    ] = None
     temperature: Annotated[
         float, _beam("--temperature", help="Divides the token-level logits.")
     ] = 1.0
@@ -133,6 +143,13 @@ class BeamOptions(ModelOptions):
         int | None,
         _beam("--seed", min=0, help="Of what is drawn at random. [default: a new one each time]"),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(BeamOptions):
+    """The options of `score`, whose result is a weight."""
+
+    usual_pruning: ClassVar[Pruning] = "deferred"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +177,7 @@ class ConstraintOptions:
 class GenerateOptions(BeamOptions, ConstraintOptions):
     """The options of `generate`."""
 
+    usual_pruning: ClassVar[Pruning] = "deferred"
     particles: Annotated[
         int, typer.Option("--particles", "-N", min=1, help="Number of particles.")
     ] = 32

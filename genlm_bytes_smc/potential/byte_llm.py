@@ -15,7 +15,7 @@ from genlm.control.potential.base import Potential
 from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS, TABLES, Context, as_bytes
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import byte_model
-from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.params import BeamParams, default_params
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
 from genlm_bytes_smc.constraints.product import ByteProduct, times
@@ -45,14 +45,22 @@ class ByteLLM(Potential):  # type: ignore[misc]
     (up to the rounding of the model's rows, which depends on what is computed beside them);
     runs whose mean shall be exact need a seed each (`with_seed`).
 
+    With `prune="deferred"`, the default, `prefix` and `complete` are what the beam says once it
+    has read the last byte, after it has fetched the rows that turned out to matter. `logw_next`
+    is a forecast of them, whose rows sum to one: for a likely byte `prefix(xb) - prefix(x)` is
+    its entry up to thousandths of a nat, for a byte that nothing led to expect it may be nats
+    above it. `smc` weighs particles by `prefix`. A text that is asked for as a whole is read as
+    a whole; what it weighs may differ from the sum of its steps by what the thresholds neglect.
+
     Calls that arrive together, from however many tasks, advance together: one forward of the
     model a byte step, equal contexts once.
 
     Args:
         llm: a genlm-backend AsyncLM, or an engine from `load_model`. Everything made from
             one `llm` shares its trie, rows and keys and values.
-        beam_params: how to prune. Where it names no `eos_byte_strings`, the model's own
-            end-of-sequence tokens end a text. genlm-bytes' own `BeamParams` are taken too.
+        beam_params: how to prune; `default_params()` if None. Where it names no
+            `eos_byte_strings`, the model's own end-of-sequence tokens end a text. genlm-bytes'
+            own `BeamParams` are taken too.
         cache_size: most contexts whose beams are kept (more, while one batch needs more).
         prompt: what every text comes after; see also `with_prompt`.
         transform: temperature, top-k and top-p of the token-level rows.
@@ -75,7 +83,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
     def __init__(
         self,
         llm: Any,
-        beam_params: BeamParams,
+        beam_params: BeamParams | None = None,
         cache_size: int = 1024,
         *,
         prompt: Prompt | bytes | None = None,
@@ -88,6 +96,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
             if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {size!r}")
         self.llm = llm
+        beam_params = default_params() if beam_params is None else beam_params
         self.beam_params = beam_params
         self.cache_size = cache_size
         self.cache_bytes = cache_bytes
@@ -102,7 +111,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
     def from_name(
         cls,
         name: str,
-        beam_params: BeamParams,
+        beam_params: BeamParams | None = None,
         backend: str | None = None,
         cache_size: int = 1024,
         *,
