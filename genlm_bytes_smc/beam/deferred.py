@@ -90,15 +90,8 @@ class DeferredLanes:
         context: Sequence[int] | None = None,
         lane_seeds: Sequence[int] | None = None,
     ) -> DeferredLanes:
-        """Return N lanes that have read nothing; arguments as for `ByteLanes.start`.
-
-        Raises:
-            ValueError: the model runs on another device than a CPU.
-        """
-        if model.engine.device.type != "cpu":
-            raise ValueError(
-                f'prune="deferred" needs a model on a CPU, got one on {model.engine.device}'
-            )
+        """Return N lanes that have read nothing; arguments as for `ByteLanes.start`."""
+        model = model.on_host  # what is decided here is little and irregular: work for a CPU
         tree = model.engine.tree
         with tree.one_thread:
             node = tree.insert(model.engine.start if context is None else context)
@@ -205,8 +198,13 @@ class DeferredLanes:
 
         Contexts that end with the text and hold a share above `prune_threshold` have their own
         rows; others ride on those, or on the row before their last token. Each row sums to one;
-        rows of lanes that are dead or have ended are -inf.
+        rows of lanes that are dead or have ended are -inf. They are on the engine's device.
         """
+        row, device = await self._next_rows(), self.model.engine.device
+        return row if device.type == "cpu" else row.to(device, non_blocking=True)
+
+    async def _next_rows(self) -> torch.Tensor:
+        """Return `logp_next`, on the host."""
         if "row" not in self._memo:
             with self.model.engine.tree.one_thread:
                 nodes = self.nodes.take(np.arange(len(self)))
@@ -230,7 +228,7 @@ class DeferredLanes:
         """As `step`, with checked symbols and rows from a given source."""
         ends = symbols == EOS_COLUMN
         ending = (
-            self.log_z + (await self.logp_next())[:, EOS_COLUMN].numpy() if ends.any() else None
+            self.log_z + (await self._next_rows())[:, EOS_COLUMN].numpy() if ends.any() else None
         )
         reads = np.flatnonzero((symbols >= 0) & ~ends & self.alive)
         with self.model.engine.tree.one_thread:

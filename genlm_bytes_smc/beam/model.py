@@ -34,14 +34,24 @@ class ByteModel:
         engine: the rows' source, itself a genlm-backend AsyncLM.
         vocab, trie: shared by all models with an equal tokenizer.
         store: rows in trie order.
-        kernels: the beam's arithmetic on the engine's device.
+        kernels: the beam's arithmetic, where the rows are.
+
+    Args:
+        on_host: keep rows and do the arithmetic on the host, wherever the engine computes.
     """
 
-    def __init__(self, engine: RowEngine, transform: RowTransform, row_bytes: int) -> None:
+    def __init__(
+        self,
+        engine: RowEngine,
+        transform: RowTransform,
+        row_bytes: int,
+        *,
+        on_host: bool = False,
+    ) -> None:
         self.engine = engine
         self.vocab = engine.vocab
         self.trie = shared_trie(self.vocab)
-        self.store = RowStore(engine, self.trie, transform, row_bytes)
+        self.store = RowStore(engine, self.trie, transform, row_bytes, on_host=on_host)
         self.kernels: Kernels = _kernels(self.store)
         self.eos_ids = lru_cache(maxsize=64)(self._eos_ids)
         self.cut = lru_cache(maxsize=64)(self._cut)
@@ -61,6 +71,14 @@ class ByteModel:
 
     def __reduce__(self) -> NoReturn:
         raise not_pickled()
+
+    @cached_property
+    def on_host(self) -> ByteModel:
+        """Return a model of the same engine that keeps its rows on the host."""
+        if self.store.device.type == "cpu":
+            return self
+        store = self.store
+        return ByteModel(self.engine, store.transform, store.limit_bytes, on_host=True)
 
     @cached_property
     def special_ids(self) -> tuple[int, ...]:
@@ -258,7 +276,7 @@ FUSED = "GENLM_BYTES_SMC_FUSED"
 
 
 def _kernels(store: RowStore) -> Kernels:
-    kind = store.engine.device.type
+    kind = store.device.type
     if kind == "cpu":
         return NumbaKernels(store)
     from genlm_bytes_smc.beam.kernels_torch import TorchKernels

@@ -94,8 +94,10 @@ class RowStore:
         transform: temperature, top-k, top-p.
         limit_bytes: rows beyond it are dropped, oldest and unreachable first, and computed
             again when asked for. What one call needs at once is always held.
+        on_host: keep the rows in the memory of the host, wherever they are computed.
 
     Attributes:
+        device: where rows are kept.
         table: which context is in which slot.
     """
 
@@ -105,17 +107,20 @@ class RowStore:
         trie: TokenTrie,
         transform: RowTransform | None = None,
         limit_bytes: int = DEFAULT_ROW_BYTES,
+        *,
+        on_host: bool = False,
     ) -> None:
         self.engine = engine
+        self.device = torch.device("cpu") if on_host else engine.device
         self.trie = trie
         self.transform = transform or RowTransform()
         self.limit_bytes = limit_bytes
-        self._order = torch.as_tensor(trie.order.astype(np.int64), device=engine.device)
-        exact = engine.device.type != "cpu" or not self.transform.plain or starts_exact(trie)
+        self._order = torch.as_tensor(trie.order.astype(np.int64), device=self.device)
+        exact = self.device.type != "cpu" or not self.transform.plain or starts_exact(trie)
         row_bytes = (8 if exact else 4) * len(trie.vocab) + 2048
         self.table = SlotTable(max(8, _FIRST_BYTES // row_bytes), limit_bytes // row_bytes)
         self._host: HostRows | None = None
-        if engine.device.type == "cpu":
+        if self.device.type == "cpu":
             # Memory costs nothing until it is written to: reserve the whole limit.
             self._host = HostRows(trie, self.table.limit, exact)
         else:
@@ -150,7 +155,7 @@ class RowStore:
 
     @property
     def probs(self) -> torch.Tensor:
-        """Probabilities float64[slots, T] in trie order on `engine.device`, by slot.
+        """Probabilities float64[slots, T] in trie order on `device`, by slot.
 
         On a CPU they are made when asked for: a copy, of the slots written to so far.
         """
@@ -158,7 +163,7 @@ class RowStore:
 
     @property
     def host(self) -> RowArrays:
-        """Rows on the host, for kernels there (the engine's device is a CPU)."""
+        """Rows on the host, for kernels there (`device` is a CPU)."""
         assert self._host is not None
         return self._host.arrays(self.table.slot_of)
 
@@ -285,6 +290,8 @@ class RowStore:
                 f"the model returned rows of width {rows.shape[1]}, but its tokenizer has "
                 f"{widest} tokens; rows may be wider (padding), not narrower"
             )
+        if self._host is not None:
+            rows = rows.cpu()
         slots = self.table.room(len(contexts), needed, self.engine.tree.live)
         self._enlarge()
         total = self._write(slots, rows)
@@ -317,7 +324,7 @@ class RowStore:
 
     def _allocate(self, slots: int) -> torch.Tensor:
         shape = (slots, self.trie.n_tokens)
-        return torch.empty(shape, dtype=torch.float64, device=self.engine.device)
+        return torch.empty(shape, dtype=torch.float64, device=self.device)
 
     def _enlarge(self) -> None:
         """Storage for every open slot, the rows where they were."""

@@ -199,12 +199,6 @@ async def test_particles_are_weighed_after_the_byte(tiny):
     assert 0.5 * np.abs(np.array(found) - truth).sum() < 0.1
 
 
-async def test_it_needs_a_cpu_and_says_so(tiny, monkeypatch):
-    monkeypatch.setattr(tiny, "device", torch.device("cuda"))
-    with pytest.raises(ValueError, match="needs a model on a CPU, got one on cuda"):
-        await DeferredLanes.start(byte_model(tiny), params())
-
-
 @pytest.mark.parametrize(
     ("options", "error"),
     [

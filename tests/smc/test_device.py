@@ -76,6 +76,28 @@ async def test_a_particle_step_waits_as_often_as_the_algorithm_needs(prune):
     assert sum(counted[-1].values()) <= 3  # all end at the length limit: no draw
 
 
+async def compare_deferred(device):
+    """Run deferred beams with rows from `device` and from a CPU; they must agree."""
+    params = BeamParams(None, prune="deferred", prune_threshold=0.05, eos_byte_strings=[EOS_TOKEN])
+    near, _ = await run("cpu", params)
+    far, _ = await run(device, params)
+    assert far.particles.texts() == near.particles.texts()
+    np.testing.assert_allclose(far.particles.log_weights, near.particles.log_weights, atol=1e-9)
+
+
+async def test_deferred_beams_judge_rows_of_a_device_on_the_host():
+    """Rows that are computed elsewhere come to the host; proposals and weights are the same."""
+    with FarDevice():
+        await compare_deferred(FAR)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+async def test_deferred_beams_judge_rows_of_a_real_device():
+    """As above, on a GPU."""
+    await compare_deferred("cuda")
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 async def test_a_real_device_says_the_same_of_its_waits():
