@@ -69,19 +69,20 @@ class Held:
         ids: contexts whose rows are held.
 
     Attributes:
+        ids: the contexts, sorted, each once.
         noted: what was wanted and is not held.
     """
 
     def __init__(self, model: ByteModel, ids: IntArray) -> None:
         self.noted: list[Wanted] = []
-        self._held = np.unique(ids)
+        self.ids = np.unique(ids)
         tree = model.engine.tree
         self._width = np.int64(model.trie.order.max() + 1)
-        self._keys = np.sort(tree.parent[self._held] * self._width + tree.token[self._held])
+        self._keys = np.sort(tree.parent[self.ids] * self._width + tree.token[self.ids])
 
     async def bring(self, nodes: Nodes, wanted: Wanted) -> npt.NDArray[np.bool_]:
         """See `RowSource`."""
-        there = np.isin(wanted.ids, self._held)
+        there = np.isin(wanted.ids, self.ids)
         if not there.all():
             self.noted.append(Wanted(wanted.ids[~there], wanted.shares[~there]))
         return there
@@ -89,7 +90,17 @@ class Held:
     def adopt(self, nodes: Nodes) -> tuple[IntArray, IntArray]:
         """See `RowSource`."""
         deferred = nodes.used & (nodes.ints[:, :, CTX] < 0)
-        keys = nodes.ints[:, :, ABOVE] * self._width + nodes.ints[:, :, TOKEN]
-        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        lanes, places = np.nonzero(deferred & (self._keys[at] == keys))
+        held = self.has(nodes.ints[:, :, ABOVE], nodes.ints[:, :, TOKEN])
+        lanes, places = np.nonzero(deferred & held)
         return lanes, places
+
+    def has(self, above: IntArray, tokens: IntArray) -> npt.NDArray[np.bool_]:
+        """Return whether the row of a context `above` and one more token is held.
+
+        Args:
+            above, tokens: int64 of one shape.
+        """
+        keys = above * self._width + tokens
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        there: npt.NDArray[np.bool_] = self._keys[at] == keys
+        return there

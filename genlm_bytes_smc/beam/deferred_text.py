@@ -12,12 +12,14 @@ it, so what is noted is judged against better and better estimates.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 import numpy as np
 
 from genlm_bytes_smc.beam.deferred import DeferredLanes
+from genlm_bytes_smc.beam.deferred_nodes import Nodes
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
@@ -31,6 +33,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
     WEIGHT,
 )
 from genlm_bytes_smc.beam.deferred_rows import Held
+from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.lm.contexts import IntArray
 
 READINGS = 3  # of a text, unless a lane died in the last for want of a row
@@ -40,20 +43,70 @@ MOST_READINGS = 30  # of a short text
 STRETCH = 4096  # bytes of a text that are read together, at most
 
 
-async def read_texts(lanes: DeferredLanes, texts: Sequence[bytes]) -> DeferredLanes:
+async def read_texts(
+    lanes: DeferredLanes, texts: Sequence[bytes], used: list[IntArray] | None = None
+) -> DeferredLanes:
     """Return N lanes, each after its own of N texts, whose lengths may differ.
+
+    Args:
+        lanes: N of them.
+        texts: what each reads.
+        used: a list to which the contexts are appended whose rows were used. Short texts are
+            then read until no row is missing.
 
     Raises:
         ContextTooLongError: a text does not fit the model's window.
     """
-    limit = lanes.model.store.table.limit
-    stretch = min(max(limit // (4 * len(lanes)), 16), STRETCH)
+    limit, n = lanes.model.store.table.limit, len(lanes)
+    if n > 1 and sum(map(len, texts)) > limit // 2:  # their rows may not be held together
+        halves = (slice(n // 2), slice(n // 2, n))
+        parts = [await read_texts(lanes.gather(np.arange(n)[h]), texts[h], used) for h in halves]
+        return DeferredLanes.cat(parts)
+    stretch = min(max(limit // 4, 16), STRETCH)
     for at in range(0, max(map(len, texts)), stretch):
-        lanes = await _read_stretch(lanes, [text[at : at + stretch] for text in texts])
+        lanes = await _read_stretch(lanes, [text[at : at + stretch] for text in texts], used)
     return lanes
 
 
-async def _read_stretch(lanes: DeferredLanes, texts: list[bytes]) -> DeferredLanes:
+async def rows_that_matter(lanes: ByteLanes, text: bytes) -> Held:
+    """Return the contexts whose rows matter when one lane of another pruning reads a text.
+
+    They are found by reading the text with deferred pruning from the lane's candidates, and so
+    depend on those and on the text alone.
+    """
+    used: list[IntArray] = []
+    await read_texts(from_candidates(lanes), [text], used)
+    return Held(lanes.model, np.concatenate(used))
+
+
+def from_candidates(lanes: ByteLanes) -> DeferredLanes:
+    """Return one deferred lane with the candidates of a lane on a CPU."""
+    model, state = lanes.model, lanes.state
+    places = np.flatnonzero(state.node[0] >= 0)
+    partials = [model.trie.spell(int(node)) for node in state.node[0, places]]
+    longest = max(partials, key=len, default=b"")
+    tail = np.frombuffer(longest[-TEXT:], dtype=np.uint8)
+    nodes = Nodes.first(1, 0)
+    nodes.make_room(len(places))
+    nodes.count[:], nodes.length[:] = len(places), len(longest)
+    nodes.text[0, np.arange(len(longest) - len(tail), len(longest)) % TEXT] = tail
+    for c, (place, partial) in enumerate(zip(places, partials, strict=True)):
+        begin, node = len(longest) - len(partial), state.node[0, place]
+        nodes.ints[0, c] = [state.ctx[0, place], -1, -1, begin, -1, node]
+        flight = np.exp(state.logw[0, place] - state.logu[0, place])
+        weight = np.exp(state.logu[0, place] - lanes.log_z[0])
+        nodes.floats[0, c] = [1.0, weight, weight, flight]
+    zero = np.zeros(1)
+    params = dataclasses.replace(lanes.params, K=None, prune="deferred")
+    return DeferredLanes(
+        model, params, nodes, zero, zero, np.zeros(1, dtype=bool), zero,
+        in_prompt=lanes.in_prompt, literal=lanes.literal,
+    )  # fmt: skip
+
+
+async def _read_stretch(
+    lanes: DeferredLanes, texts: list[bytes], used: list[IntArray] | None
+) -> DeferredLanes:
     tree, store = lanes.model.engine.tree, lanes.model.store
     live = lanes.nodes.ints[:, :, CTX][lanes.nodes.live]
     with ExitStack() as pins:
@@ -68,8 +121,12 @@ async def _read_stretch(lanes: DeferredLanes, texts: list[bytes]) -> DeferredLan
             after = await _run(lanes, texts, rows)
             died = bool((lanes.alive & ~after.alive).any())
             least = 0.0 if died else _least_share(lanes, texts, reading)
+            if used is not None and least < np.inf:
+                least = 0.0
             missing = [w.ids[w.shares > least] for w in rows.noted]
             if not any(map(len, missing)):
+                if used is not None:
+                    used.append(held)
                 return after
             held = np.unique(np.concatenate([held, *missing]))
 

@@ -162,6 +162,53 @@ def thin(
     return ext._replace(logw=logw).take(keep)
 
 
+GUESS = 0.03  # probability of a byte that an extension is taken to give, at least
+
+
+def thin_after(
+    kernels: Kernels,
+    state: BeamState,
+    ext: Extensions,
+    bytes_: IntArray,
+    cut: IntArray,
+    log_threshold: float,
+    sure: npt.NDArray[np.bool_] | None = None,
+) -> Extensions:
+    """Thin extensions at random by their estimated share after a byte: unbiased for each byte.
+
+    An extension is taken to give the byte the probability that the tokens in flight gave it, and
+    at least `GUESS`. After a likely byte it is thinned as by `thin`. A byte that nothing in
+    flight led to expect leaves the extensions most of the weight, and the heavy ones are kept.
+
+    Args:
+        kernels: the beam's arithmetic.
+        state: candidates before the byte.
+        ext: their extensions.
+        bytes_: int64[N], what each lane reads.
+        cut: trie positions that are no text.
+        log_threshold: share from which on an extension is kept for sure, nats.
+        sure: bool[E], extensions that are kept whatever their share; None: no others. They must
+            not depend on what was drawn.
+    """
+    if log_threshold == -np.inf or len(ext.lane) == 0:
+        return ext
+    ends = np.full(len(bytes_), -np.inf)
+    np.logaddexp.at(ends, ext.lane, ext.logw)
+    flight = kernels.log_z(kernels.advance(state, bytes_, cut))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        before = np.log(np.maximum(np.exp(kernels.log_z(state)) - np.exp(ends), 0.0))
+        seen = np.where(flight > -np.inf, flight - before, -np.inf)
+    mass = np.logaddexp(flight - np.maximum(seen, np.log(GUESS)), ends)
+    if sure is None or not sure.any():
+        return thin(ext, mass, log_threshold, state.key)
+    rest, kept = thin(ext.take(~sure), mass, log_threshold, state.key), ext.take(sure)
+    lane, cand, token, logw = (
+        np.concatenate(pair) for pair in zip(kept[:4], rest[:4], strict=True)
+    )
+    order = np.lexsort((cand, lane))
+    return Extensions(lane[order], cand[order], token[order], logw[order], rest.dropped)
+
+
 class ComposedReads:
     """`open_read` and `close_read` from the other verbs, for kernel sets without fused ones."""
 

@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from genlm_bytes_smc.beam.deferred_rows import Held
+from genlm_bytes_smc.beam.deferred_text import rows_that_matter
 from genlm_bytes_smc.beam.foresight import (
     HEAVY,
     HORIZON,
@@ -35,7 +37,7 @@ from genlm_bytes_smc.beam.foresight import (
     first_of,
     limits_after,
 )
-from genlm_bytes_smc.beam.kernels import keep_above, thin
+from genlm_bytes_smc.beam.kernels import keep_above, thin, thin_after
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.rng import read_keys
 from genlm_bytes_smc.beam.steps import WholeSteps
@@ -57,6 +59,10 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
     wanted = NOTHING
     with ExitStack() as pins:
         pins.enter_context(tree.one_thread)
+        sure = None
+        if _guided(lanes, text):
+            sure = await rows_that_matter(lanes, text)
+            pins.enter_context(tree.pinned(sure.ids))
         while at < len(text) and lanes.log_z[0] > -np.inf:
             # Only while it is a guide: what is asked for along it is not asked for elsewhere.
             if guide.falls_short(at) and (at == 0 or read >= HORIZON // 2):
@@ -68,7 +74,7 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
             with tree.pinned(now):
                 await store.ensure(now)
             again = len(wanted) > 0
-            lanes, read, wanted = _run(lanes, text, at, guide, read)
+            lanes, read, wanted = _run(lanes, text, at, guide, read, sure)
             at += read
             if at < len(text) and (len(wanted) == 0 or (again and read == 0)):
                 # A byte that only healing can read, or rows that do not fit together.
@@ -83,7 +89,19 @@ class _Pass(NamedTuple):
     wanted: IntArray
 
 
-def _run(lanes: ByteLanes, text: bytes, start: int, guide: Guide, before: int) -> _Pass:
+def _guided(lanes: ByteLanes, text: bytes) -> bool:
+    """Return whether extensions that matter for what comes later are to be found first.
+
+    What is thinned at random need not be judged by the next byte alone where all are known.
+    """
+    params, model = lanes.params, lanes.model
+    alive = len(text) > 0 and lanes.log_z[0] > -np.inf
+    return alive and params.unbiased and params.prune_threshold > 0 and model.on_host is model
+
+
+def _run(
+    lanes: ByteLanes, text: bytes, start: int, guide: Guide, before: int, sure: Held | None
+) -> _Pass:
     """Read from byte `start` as far as the rows at hand go, and note what is missing further on.
 
     Args:
@@ -92,6 +110,7 @@ def _run(lanes: ByteLanes, text: bytes, start: int, guide: Guide, before: int) -
         start: where.
         guide: of the text.
         before: bytes that the pass before read.
+        sure: contexts that are not thinned, if any.
 
     Returns:
         The lane after the last byte for which nothing was missing, how many bytes that is,
@@ -111,7 +130,11 @@ def _run(lanes: ByteLanes, text: bytes, start: int, guide: Guide, before: int) -
             if params.unbiased:
                 state = kernels.resample(state, params.K)
                 ext = kernels.extensions(state, lanes.cut)
-                ext = thin(ext, log_z, params.log_prune_threshold, state.key)
+                above = kernels.contexts(state)[ext.lane, ext.cand]
+                certain = None if sure is None else sure.has(above, ext.token)
+                ext = thin_after(
+                    kernels, state, ext, symbols, lanes.cut, params.log_prune_threshold, certain
+                )
             else:
                 state, lost, ext = kernels.open_read(
                     state,

@@ -26,7 +26,6 @@ from genlm.control.potential.product import Product
 from genlm.control.potential.tempered import Tempered
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
-from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.rng import KeyArray, mix, start_keys
 from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.lm.transfer import send
@@ -84,7 +83,7 @@ class Lanes(ABC):
 class BeamLanes(Lanes):
     """A language model as byte beams, one a text."""
 
-    def __init__(self, lanes: ByteLanes) -> None:
+    def __init__(self, lanes: Any) -> None:
         self.lanes = lanes
 
     @property
@@ -94,14 +93,18 @@ class BeamLanes(Lanes):
 
     async def rows(self) -> torch.Tensor:
         """See `Lanes`."""
-        return await self.lanes.rows()
+        rows: torch.Tensor = await self.lanes.rows()
+        return rows
 
     async def step(self, symbols: IntArray) -> tuple[BeamLanes, FloatArray | None]:
-        """See `Lanes`; deferred beams know the weight of a byte once they have read it."""
-        after = await self.lanes.step(symbols)
-        if self.lanes.params.prune != "deferred":
-            return BeamLanes(after), None
-        return BeamLanes(after), after.log_z - self.lanes.log_z
+        """See `Lanes`; beams that are not top-K weigh a byte once they have read it."""
+        if self.lanes.params.prune == "topk":
+            return BeamLanes(await self.lanes.step(symbols)), None
+        how = {"weigh": True} if self.lanes.params.unbiased else {}
+        after = await self.lanes.step(symbols, **how)
+        with np.errstate(invalid="ignore"):
+            gain = np.where(after.log_z > -np.inf, after.log_z - self.lanes.log_z, -np.inf)
+        return BeamLanes(after), gain
 
     def gather(self, lanes: IntArray) -> BeamLanes:
         """See `Lanes`."""

@@ -131,18 +131,38 @@ async def test_weights_hundreds_of_nats_apart_do_not_underflow():
     assert weight[0].tolist() == [0.0, pytest.approx(np.logaddexp(-800.0, -801.0))]
 
 
-@pytest.mark.parametrize(("K", "threshold"), [(1, 0.3), (5, 0.3), (None, 0.5)])
-async def test_prefill_draws_what_reading_byte_by_byte_draws(K, threshold):
-    """Prefill spared texts the threshold, so that its rows had no bound and its draws differed."""
+async def ratios(read, K, threshold, n=400):
+    """Return n estimates of the probability of `TEXT` over the truth, a seed each: float64[n]."""
     lm = ToyLM(seed=3, sharpness=1.0)
-    died = 0
-    for seed in range(30):
+    found = []
+    for seed in range(n):
         params = BeamParams(K, threshold, prune="unbiased", seed=seed)
-        start = await ByteBeamState.initial(lm, params)
-        stepped = start
-        for byte in TEXT:
-            stepped = await (stepped.prune() << byte) if stepped.logZ > -math.inf else stepped
-        whole = await start.prefill(TEXT)
-        assert whole.logZ == pytest.approx(stepped.logZ, abs=1e-12)
-        died += whole.logZ == -math.inf
-    assert died < 30
+        found.append(await read(await ByteBeamState.initial(lm, params)))
+    return np.exp(found) / Enumeration(lm).prefix(TEXT)
+
+
+async def as_known(beam):
+    return (await beam.prefill(TEXT)).logZ
+
+
+async def by_bytes(beam):
+    for byte in TEXT:
+        beam = await (beam.prune() << byte) if beam.logZ > -math.inf else beam
+    return beam.logZ
+
+
+async def weighed_after_each_byte(beam):
+    lanes = beam.lanes
+    for byte in TEXT:
+        lanes = await lanes.step([byte], weigh=True)
+    return float(lanes.log_z[0])
+
+
+@pytest.mark.parametrize("read", [as_known, weighed_after_each_byte])
+@pytest.mark.parametrize(("K", "threshold"), [(1, 0.3), (5, 0.3), (None, 0.5)])
+async def test_thinning_after_the_byte_has_the_exact_mean_and_less_variance(K, threshold, read):
+    """Known texts, and steps that weigh: the mean is the truth, within four standard errors."""
+    found = await ratios(read, K, threshold)
+    assert abs(found.mean() - 1) <= 4 * found.std() / len(found) ** 0.5 + 1e-9
+    before = await ratios(by_bytes, K, threshold)
+    assert found.std() <= 1.05 * before.std()

@@ -146,7 +146,8 @@ async def test_a_wrong_weight_is_noticed(monkeypatch, mistake, shared):
             return rng.choice(np.flatnonzero(weights), size=len(weights))
 
         monkeypatch.setitem(RESAMPLING, "systematic", careless)
-    options = {"seeds": RUNS, "at_once": RUNS, "share_beams": shared}
+    runs = 2 * RUNS if mistake == "beam" else RUNS
+    options = {"seeds": runs, "at_once": runs, "share_beams": shared}
     mean, error = mean_and_error(await smc_repeat(finite(llm), 4, 1.0, LONGEST, **options))
     assert abs(mean - truth) > 4 * error, (mean, error, truth)
 
