@@ -443,7 +443,8 @@ class DeferredLanes:
             return other
         with self.model.engine.tree.one_thread:
             nodes = self.nodes.take(np.arange(len(self)))
-            lanes, places = np.nonzero(nodes.live)
+            # Where nothing of a token is read, none can turn out to be excluded.
+            lanes, places = np.nonzero(nodes.live & (nodes.ints[:, :, NODE] > 0))
             await self.model.store.ensure(nodes.ints[lanes, places, CTX])
             other._follow(nodes, lanes, places, nodes.length[lanes])
             masses, _ = await other._have_rows(nodes, np.inf, np.inf, Fetched(self.model))

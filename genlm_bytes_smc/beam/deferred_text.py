@@ -36,7 +36,6 @@ from genlm_bytes_smc.beam.deferred_rows import Held
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.lm.contexts import IntArray
 
-READINGS = 3  # of a text, unless a lane died in the last for want of a row
 SHORT = 128  # bytes up to which a text is read again while a missing row is heavy
 HEAVY = 0.01  # estimated share of its lane's mass from which on a missing row is heavy
 MOST_READINGS = 30  # of a short text
@@ -133,7 +132,7 @@ async def _read_stretch(
 
 def _least_share(lanes: DeferredLanes, texts: list[bytes], reading: int) -> float:
     """Return the share from which on a row that was missing is fetched; inf: read no more."""
-    if reading < READINGS or lanes.params.deferred_merge == 0:
+    if reading < lanes.params.deferred_readings or lanes.params.deferred_merge == 0:
         return 0.0
     return HEAVY if max(map(len, texts)) <= SHORT and reading < MOST_READINGS else np.inf
 

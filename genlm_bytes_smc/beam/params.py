@@ -48,6 +48,9 @@ class BeamParams:
             in these estimates, in (0, 1].
         deferred_rows: most rows of the model that a text asks for after one byte.
         deferred_limit: most contexts kept for a text.
+        deferred_readings: how often a known text is read, each time with the rows that were
+            missing the last time; so many forwards. Short texts are read more often where a
+            missing row weighs much.
 
     Raises:
         ValueError: K below 1, a threshold outside [0, 1), an unknown `prune`, a negative
@@ -70,6 +73,7 @@ class BeamParams:
     deferred_guess: float = 0.03
     deferred_rows: int = 24
     deferred_limit: int = 256
+    deferred_readings: int = 4
 
     def __post_init__(self) -> None:
         if self.eos_tokens is not None:
@@ -96,7 +100,7 @@ class BeamParams:
                 raise TypeError(f"{name} must be a number, got {value!r}")
             if not 0 <= value <= 1 or (value == 0 and name == "deferred_guess"):
                 raise ValueError(f"{name} must be a share of at most 1, got {value!r}")
-        for name in ("deferred_rows", "deferred_limit"):
+        for name in ("deferred_rows", "deferred_limit", "deferred_readings"):
             _check_count(name, getattr(self, name), least=1)
         for name in ("heal_max_backoff", "heal_max_splits"):
             if getattr(self, name) is not None:

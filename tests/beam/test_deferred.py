@@ -10,6 +10,7 @@ import torch
 from benchmarks.lattice import Lattice, Rows
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, Prompt, smc
 from genlm_bytes_smc.beam.deferred import AT_ONCE, DeferredLanes
+from genlm_bytes_smc.beam.deferred_text import read_texts
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import FiniteSet
 from tests.toys import EOS_TOKEN, TOY_TOKENS, Enumeration, ToyLM
@@ -178,6 +179,83 @@ async def test_what_is_forgotten_does_not_change_a_weight(tiny):
     np.testing.assert_allclose([await llm.complete(t) for t in texts], complete, atol=1e-4)
     wide = ByteLLM(tiny, BeamParams(K=64), prompt=b"An apple ")
     np.testing.assert_allclose(weights, await wide.batch_prefix(texts), atol=0.05)
+
+
+PROSE = (
+    b"An apple a day keeps the doctor away. The man went down to the sea, and there he saw a "
+    b"ship with white sails, which had come from the north in the night. He asked the captain "
+    b"where they were going, and the captain said that they were going home."
+)
+
+
+async def test_a_known_text_takes_few_forwards_and_weighs_what_its_steps_weigh(tiny):
+    """Prose by `prefix`: at most four forwards and two rows a token, near its byte by byte."""
+    llm = ByteLLM(tiny)
+    llm.model.store.clear()
+    tiny.clear_cache()
+    before = tiny.counts.forwards, tiny.counts.rows
+    whole = await llm.prefix(PROSE)
+    assert tiny.counts.forwards - before[0] <= 4
+    assert tiny.counts.rows - before[1] <= 2 * len(llm.model.canonical(PROSE))
+    patient = params(deferred_readings=100)
+    settled = await read_texts(await DeferredLanes.start(llm.model, patient), [PROSE])
+    stepped = await read(await DeferredLanes.start(llm.model, patient), PROSE)
+    assert settled.log_z[0] == pytest.approx(stepped.log_z[0], abs=1)
+    assert abs(whole - settled.log_z[0]) < 0.1 * len(PROSE)
+
+
+async def test_known_texts_side_by_side_weigh_what_they_weigh_alone(tiny):
+    """Texts of several lengths, one that is no text among them, in one reading."""
+    texts = [*TEXTS, PROSE[:100], b"", b"a"]
+    start = await DeferredLanes.start(byte_model(tiny), params(), len(texts))
+    together = await read_texts(start, texts)
+    for n, text in enumerate(texts):
+        alone = await read_texts(start.gather([n]), [text])
+        assert together.log_z[n] == pytest.approx(alone.log_z[0], abs=0.5)
+
+
+async def test_readings_go_on_from_where_others_stopped(tiny):
+    """A text in two parts, cut inside a word, weighs nearly what it weighs as one."""
+    start = await DeferredLanes.start(byte_model(tiny), params())
+    text = PROSE[:37]
+    whole = await read_texts(start, [text])
+    for cut in (3, 10, 22):
+        parts = await read_texts(await read_texts(start, [text[:cut]]), [text[cut:]])
+        assert parts.log_z[0] == pytest.approx(whole.log_z[0], abs=0.05)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+async def test_known_texts_are_exact_without_thresholds(seed):
+    """Against enumeration, all texts of five letters in one reading."""
+    lm = ToyLM(seed=seed)
+    truth = Enumeration(lm, frozenset())
+    texts = [bytes(t) for t in itertools.product(b"abc", repeat=5)]
+    start = await DeferredLanes.start(byte_model(lm), params(**ALL), len(texts))
+    after = await read_texts(start, texts)
+    exact = [math.log(truth.prefix(t)) for t in texts]
+    np.testing.assert_allclose(after.log_z, exact, atol=EXACT)
+
+
+async def test_no_row_is_computed_that_nobody_asks_for(tiny):
+    """`prefix` needs no row after the text, `logw_next` one for it, and no other lane's."""
+    llm = ByteLLM(tiny, prompt=b"An apple ")
+    await llm.batch_prefix([b"a day", b"xylo"])
+    before = tiny.counts.rows
+    await llm.batch_prefix([b"a day", b"xylo"])
+    assert tiny.counts.rows == before
+    row = (await llm.logw_next(b"a day")).weights
+    rows = (await llm.batch_logw_next([b"a day", b"xylo"])).weights
+    np.testing.assert_allclose(rows[0], row, atol=EXACT)
+
+
+async def test_the_default_of_bytellm_is_deferred(tiny):
+    """Without parameters, weights are near those of a wide beam where a narrow one loses nats."""
+    llm = ByteLLM(tiny)
+    assert llm.params.prune == "deferred"
+    wide = ByteLLM(tiny, BeamParams(K=64))
+    for text in TEXTS[:2]:
+        assert await llm.prefix(text) == pytest.approx(await wide.prefix(text), abs=0.2)
+        assert await llm.complete(text) == pytest.approx(await wide.complete(text), abs=0.3)
 
 
 async def test_particles_are_weighed_after_the_byte(tiny):
