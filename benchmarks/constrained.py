@@ -244,7 +244,7 @@ def main() -> None:
     console.print(table)
     if arguments.docs:
         rows = ["| " + " | ".join(x) + " |" for x in (HEADS, ["---"] * len(HEADS), *lines)]
-        said = f"{arguments.model}, {arguments.seeds} seeds, {arguments.particles} particles; nats / distance / rows."
+        said = f"{arguments.model}, {arguments.seeds} seeds, {arguments.particles} particles."
         text = "\n".join([*rows, "", said])
         report.put(report.DOCS / "performance.md", text, "constrained")
 

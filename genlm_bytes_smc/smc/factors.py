@@ -34,6 +34,9 @@ from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
 T = TypeVar("T")
 
+SPARE = 1e-3
+"""Share of a proposal that bytes have which an extension, thinned at random, may read."""
+
 _KEEP_EVERY = 64  # steps between two clearings of a constraint's memory
 _TIMES, _NORMALISED = "times", "normalised"
 
@@ -94,7 +97,14 @@ class BeamLanes(Lanes):
     async def rows(self) -> torch.Tensor:
         """See `Lanes`."""
         rows: torch.Tensor = await self.lanes.rows()
-        return rows
+        params = self.lanes.params
+        if not params.unbiased or params.prune_threshold == 0:
+            return rows
+        # The extensions that are thinned away here may be kept once a byte is known, so every
+        # byte that they may read must have a chance to be drawn. The step weighs it.
+        spare = np.where(self.lanes.alive[:, None], SPARE * self.lanes.model.first_bytes, 0.0)
+        spared = torch.log(send(spare, rows.device))
+        return torch.cat([torch.logaddexp(rows[:, :EOS_COLUMN], spared), rows[:, EOS_COLUMN:]], 1)
 
     async def step(self, symbols: IntArray) -> tuple[BeamLanes, FloatArray | None]:
         """See `Lanes`; beams that are not top-K weigh a byte once they have read it."""
