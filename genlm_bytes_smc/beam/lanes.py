@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam.heal import heal_lanes, put_lanes
-from genlm_bytes_smc.beam.kernels import keep_above, thin, thin_after
+from genlm_bytes_smc.beam.kernels import keep_above, thin
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.reading import Reading, commit, feed, read_topk, read_unbiased
@@ -309,15 +309,12 @@ class ByteLanes:
             wanted = await self._have_rows_too(wanted, found.missing)
 
     @_one_thread
-    async def step(self, symbols: Sequence[int] | IntArray, *, weigh: bool = False) -> ByteLanes:
+    async def step(self, symbols: Sequence[int] | IntArray) -> ByteLanes:
         """Read one symbol a lane and prune.
 
         Args:
             symbols: int64[N], a byte 0..255, 256 to end the text, or -1 to leave a lane
                 that is dead or has ended as it is.
-            weigh: with `prune="unbiased"`, thin extensions once the byte is known, not as they
-                are thinned for the row. `log_z` is then a better estimate, which no row has
-                promised; ends are not read like that.
 
         Raises:
             ValueError: a symbol out of range, or not one a lane.
@@ -327,17 +324,15 @@ class ByteLanes:
             lanes = await self._step_compiled(self._steps, symbols)
             if lanes is not None:
                 return lanes
+        extended = await self.extended()
         kernels, params = self.model.kernels, self.params
-        weigh = weigh and params.unbiased
-        extended = await (self._extended_for(symbols) if weigh else self.extended())
         ends = symbols == EOS_COLUMN
         ending = kernels.next_block(extended, self.cut)[:, EOS_COLUMN] if ends.any() else None
         state = kernels.advance(extended, np.where(ends, -1, symbols), self.cut)
         state = state._replace(key=self._keys_after(symbols))
-        dropped, heals = self.log_dropped, self.heals
-        if not params.unbiased:  # which drops nothing
-            assert self._ext_dropped is not None
-            dropped = np.logaddexp(dropped, self._ext_dropped)
+        assert self._ext_dropped is not None
+        dropped = np.logaddexp(self.log_dropped, self._ext_dropped)
+        heals = self.heals
         if params.heal:
             dead = self.alive & (symbols >= 0) & ~ends & (kernels.log_z(state) == -np.inf)
             if dead.any():
@@ -359,15 +354,6 @@ class ByteLanes:
             log_dropped=np.where(stays, self.log_dropped, dropped),
             heals=heals,
         )
-
-    async def _extended_for(self, symbols: IntArray) -> BeamState:
-        """Return the candidates and the extensions that are kept for known bytes int64[N]."""
-        await self._have_rows()
-        ext = self.model.kernels.extensions(self.state, self.cut)
-        ext = thin_after(
-            self.model.kernels, self.state, ext, symbols, self.cut, self._log_threshold
-        )
-        return await commit(self.model, self.state, ext)
 
     async def _step_compiled(self, steps: WholeSteps, symbols: IntArray) -> ByteLanes | None:
         """`step` in one compiled call, which extends the new candidates too.

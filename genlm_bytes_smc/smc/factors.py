@@ -34,9 +34,6 @@ from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
 T = TypeVar("T")
 
-SPARE = 1e-3
-"""Share of a proposal that bytes have which an extension, thinned at random, may read."""
-
 _KEEP_EVERY = 64  # steps between two clearings of a constraint's memory
 _TIMES, _NORMALISED = "times", "normalised"
 
@@ -97,21 +94,13 @@ class BeamLanes(Lanes):
     async def rows(self) -> torch.Tensor:
         """See `Lanes`."""
         rows: torch.Tensor = await self.lanes.rows()
-        params = self.lanes.params
-        if not params.unbiased or params.prune_threshold == 0:
-            return rows
-        # The extensions that are thinned away here may be kept once a byte is known, so every
-        # byte that they may read must have a chance to be drawn. The step weighs it.
-        spare = np.where(self.lanes.alive[:, None], SPARE * self.lanes.model.first_bytes, 0.0)
-        spared = torch.log(send(spare, rows.device))
-        return torch.cat([torch.logaddexp(rows[:, :EOS_COLUMN], spared), rows[:, EOS_COLUMN:]], 1)
+        return rows
 
     async def step(self, symbols: IntArray) -> tuple[BeamLanes, FloatArray | None]:
-        """See `Lanes`; beams that are not top-K weigh a byte once they have read it."""
-        if self.lanes.params.prune == "topk":
-            return BeamLanes(await self.lanes.step(symbols)), None
-        how = {"weigh": True} if self.lanes.params.unbiased else {}
-        after = await self.lanes.step(symbols, **how)
+        """See `Lanes`; deferred beams know the weight of a byte once they have read it."""
+        after = await self.lanes.step(symbols)
+        if self.lanes.params.prune != "deferred":
+            return BeamLanes(after), None
         with np.errstate(invalid="ignore"):
             gain = np.where(after.log_z > -np.inf, after.log_z - self.lanes.log_z, -np.inf)
         return BeamLanes(after), gain
