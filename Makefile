@@ -131,7 +131,8 @@ DOCS := .venv-docs/bin/python
 	@touch $@
 
 docs docs-site: .venv-docs/ready
-	NO_MKDOCS_2_WARNING=1 $(DOCS) -m mkdocs build --quiet
+	@# Not with --quiet, which has it overlook the warnings that are to be errors.
+	NO_MKDOCS_2_WARNING=1 $(DOCS) -m mkdocs build
 	@echo '*' > site/.gitignore
 	$(DOCS) -m pytest -q tests/test_site.py
 	@echo "open site/index.html"

@@ -93,6 +93,24 @@ def test_links_lead_somewhere(path):
             assert (path.parent / target).exists(), target
 
 
+def test_the_readme_is_short():
+    """A new user reads the README in some minutes; what takes longer stands in docs/."""
+    assert len(refresh_outputs.README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_python_block_is_found():
+    """The expression that finds Python blocks takes each by itself, none twice and none not."""
+    text = (
+        "```python\na\n```\n\n```output\n1\n```\n\n```python skip\nb\n```\nx\n```python\nc\n```\n"
+    )
+    found = [(b["kind"], b["code"], b["output"]) for b in refresh_outputs.PYTHON.finditer(text)]
+    assert found == [("", "a\n", "1\n"), ("skip", "b\n", None), ("", "c\n", None)]
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        n = len(re.findall(r"^```python", text, re.M))
+        assert len(list(refresh_outputs.PYTHON.finditer(text))) == n, path
+
+
 def test_the_tests_that_the_theory_names_exist():
     text = (DOCS / "theory.md").read_text(encoding="utf-8")
     named_tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)

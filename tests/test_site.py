@@ -97,6 +97,14 @@ def test_every_example_is_shown_with_its_output():
         assert squeezed(script.read_text(encoding="utf-8").split('"""', 2)[2]) in text, script
 
 
+def test_the_search_works_from_a_disk(pages):
+    """The index is a script that has every page, and pages load what runs it without a server."""
+    index = (SITE / "search" / "search_index.js").read_text(encoding="utf-8")
+    for place in ("tutorial.html", "howto/classify.html", "reference/smc.html"):
+        assert f'"location":"{place}' in index, place
+    assert any(a.endswith("iframe-worker.js") for a in pages[SITE / "theory.html"].fetched)
+
+
 def test_formulas_are_shown_without_scripts():
     """Formulas of the theory are MathML: no TeX is left, and no library that would turn it."""
     text = (SITE / "theory.html").read_text(encoding="utf-8")

@@ -141,15 +141,13 @@ SOURCES: dict[str, str] = {}  # the repository's path of each page whose links a
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """List the examples in the navigation."""
+    """List the examples in the navigation, by their files' names."""
+    pages = [{p.stem.replace("_", " "): place(f"examples/{p.name}")} for p in EXAMPLES]
     for part in config.nav or []:
         for items in part.values():
             for item in items if isinstance(items, list) else []:
                 if isinstance(item, dict) and "Examples" in item:
-                    item["Examples"] = [
-                        "examples/index.md",
-                        *(place(f"examples/{p.name}") for p in EXAMPLES),
-                    ]
+                    item["Examples"] = ["examples/index.md", *pages]
     return config
 
 
