@@ -105,6 +105,14 @@ def test_the_search_works_from_a_disk(pages):
     assert any(a.endswith("iframe-worker.js") for a in pages[SITE / "theory.html"].fetched)
 
 
+def test_every_block_of_code_is_shown_as_one(pages):
+    """No fence of a block is left as text."""
+    for path in pages:
+        if path.is_relative_to(SITE / "repository" / "tests") or "experiments" in path.parts:
+            continue  # which have fences in their own text
+        assert "```" not in visible(path), path
+
+
 def test_formulas_are_shown_without_scripts():
     """Formulas of the theory are MathML: no TeX is left, and no library that would turn it."""
     text = (SITE / "theory.html").read_text(encoding="utf-8")

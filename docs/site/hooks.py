@@ -182,10 +182,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the links of a page right, and name what a page of the reference describes."""
+    """Put links and fences of a page right, and name what a page of the reference describes."""
     source = SOURCES.get(page.file.src_uri)
     if source:
         markdown = relinked(markdown, source, page.file.src_uri)
+    markdown = markdown.replace("```python skip\n", "```python\n")  # a mark for the tests
     return PACKAGE.sub(lambda found: members(found[1]), markdown)
 
 
