@@ -54,7 +54,7 @@ async def test_a_text_off_the_tokenizers_path_costs_few_rows_for_nothing(bigrams
 async def test_a_text_unlike_what_the_model_knows_takes_few_forwards(tiny, threshold, prune):
     params = BeamParams(5, threshold, prune=prune)
     slow, fast, looped, at_once = await both_ways(tiny, params, LICENCE)
-    assert at_once[1] < (0.12 if prune == "topk" else 0.15) * looped[1]
+    assert at_once[1] < (0.12 if prune == "topk" else 0.2) * looped[1]
     if prune == "topk":  # a known text is thinned by what comes later, too: other draws
         assert fast.logZ == pytest.approx(slow.logZ, abs=1e-3)
     assert at_once[0] < (2.2 if prune == "topk" else 3) * looped[0]
