@@ -57,7 +57,7 @@ async def test_a_text_unlike_what_the_model_knows_takes_few_forwards(tiny, thres
     assert at_once[1] < (0.12 if prune == "topk" else 0.2) * looped[1]
     if prune == "topk":  # a known text is thinned by what comes later, too: other draws
         assert fast.logZ == pytest.approx(slow.logZ, abs=1e-3)
-    assert at_once[0] < (2.2 if prune == "topk" else 3) * looped[0]
+    assert at_once[0] < (2.2 if prune == "topk" else 4) * looped[0]
 
 
 @pytest.mark.parametrize("limit", [None, 40])
