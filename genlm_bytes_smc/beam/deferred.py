@@ -48,6 +48,8 @@ from genlm_bytes_smc.lm.engine import not_pickled
 FloatArray = npt.NDArray[np.float64]
 
 RESERVE = 1e-5  # least share of a row that all bytes have together, for what has no row
+FEW = 0.1  # share of a row below which the bytes that are admitted are few
+LEAST_ADMITTED = 1e-4  # least share of the admitted bytes that thresholds are taken from
 AT_ONCE = 4  # rows that a lane asks for in one request
 
 
@@ -203,20 +205,46 @@ class DeferredLanes:
         row, device = await self._next_rows(), self.model.engine.device
         return row if device.type == "cpu" else row.to(device, non_blocking=True)
 
+    async def rows_within(self, admitted: FloatArray) -> torch.Tensor:
+        """Return `logp_next` for draws among some bytes only, as a constraint admits them.
+
+        Contexts get their own rows from a share of the admitted mass on, not of all: those that
+        hold little in all may hold most of what is admitted.
+
+        Args:
+            admitted: float64[N], share of each lane's row that the admitted bytes have.
+        """
+        rows = (await self._next_rows()).clone()
+        few = np.flatnonzero((admitted < FEW) & self.alive)
+        if len(few):
+            lanes = self.gather(few)
+            least = self.params.prune_threshold * np.maximum(admitted[few], LEAST_ADMITTED)
+            nodes, masses, rest = await lanes._judged_at_end(least)
+            rows[torch.from_numpy(few)] = lanes._row(nodes, masses, rest[:, 1])
+        device = self.model.engine.device
+        return rows if device.type == "cpu" else rows.to(device, non_blocking=True)
+
     async def _next_rows(self) -> torch.Tensor:
         """Return `logp_next`, on the host."""
         if "row" not in self._memo:
             with self.model.engine.tree.one_thread:
-                nodes = self.nodes.take(np.arange(len(self)))
-                threshold = self.params.prune_threshold
-                await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
-                masses, rest = await self._have_rows(
-                    nodes, threshold, threshold, Fetched(self.model), at_end=True
-                )
+                nodes, masses, rest = await self._judged_at_end(self.params.prune_threshold)
                 self._memo["looked"] = dataclasses.replace(self, nodes=nodes, _memo={})
                 self._memo["row"] = self._row(nodes, masses, rest[:, 1])
         row: torch.Tensor = self._memo["row"]
         return row
+
+    async def _judged_at_end(
+        self, threshold: float | FloatArray
+    ) -> tuple[Nodes, FloatArray, FloatArray]:
+        """Return nodes with the rows that proposals need, and what `_have_rows` returns."""
+        with self.model.engine.tree.one_thread:
+            nodes = self.nodes.take(np.arange(len(self)))
+            await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
+            found = await self._have_rows(
+                nodes, threshold, threshold, Fetched(self.model), at_end=True
+            )
+            return nodes, *found
 
     rows = logp_next
 
@@ -296,7 +324,13 @@ class DeferredLanes:
         )
 
     async def _have_rows(
-        self, nodes: Nodes, share: float, merge: float, rows: RowSource, *, at_end: bool = False
+        self,
+        nodes: Nodes,
+        share: float | FloatArray,
+        merge: float | FloatArray,
+        rows: RowSource,
+        *,
+        at_end: bool = False,
     ) -> tuple[FloatArray, FloatArray]:
         """Fetch rows until no deferred node's estimated share is above its limit.
 
@@ -312,6 +346,7 @@ class DeferredLanes:
         wanted = np.empty((len(nodes.count), AT_ONCE), dtype=np.int64)
         shares = np.empty(wanted.shape)
         rest = np.empty((len(nodes.count), 2))
+        share, merge = (np.full(len(nodes.count), limit) for limit in (share, merge))
         requests = -(-self.params.deferred_rows // AT_ONCE)
         for turn in range(requests + 1):
             masses: FloatArray = dn.judge(

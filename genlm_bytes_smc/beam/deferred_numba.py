@@ -184,8 +184,8 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, shar
 
     Args:
         ints, floats, count, length: see the module; OWN and WEIGHT are set.
-        share: estimated share of the mass from which on a position gets its first row.
-        merge: share from which on a further node of a position gets its row.
+        share: float64[N], estimated share of the mass from which on a position gets its first row.
+        merge: float64[N], share from which on a further node of a position gets its row.
         guess: probability of each byte that a position without a row is taken to give.
         at_end: judge the nodes that end with the text instead of those before.
         wanted: int64[N, A], set to the places of the chosen nodes, -1 behind them.
@@ -245,14 +245,14 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, shar
                         estimate += deferred * ahead
                         rest[i, 0] += deferred
                 elif (position == now) == at_end:
-                    first = best if live == 0.0 and deferred * ahead > share * estimate else -1
+                    first = best if live == 0.0 and deferred * ahead > share[i] * estimate else -1
                     if first >= 0 and ints[i, first, NODE] != NOT_NOW:
                         _insert(wanted[i], shares[i], first, deferred * ahead / estimate)
                     for x in range(begin[w], begin[w + 1]):
                         c = order[x]
                         worth = floats[i, c, OWN] * ahead
                         rides = live > 0.0 and ints[i, c, CTX] < 0 and ints[i, c, NODE] != NOT_NOW
-                        if rides and worth > merge * estimate:
+                        if rides and worth > merge[i] * estimate:
                             _insert(wanted[i], shares[i], c, worth / estimate)
         rest[i, 1] = estimate - mass
     return masses

@@ -55,6 +55,15 @@ class Lanes(ABC):
     async def rows(self) -> torch.Tensor:
         """Return log weights of the next byte and of the end: float64[D, 257], nats."""
 
+    async def rows_within(self, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return rows that may be more exact for the bytes that the whole target admits.
+
+        Args:
+            rows: what `rows` gave.
+            target: float64[D, 257], log weights of the target; -inf where nothing is admitted.
+        """
+        return rows
+
     @abstractmethod
     async def step(self, symbols: IntArray) -> tuple[Lanes, FloatArray | None]:
         """Read a byte in every lane.
@@ -95,6 +104,15 @@ class BeamLanes(Lanes):
         """See `Lanes`."""
         rows: torch.Tensor = await self.lanes.rows()
         return rows
+
+    async def rows_within(self, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See `Lanes`."""
+        if self.lanes.params.prune != "deferred":
+            return rows
+        within = torch.where(torch.isneginf(target), -torch.inf, rows)
+        share = torch.exp(torch.logsumexp(within, 1) - torch.logsumexp(rows, 1))
+        sharper: torch.Tensor = await self.lanes.rows_within(share.nan_to_num(1.0).cpu().numpy())
+        return sharper
 
     async def step(self, symbols: IntArray) -> tuple[BeamLanes, FloatArray | None]:
         """See `Lanes`; deferred beams know the weight of a byte once they have read it."""

@@ -90,8 +90,15 @@ class Frontier(NamedTuple):
             blocks = [next(found) if f.waits else await f.rows() for f in self.lanes]
         else:
             blocks = [await factor.rows() for factor in self.lanes]
+        target = self.plan.target(blocks)
+        if len(self.lanes) > 1:
+            within = [
+                await f.rows_within(b, target) for f, b in zip(self.lanes, blocks, strict=True)
+            ]
+            if any(a is not b for a, b in zip(within, blocks, strict=True)):
+                blocks, target = within, self.plan.target(within)
         proposal = self.plan.proposal
-        return Rows(blocks, self.plan.target(blocks), proposal and proposal(blocks))
+        return Rows(blocks, target, proposal and proposal(blocks))
 
     async def step(
         self, rows: Rows | None, symbols: IntArray, going: BoolArray
