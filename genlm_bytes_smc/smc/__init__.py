@@ -18,6 +18,7 @@ Here belongs what happens to particles; models, constraints and look-aheads only
     runs, rejuvenation        R runs and their errors; Metropolis-Hastings moves
     loop                      `smc`, `run`, `step`
     many, conditional         several runs, runs without an event loop; Markov chains
+    exact, bounds             exact samples; bounds on log_ml from both sides
 
 The schemes, the weighers and the moves can be changed one by one, each has its oracle in
 `tests/smc`. The order of random draws (`loop.step`) may not: seeded runs are to stay what they
@@ -28,6 +29,7 @@ import sys
 from types import ModuleType
 
 from genlm_bytes_smc import alphabet as alphabet  # first: it imports genlm.control at less cost
+from genlm_bytes_smc.smc.bounds import LogMLBounds, log_ml_bounds
 from genlm_bytes_smc.smc.conditional import (
     Chains,
     ConditionalResult,
@@ -35,6 +37,7 @@ from genlm_bytes_smc.smc.conditional import (
     conditional_smc,
     particle_gibbs,
 )
+from genlm_bytes_smc.smc.exact import ExactSamples, exact_sample
 from genlm_bytes_smc.smc.factors import BadWeightError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
 from genlm_bytes_smc.smc.many import Repeats, smc_many, smc_repeat, smc_sync
@@ -51,7 +54,9 @@ __all__ = [
     "BadWeightError",
     "Chains",
     "ConditionalResult",
+    "ExactSamples",
     "Held",
+    "LogMLBounds",
     "Particles",
     "Repeats",
     "Rollout",
@@ -63,6 +68,8 @@ __all__ = [
     "TextSamples",
     "Weights",
     "conditional_smc",
+    "exact_sample",
+    "log_ml_bounds",
     "particle_gibbs",
     "smc",
     "smc_many",

@@ -53,7 +53,10 @@ class TextSamples(Sequences):  # type: ignore[misc]
     Attributes:
         log_ml: log of the mean weight, nats: the estimated log marginal likelihood.
         ess: effective sample size of the weights.
+        log_ml_bounds: bounds on the log marginal likelihood, where they were asked for; else None.
     """
+
+    log_ml_bounds: tuple[Any, ...] | None = None
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__

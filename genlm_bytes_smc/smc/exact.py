@@ -1,0 +1,283 @@
+"""Exact samples of a constrained model, by rejection that remembers what it has seen.
+
+Plain rejection draws whole texts of the model until one satisfies the constraint. Here a draw
+stops at the first byte after which too little is left, and every row that was computed is kept
+in a tree of prefixes with a bound on the mass below it. Later draws avoid what is known to be
+dead. This is constrained adaptive rejection sampling (CARS, 2025) over bytes, for targets whose
+rows sum to at most one; ASAp (Park et al. 2024, arXiv:2405.21047) remembers the same masses.
+
+Why it is exact. Let r(x)[b] be the target's row after a prefix x, and gamma(y) the product of
+the entries along a whole text y. u(x) <= 1 bounds the mass below x: 1 where nothing is known,
+else the sum over b of r(x)[b] u(xb). A draw goes from x to b with probability r(x)[b] u(xb) / u(x).
+If u has become smaller since it was drawn by (another draw has come by, or the row of x is new),
+it goes on with probability u now / u then. The factors u cancel along the way, so a draw that
+begins with bound u at the root ends with y with probability gamma(y) / u. What is accepted has
+the law gamma / Z whatever is known, and u times the event of acceptance has the mean Z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.smc.factors import check_alphabet, factors_of
+from genlm_bytes_smc.smc.particles import Weights
+from genlm_bytes_smc.smc.resampling import FloatArray
+from genlm_bytes_smc.smc.result import TextSamples
+
+_OVER = 1 + 1e-6  # most that a row may sum to, with rounding
+
+
+@dataclass(eq=False)
+class _Prefix:
+    """A text whose row is known.
+
+    Attributes:
+        text: its bytes.
+        row: float64[257], what the target gives to each symbol after it.
+        upper, lower: float64[257], bounds on the mass below each symbol, over the row's entry.
+        above: the prefix one byte shorter; None at the root.
+        after: the prefixes one byte longer that are known, by byte.
+    """
+
+    text: bytes
+    row: FloatArray
+    above: _Prefix | None
+    after: dict[int, _Prefix] = field(default_factory=dict)
+    upper: FloatArray = field(init=False)
+    lower: FloatArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.upper = np.ones(N_SYMBOLS)
+        self.lower = np.zeros(N_SYMBOLS)
+        self.lower[EOS_COLUMN] = 1.0
+
+    @property
+    def bound(self) -> float:
+        """Most mass that is below, over the mass that led here."""
+        return float(self.row @ self.upper)
+
+    def tell(self) -> None:
+        """Tell the prefixes above what is known here."""
+        here = self
+        while here.above is not None:
+            byte = here.text[-1]
+            here.above.upper[byte] = here.row @ here.upper
+            here.above.lower[byte] = here.row @ here.lower
+            here = here.above
+
+
+@dataclass
+class _Draw:
+    """A draw under way.
+
+    Attributes:
+        at: the prefix it has come to; None before its row is known.
+        text: its bytes.
+        above: the prefix one byte shorter.
+        promised: the bound on the mass below that it was drawn by.
+        begun: the bound at the root when it began.
+    """
+
+    at: _Prefix | None
+    text: bytes
+    above: _Prefix | None
+    promised: float
+    begun: float
+
+
+class ExactSamples(TextSamples):
+    """Independent texts of exactly the target's law, equally weighted.
+
+    Attributes:
+        draws: how many were made, the rejected ones included.
+        rows: rows that the language models computed.
+        log_ml_bounds: (low, high), nats: the log marginal likelihood lies between them for sure.
+            What was seen of whole texts bounds it from below, what is not known to be dead from
+            above.
+        log_ml: an estimate of it, unbiased on the linear scale.
+    """
+
+    def __init__(
+        self, texts: list[bytes], estimate: float, draws: int, rows: int, low: float, high: float
+    ) -> None:
+        with np.errstate(divide="ignore"):
+            logs = np.log(np.array([estimate, low, high]))
+        if texts:
+            super().__init__(texts, np.ones(len(texts), dtype=bool), np.full(len(texts), logs[0]))
+        else:
+            self._without_texts()
+        self.draws, self.rows = draws, rows
+        self.log_ml = float(logs[0])
+        self.log_ml_bounds = (float(logs[1]), float(logs[2]))
+
+    def _without_texts(self) -> None:
+        """Set what is set for some texts, where rows were used up before the first."""
+        none: FloatArray = np.empty(0)
+        self.texts, self.ended, self.size, self.ess = [], np.empty(0, dtype=bool), 0, 0.0
+        self.log_weights = self.log_normalized_weights = none
+        self.log_total = self.log_ess = -np.inf
+        self._weights = Weights(np.array([-np.inf]))
+
+    @property
+    def normalized_weights(self) -> FloatArray:
+        """Weights that sum to one, float64[N]."""
+        return np.full(self.size, 1 / max(self.size, 1))
+
+    def summary(self) -> dict[str, str]:
+        """Return what is shown above the texts, name by name."""
+        low, high = self.log_ml_bounds or (-np.inf, np.inf)
+        return {
+            "log marginal likelihood": f"{self.log_ml:.4f}, between {low:.4f} and {high:.4f}",
+            "draws": f"{self.size} accepted of {self.draws}",
+            "language model": f"{self.rows} rows",
+        }
+
+
+async def exact_sample(
+    target: Any,
+    n: int,
+    max_rows: int | None = None,
+    max_bytes: int = 100,
+    *,
+    seed: int | None = None,
+    at_once: int = 16,
+) -> ExactSamples:
+    """Draw independent texts from exactly the law that the target's rows define.
+
+    The rows of `prune="topk"` and of any wide beam are the weights. With `prune="deferred"`
+    rows are forecasts of them: `target.complete` says what a text weighs after all, and the
+    ratio is an importance weight.
+
+    Args:
+        target: a potential over bytes whose rows sum to at most one: a `ByteLLM`, its product
+            with constraints, powers of at least one, products of language models.
+        n: how many texts.
+        max_rows: no further draws begin once the language models have computed so many rows;
+            then there may be fewer texts than n. None: until there are n.
+        max_bytes: texts that are longer have weight zero.
+        seed: of the draws; None: a new one.
+        at_once: draws side by side, which share forwards.
+
+    Returns:
+        The texts, and bounds on the log marginal likelihood.
+
+    Raises:
+        TypeError: no potential.
+        ValueError: a number out of range, a row that sums to more than one, or no text of
+            weight.
+    """
+    check_alphabet(target)
+    for name, value in (("n", n), ("max_bytes", max_bytes), ("at_once", at_once)):
+        check_count(name, value, 1)
+    if max_rows is not None:
+        check_count("max_rows", max_rows, 1)
+    return await _Sampler(target, max_bytes, np.random.default_rng(seed)).run(n, max_rows, at_once)
+
+
+class _Sampler:
+    """The tree of known prefixes, and the draws that are under way."""
+
+    def __init__(self, target: Any, max_bytes: int, rng: np.random.Generator) -> None:
+        self._target, self._max_bytes, self._rng = target, max_bytes, rng
+        engines = [f.model.engine for f in factors_of(target) if isinstance(f, ByteLLM)]
+        self._engines = list({id(e): e for e in engines}.values())
+        self._root: _Prefix | None = None
+        self._accepted: list[float] = []  # bound at the start of each finished draw, or 0
+        self._texts: list[bytes] = []
+
+    def _rows(self) -> int:
+        return sum(e.counts.rows for e in self._engines)
+
+    async def run(self, n: int, max_rows: int | None, at_once: int) -> ExactSamples:
+        """Draw until there are n texts, or rows are used up."""
+        before = self._rows()
+        (self._root,) = await self._know([(b"", None)])
+        going: list[_Draw] = []
+        while len(self._texts) < n:
+            spent = max_rows is not None and self._rows() - before >= max_rows
+            if self._root.bound <= 0:
+                break
+            while not spent and len(going) < min(at_once, n - len(self._texts)):
+                going.append(self._begin())
+            if not going:
+                break
+            going = await self._advance(going)
+        low = float(self._root.row @ self._root.lower)
+        if self._root.bound <= 0:
+            raise ValueError("the target has no text of weight of at most max_bytes bytes")
+        estimate = float(np.mean(self._accepted)) if self._accepted else np.nan
+        draws, rows = len(self._accepted), self._rows() - before
+        return ExactSamples(self._texts[:n], estimate, draws, rows, low, self._root.bound)
+
+    def _begin(self) -> _Draw:
+        assert self._root is not None
+        return _Draw(self._root, b"", None, self._root.bound, self._root.bound)
+
+    async def _advance(self, draws: list[_Draw]) -> list[_Draw]:
+        """Go on with each draw to the next prefix whose row is not known, or to its end."""
+        fresh = {d.text: (d.text, d.above) for d in draws if d.at is None and self._lacks(d)}
+        await self._know(list(fresh.values()))
+        waiting = []
+        for draw in draws:
+            if draw.at is None:
+                assert draw.above is not None
+                draw.at = draw.above.after[draw.text[-1]]
+            if self._walk(draw):
+                waiting.append(draw)
+        return waiting
+
+    def _lacks(self, draw: _Draw) -> bool:
+        return draw.above is not None and draw.text[-1] not in draw.above.after
+
+    def _walk(self, draw: _Draw) -> bool:
+        """Walk through known prefixes; return whether the draw now waits for a row."""
+        while draw.at is not None:
+            here, bound = draw.at, draw.at.bound
+            if bound <= 0 or self._rng.random() * draw.promised >= bound:
+                self._accepted.append(0.0)
+                return False
+            mass = here.row * here.upper
+            symbol = int(self._rng.choice(N_SYMBOLS, p=mass / mass.sum()))
+            if symbol == EOS_COLUMN:
+                self._accepted.append(draw.begun)
+                self._texts.append(here.text)
+                return False
+            draw.promised = float(here.upper[symbol])
+            draw.text, draw.above = here.text + bytes([symbol]), here
+            draw.at = here.after.get(symbol)
+        return True
+
+    async def _know(self, asked: Sequence[tuple[bytes, _Prefix | None]]) -> list[_Prefix]:
+        """Compute the rows of prefixes, and note them in the tree."""
+        if not asked:
+            return []
+        lazy = await self._target.batch_logw_next([[bytes([b]) for b in t] for t, _ in asked])
+        rows = np.exp(_as_array(lazy.weights))
+        known = []
+        for (text, above), row in zip(asked, rows, strict=True):
+            if len(text) >= self._max_bytes:
+                row[:EOS_COLUMN] = 0.0
+            if not row.sum() <= _OVER:
+                raise ValueError(
+                    f"exact_sample needs rows that sum to at most one, got {row.sum():.6g} "
+                    f"after {text!r}"
+                )
+            prefix = _Prefix(text, row, above)
+            if above is not None:
+                above.after[text[-1]] = prefix
+            prefix.tell()
+            known.append(prefix)
+        return known
+
+
+def _as_array(weights: Any) -> npt.NDArray[np.float64]:
+    values = weights.cpu().numpy() if hasattr(weights, "cpu") else np.asarray(weights)
+    return np.array(values, dtype=np.float64)

@@ -1,0 +1,158 @@
+"""Exact samples have the target's law, and bounds hold the truth."""
+
+import math
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from genlm_bytes_smc import BeamParams
+from genlm_bytes_smc.constraints import ByteRegex, FiniteSet
+from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.smc import exact_sample, log_ml_bounds, smc
+from genlm_bytes_smc.smc.bounds import _student
+from tests.toys import EOS_TOKEN, Enumeration, ToyLM
+
+TEXTS = [b"a", b"ab", b"abc", b"acb", b"bca", b"cab", b"ccc", b""]
+
+
+def toy(seed=2, **kwargs):
+    params = BeamParams(None, eos_byte_strings=[EOS_TOKEN])
+    return ByteLLM(ToyLM(seed=seed, **kwargs), params)
+
+
+def truth(llm, texts, power=1.0):
+    enumeration = Enumeration(llm.llm, frozenset([EOS_TOKEN]))
+    return np.array([enumeration.ended(t) for t in texts]) ** power
+
+
+@pytest.mark.parametrize("at_once", [1, 16])
+async def test_the_law_is_the_targets(at_once):
+    """Chi-squared against enumeration, with draws one by one and side by side."""
+    llm = toy()
+    exact = truth(llm, TEXTS)
+    found = await exact_sample(llm * FiniteSet(TEXTS), 3000, seed=1, at_once=at_once)
+    counts = Counter(found.texts)
+    assert found.ended.all() and set(counts) <= set(TEXTS)
+    expected = 3000 * exact / exact.sum()
+    assert stats.chisquare([counts[t] for t in TEXTS], expected).pvalue > 1e-4
+    assert math.exp(found.log_ml) == pytest.approx(exact.sum(), rel=0.1)
+
+
+async def test_a_wrong_bound_is_noticed(monkeypatch):
+    """Were a new row's mass not held against what was promised, the law would be another."""
+    from genlm_bytes_smc.smc import exact as module
+
+    llm = toy()
+    exact = truth(llm, TEXTS)
+    monkeypatch.setattr(module._Prefix, "tell", lambda self: None)
+    monkeypatch.setattr(module._Prefix, "bound", property(lambda self: 1.0))
+    found = await exact_sample(llm * FiniteSet(TEXTS), 3000, seed=1)
+    counts = Counter(found.texts)
+    expected = 3000 * exact / exact.sum()
+    assert stats.chisquare([counts[t] for t in TEXTS], expected).pvalue < 1e-4
+
+
+async def test_bounds_close_and_draws_stop_being_rejected():
+    """Of a finite set everything is soon known: bounds meet, and no draw is lost any more."""
+    llm = toy()
+    exact = math.log(truth(llm, TEXTS).sum())
+    found = await exact_sample(llm * FiniteSet(TEXTS), 400, seed=3)
+    low, high = found.log_ml_bounds
+    assert low - 1e-9 <= exact <= high + 1e-9
+    assert high - low < 1e-2
+    assert found.draws < 500
+
+
+async def test_bounds_hold_whenever_rows_run_out():
+    """With few rows there are fewer texts, and the truth lies between the bounds still."""
+    for seed in range(20):
+        llm = toy(seed=4)
+        exact = math.log(truth(llm, TEXTS).sum())
+        found = await exact_sample(llm * FiniteSet(TEXTS), 1000, max_rows=3, seed=seed)
+        low, high = found.log_ml_bounds
+        assert low - 1e-9 <= exact <= high + 1e-9
+        assert len(found.texts) < 1000
+
+
+async def test_its_estimate_is_unbiased():
+    """The mean of exp(log_ml) over runs is the truth within four standard errors."""
+    llm = toy(seed=5)
+    exact = truth(llm, TEXTS).sum()
+    target = llm * FiniteSet(TEXTS)
+    found = np.exp([(await exact_sample(target, 3, seed=s)).log_ml for s in range(400)])
+    assert abs(found.mean() - exact) < 4 * found.std() / 20 + 0.02 * exact
+
+
+async def test_powers_and_products_of_models():
+    """A power of a model is a target like another: its rows sum to less than one."""
+    llm = toy()
+    texts = TEXTS[:5]
+    exact = truth(llm, texts, 2.0)
+    found = await exact_sample(llm**2 * FiniteSet(texts), 2000, seed=1)
+    counts = Counter(found.texts)
+    expected = 2000 * exact / exact.sum()
+    assert stats.chisquare([counts[t] for t in texts], expected).pvalue > 1e-4
+    assert math.exp(found.log_ml) == pytest.approx(exact.sum(), rel=0.1)
+    for text, weight in zip(texts, exact, strict=True):
+        one = await smc(llm**2 * FiniteSet([text]), 1, max_bytes=10, progress=False)
+        assert math.exp(one.log_ml) == pytest.approx(weight, rel=1e-6)
+
+
+async def test_infinite_languages_and_the_length_limit():
+    """Texts of a regex that are too long have weight zero, as in `smc`."""
+    llm = toy()
+    found = await exact_sample(llm * ByteRegex("(ab|c)*"), 200, max_bytes=6, seed=1)
+    assert all(len(t) <= 6 for t in found.texts)
+    low, high = found.log_ml_bounds
+    run = await smc(llm * ByteRegex("(ab|c)*"), 4000, max_bytes=6, seed=1, progress=False)
+    assert low - 0.1 <= run.log_ml <= high + 0.1
+
+
+async def test_refusals():
+    llm = toy()
+    with pytest.raises(ValueError, match="no text of weight"):
+        await exact_sample(llm * FiniteSet([b"zz"]), 1)
+    with pytest.raises(ValueError, match="rows that sum to at most one, got"):
+        await exact_sample(llm**0.5, 1)
+    with pytest.raises((TypeError, ValueError), match="n "):
+        await exact_sample(llm, 0)
+    with pytest.raises(TypeError, match="Potential"):
+        await exact_sample("a", 1)
+
+
+async def test_bounds_from_both_sides_hold_the_truth():
+    """At least 95% of 200 intervals cover the enumerated truth, and are attached to a run."""
+    llm = toy(seed=6)
+    exact = math.log(truth(llm, TEXTS).sum())
+    target = llm * FiniteSet(TEXTS)
+    texts = (await exact_sample(target, 1600, seed=0)).texts
+    covered = 0
+    for i in range(200):
+        held = texts[8 * i : 8 * i + 8]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # some of 200 gape
+            found = await log_ml_bounds(target, 16, 0.5, 10, exact=held, seed=1000 * i)
+        covered += found.low <= exact <= found.high
+    assert covered >= 190
+    run = await smc(target, 400, 0.5, 10, seed=0, progress=False)
+    bounds = await log_ml_bounds(target, 400, 0.5, 10, result=run)
+    assert run.log_ml_bounds == bounds
+    assert bounds.confidence == 0.95
+
+
+async def test_bounds_that_gape_are_said_to():
+    llm = ByteLLM(ToyLM(seed=1, sharpness=6.0), BeamParams(None, eos_byte_strings=[EOS_TOKEN]))
+    target = llm * FiniteSet([b"acbacb", b"cabcab", b"bbbbbb", b"aaaaac"])
+    texts = (await exact_sample(target, 4, seed=0)).texts
+    with pytest.warns(UserWarning, match="log marginal likelihood is between"):
+        await log_ml_bounds(target, 2, 0.5, 10, exact=texts, runs=4)
+    with pytest.raises(ValueError, match="at least four exact samples"):
+        await log_ml_bounds(target, 2, 0.5, 10, exact=texts[:2])
+
+
+@pytest.mark.parametrize("freedom", [3, 7, 30])
+def test_quantiles_of_students_t(freedom):
+    assert _student(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
