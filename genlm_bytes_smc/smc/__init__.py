@@ -37,7 +37,7 @@ from genlm_bytes_smc.smc.conditional import (
     conditional_smc,
     particle_gibbs,
 )
-from genlm_bytes_smc.smc.exact import ExactSamples, exact_sample
+from genlm_bytes_smc.smc.exact import ExactSamples, Posterior, exact_sample, posterior
 from genlm_bytes_smc.smc.factors import BadWeightError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
 from genlm_bytes_smc.smc.many import Repeats, smc_many, smc_repeat, smc_sync
@@ -58,6 +58,7 @@ __all__ = [
     "Held",
     "LogMLBounds",
     "Particles",
+    "Posterior",
     "Repeats",
     "Rollout",
     "RunFailedError",
@@ -71,6 +72,7 @@ __all__ = [
     "exact_sample",
     "log_ml_bounds",
     "particle_gibbs",
+    "posterior",
     "smc",
     "smc_many",
     "smc_repeat",

@@ -13,6 +13,10 @@ If u has become smaller since it was drawn by (another draw has come by, or the 
 it goes on with probability u now / u then. The factors u cancel along the way, so a draw that
 begins with bound u at the root ends with y with probability gamma(y) / u. What is accepted has
 the law gamma / Z whatever is known, and u times the event of acceptance has the mean Z.
+
+`posterior` goes on in place of rejecting, and multiplies a weight by u now / u then: importance
+sampling whose proposal learns from every row. The weight that a draw ends with is gamma(y) over
+the probability of having drawn y, so it has the mean Z, and varies the less the more is known.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from genlm_bytes_smc.smc.particles import Weights
 from genlm_bytes_smc.smc.resampling import FloatArray
 from genlm_bytes_smc.smc.result import TextSamples
 
+_READ_OFF = 0.9  # share of the estimated mass from which on a posterior is read off what was seen
 _OVER = 1 + 1e-6  # most that a row may sum to, with rounding
 
 
@@ -84,6 +89,7 @@ class _Draw:
         above: the prefix one byte shorter.
         promised: the bound on the mass below that it was drawn by.
         begun: the bound at the root when it began.
+        weight: gamma of the text over the probability of having drawn it, where none is rejected.
     """
 
     at: _Prefix | None
@@ -91,6 +97,7 @@ class _Draw:
     above: _Prefix | None
     promised: float
     begun: float
+    weight: float
 
 
 class ExactSamples(TextSamples):
@@ -182,11 +189,95 @@ async def exact_sample(
     return await _Sampler(target, max_bytes, np.random.default_rng(seed)).run(n, max_rows, at_once)
 
 
-class _Sampler:
-    """The tree of known prefixes, and the draws that are under way."""
+class Posterior(TextSamples):
+    """Weighted texts from a given number of rows.
 
-    def __init__(self, target: Any, max_bytes: int, rng: np.random.Generator) -> None:
+    Attributes:
+        draws: how many were made, dead ones included.
+        rows: rows that the language models computed.
+        seen: log weights of all texts whose weight is known, nats, by text.
+        read_off: whether the texts are those of `seen`, weighted by what they weigh; else they
+            are the draws.
+        log_ml_bounds: (low, high), nats: the log marginal likelihood lies between them for sure.
+        log_ml: an estimate of it from all draws, unbiased on the linear scale.
+    """
+
+    def __init__(
+        self, finished: list[_Draw], seen: dict[bytes, float], rows: int, low: float, high: float
+    ) -> None:
+        with np.errstate(divide="ignore"):
+            weights = np.log([d.weight for d in finished])
+            bounds = np.log([low, high])
+        log_ml = float(np.logaddexp.reduce(weights) - np.log(len(weights)))
+        self.read_off = bool(bounds[0] >= log_ml + np.log(_READ_OFF))
+        texts = list(seen) if self.read_off else [d.text for d in finished]
+        logs = np.array(list(seen.values())) if self.read_off else weights
+        ended = np.isfinite(logs)
+        super().__init__(texts, ended, logs)
+        self.draws, self.rows, self.seen = len(finished), rows, seen
+        self.log_ml = log_ml
+        self.log_ml_bounds = (float(bounds[0]), float(bounds[1]))
+
+    def summary(self) -> dict[str, str]:
+        """Return what is shown above the texts, name by name."""
+        low, high = self.log_ml_bounds or (-np.inf, np.inf)
+        source = "texts that were seen, by their weights" if self.read_off else "weighted draws"
+        return {
+            "log marginal likelihood": f"{self.log_ml:.4f}, between {low:.4f} and {high:.4f}",
+            "from": f"{source}; {self.draws} draws",
+            "effective sample size": f"{self.ess:.1f} of {self.size}",
+            "language model": f"{self.rows} rows",
+        }
+
+
+async def posterior(
+    target: Any,
+    budget: int = 1000,
+    max_bytes: int = 100,
+    *,
+    draws: int = 1000,
+    seed: int | None = None,
+    at_once: int = 16,
+) -> Posterior:
+    """Estimate the law of a target from a given number of rows of the language models.
+
+    Every row that is computed makes the proposal better, so this does not starve a text whose
+    unlikely part comes late, as particles that are resampled before it do. Where what was seen
+    holds nine tenths of the estimated mass, the result is read off it; else it is the draws.
+
+    Args:
+        target: as for `exact_sample`.
+        budget: no further draws begin once the language models have computed so many rows.
+        max_bytes: texts that are longer have weight zero.
+        draws: most draws.
+        seed: of the draws; None: a new one.
+        at_once: draws side by side, which share forwards.
+
+    Raises:
+        TypeError, ValueError: as for `exact_sample`.
+    """
+    check_alphabet(target)
+    numbers = {"budget": budget, "max_bytes": max_bytes, "draws": draws, "at_once": at_once}
+    for name, value in numbers.items():
+        check_count(name, value, 1)
+    sampler = _Sampler(target, max_bytes, np.random.default_rng(seed), reject=False)
+    return await sampler.weighted(draws, budget, at_once)
+
+
+class _Sampler:
+    """The tree of known prefixes, and the draws that are under way.
+
+    Args:
+        target, max_bytes, rng: see `exact_sample`.
+        reject: give up draws at random where bounds have shrunk; else weigh them.
+    """
+
+    def __init__(
+        self, target: Any, max_bytes: int, rng: np.random.Generator, *, reject: bool = True
+    ) -> None:
         self._target, self._max_bytes, self._rng = target, max_bytes, rng
+        self._reject = reject
+        self._finished: list[_Draw] = []
         engines = [f.model.engine for f in factors_of(target) if isinstance(f, ByteLLM)]
         self._engines = list({id(e): e for e in engines}.values())
         self._root: _Prefix | None = None
@@ -217,9 +308,44 @@ class _Sampler:
         draws, rows = len(self._accepted), self._rows() - before
         return ExactSamples(self._texts[:n], estimate, draws, rows, low, self._root.bound)
 
+    async def weighted(self, draws: int, budget: int, at_once: int) -> Posterior:
+        """Draw until there are so many draws, or rows are used up."""
+        before = self._rows()
+        (self._root,) = await self._know([(b"", None)])
+        going: list[_Draw] = []
+        begun = 0
+        while self._root.bound > 0:
+            spent = begun > 0 and self._rows() - before >= budget
+            while not spent and begun < draws and len(going) < at_once:
+                going.append(self._begin())
+                begun += 1
+            if not going:
+                break
+            going = await self._advance(going)
+        if not any(d.weight > 0 for d in self._finished):
+            raise ValueError("no text of weight was found: a larger budget may help")
+        low = float(self._root.row @ self._root.lower)
+        rows = self._rows() - before
+        return Posterior(self._finished, self._seen(), rows, low, self._root.bound)
+
+    def _seen(self) -> dict[bytes, float]:
+        """Return the log weights of all texts whose weight is known, nats."""
+        assert self._root is not None
+        found, stack = dict[bytes, float](), [(self._root, 0.0)]
+        while stack:
+            prefix, logw = stack.pop()
+            if prefix.row[EOS_COLUMN] > 0:
+                found[prefix.text] = logw + float(np.log(prefix.row[EOS_COLUMN]))
+            stack += [
+                (below, logw + float(np.log(prefix.row[byte])))
+                for byte, below in prefix.after.items()
+            ]
+        return found
+
     def _begin(self) -> _Draw:
         assert self._root is not None
-        return _Draw(self._root, b"", None, self._root.bound, self._root.bound)
+        bound = self._root.bound
+        return _Draw(self._root, b"", None, bound, bound, bound)
 
     async def _advance(self, draws: list[_Draw]) -> list[_Draw]:
         """Go on with each draw to the next prefix whose row is not known, or to its end."""
@@ -241,19 +367,26 @@ class _Sampler:
         """Walk through known prefixes; return whether the draw now waits for a row."""
         while draw.at is not None:
             here, bound = draw.at, draw.at.bound
-            if bound <= 0 or self._rng.random() * draw.promised >= bound:
-                self._accepted.append(0.0)
-                return False
+            gone = self._reject and self._rng.random() * draw.promised >= bound
+            draw.weight *= bound / draw.promised
+            if bound <= 0 or gone:
+                return self._finish(draw, 0.0)
             mass = here.row * here.upper
             symbol = int(self._rng.choice(N_SYMBOLS, p=mass / mass.sum()))
             if symbol == EOS_COLUMN:
-                self._accepted.append(draw.begun)
                 self._texts.append(here.text)
-                return False
+                return self._finish(draw, draw.weight)
             draw.promised = float(here.upper[symbol])
             draw.text, draw.above = here.text + bytes([symbol]), here
             draw.at = here.after.get(symbol)
         return True
+
+    def _finish(self, draw: _Draw, weight: float) -> bool:
+        """Note how a draw ended: its weight, and whether it was accepted. Return False."""
+        self._accepted.append(draw.begun if weight > 0 else 0.0)
+        draw.weight = weight
+        self._finished.append(draw)
+        return False
 
     async def _know(self, asked: Sequence[tuple[bytes, _Prefix | None]]) -> list[_Prefix]:
         """Compute the rows of prefixes, and note them in the tree."""

@@ -11,7 +11,7 @@ from scipy import stats
 from genlm_bytes_smc import BeamParams
 from genlm_bytes_smc.constraints import ByteRegex, FiniteSet
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc import exact_sample, log_ml_bounds, smc
+from genlm_bytes_smc.smc import exact_sample, log_ml_bounds, posterior, smc
 from genlm_bytes_smc.smc.bounds import _student
 from tests.toys import EOS_TOKEN, Enumeration, ToyLM
 
@@ -156,3 +156,46 @@ async def test_bounds_that_gape_are_said_to():
 @pytest.mark.parametrize("freedom", [3, 7, 30])
 def test_quantiles_of_students_t(freedom):
     assert _student(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+
+
+@pytest.mark.parametrize("budget", [4, 12, 1000])
+async def test_the_mean_weight_of_draws_is_the_marginal_likelihood(budget):
+    """However few rows there are: within four standard errors over 300 runs."""
+    llm = toy(seed=5)
+    exact = truth(llm, TEXTS).sum()
+    target = llm * FiniteSet(TEXTS)
+    found = []
+    for seed in range(300):
+        llm.clear_cache()
+        llm.model.store.clear()
+        found.append(math.exp((await posterior(target, budget, draws=8, seed=seed)).log_ml))
+    assert abs(np.mean(found) - exact) < 4 * np.std(found) / 300**0.5 + 1e-3 * exact
+
+
+async def test_a_posterior_is_exact_once_everything_is_seen():
+    """Of a finite set it is read off; of few rows it is weighted draws. Bounds hold in both."""
+    llm = toy()
+    exact = truth(llm, TEXTS)
+    found = await posterior(llm * FiniteSet(TEXTS), 200, seed=1)
+    assert found.read_off
+    shares = found.byte_posterior
+    for text, p in zip(TEXTS, exact / exact.sum(), strict=True):
+        assert shares[text] == pytest.approx(p, abs=0.02)
+    regex = llm * ByteRegex("[abc]*")
+    found = await posterior(regex, 12, 8, seed=1)
+    assert not found.read_off
+    low, high = found.log_ml_bounds
+    run = await smc(regex, 3000, max_bytes=8, seed=1, progress=False)
+    assert low - 0.05 <= run.log_ml <= high + 0.05
+
+
+async def test_an_unlikely_end_does_not_starve_a_likely_text():
+    """The likeliest of five texts has an unlikely end, before which particles are resampled."""
+    llm = toy()
+    texts = TEXTS[:5]
+    exact = math.log(truth(llm, texts, 2.0).sum())
+    target = llm**2 * FiniteSet(texts)
+    found = await posterior(target, 100, seed=0)
+    assert found.log_ml == pytest.approx(exact, abs=0.3)
+    plain = await smc(target, 500, 0.5, max_bytes=10, seed=1, progress=False)
+    assert plain.log_ml < exact - 1
