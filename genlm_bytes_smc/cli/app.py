@@ -13,6 +13,7 @@ import typer
 from genlm_bytes_smc.cli.options import (
     PROGRAM,
     BeamOptions,
+    ChooseOptions,
     GenerateOptions,
     JobOptions,
     ModelOptions,
@@ -187,6 +188,29 @@ async def score(
     from genlm_bytes_smc.cli.score import show_score
 
     await show_score(options, file)
+
+
+@_command(
+    ChooseOptions,
+    "choose 'The capital of France is' ' Paris' ' Rome' ' Berlin'",
+    "choose 'Is the sky blue? ' yes no --normalise end --json",
+    "choose 'The word for a dog is ' --options-file words.txt",
+)
+async def choose(
+    options: ChooseOptions,
+    prompt: Prompt,
+    answers: Annotated[
+        list[str] | None,
+        typer.Argument(help="The answers, with the space before them where there is one."),
+    ] = None,
+) -> None:
+    """Print the probabilities of given ANSWERS after PROMPT, among these answers.
+
+    Each is summed over the ways to cut it into tokens. All are read as one prefix tree.
+    """
+    from genlm_bytes_smc.cli.choose import show_choice
+
+    await show_choice(options, prompt, answers or [])
 
 
 @_command(

@@ -153,6 +153,24 @@ class ScoreOptions(BeamOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChooseOptions(ScoreOptions):
+    """The options of `choose`."""
+
+    normalise: Annotated[
+        Literal["none", "end"],
+        typer.Option(
+            "--normalise",
+            help="none: what follows the prompt begins with the answer; end: it is the answer, "
+            "and the text ends.",
+        ),
+    ] = "none"
+    options_file: Annotated[
+        str | None,
+        typer.Option("--options-file", help="File with further answers, one a line; - is stdin."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConstraintOptions:
     """A constraint on texts, at most one of three kinds."""
 

@@ -37,7 +37,14 @@ from genlm_bytes_smc.smc.conditional import (
 )
 from genlm_bytes_smc.smc.factors import BadWeightError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
-from genlm_bytes_smc.smc.many import Repeats, smc_many, smc_repeat, smc_sync
+from genlm_bytes_smc.smc.many import (
+    Repeats,
+    smc_many,
+    smc_many_sync,
+    smc_repeat,
+    smc_repeat_sync,
+    smc_sync,
+)
 from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights
 from genlm_bytes_smc.smc.resampling import RESAMPLING, Rollout, Suffix
 from genlm_bytes_smc.smc.result import UNDECODABLE, UNFINISHED, SMCResult, TextSamples
@@ -66,7 +73,9 @@ __all__ = [
     "particle_gibbs",
     "smc",
     "smc_many",
+    "smc_many_sync",
     "smc_repeat",
+    "smc_repeat_sync",
     "smc_steps",
     "smc_sync",
 ]
