@@ -39,6 +39,13 @@ if TYPE_CHECKING:
     from genlm_bytes_smc.potential import ByteLLM
     from genlm_bytes_smc.proposal import ByteAWRS, ByteProposalSampler, byte_sampler
     from genlm_bytes_smc.smc import SMCResult, smc_many_sync, smc_repeat_sync, smc_sync
+    from genlm_bytes_smc.surprisals import (
+        Surprisal,
+        compare_surprisal,
+        compare_surprisal_sync,
+        surprisal,
+        surprisal_sync,
+    )
     from genlm_bytes_smc.token_proposal import ByteTokenSampler
     from genlm_bytes_smc.trie import TokenTrie
     from genlm_bytes_smc.vocab import Vocabulary
@@ -67,6 +74,13 @@ _HOMES = {
     "potential": ("ByteLLM",),
     "proposal": ("ByteAWRS", "ByteProposalSampler", "byte_sampler"),
     "smc": ("SMCResult", "smc_many_sync", "smc_repeat_sync", "smc_sync"),
+    "surprisals": (
+        "Surprisal",
+        "compare_surprisal",
+        "compare_surprisal_sync",
+        "surprisal",
+        "surprisal_sync",
+    ),
     "token_proposal": ("ByteTokenSampler",),
     "trie": ("TokenTrie",),
     "vocab": ("Vocabulary",),
@@ -110,6 +124,7 @@ __all__ = [
     "RowEngine",
     "RowTransform",
     "SMCResult",
+    "Surprisal",
     "TokenTrie",
     "VLLMEngine",
     "Vocabulary",
@@ -118,12 +133,16 @@ __all__ = [
     "byte_sampler",
     "choose",
     "choose_sync",
+    "compare_surprisal",
+    "compare_surprisal_sync",
     "load_model",
     "run_sync",
     "smc",
     "smc_many_sync",
     "smc_repeat_sync",
     "smc_sync",
+    "surprisal",
+    "surprisal_sync",
 ]
 
 # An optional package that is missing must not break `from genlm_bytes_smc import *`.

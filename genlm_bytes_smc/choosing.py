@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from genlm_bytes_smc.beam.deferred import DeferredLanes
-from genlm_bytes_smc.beam.deferred_text import read_texts
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN
 from genlm_bytes_smc.blocking import blocking
@@ -29,6 +29,9 @@ from genlm_bytes_smc.potential import ByteLLM
 FloatArray = npt.NDArray[np.float64]
 Normalise = Literal["none", "end"]
 Option = str | bytes
+
+
+WIDTH, THRESHOLD = 32, 1e-4  # of beams where nothing is said: what they drop is counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +67,9 @@ class Choice:
 
         With `prune="topk"` (healing aside) the exact probability after the prompt's beam lies
         between `lower` and `upper`; what the beam dropped inside the prompt is not counted. With
-        "deferred", mass that rides on the row of another context is not counted as dropped,
-        and with "unbiased" nothing is dropped but estimates are random: there the two are no
-        bounds.
+        "deferred", mass that rides on the row of another context is not counted, and the count
+        of the rest is so cautious that it says little; with "unbiased" nothing is dropped but
+        estimates are random. There the two are no useful bounds.
         """
         return _shares(self.log_weights, np.logaddexp(self.log_weights, self.log_neglected))
 
@@ -167,7 +170,8 @@ async def choose(
         normalise: "none" weighs an answer by the probability that what follows the prompt
             begins with it; a short answer then holds all that goes on from it. "end" weighs it by
             the probability that the text ends after it.
-        beam_params: how to prune; None: as the `ByteLLM` does, or by `default_params()`.
+        beam_params: how to prune; None: as the `ByteLLM` does, or for another model as
+            `BeamParams(K=32, prune_threshold=1e-4)`, which counts what it drops.
         transform: temperature, top-k and top-p of the token-level rows; likewise.
 
     Raises:
@@ -180,6 +184,8 @@ async def choose(
     if normalise not in ("none", "end"):
         raise ValueError(f'normalise must be "none" or "end", got {normalise!r}')
     texts = _texts(options, normalise)
+    if beam_params is None and not isinstance(llm, ByteLLM):
+        beam_params = BeamParams(K=WIDTH, prune_threshold=THRESHOLD)
     llm = as_byte_llm(llm, prompt, beam_params, transform)
     if normalise == "end" and not llm.params.eos:
         raise ValueError('normalise="end" needs a token that ends a text, and there is none')
@@ -320,29 +326,9 @@ async def _read_tree(
         level = _below(texts, level)
         if level:
             lanes = lanes.gather([b.parent for b in level])
-            lanes = await read_each(lanes, [b.edge for b in level])
+            lanes, _ = await read_paths(lanes, [b.edge for b in level])
     found = type(root).cat(ends)
     if normalise == "end":
         found = await found.step([EOS_COLUMN] * len(order))
     back = np.argsort(order)
     return found.log_z[back], found.log_dropped[back]
-
-
-async def read_each(lanes: Any, texts: list[bytes]) -> Any:
-    """Return N lanes, of either class, each after its own of N texts, whose lengths may differ."""
-    if isinstance(lanes, DeferredLanes):
-        return await read_texts(lanes, texts)
-    done, order = list[Any](), list[int]()
-    going = list(range(len(texts)))
-    for at in range(max(map(len, texts)) + 1):
-        over = [k for k, i in enumerate(going) if len(texts[i]) == at]
-        if over:
-            done.append(lanes.gather(over))
-            order += [going[k] for k in over]
-            rest = [k for k, i in enumerate(going) if len(texts[i]) > at]
-            going = [going[k] for k in rest]
-            if not going:
-                break
-            lanes = lanes.gather(rest)
-        lanes = await lanes.prune().read([texts[i][at] for i in going])
-    return type(lanes).cat(done).gather(np.argsort(order))

@@ -170,7 +170,13 @@ async def complete(
     await write_completion(options, prompt, steps, greedy=greedy, echo=not no_echo)
 
 
-@_command(ScoreOptions, "score README.md", "score --json --threshold 0.01 - < notes.txt")
+@_command(
+    ScoreOptions,
+    "score README.md",
+    "score --json --threshold 0.01 - < notes.txt",
+    "score --per word notes.txt --html notes.html",
+    "score --per word --jsonl sentence data.jsonl --json",
+)
 async def score(
     options: ScoreOptions,
     file: Annotated[str, typer.Argument(help="Any file; - is stdin.", show_default=False)],
@@ -184,10 +190,16 @@ async def score(
     A file longer than the model's window is read in stretches: when the window is nearly full,
     a new beam begins at the model's start token with the last half window of text, which it
     reads without counting it, and goes on from there.
-    """
-    from genlm_bytes_smc.cli.score import show_score
 
-    await show_score(options, file)
+    With --per, --lines or --jsonl the texts of FILE are read side by side, and what is printed is
+    each one's surprisal: minus log2 of the probability, in bits.
+    """
+    from genlm_bytes_smc.cli.score import show_score, show_surprisal
+
+    if options.per is not None or options.lines or options.jsonl is not None:
+        await show_surprisal(options, file)
+    else:
+        await show_score(options, file)
 
 
 @_command(

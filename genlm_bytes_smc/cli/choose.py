@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import os
 import time
 
-from genlm_bytes_smc.choosing import Choice, choose
+from genlm_bytes_smc.choosing import THRESHOLD, WIDTH, Choice, choose
 from genlm_bytes_smc.cli.inputs import (
     as_prompt,
     eos_spellings,
@@ -30,6 +31,9 @@ async def show_choice(options: ChooseOptions, prompt: str, answers: list[str]) -
         texts += read_file(options.options_file).splitlines()
     if not texts:
         raise UsageError("give one answer or more, as arguments or by --options-file")
+    if options.prune is None and options.width is None:
+        least = THRESHOLD if options.threshold is None else options.threshold
+        options = dataclasses.replace(options, width=WIDTH, threshold=least)
     text, seed = read_argument(prompt), seed_of(options)
     engine = open_model(options)
     params, transform = parameters(options, eos_spellings(engine), seed)
@@ -58,13 +62,14 @@ async def show_choice(options: ChooseOptions, prompt: str, answers: list[str]) -
             }
         )
     else:
-        _print(found)
+        _print(found, llm.params.prune)
 
 
-def _print(found: Choice) -> None:
+def _print(found: Choice, prune: str) -> None:
     say(("probability  log weight  option", "dim"))
     weights = dict(zip(found.options, found.log_weights.tolist(), strict=True))
     for option, p in found.top():
         shown = visible(as_text(bytes(option))).replace("\n", "\\n")
         say(f"{p:11.5f}  {weights[option]:10.4f}  ", (shown, "green"), "  ", (bar(p), "green"))
-    say((f"dropped by the beam: at most {found.bound:.2g} of a probability", "dim"))
+    if prune == "topk":
+        say((f"what the beam dropped can change a probability by {found.bound:.2g}", "dim"))
