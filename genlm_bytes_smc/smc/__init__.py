@@ -11,7 +11,7 @@ Here belongs what happens to particles; models, constraints and look-aheads only
 `factors.Lanes`. Begin at `loop.step`. Each file imports only files above it in this list:
 
     resampling, particles     arrays: which particles go on; the particles and their weights
-    files, result             states as JSON; what a run returns
+    files, records, result    states as JSON; results as plain data; what a run returns
     factors, weighers         what proposes and weighs a byte; what changes weights after it
     plan, frontier            checked settings; the distinct texts of all particles
     reading, diagnostics      one symbol in every particle; what is noted of it
