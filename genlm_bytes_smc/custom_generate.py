@@ -92,7 +92,7 @@ def smc_generate(
 
 def _engine(model: Any, tokenizer: Any) -> TreeTransformer:
     """Return the engine of a model, made once."""
-    engine = model.__dict__.get(_ENGINE)
+    engine: TreeTransformer | None = model.__dict__.get(_ENGINE)
     if engine is None or engine.tokenizer is not tokenizer:
         engine = model.__dict__[_ENGINE] = TreeTransformer(model, tokenizer)
     return engine
