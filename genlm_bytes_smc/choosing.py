@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -147,7 +147,7 @@ class Choice:
 async def choose(
     llm: Any,
     prompt: Prompt | str | bytes | None,
-    options: Sequence[Option],
+    options: Iterable[Option],
     normalise: Normalise = "none",
     *,
     beam_params: BeamParams | None = None,
@@ -183,7 +183,7 @@ async def choose(
     """
     if normalise not in ("none", "end"):
         raise ValueError(f'normalise must be "none" or "end", got {normalise!r}')
-    texts = _texts(options, normalise)
+    given, texts = _checked(options, normalise)
     if beam_params is None and not isinstance(llm, ByteLLM):
         beam_params = BeamParams(K=WIDTH, prune_threshold=THRESHOLD)
     llm = as_byte_llm(llm, prompt, beam_params, transform)
@@ -197,7 +197,7 @@ async def choose(
             f"all {len(texts)} options have probability zero after the prompt; a wider beam or a "
             "lower threshold may help"
         )
-    return Choice(tuple(options), log_weights, log_neglected, normalise)
+    return Choice(given, log_weights, log_neglected, normalise)
 
 
 choose_sync = blocking(choose)
@@ -242,10 +242,14 @@ def encoded(text: Option, what: str) -> bytes:
         raise ValueError(f"{what} {text!r} has a lone surrogate; give bytes") from None
 
 
-def _texts(options: Sequence[Option], normalise: Normalise) -> list[bytes]:
+def _checked(
+    options: Iterable[Option], normalise: Normalise
+) -> tuple[tuple[Option, ...], list[bytes]]:
+    """Return the options as given, and as bytes."""
     if isinstance(options, str | bytes) or not hasattr(options, "__iter__"):
         raise TypeError(f"options must be a list of str or bytes, got {options!r}")
-    texts = [encoded(option, "an option") for option in options]
+    given = tuple(options)
+    texts = [encoded(option, "an option") for option in given]
     if not texts:
         raise ValueError("options must hold at least one answer, got none")
     if normalise == "none" and b"" in texts:
@@ -253,7 +257,7 @@ def _texts(options: Sequence[Option], normalise: Normalise) -> list[bytes]:
     twice = sorted({t for t in texts if texts.count(t) > 1}) if len(set(texts)) < len(texts) else []
     if twice:
         raise ValueError(f"options must differ; more than once among them: {twice}")
-    return texts
+    return given, texts
 
 
 def _shares(weight: FloatArray, others: FloatArray) -> FloatArray:

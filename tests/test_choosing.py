@@ -178,6 +178,7 @@ async def test_how_a_choice_is_shown():
 
 
 def test_by_name():
-    """A model's name is loaded."""
-    found = choose_sync("tiny", "An apple a day keeps the ", ["doctor", "cat"])
+    """A model's name is loaded, by `ByteLLM` too, which needs no parameters."""
+    assert ByteLLM("tiny").params.prune == "deferred"
+    found = choose_sync("tiny", "An apple a day keeps the ", (o for o in ("doctor", "cat")))
     assert found.best == "doctor"
