@@ -23,6 +23,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
+from genlm_bytes_smc.beam.single import lanes_for
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN
 from genlm_bytes_smc.blocking import run_sync
 from genlm_bytes_smc.choosing import as_byte_llm
@@ -86,25 +87,25 @@ class ByteLM(LM):  # type: ignore[misc]
 
         A continuation is greedy if each of its bytes is the likeliest after those before it.
         """
-        by_context: dict[str, list[int]] = {}
-        for i, request in enumerate(requests):
-            by_context.setdefault(request.args[0], []).append(i)
+        order = sorted(range(len(requests)), key=lambda i: requests[i].args[0])
         out: list[tuple[float, bool]] = [(-math.inf, False)] * len(requests)
-        for context, members in by_context.items():
-            for at in range(0, len(members), self.batch_size):
-                part = members[at : at + self.batch_size]
-                texts = [requests[i].args[1].encode() for i in part]
-                for i, answer in zip(part, run_sync(self._weigh(context, texts)), strict=True):
-                    out[i] = answer
-                    self.cache_hook.add_partial("loglikelihood", requests[i].args, answer)
+        for at in range(0, len(order), self.batch_size):
+            part = order[at : at + self.batch_size]
+            pairs = [(requests[i].args[0], requests[i].args[1].encode()) for i in part]
+            for i, answer in zip(part, run_sync(self._weigh(pairs)), strict=True):
+                out[i] = answer
+                self.cache_hook.add_partial("loglikelihood", requests[i].args, answer)
         return out
 
-    async def _weigh(self, context: str, texts: list[bytes]) -> list[tuple[float, bool]]:
-        root = await self._after(context, max(map(len, texts)))
-        lanes = root.gather([0] * len(texts))
-        lanes, _ = await read_paths(lanes, texts)
-        weights = (lanes.log_z - root.log_z[0]).tolist()
-        return list(zip(weights, await _greedy(root, texts), strict=True))
+    async def _weigh(self, pairs: list[tuple[str, bytes]]) -> list[tuple[float, bool]]:
+        contexts = list(dict.fromkeys(context for context, _ in pairs))
+        texts = [text for _, text in pairs]
+        roots = await self._after(contexts, max(map(len, texts)), self.llm)
+        roots = roots.gather([contexts.index(context) for context, _ in pairs])
+        lanes, _ = await read_paths(roots, texts)
+        with np.errstate(invalid="ignore"):  # a context that the model cannot read
+            weights = np.where(lanes.log_z > -np.inf, lanes.log_z - roots.log_z, -np.inf)
+        return list(zip(weights.tolist(), await _greedy(roots, texts), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log prefix probability of each text, nats; see `scoring.score`."""
@@ -131,13 +132,16 @@ class ByteLM(LM):  # type: ignore[misc]
             for at in range(0, len(members), self.batch_size):
                 part = members[at : at + self.batch_size]
                 contexts = [requests[i].args[0] for i in part]
-                found = run_sync(self._generate(contexts, requests[part[0]].args[1]))
+                settings = requests[part[0]].args[1]
+                found = run_sync(self._generate(contexts, settings, part[0]))
                 for i, text in zip(part, found, strict=True):
                     out[i] = text
                     self.cache_hook.add_partial("generate_until", requests[i].args, text)
         return out
 
-    async def _generate(self, contexts: list[str], settings: dict[str, Any]) -> list[str]:
+    async def _generate(
+        self, contexts: list[str], settings: dict[str, Any], first: int
+    ) -> list[str]:
         given = dict(normalize_gen_kwargs(settings, 256))
         stops = [stop.encode() for stop in given.get("until") or [] if stop]
         most = int(given["max_gen_toks"]) * self.bytes_per_token
@@ -146,38 +150,35 @@ class ByteLM(LM):  # type: ignore[misc]
         if draw:
             chosen = {k: given[k] for k in ("temperature", "top_k", "top_p") if given.get(k)}
             llm = as_byte_llm(llm, transform=RowTransform(**chosen))
-        roots = [await self._after(context, most // 2, llm) for context in contexts]
-        texts = await _continued(
-            type(roots[0]).cat(roots), most, stops, self.seed if draw else None
-        )
+        roots = await self._after(contexts, most // 2, llm)
+        rng = np.random.default_rng([self.seed, first]) if draw else None
+        texts = await _continued(roots, most, stops, rng)
         return [_before(text, stops).decode("utf-8", errors="replace") for text in texts]
 
     # -- contexts ------------------------------------------------------------------------
 
-    async def _after(self, context: str, room: int, llm: ByteLLM | None = None) -> Any:
-        """Return one lane after a context, of which the beginning is left out if it is too long.
+    async def _after(self, contexts: list[str], room: int, llm: ByteLLM) -> Any:
+        """Return a lane after each context, of which the beginning is left out if it is too long.
 
         Args:
-            context: the text.
+            contexts: the texts.
             room: tokens of the window that what follows may take.
-            llm: the model; None: `self.llm`.
+            llm: the model.
         """
-        llm = self.llm if llm is None else llm
         special = self._templated if self.special_tokens is None else self.special_tokens
-        model = llm.model
-        window, first = model.engine.window, len(model.engine.start)
-        keep = len(context)
-        while True:
-            cut = context[len(context) - keep :]
-            prompt = Prompt.text(cut, special_tokens=special, model=model)
-            most = None if window is None else window - first - min(room, (window - first) // 2)
-            if most is None or len(model.canonical(cut.encode())) <= most:
-                try:
-                    return await llm.with_prompt(prompt).lanes(1)
-                except ContextTooLongError:
-                    if keep < 2:
-                        raise
-            keep = keep * 3 // 4
+        kept = [_end_of(context, room, llm) for context in contexts]
+        if special:  # tokens among the bytes: one by one
+            found = [await _lane(text, llm, special=True) for text in kept]
+            return type(found[0]).cat(found)
+        lanes = await lanes_for(llm.params).start(llm.model, llm.params, len(kept))
+        try:
+            lanes, _ = await read_paths(
+                await lanes.as_prompt(literal=True), [text.encode() for text in kept]
+            )
+        except ContextTooLongError:  # one of them, in some way to cut it into tokens
+            found = [await _lane(text, llm, special=False) for text in kept]
+            return type(found[0]).cat(found)
+        return await lanes.as_text()
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -214,10 +215,34 @@ class ByteLM(LM):  # type: ignore[misc]
         return self._name.replace("/", "__")
 
 
-async def _greedy(root: Any, texts: Sequence[bytes]) -> list[bool]:
-    """Return whether following the likeliest symbol would write each text."""
+def _end_of(context: str, room: int, llm: ByteLLM) -> str:
+    """Return the end of a context that leaves `room` tokens, or half the window, as it is cut."""
+    engine = llm.model.engine
+    if engine.window is None:
+        return context
+    free = engine.window - len(engine.start)
+    most = free - min(room, free // 2)
+    while len(llm.model.canonical(context.encode())) > most:
+        context = context[-(len(context) * 3 // 4) :]
+    return context
+
+
+async def _lane(context: str, llm: ByteLLM, *, special: bool) -> Any:
+    """Return one lane after a context, of which less is read until it fits the window."""
+    while True:
+        prompt = Prompt.text(context, special_tokens=special, model=llm.model)
+        try:
+            return await llm.with_prompt(prompt).lanes(1)
+        except ContextTooLongError:
+            if len(context) < 2:
+                raise
+        context = context[-(len(context) * 3 // 4) :]
+
+
+async def _greedy(lanes: Any, texts: Sequence[bytes]) -> list[bool]:
+    """Return whether following the likeliest symbol from each lane would write its text."""
     out = [True] * len(texts)
-    going, lanes, at = list(range(len(texts))), root.gather([0] * len(texts)), 0
+    going, at = list(range(len(texts))), 0
     while True:
         going_on = [k for k, i in enumerate(going) if len(texts[i]) > at]
         if not going_on:
@@ -235,7 +260,7 @@ async def _greedy(root: Any, texts: Sequence[bytes]) -> list[bool]:
 
 
 async def _continued(
-    lanes: Any, most: int, stops: Sequence[bytes], seed: int | None
+    lanes: Any, most: int, stops: Sequence[bytes], rng: np.random.Generator | None
 ) -> list[bytes]:
     """Return at most `most` bytes after each lane, up to the end or to one of `stops`.
 
@@ -243,11 +268,10 @@ async def _continued(
         lanes: N of them.
         most: bytes.
         stops: what ends a text, and stays in it.
-        seed: of draws; None takes the likeliest byte.
+        rng: of draws; None takes the likeliest byte.
     """
     texts = [bytearray() for _ in range(len(lanes))]
     going = list(range(len(lanes)))
-    rng = None if seed is None else np.random.default_rng(seed)
     try:
         for _ in range(most):
             if not going:

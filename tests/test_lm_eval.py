@@ -16,6 +16,7 @@ with warnings.catch_warnings():
     from lm_eval.api.registry import get_model
     from lm_eval.tasks import TaskManager
 
+from genlm_bytes_smc import load_model
 from genlm_bytes_smc.lm_eval import ByteLM
 from tests.toys import EOS_TOKEN, Enumeration, ToyLM
 
@@ -85,6 +86,20 @@ def test_stops_lengths_and_draws(tiny):
     drawn = [lm.generate_until([request(context, settings)] * 2) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert all(len(text.encode()) <= 12 for text in drawn[0])
+
+
+def test_contexts_are_read_side_by_side(tiny):
+    """Answers do not depend on the batch, and a batch takes fewer forwards."""
+    pairs = [(f"An apple number {i} keeps the ", "doctor") for i in range(8)]
+    requests = [request(*p) for p in pairs] + [request(pairs[0][0], "cat")]
+    costs, found = [], []
+    for batch in (1, 9):
+        engine = load_model("tiny", device="cpu")  # which has no rows yet
+        found.append(ByteLM(engine, batch_size=batch).loglikelihood(requests))
+        costs.append(engine.counts.forwards)
+    for (a, x), (b, y) in zip(*found, strict=True):
+        assert a == pytest.approx(b, abs=1e-3) and x == y
+    assert costs[1] < 0.5 * costs[0]
 
 
 def test_long_contexts_lose_their_beginning():
