@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from genlm_bytes_smc.beam.probs import LazyByteProbs
     from genlm_bytes_smc.beam.prompt import Prompt
     from genlm_bytes_smc.beam.single import ByteBeamState
+    from genlm_bytes_smc.blocking import run_sync
+    from genlm_bytes_smc.choosing import Choice, choose, choose_sync
     from genlm_bytes_smc.constraints import (
         ByteGrammar,
         ByteJsonSchema,
@@ -36,7 +38,25 @@ if TYPE_CHECKING:
     from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
     from genlm_bytes_smc.potential import ByteLLM
     from genlm_bytes_smc.proposal import ByteAWRS, ByteProposalSampler, byte_sampler
-    from genlm_bytes_smc.smc import SMCResult
+    from genlm_bytes_smc.smc import (
+        SMCResult,
+        exact_sample,
+        exact_sample_sync,
+        log_ml_bounds,
+        log_ml_bounds_sync,
+        posterior,
+        posterior_sync,
+        smc_many_sync,
+        smc_repeat_sync,
+        smc_sync,
+    )
+    from genlm_bytes_smc.surprisals import (
+        Surprisal,
+        compare_surprisal,
+        compare_surprisal_sync,
+        surprisal,
+        surprisal_sync,
+    )
     from genlm_bytes_smc.token_proposal import ByteTokenSampler
     from genlm_bytes_smc.trie import TokenTrie
     from genlm_bytes_smc.vocab import Vocabulary
@@ -51,6 +71,8 @@ _HOMES = {
     "beam.probs": ("LazyByteProbs",),
     "beam.prompt": ("Prompt",),
     "beam.single": ("ByteBeamState",),
+    "blocking": ("run_sync",),
+    "choosing": ("Choice", "choose", "choose_sync"),
     "constraints": ("ByteGrammar", "ByteJsonSchema", "BytePredicate", "ByteRegex", "ByteWFSA"),
     "fast_path": ("FastPathWarning",),
     "llamppl": ("ByteContext",),
@@ -62,7 +84,25 @@ _HOMES = {
     "lm.vllm.engine": ("VLLMEngine",),
     "potential": ("ByteLLM",),
     "proposal": ("ByteAWRS", "ByteProposalSampler", "byte_sampler"),
-    "smc": ("SMCResult",),
+    "smc": (
+        "SMCResult",
+        "exact_sample",
+        "exact_sample_sync",
+        "log_ml_bounds",
+        "log_ml_bounds_sync",
+        "posterior",
+        "posterior_sync",
+        "smc_many_sync",
+        "smc_repeat_sync",
+        "smc_sync",
+    ),
+    "surprisals": (
+        "Surprisal",
+        "compare_surprisal",
+        "compare_surprisal_sync",
+        "surprisal",
+        "surprisal_sync",
+    ),
     "token_proposal": ("ByteTokenSampler",),
     "trie": ("TokenTrie",),
     "vocab": ("Vocabulary",),
@@ -95,6 +135,7 @@ __all__ = [
     "ByteRegex",
     "ByteTokenSampler",
     "ByteWFSA",
+    "Choice",
     "ContextTooLongError",
     "EngineError",
     "FastPathWarning",
@@ -105,14 +146,31 @@ __all__ = [
     "RowEngine",
     "RowTransform",
     "SMCResult",
+    "Surprisal",
     "TokenTrie",
     "VLLMEngine",
     "Vocabulary",
     "as_engine",
     "byte_model",
     "byte_sampler",
+    "choose",
+    "choose_sync",
+    "compare_surprisal",
+    "compare_surprisal_sync",
+    "exact_sample",
+    "exact_sample_sync",
     "load_model",
+    "log_ml_bounds",
+    "log_ml_bounds_sync",
+    "posterior",
+    "posterior_sync",
+    "run_sync",
     "smc",
+    "smc_many_sync",
+    "smc_repeat_sync",
+    "smc_sync",
+    "surprisal",
+    "surprisal_sync",
 ]
 
 # An optional package that is missing must not break `from genlm_bytes_smc import *`.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genlm_bytes_smc.beam.lanes import ByteLanes
+from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
 from genlm_bytes_smc.beam.single import ByteBeamState, read_known
 
@@ -85,13 +86,23 @@ class Reader:
     Args:
         begin: one lane that has read nothing.
         advance: told how many bytes were read, as they are.
+        first: a lane to begin with, after a prompt that is not counted; None: `begin`.
+        steps: a list to which the log probability of each byte that `read` counts is appended,
+            given those before it, nats.
     """
 
-    def __init__(self, begin: ByteLanes, advance: Callable[[int], object]) -> None:
+    def __init__(
+        self,
+        begin: ByteLanes,
+        advance: Callable[[int], object] = lambda n: None,
+        first: ByteLanes | None = None,
+        steps: list[float] | None = None,
+    ) -> None:
         self._begin = begin
         self._advance = advance
-        self._lanes: ByteLanes | None = None
-        self._score = Score()
+        self._lanes: ByteLanes | None = first
+        self._steps = steps
+        self._score = Score(log_p=0.0 if first is None else -float(first.log_z[0]))
         window = begin.model.engine.window
         most = DEFERRED_CHUNK if begin.params.prune == "deferred" else CHUNK
         room = 4 * most if window is None else window - len(begin.model.engine.start)
@@ -106,7 +117,12 @@ class Reader:
         while at < len(text):
             chunk = text[at : at + _cut(text[at : at + self._chunk + 1], self._chunk)]
             lanes = await self._room_for(len(chunk))
-            self._count(await read_known(lanes, chunk), len(chunk))
+            if self._steps is None:
+                self._count(await read_known(lanes, chunk), len(chunk))
+            else:
+                after, (path,) = await read_paths(lanes, [chunk])
+                self._steps += np.diff(path, prepend=lanes.log_z[0]).tolist()
+                self._count(after, len(chunk))
             at += len(chunk)
             await asyncio.sleep(0)  # an interrupt is heard here
 

@@ -64,7 +64,8 @@ class DeferredLanes:
         log_z: float64[N], log of each lane's weight, nats: the estimated prefix probability of
             what it has read, or of the complete text if it has ended.
         ended: bool[N], lanes that read the end-of-sequence symbol.
-        neglected: float64[N], weight forgotten, over the lane's scale.
+        forgotten: float64[N], log of the weight of contexts that were forgotten, nats.
+        pending: float64[N], log of the weight of contexts that no row stands for, nats.
         in_prompt, literal: see `ByteLanes`.
     """
 
@@ -74,7 +75,8 @@ class DeferredLanes:
     log_scale: FloatArray
     log_z: FloatArray
     ended: npt.NDArray[np.bool_]
-    neglected: FloatArray
+    forgotten: FloatArray
+    pending: FloatArray
     in_prompt: bool = False
     literal: bool = False
     _memo: dict[str, Any] = field(default_factory=dict)
@@ -100,8 +102,9 @@ class DeferredLanes:
             zero = np.zeros(n)
             model.engine.check(np.array([node], dtype=np.int64))
             return cls(
-                model, params, Nodes.first(n, node), zero, zero, np.zeros(n, dtype=bool), zero
-            )
+                model, params, Nodes.first(n, node), zero, zero, np.zeros(n, dtype=bool),
+                np.full(n, -np.inf), np.full(n, -np.inf),
+            )  # fmt: skip
 
     def __len__(self) -> int:
         """Return the number of lanes, N."""
@@ -128,16 +131,18 @@ class DeferredLanes:
 
     @property
     def log_dropped(self) -> FloatArray:
-        """Log of a bound on the mass that no row stands for, float64[N], nats."""
-        with np.errstate(divide="ignore"):
-            bound: FloatArray = np.log(self.neglected) + self.log_scale
-        return bound
+        """Log of a bound on the mass that no row stands for, float64[N], nats.
+
+        It counts the whole weight of such contexts, whatever the bytes read since: a bound that
+        is far above what they hold after bytes that they hardly give.
+        """
+        return np.logaddexp(self.forgotten, self.pending)
 
     @property
     def nbytes(self) -> int:
         """Memory of the arrays that belong to these lanes, in bytes."""
         nodes = self.nodes
-        arrays = (nodes.ints, nodes.floats, nodes.text, self.log_scale, self.log_z, self.neglected)
+        arrays = (nodes.ints, nodes.floats, nodes.text, self.log_scale, self.log_z, self.forgotten)
         return sum(int(a.nbytes) for a in arrays)
 
     @property
@@ -172,7 +177,8 @@ class DeferredLanes:
             log_scale=self.log_scale[index],
             log_z=self.log_z[index],
             ended=self.ended[index],
-            neglected=self.neglected[index],
+            forgotten=self.forgotten[index],
+            pending=self.pending[index],
             _memo=memo,
         )
 
@@ -189,7 +195,8 @@ class DeferredLanes:
             log_scale=np.concatenate([x.log_scale for x in lanes]),
             log_z=np.concatenate([x.log_z for x in lanes]),
             ended=np.concatenate([x.ended for x in lanes]),
-            neglected=np.concatenate([x.neglected for x in lanes]),
+            forgotten=np.concatenate([x.forgotten for x in lanes]),
+            pending=np.concatenate([x.pending for x in lanes]),
             _memo={},
         )
 
@@ -262,12 +269,12 @@ class DeferredLanes:
         with self.model.engine.tree.one_thread:
             # Not from what `logp_next` fetched: weights must not depend on who asked for rows.
             nodes, masses, rest = await self._read(self.nodes.take(reads), symbols[reads], rows)
-        neglected = self.neglected[reads].copy()
+        lost = np.zeros(len(reads))
         limit = self.params.deferred_limit
-        dn.settle(nodes.ints, nodes.floats, nodes.count, nodes.length, masses, limit, neglected)
+        dn.settle(nodes.ints, nodes.floats, nodes.count, nodes.length, masses, limit, lost)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_mass = np.log(masses)
-            neglected += np.where(masses > 0, rest[:, 0] / masses, 0.0)
+            waiting = np.log(rest[:, 0]) + self.log_scale[reads]
         scale, log_z = self.log_scale.copy(), self.log_z.copy()
         scale[reads] += np.where(masses > 0, log_mass, 0.0)
         log_z[reads] = np.where(masses > 0, scale[reads], -np.inf)
@@ -275,15 +282,18 @@ class DeferredLanes:
         if ending is not None:
             log_z = np.where(gone, ending, log_z)
         log_z = np.where((symbols >= 0) & ~self.alive, -np.inf, log_z)
-        bound = self.neglected.copy()
-        bound[reads] = neglected
+        forgotten, pending = self.forgotten.copy(), self.pending.copy()
+        with np.errstate(divide="ignore"):
+            forgotten[reads] = np.logaddexp(forgotten[reads], np.log(lost) + scale[reads])
+        pending[reads] = waiting
         return dataclasses.replace(
             self,
             nodes=self.nodes.put(reads, nodes),
             log_scale=scale,
             log_z=log_z,
             ended=self.ended | (gone & (log_z > -np.inf)),
-            neglected=bound,
+            forgotten=forgotten,
+            pending=pending,
             _memo={},
         )
 
@@ -415,7 +425,7 @@ class DeferredLanes:
         row = kernels.normalise(kernels.next_block(state, self.cut), None)
         with np.errstate(divide="ignore", invalid="ignore"):
             guess = np.where(masses > 0, guessed / (masses + guessed), 1.0)
-        lossy = alive & (deferred.any(axis=1) | (self.neglected > 0))
+        lossy = alive & (deferred.any(axis=1) | (self.log_dropped > -np.inf))
         share = torch.from_numpy(np.where(lossy, np.maximum(guess, RESERVE), 0.0))[:, None]
         row = row + torch.log1p(-share)
         alike = torch.from_numpy(self.model.first_bytes)

@@ -284,14 +284,14 @@ def settle(ints, floats, count, length, masses, limit, neglected):
         ints, floats, count, length: see the module.
         masses: float64[N], from `judge`.
         limit: most nodes of a lane.
-        neglected: float64[N], weight of all that was forgotten, over the lane's scale; updated.
+        neglected: float64[N], set to the weight of all that was forgotten, over the new scale.
             The weight of deferred nodes that no row stands for is a bound on their mass.
     """
     room = ints.shape[1]
     place, worth = full(room, 0), full(room, 0.0)
     for i in range(len(count)):
         n, now, mass = count[i], length[i], masses[i]
-        neglected[i] = neglected[i] / mass if mass > 0.0 else neglected[i]
+        neglected[i] = 0.0
         for c in range(n):
             alive = ints[i, c, CTX] >= 0
             worth[c] = np.inf if alive or ints[i, c, POS] == now else floats[i, c, OWN]

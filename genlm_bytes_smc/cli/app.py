@@ -13,6 +13,7 @@ import typer
 from genlm_bytes_smc.cli.options import (
     PROGRAM,
     BeamOptions,
+    ChooseOptions,
     GenerateOptions,
     JobOptions,
     ModelOptions,
@@ -169,7 +170,13 @@ async def complete(
     await write_completion(options, prompt, steps, greedy=greedy, echo=not no_echo)
 
 
-@_command(ScoreOptions, "score README.md", "score --json --threshold 0.01 - < notes.txt")
+@_command(
+    ScoreOptions,
+    "score README.md",
+    "score --json --threshold 0.01 - < notes.txt",
+    "score --per word notes.txt --html notes.html",
+    "score --per word --jsonl sentence data.jsonl --json",
+)
 async def score(
     options: ScoreOptions,
     file: Annotated[str, typer.Argument(help="Any file; - is stdin.", show_default=False)],
@@ -183,10 +190,39 @@ async def score(
     A file longer than the model's window is read in stretches: when the window is nearly full,
     a new beam begins at the model's start token with the last half window of text, which it
     reads without counting it, and goes on from there.
-    """
-    from genlm_bytes_smc.cli.score import show_score
 
-    await show_score(options, file)
+    With --per, --lines or --jsonl the texts of FILE are read side by side, and what is printed is
+    each one's surprisal: minus log2 of the probability, in bits.
+    """
+    from genlm_bytes_smc.cli.score import show_score, show_surprisal
+
+    if options.per is not None or options.lines or options.jsonl is not None:
+        await show_surprisal(options, file)
+    else:
+        await show_score(options, file)
+
+
+@_command(
+    ChooseOptions,
+    "choose 'The capital of France is' ' Paris' ' Rome' ' Berlin'",
+    "choose 'Is the sky blue? ' yes no --normalise end --json",
+    "choose 'The word for a dog is ' --options-file words.txt",
+)
+async def choose(
+    options: ChooseOptions,
+    prompt: Prompt,
+    answers: Annotated[
+        list[str] | None,
+        typer.Argument(help="The answers, with the space before them where there is one."),
+    ] = None,
+) -> None:
+    """Print the probabilities of given ANSWERS after PROMPT, among these answers.
+
+    Each is summed over the ways to cut it into tokens. All are read as one prefix tree.
+    """
+    from genlm_bytes_smc.cli.choose import show_choice
+
+    await show_choice(options, prompt, answers or [])
 
 
 @_command(

@@ -150,6 +150,42 @@ class ScoreOptions(BeamOptions):
     """The options of `score`, whose result is a weight."""
 
     usual_pruning: ClassVar[Pruning] = "deferred"
+    per: Annotated[
+        Literal["byte", "character", "word"] | None,
+        typer.Option("--per", help="Print the surprisal of each part, in bits."),
+    ] = None
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Each line of FILE is a text. [default: all of it]")
+    ] = False
+    jsonl: Annotated[
+        str | None,
+        typer.Option(
+            "--jsonl",
+            metavar="FIELD",
+            help="FILE has a JSON object a line, with a text under this name.",
+        ),
+    ] = None
+    html: Annotated[
+        str | None, typer.Option("--html", help="With --per, write the texts, coloured, to a page.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChooseOptions(BeamOptions):
+    """The options of `choose`, whose beams are wide where nothing is said."""
+
+    normalise: Annotated[
+        Literal["none", "end"],
+        typer.Option(
+            "--normalise",
+            help="none: what follows the prompt begins with the answer; end: it is the answer, "
+            "and the text ends.",
+        ),
+    ] = "none"
+    options_file: Annotated[
+        str | None,
+        typer.Option("--options-file", help="File with further answers, one a line; - is stdin."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

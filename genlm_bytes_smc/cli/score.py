@@ -2,18 +2,117 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from genlm_bytes_smc.cli.inputs import as_prompt, new_beam, open_model, read_file, seed_of
-from genlm_bytes_smc.cli.options import BeamOptions
-from genlm_bytes_smc.cli.output import CliError, say, table, write_json
+from genlm_bytes_smc.cli.inputs import (
+    as_prompt,
+    eos_spellings,
+    new_beam,
+    open_model,
+    parameters,
+    read_file,
+    seed_of,
+)
+from genlm_bytes_smc.cli.options import ScoreOptions
+from genlm_bytes_smc.cli.output import CliError, UsageError, say, table, write_json
+from genlm_bytes_smc.html import printable
 from genlm_bytes_smc.scoring import ScoreError, score
 
+if TYPE_CHECKING:
+    from genlm_bytes_smc.surprisals import Surprisal
 
-async def show_score(options: BeamOptions, file: str) -> None:
+
+async def show_surprisal(options: ScoreOptions, file: str) -> None:
+    """Run the command `score` with --per, --lines or --jsonl."""
+    from genlm_bytes_smc.surprisals import surprisal  # not needed for a score
+
+    if options.html is not None and options.per is None:
+        raise UsageError("--html shows parts of a text: say which by --per")
+    if options.special_tokens:
+        raise UsageError("--special-tokens goes with the score of a whole file only")
+    texts = _texts(options, file)
+    from genlm_bytes_smc.potential import ByteLLM
+
+    engine = open_model(options)
+    params, transform = parameters(options, eos_spellings(engine), seed_of(options))
+    llm = ByteLLM(engine, params, transform=transform, model_eos=bool(params.eos))
+    per = "byte" if options.per is None else options.per
+    with _progress() as progress:
+        task = progress.add_task("reading", total=sum(map(len, texts)))
+        try:
+            found = await surprisal(llm, texts, per, advance=lambda n: progress.advance(task, n))
+        except ScoreError as error:
+            raise CliError(str(error).replace("lower threshold", "lower --threshold")) from None
+    if options.html is not None:
+        _write_page(options.html, file, found)
+    if options.json:
+        write_json({"file": file, "texts": [_facts(r, options.per) for r in found]})
+        return
+    for n, result in enumerate(found):
+        told = f"text {n + 1}: " if len(found) > 1 else ""
+        bits = result.total / math.log(2)
+        say((f"{told}{bits:.3f} bits, {result.bits_per_byte:.4f} a byte", "bold"))
+        if options.per is not None:
+            for part in result.to_records():
+                say(f"{part['bits']:10.3f}  ", (printable(part["text"]), "green"))
+
+
+def _texts(options: ScoreOptions, file: str) -> list[bytes]:
+    """Return the texts of a file.
+
+    Raises:
+        UsageError: --lines and --jsonl. CliError: no texts, or a line without the field.
+    """
+    if options.lines and options.jsonl is not None:
+        raise UsageError("give --lines or --jsonl, not both")
+    data = read_file(file)
+    if options.jsonl is not None:
+        lines = enumerate(data.split(b"\n"), 1)
+        texts = [_field(line, options.jsonl, file, n) for n, line in lines if line.strip()]
+    else:
+        texts = [t for t in (data.splitlines() if options.lines else [data]) if t]
+    if not texts:
+        raise CliError(f"nothing to score: {file} is empty")
+    return texts
+
+
+def _field(line: bytes, field: str, file: str, n: int) -> bytes:
+    try:
+        value = json.loads(line)[field]
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise CliError(f"{file}, line {n}: not a JSON object with the field {field!r}") from None
+    if not isinstance(value, str):
+        raise CliError(f"{file}, line {n}: {field!r} is no text but {value!r}")
+    return value.encode("utf-8", errors="surrogatepass")
+
+
+def _facts(result: Surprisal, per: str | None) -> dict[str, Any]:
+    facts = {
+        "bytes": len(result.text),
+        "nats": result.total,
+        "bits": result.total / math.log(2),
+        "bits_per_byte": result.bits_per_byte,
+    }
+    return facts if per is None else facts | {"per": per, "parts": result.to_records()}
+
+
+def _write_page(path: str, file: str, found: list[Surprisal]) -> None:
+    from genlm_bytes_smc.surprisals import page
+
+    try:
+        Path(path).write_text(page(found, f"Surprisal of {file}"), encoding="utf-8")
+    except OSError as error:
+        raise CliError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+async def show_score(options: ScoreOptions, file: str) -> None:
     """Run the command `score`."""
     text = read_file(file)
     if not text:

@@ -56,8 +56,8 @@ class ByteLLM(Potential):  # type: ignore[misc]
     model a byte step, equal contexts once.
 
     Args:
-        llm: a genlm-backend AsyncLM, or an engine from `load_model`. Everything made from
-            one `llm` shares its trie, rows and keys and values.
+        llm: a genlm-backend AsyncLM, an engine from `load_model`, or a name that it loads.
+            Everything made from one `llm` shares its trie, rows and keys and values.
         beam_params: how to prune; `default_params()` if None. Where it names no
             `eos_byte_strings`, the model's own end-of-sequence tokens end a text. genlm-bytes'
             own `BeamParams` are taken too.
@@ -95,7 +95,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
         for name, size in (("cache_size", cache_size), ("cache_bytes", cache_bytes)):
             if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {size!r}")
-        self.llm = llm
+        self.llm = llm = load_model(llm) if isinstance(llm, str) else llm
         beam_params = default_params() if beam_params is None else beam_params
         self.beam_params = beam_params
         self.cache_size = cache_size

@@ -11,14 +11,14 @@ Here belongs what happens to particles; models, constraints and look-aheads only
 `factors.Lanes`. Begin at `loop.step`. Each file imports only files above it in this list:
 
     resampling, particles     arrays: which particles go on; the particles and their weights
-    files, result             states as JSON; what a run returns
+    files, records, result    states as JSON; results as plain data; what a run returns
     factors, weighers         what proposes and weighs a byte; what changes weights after it
     plan, frontier            checked settings; the distinct texts of all particles
     reading, diagnostics      one symbol in every particle; what is noted of it
     runs, rejuvenation        R runs and their errors; Metropolis-Hastings moves
     loop                      `smc`, `run`, `step`
     many, conditional         several runs, runs without an event loop; Markov chains
-    exact, bounds             exact samples; bounds on log_ml from both sides
+    prefixes, exact, bounds   exact samples; bounds on log_ml from both sides
 
 The schemes, the weighers and the moves can be changed one by one, each has its oracle in
 `tests/smc`. The order of random draws (`loop.step`) may not: seeded runs are to stay what they
@@ -29,7 +29,7 @@ import sys
 from types import ModuleType
 
 from genlm_bytes_smc import alphabet as alphabet  # first: it imports genlm.control at less cost
-from genlm_bytes_smc.smc.bounds import LogMLBounds, log_ml_bounds
+from genlm_bytes_smc.smc.bounds import LogMLBounds, log_ml_bounds, log_ml_bounds_sync
 from genlm_bytes_smc.smc.conditional import (
     Chains,
     ConditionalResult,
@@ -37,11 +37,24 @@ from genlm_bytes_smc.smc.conditional import (
     conditional_smc,
     particle_gibbs,
 )
-from genlm_bytes_smc.smc.exact import ExactSamples, Posterior, exact_sample, posterior
+from genlm_bytes_smc.smc.exact import (
+    exact_sample,
+    exact_sample_sync,
+    posterior,
+    posterior_sync,
+)
 from genlm_bytes_smc.smc.factors import BadWeightError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
-from genlm_bytes_smc.smc.many import Repeats, smc_many, smc_repeat, smc_sync
+from genlm_bytes_smc.smc.many import (
+    Repeats,
+    smc_many,
+    smc_many_sync,
+    smc_repeat,
+    smc_repeat_sync,
+    smc_sync,
+)
 from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights
+from genlm_bytes_smc.smc.prefixes import ExactSamples, Posterior
 from genlm_bytes_smc.smc.resampling import RESAMPLING, Rollout, Suffix
 from genlm_bytes_smc.smc.result import UNDECODABLE, UNFINISHED, SMCResult, TextSamples
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError, RunFailedError
@@ -70,12 +83,17 @@ __all__ = [
     "Weights",
     "conditional_smc",
     "exact_sample",
+    "exact_sample_sync",
     "log_ml_bounds",
+    "log_ml_bounds_sync",
     "particle_gibbs",
     "posterior",
+    "posterior_sync",
     "smc",
     "smc_many",
+    "smc_many_sync",
     "smc_repeat",
+    "smc_repeat_sync",
     "smc_steps",
     "smc_sync",
 ]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from genlm_bytes_smc.blocking import blocking
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.conditional import conditional_smc
 from genlm_bytes_smc.smc.exact import exact_sample
@@ -123,3 +124,6 @@ def _student(share: float, freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
     return float(z + sum(term / freedom ** (k + 1) for k, term in enumerate(terms)))
+
+
+log_ml_bounds_sync = blocking(log_ml_bounds)

@@ -22,130 +22,19 @@ the probability of having drawn y, so it has the mean Z, and varies the less the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.blocking import blocking
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.factors import check_alphabet, factors_of
-from genlm_bytes_smc.smc.particles import Weights
-from genlm_bytes_smc.smc.resampling import FloatArray
-from genlm_bytes_smc.smc.result import TextSamples
+from genlm_bytes_smc.smc.prefixes import Draw, ExactSamples, Posterior, Prefix
 
-_READ_OFF = 0.9  # share of the estimated mass from which on a posterior is read off what was seen
 _OVER = 1 + 1e-6  # most that a row may sum to, with rounding
-
-
-@dataclass(eq=False)
-class _Prefix:
-    """A text whose row is known.
-
-    Attributes:
-        text: its bytes.
-        row: float64[257], what the target gives to each symbol after it.
-        upper, lower: float64[257], bounds on the mass below each symbol, over the row's entry.
-        above: the prefix one byte shorter; None at the root.
-        after: the prefixes one byte longer that are known, by byte.
-    """
-
-    text: bytes
-    row: FloatArray
-    above: _Prefix | None
-    after: dict[int, _Prefix] = field(default_factory=dict)
-    upper: FloatArray = field(init=False)
-    lower: FloatArray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.upper = np.ones(N_SYMBOLS)
-        self.lower = np.zeros(N_SYMBOLS)
-        self.lower[EOS_COLUMN] = 1.0
-
-    @property
-    def bound(self) -> float:
-        """Most mass that is below, over the mass that led here."""
-        return float(self.row @ self.upper)
-
-    def tell(self) -> None:
-        """Tell the prefixes above what is known here."""
-        here = self
-        while here.above is not None:
-            byte = here.text[-1]
-            here.above.upper[byte] = here.row @ here.upper
-            here.above.lower[byte] = here.row @ here.lower
-            here = here.above
-
-
-@dataclass
-class _Draw:
-    """A draw under way.
-
-    Attributes:
-        at: the prefix it has come to; None before its row is known.
-        text: its bytes.
-        above: the prefix one byte shorter.
-        promised: the bound on the mass below that it was drawn by.
-        begun: the bound at the root when it began.
-        weight: gamma of the text over the probability of having drawn it, where none is rejected.
-    """
-
-    at: _Prefix | None
-    text: bytes
-    above: _Prefix | None
-    promised: float
-    begun: float
-    weight: float
-
-
-class ExactSamples(TextSamples):
-    """Independent texts of exactly the target's law, equally weighted.
-
-    Attributes:
-        draws: how many were made, the rejected ones included.
-        rows: rows that the language models computed.
-        log_ml_bounds: (low, high), nats: the log marginal likelihood lies between them for sure.
-            What was seen of whole texts bounds it from below, what is not known to be dead from
-            above.
-        log_ml: an estimate of it, unbiased on the linear scale.
-    """
-
-    def __init__(
-        self, texts: list[bytes], estimate: float, draws: int, rows: int, low: float, high: float
-    ) -> None:
-        with np.errstate(divide="ignore"):
-            logs = np.log(np.array([estimate, low, high]))
-        if texts:
-            super().__init__(texts, np.ones(len(texts), dtype=bool), np.full(len(texts), logs[0]))
-        else:
-            self._without_texts()
-        self.draws, self.rows = draws, rows
-        self.log_ml = float(logs[0])
-        self.log_ml_bounds = (float(logs[1]), float(logs[2]))
-
-    def _without_texts(self) -> None:
-        """Set what is set for some texts, where rows were used up before the first."""
-        none: FloatArray = np.empty(0)
-        self.texts, self.ended, self.size, self.ess = [], np.empty(0, dtype=bool), 0, 0.0
-        self.log_weights = self.log_normalized_weights = none
-        self.log_total = self.log_ess = -np.inf
-        self._weights = Weights(np.array([-np.inf]))
-
-    @property
-    def normalized_weights(self) -> FloatArray:
-        """Weights that sum to one, float64[N]."""
-        return np.full(self.size, 1 / max(self.size, 1))
-
-    def summary(self) -> dict[str, str]:
-        """Return what is shown above the texts, name by name."""
-        low, high = self.log_ml_bounds or (-np.inf, np.inf)
-        return {
-            "log marginal likelihood": f"{self.log_ml:.4f}, between {low:.4f} and {high:.4f}",
-            "draws": f"{self.size} accepted of {self.draws}",
-            "language model": f"{self.rows} rows",
-        }
 
 
 async def exact_sample(
@@ -187,47 +76,6 @@ async def exact_sample(
     if max_rows is not None:
         check_count("max_rows", max_rows, 1)
     return await _Sampler(target, max_bytes, np.random.default_rng(seed)).run(n, max_rows, at_once)
-
-
-class Posterior(TextSamples):
-    """Weighted texts from a given number of rows.
-
-    Attributes:
-        draws: how many were made, dead ones included.
-        rows: rows that the language models computed.
-        seen: log weights of all texts whose weight is known, nats, by text.
-        read_off: whether the texts are those of `seen`, weighted by what they weigh; else they
-            are the draws.
-        log_ml_bounds: (low, high), nats: the log marginal likelihood lies between them for sure.
-        log_ml: an estimate of it from all draws, unbiased on the linear scale.
-    """
-
-    def __init__(
-        self, finished: list[_Draw], seen: dict[bytes, float], rows: int, low: float, high: float
-    ) -> None:
-        with np.errstate(divide="ignore"):
-            weights = np.log([d.weight for d in finished])
-            bounds = np.log([low, high])
-        log_ml = float(np.logaddexp.reduce(weights) - np.log(len(weights)))
-        self.read_off = bool(bounds[0] >= log_ml + np.log(_READ_OFF))
-        texts = list(seen) if self.read_off else [d.text for d in finished]
-        logs = np.array(list(seen.values())) if self.read_off else weights
-        ended = np.isfinite(logs)
-        super().__init__(texts, ended, logs)
-        self.draws, self.rows, self.seen = len(finished), rows, seen
-        self.log_ml = log_ml
-        self.log_ml_bounds = (float(bounds[0]), float(bounds[1]))
-
-    def summary(self) -> dict[str, str]:
-        """Return what is shown above the texts, name by name."""
-        low, high = self.log_ml_bounds or (-np.inf, np.inf)
-        source = "texts that were seen, by their weights" if self.read_off else "weighted draws"
-        return {
-            "log marginal likelihood": f"{self.log_ml:.4f}, between {low:.4f} and {high:.4f}",
-            "from": f"{source}; {self.draws} draws",
-            "effective sample size": f"{self.ess:.1f} of {self.size}",
-            "language model": f"{self.rows} rows",
-        }
 
 
 async def posterior(
@@ -277,10 +125,10 @@ class _Sampler:
     ) -> None:
         self._target, self._max_bytes, self._rng = target, max_bytes, rng
         self._reject = reject
-        self._finished: list[_Draw] = []
+        self._finished: list[Draw] = []
         engines = [f.model.engine for f in factors_of(target) if isinstance(f, ByteLLM)]
         self._engines = list({id(e): e for e in engines}.values())
-        self._root: _Prefix | None = None
+        self._root: Prefix | None = None
         self._accepted: list[float] = []  # bound at the start of each finished draw, or 0
         self._texts: list[bytes] = []
 
@@ -291,7 +139,7 @@ class _Sampler:
         """Draw until there are n texts, or rows are used up."""
         before = self._rows()
         (self._root,) = await self._know([(b"", None)])
-        going: list[_Draw] = []
+        going: list[Draw] = []
         while len(self._texts) < n:
             spent = max_rows is not None and self._rows() - before >= max_rows
             if self._root.bound <= 0:
@@ -312,7 +160,7 @@ class _Sampler:
         """Draw until there are so many draws, or rows are used up."""
         before = self._rows()
         (self._root,) = await self._know([(b"", None)])
-        going: list[_Draw] = []
+        going: list[Draw] = []
         begun = 0
         while self._root.bound > 0:
             spent = begun > 0 and self._rows() - before >= budget
@@ -342,12 +190,12 @@ class _Sampler:
             ]
         return found
 
-    def _begin(self) -> _Draw:
+    def _begin(self) -> Draw:
         assert self._root is not None
         bound = self._root.bound
-        return _Draw(self._root, b"", None, bound, bound, bound)
+        return Draw(self._root, b"", None, bound, bound, bound)
 
-    async def _advance(self, draws: list[_Draw]) -> list[_Draw]:
+    async def _advance(self, draws: list[Draw]) -> list[Draw]:
         """Go on with each draw to the next prefix whose row is not known, or to its end."""
         fresh = {d.text: (d.text, d.above) for d in draws if d.at is None and self._lacks(d)}
         await self._know(list(fresh.values()))
@@ -360,10 +208,10 @@ class _Sampler:
                 waiting.append(draw)
         return waiting
 
-    def _lacks(self, draw: _Draw) -> bool:
+    def _lacks(self, draw: Draw) -> bool:
         return draw.above is not None and draw.text[-1] not in draw.above.after
 
-    def _walk(self, draw: _Draw) -> bool:
+    def _walk(self, draw: Draw) -> bool:
         """Walk through known prefixes; return whether the draw now waits for a row."""
         while draw.at is not None:
             here, bound = draw.at, draw.at.bound
@@ -381,14 +229,14 @@ class _Sampler:
             draw.at = here.after.get(symbol)
         return True
 
-    def _finish(self, draw: _Draw, weight: float) -> bool:
+    def _finish(self, draw: Draw, weight: float) -> bool:
         """Note how a draw ended: its weight, and whether it was accepted. Return False."""
         self._accepted.append(draw.begun if weight > 0 else 0.0)
         draw.weight = weight
         self._finished.append(draw)
         return False
 
-    async def _know(self, asked: Sequence[tuple[bytes, _Prefix | None]]) -> list[_Prefix]:
+    async def _know(self, asked: Sequence[tuple[bytes, Prefix | None]]) -> list[Prefix]:
         """Compute the rows of prefixes, and note them in the tree."""
         if not asked:
             return []
@@ -403,7 +251,7 @@ class _Sampler:
                     f"exact_sample needs rows that sum to at most one, got {row.sum():.6g} "
                     f"after {text!r}"
                 )
-            prefix = _Prefix(text, row, above)
+            prefix = Prefix(text, row, above)
             if above is not None:
                 above.after[text[-1]] = prefix
             prefix.tell()
@@ -414,3 +262,7 @@ class _Sampler:
 def _as_array(weights: Any) -> npt.NDArray[np.float64]:
     values = weights.cpu().numpy() if hasattr(weights, "cpu") else np.asarray(weights)
     return np.array(values, dtype=np.float64)
+
+
+exact_sample_sync = blocking(exact_sample)
+posterior_sync = blocking(posterior)

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
+from genlm_bytes_smc.blocking import blocking, run_sync
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.smc.diagnostics import Progress
 from genlm_bytes_smc.smc.factors import together
-from genlm_bytes_smc.smc.loop import alive, run
+from genlm_bytes_smc.smc.loop import alive, run, smc
 from genlm_bytes_smc.smc.particles import SMCState, Weights
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
 from genlm_bytes_smc.smc.resampling import FloatArray
 from genlm_bytes_smc.smc.result import SMCResult, TextSamples
 from genlm_bytes_smc.smc.runs import Outcome, RunFailedError
-
-T = TypeVar("T")
 
 
 async def smc_many(
@@ -195,49 +191,7 @@ def _seeds(seeds: int | Iterable[int], first: int) -> Iterable[int]:
     return range(first, first + seeds)
 
 
-def smc_sync(
-    target: Any,
-    n_particles: int,
-    ess_threshold: float = 0.5,
-    max_bytes: int = 100,
-    *,
-    progress: Progress = None,
-    on_step: Callable[[SMCState], object] | None = None,
-    **options: Unpack[SMCOptions],
-) -> SMCResult:
-    """`smc` for scripts: blocks until done, whether or not an event loop is running.
-
-    Where one is running (a notebook), the run has a thread and a loop of its own, and the
-    running one stands still meanwhile.
-    """
-    plan = make_plan(target, n_particles, ess_threshold, max_bytes, **options)
-    return alive(run_blocking(run([plan], progress, on_step))[0])
-
-
-def run_blocking(call: Coroutine[Any, Any, T]) -> T:
-    """Return the result of a coroutine, from code that cannot await."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(call)
-    return _in_thread(call)
-
-
-def _in_thread(call: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a thread and a loop of its own, and cancel it if we are interrupted."""
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
-
-    async def noted() -> T:
-        running.append((asyncio.get_running_loop(), asyncio.current_task()))
-        return await call
-
-    context = contextvars.copy_context()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(context.run, asyncio.run, noted())
-        try:
-            return future.result()
-        except BaseException:
-            for loop, task in running:
-                if task is not None and not loop.is_closed():
-                    loop.call_soon_threadsafe(task.cancel)
-            raise
+smc_sync = blocking(smc)
+smc_many_sync = blocking(smc_many)
+smc_repeat_sync = blocking(smc_repeat)
+run_blocking = run_sync

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from genlm_bytes_smc.alphabet import BYTES
 from genlm_bytes_smc.html import render
-from genlm_bytes_smc.smc import files
+from genlm_bytes_smc.smc import files, records
 from genlm_bytes_smc.smc.particles import BoolArray, SMCState, StepInfo, Weights
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
@@ -129,6 +129,29 @@ class TextSamples(Sequences):  # type: ignore[misc]
                 found[text, ended] = p + q, n + 1
         ordered = sorted(found.items(), key=lambda item: -item[1][0])
         return [(text, p, n, ended) for (text, ended), (p, n) in ordered]
+
+    # -- as plain data -----------------------------------------------------------------
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return a dictionary a particle: text (str; bytes if no UTF-8), ended, weights."""
+        return records.records(self)
+
+    def to_frame(self) -> Any:
+        """Return `to_records` as a pandas `DataFrame`; `ImportError` where there is none."""
+        return records.frame(self.to_records())
+
+    def to_sequences(self) -> Sequences:
+        """Return the same samples as a plain `Sequences` of genlm-control."""
+        return Sequences(self.contexts, self.log_weights.copy())
+
+    @classmethod
+    def from_sequences(cls, sequences: Any) -> TextSamples:
+        """Return a `Sequences` of genlm-control, over bytes or tokens; EOS last is a text's end.
+
+        Raises:
+            TypeError: no such samples, or a token that spells no bytes.
+        """
+        return TextSamples(*records.of_sequences(sequences))
 
     @cached_property
     def undecodable(self) -> float:
@@ -319,6 +342,10 @@ class SMCResult(TextSamples):
     def seconds(self) -> float:
         """Wall time of all steps."""
         return sum(i.seconds for i in self.history)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the run in numbers, for a tracker of experiments; a float or int each."""
+        return records.metrics(self)
 
     def summary(self) -> dict[str, str]:
         """Return what is shown above the texts, name by name."""

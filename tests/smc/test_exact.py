@@ -13,6 +13,7 @@ from genlm_bytes_smc.constraints import ByteRegex, FiniteSet
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import exact_sample, log_ml_bounds, posterior, smc
 from genlm_bytes_smc.smc.bounds import _student
+from genlm_bytes_smc.smc.prefixes import Prefix
 from tests.toys import EOS_TOKEN, Enumeration, ToyLM
 
 TEXTS = [b"a", b"ab", b"abc", b"acb", b"bca", b"cab", b"ccc", b""]
@@ -43,12 +44,10 @@ async def test_the_law_is_the_targets(at_once):
 
 async def test_a_wrong_bound_is_noticed(monkeypatch):
     """Were a new row's mass not held against what was promised, the law would be another."""
-    from genlm_bytes_smc.smc import exact as module
-
     llm = toy()
     exact = truth(llm, TEXTS)
-    monkeypatch.setattr(module._Prefix, "tell", lambda self: None)
-    monkeypatch.setattr(module._Prefix, "bound", property(lambda self: 1.0))
+    monkeypatch.setattr(Prefix, "tell", lambda self: None)
+    monkeypatch.setattr(Prefix, "bound", property(lambda self: 1.0))
     found = await exact_sample(llm * FiniteSet(TEXTS), 3000, seed=1)
     counts = Counter(found.texts)
     expected = 3000 * exact / exact.sum()
