@@ -196,7 +196,8 @@ class ConstraintOptions:
         str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
     ] = None
     grammar: Annotated[
-        str | None, typer.Option("--grammar", help="File with a grammar in Lark's notation.")
+        str | None,
+        typer.Option("--grammar", help="File with a grammar, in Lark's notation or GBNF."),
     ] = None
     json_schema: Annotated[
         str | None, typer.Option("--json-schema", help="File with a JSON Schema.")

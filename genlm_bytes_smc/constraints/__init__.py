@@ -32,6 +32,7 @@ from genlm_bytes_smc.constraints.languages import (
 )
 from genlm_bytes_smc.constraints.learning import approximate_automaton
 from genlm_bytes_smc.constraints.matcher import MatcherError
+from genlm_bytes_smc.constraints.partial import PartialRegex
 from genlm_bytes_smc.constraints.predicate import BytePredicate
 from genlm_bytes_smc.constraints.wfsa import ByteWFSA
 
@@ -51,6 +52,7 @@ __all__ = [
     "Length",
     "MatcherError",
     "MaxBytes",
+    "PartialRegex",
     "StopStrings",
     "Utf8",
     "approximate_automaton",

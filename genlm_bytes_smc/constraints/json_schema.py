@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -48,8 +50,9 @@ class ByteJsonSchema(ByteMatcher):
     """JSON texts, as UTF-8, that a schema accepts.
 
     llguidance decides byte by byte; where it would let a text end, the `jsonschema` module
-    has the last word, so every admitted text is JSON that satisfies the schema (`format` is
-    llguidance's own). Not every such text is admitted: an object's properties come in the
+    has the last word, so every admitted text is JSON that satisfies the schema. `format` is
+    llguidance's own; one that it does not know constrains nothing, as the standard has it.
+    Not every such text is admitted: an object's properties come in the
     order the schema lists them, others after.
 
     Args:
@@ -67,6 +70,9 @@ class ByteJsonSchema(ByteMatcher):
             or 2020-12, breaks its meta-schema (with the place), refers to something outside
             itself (nothing is ever fetched), or uses a keyword that llguidance does not
             support (named).
+
+    Warns:
+        UserWarning: a `format` that llguidance does not know, which is left out.
     """
 
     def __init__(
@@ -140,8 +146,27 @@ def _checked(schema: Any, max_size: int) -> tuple[dict[str, Any], str]:
         _draft(data).check_schema(data)
     except SchemaError as e:
         raise ConstraintError(f"not a JSON Schema: at {e.json_path}, {e.message}") from None
-    _check_references(data)
+    unknown: set[str] = set()
+    for part in _check_references(data):
+        name = part.get("format")
+        if isinstance(name, str) and not _knows_format(name):
+            del part["format"]
+            unknown.add(name)
+    if unknown:
+        warnings.warn(
+            f"unknown formats constrain nothing: {', '.join(sorted(unknown))}", stacklevel=4
+        )
     return data, json.dumps(data)
+
+
+@lru_cache(maxsize=256)
+def _knows_format(name: str) -> bool:
+    """Return whether llguidance constrains strings of a format."""
+    schema = json.dumps({"type": "string", "format": name})
+    try:
+        return not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
+    except ValueError:
+        return False
 
 
 def _draft(schema: dict[str, Any]) -> Any:
@@ -155,16 +180,21 @@ def _draft(schema: dict[str, Any]) -> Any:
     return draft
 
 
-def _check_references(schema: dict[str, Any]) -> None:
-    """Raise ConstraintError if a reference leads out of the schema or a part names a draft."""
+def _check_references(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return all parts of a schema that are schemas.
+
+    Raises:
+        ConstraintError: a reference leads out of the schema, or a part names a draft.
+    """
     draft = specification_with(_draft(schema).META_SCHEMA["$schema"])
     todo = [(schema, Registry().resolver_with_root(draft.create_resource(schema)))]
-    seen = set()
+    seen, parts = set(), list[dict[str, Any]]()
     while todo:
         part, resolver = todo.pop()
         if not isinstance(part, dict) or id(part) in seen:
             continue
         seen.add(id(part))
+        parts.append(part)
         if part is not schema and "$schema" in part:
             raise ConstraintError("$schema may stand at the root only, got one in a part")
         if isinstance(target := part.get("$ref"), str):
@@ -178,6 +208,7 @@ def _check_references(schema: dict[str, Any]) -> None:
             todo.append((found.contents, found.resolver))
         for inner in draft.create_resource(part).subresources():
             todo.append((inner.contents, resolver.in_subresource(inner)))
+    return parts
 
 
 def _validator(schema: dict[str, Any]) -> Callable[[Any], bool]:

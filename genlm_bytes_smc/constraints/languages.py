@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from genlm_bytes_smc.constraints.automata.expressions import (
     table_of_bytes,
     table_of_characters,
 )
-from genlm_bytes_smc.constraints.automata.regex_parser import parse
+from genlm_bytes_smc.constraints.automata.regex_parser import NotRegularError, parse
 from genlm_bytes_smc.constraints.automata.table import (
     MAX_SECONDS,
     MAX_STATES,
@@ -40,6 +41,8 @@ from genlm_bytes_smc.constraints.automata.table import (
 from genlm_bytes_smc.constraints.automata.utf8 import N_CODEPOINTS, bytes_of_characters
 from genlm_bytes_smc.constraints.base import ConstraintError, show
 from genlm_bytes_smc.constraints.dfa import ByteDFA
+from genlm_bytes_smc.constraints.partial import PartialRegex
+from genlm_bytes_smc.fast_path import warn_lost
 
 _ANY_BYTES = Repeat(Chars(np.array([[0, N_BYTES]])), 0, None)
 Device = torch.device | str | None
@@ -51,10 +54,13 @@ class ByteRegex(ByteDFA):
     A text has weight 1 where `regex.fullmatch(pattern, text, flags)` matches and 0 elsewhere;
     bytes that are no UTF-8 have weight 0. Every admitted prefix can be completed.
 
+    What no automaton here expresses (backreferences, lookaround, possessive and atomic groups,
+    word boundaries, recursion, conditionals, full case folding and the like) is matched text by
+    text: `ByteRegex(pattern)` is then a `PartialRegex`, which is slower and may see late that a
+    prefix cannot be completed. A `FastPathWarning` says so.
+
     Args:
-        pattern: a pattern of the `regex` module. Anchors are fine anywhere; what no automaton
-            expresses (backreferences, lookaround, possessive and atomic groups, word
-            boundaries, full case folding and the like) is refused by name. Classes are those
+        pattern: a pattern of the `regex` module. Anchors are fine anywhere. Classes are those
             of Unicode: `\\d` is hundreds of digits, `(?a)\\d` the ten of ASCII.
         flags: flags of the `regex` module.
         device: where the table lives and weights are returned (None: the CPU).
@@ -63,9 +69,25 @@ class ByteRegex(ByteDFA):
 
     Raises:
         TypeError: `flags` or a limit of the wrong type.
-        ConstraintError: the pattern does not parse, is not supported, matches no text, or
-            outgrows `max_states` or `max_seconds`.
+        ConstraintError: the pattern does not parse, has the flag LOCALE or REVERSE, matches no
+            text, or outgrows `max_states` or `max_seconds`.
+
+    Warns:
+        FastPathWarning: the pattern is matched text by text; the message names the part.
     """
+
+    def __new__(
+        cls, pattern: str = "", flags: int = 0, *, device: Device = None, **limits: Any
+    ) -> Any:
+        """Make an automaton, or a `PartialRegex` where there is none."""
+        try:
+            parse(pattern, flags)
+        except NotRegularError as error:
+            warn_lost(f"{error}: each distinct prefix is matched on its own, which is slower")
+            return PartialRegex(pattern, flags, device=device)
+        except Exception:  # said by `__init__`
+            return super().__new__(cls)
+        return super().__new__(cls)
 
     def __init__(
         self,

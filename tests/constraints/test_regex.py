@@ -1,5 +1,6 @@
 """ByteRegex against the `regex` module: what it matches, and what it may still match."""
 
+import pickle
 import random
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import regex
 import torch
 
-from genlm_bytes_smc.constraints import ByteRegex, ConstraintError
+from genlm_bytes_smc import BeamParams, ByteLLM, FastPathWarning, smc
+from genlm_bytes_smc.constraints import ByteRegex, ConstraintError, PartialRegex
 from genlm_bytes_smc.constraints.automata.regex_parser import parse
 from genlm_bytes_smc.constraints.automata.table import minimal
 from tests.constraints.oracles import accepted, alphabet_of, mutated, partially, walk
@@ -166,32 +168,73 @@ def test_every_code_point_is_where_it_belongs():
         assert (state >= 0 and bool(accept[state])) == bool(word.fullmatch(chr(code))), hex(code)
 
 
-REFUSED = [
-    (r"(a)\1", "backreference"),
-    (r"(?P<x>a)(?P=x)", "backreference"),
-    (r"a(?=b)b", "lookaround"),
-    (r"(?<!a)b", "lookaround"),
-    (r"a++b", "possessive"),
-    (r"(?>a|ab)c", "atomic"),
-    (r"\R", "atomic"),
-    (r"\bword\b", "word boundary"),
-    (r"(?R)?a", "recursive"),
-    (r"(a)?(?(1)b|c)", "conditional"),
-    (r"(?:abc){e<=1}", "fuzzy"),
-    (r"\X", "grapheme"),
-    (r"a\Kb", r"\\K"),
-    (r"(?m)^a", "MULTILINE"),
-    (r"(?m)a$", "MULTILINE"),
-    (r"(?V1)(?i)strasse", "full case folding"),
-    (r"(?r)abc", "REVERSE"),
-    (r"a(*FAIL)", "control verb"),
+# Pattern, the part that no automaton expresses, texts that it matches, and texts that it does not.
+BY_TEXT = [
+    (r"(a|b)\1", "backreference", ["aa", "bb"], ["ab", "a", "aaa"]),
+    (r"(?P<x>[a-z]+)-(?P=x)", "backreference", ["ab-ab"], ["ab-a", "ab-"]),
+    (r"(?=.*\d)[a-z\d]{3}", "lookaround", ["a1b", "123"], ["abc", "a1"]),
+    (r"(?!foo)[a-z]+", "lookaround", ["bar", "fo"], ["foo", "foobar", ""]),
+    (r"[a-z]+(?<!ing)", "lookaround", ["walk"], ["walking"]),
+    (r"a++b", "possessive", ["ab", "aaab"], ["a", "b"]),
+    (r"(?>a|ab)c", "atomic", ["ac"], ["abc"]),
+    (r"\R", "atomic", ["\n", "\r\n"], ["a", "\n\n"]),
+    (r"\bword\b", "word boundary", ["word"], ["words"]),
+    (r"\((?R)*\)", "recursive", ["()", "(()())"], ["(", "())"]),
+    (r"(a)?(?(1)b|c)", "conditional", ["ab", "c"], ["ac", "b"]),
+    (r"(?:abc){e<=1}", "fuzzy", ["abc", "abd", "ab"], ["xyz"]),
+    (r"\X", "grapheme", ["e\u0301", "a"], ["ab"]),
+    (r"a\Kb", r"\\K", ["ab"], ["a"]),
+    (r"(?m)^a$", "MULTILINE", ["a"], ["b"]),
+    (r"(?V1)(?i)strasse", "full case folding", ["STRASSE", "straße"], ["strase"]),
+    (r"(?=é|ß)\w", "lookaround", ["é", "ß"], ["e", "è"]),
 ]
 
 
-@pytest.mark.parametrize(("pattern", "names"), REFUSED)
-def test_what_no_automaton_expresses_is_refused_by_name(pattern, names):
-    with pytest.raises(ConstraintError, match=names):
+@pytest.mark.parametrize(("pattern", "names", "inside", "outside"), BY_TEXT)
+def test_what_no_automaton_expresses_is_matched_text_by_text(pattern, names, inside, outside):
+    """It says so by name, agrees with `regex`, and lets every prefix of a match on."""
+    with pytest.warns(FastPathWarning, match=names):
+        constraint = ByteRegex(pattern)
+    assert isinstance(constraint, PartialRegex)
+    for text in [*inside, *outside]:
+        assert accepted(constraint, text.encode()) == bool(regex.fullmatch(pattern, text)), text
+        assert accepted(constraint, text.encode()) == (text in inside)
+    for text in inside:
+        spelled = text.encode()
+        for n in range(len(spelled) + 1):
+            state = constraint.states([spelled[:n]])
+            assert float(constraint.log_prefix(state)[0]) == 0.0, spelled[:n]
+    assert not accepted(constraint, b"\xff")
+
+
+async def test_a_pattern_matched_text_by_text_constrains_a_run(tiny):
+    """In a product with a model, from copies and after pickling."""
+    with pytest.warns(FastPathWarning):
+        constraint = ByteRegex(r"(the|and) \1")
+    again = pickle.loads(pickle.dumps(constraint))
+    assert accepted(again, b"and and")
+    assert not accepted(again, b"and the")
+    llm = ByteLLM(tiny, BeamParams(K=5, prune_threshold=0.01))
+    found = await smc(llm * constraint, 8, max_bytes=10, seed=1, progress=False)
+    assert {t for t, e in zip(found.texts, found.ended, strict=True) if e} <= {
+        b"the the",
+        b"and and",
+    }
+    assert found.ended.any()
+
+
+@pytest.mark.parametrize("pattern", [r"(?r)abc", r"(?L)abc"])
+def test_flags_that_mean_nothing_over_bytes_are_refused(pattern):
+    with pytest.raises(ConstraintError, match=r"LOCALE or REVERSE|does not parse|exclude"):
         ByteRegex(pattern)
+
+
+def test_a_pattern_matched_text_by_text_has_limits():
+    with (
+        pytest.warns(FastPathWarning),
+        pytest.raises(ConstraintError, match="repeats a part 1000000000 times"),
+    ):
+        ByteRegex(r"(a)\1{1000000000}")
 
 
 def test_a_pattern_that_does_not_parse_says_why_and_where():

@@ -83,15 +83,21 @@ def parse(pattern: str, flags: int = 0) -> Node:
     try:
         tree, info = _parse(pattern, int(flags))
         if info.flags & (regex.LOCALE | regex.REVERSE):
-            raise _unsupported("the LOCALE or REVERSE flag", pattern)
+            raise ConstraintError(
+                f"the LOCALE or REVERSE flag cannot be used over bytes (pattern {show(pattern)})"
+            )
         return _convert(tree, info, pattern)
     except regex.error as e:
         at = "" if e.pos is None else f" at position {e.pos}"
         raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}{at}") from None
 
 
-def _unsupported(what: str, pattern: str) -> ConstraintError:
-    return ConstraintError(f"{what} cannot be part of a byte automaton (pattern {show(pattern)})")
+class NotRegularError(ConstraintError):
+    """A pattern has a part that no automaton expresses."""
+
+
+def _unsupported(what: str, pattern: str) -> NotRegularError:
+    return NotRegularError(f"{what} cannot be part of a byte automaton (pattern {show(pattern)})")
 
 
 def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
