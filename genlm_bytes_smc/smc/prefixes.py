@@ -83,7 +83,9 @@ class ExactSamples(TextSamples):
         log_ml_bounds: (low, high), nats: the log marginal likelihood lies between them for sure.
             What was seen of whole texts bounds it from below, what is not known to be dead from
             above.
-        log_ml: an estimate of it, unbiased on the linear scale.
+        unbiased_log_ml: an estimate of it from the share of accepted draws, unbiased on the linear
+            scale.
+        log_ml: the same, moved between the bounds where it is outside.
     """
 
     def __init__(
@@ -96,8 +98,9 @@ class ExactSamples(TextSamples):
         else:
             self._without_texts()
         self.draws, self.rows = draws, rows
-        self.log_ml = float(logs[0])
-        self.log_ml_bounds = (float(logs[1]), float(logs[2]))
+        self.unbiased_log_ml = float(logs[0])
+        self.log_ml_bounds = low, high = float(logs[1]), float(logs[2])
+        self.log_ml = min(max(self.unbiased_log_ml, low), high)
 
     def _without_texts(self) -> None:
         """Set what is set for some texts, where rows were used up before the first."""
@@ -132,7 +135,8 @@ class Posterior(TextSamples):
         read_off: whether the texts are those of `seen`, weighted by what they weigh; else they
             are the draws.
         log_ml_bounds: (low, high), nats: the log marginal likelihood lies between them for sure.
-        log_ml: an estimate of it from all draws, unbiased on the linear scale.
+        unbiased_log_ml: an estimate of it from all draws, unbiased on the linear scale.
+        log_ml: the same, moved between the bounds where it is outside.
     """
 
     def __init__(
@@ -148,8 +152,9 @@ class Posterior(TextSamples):
         ended = np.isfinite(logs)
         super().__init__(texts, ended, logs)
         self.draws, self.rows, self.seen = len(finished), rows, seen
-        self.log_ml = log_ml
-        self.log_ml_bounds = (float(bounds[0]), float(bounds[1]))
+        self.unbiased_log_ml = log_ml
+        self.log_ml_bounds = least, most = float(bounds[0]), float(bounds[1])
+        self.log_ml = min(max(log_ml, least), most)
 
     def summary(self) -> dict[str, str]:
         """Return what is shown above the texts, name by name."""
