@@ -27,7 +27,6 @@ from genlm_bytes_smc.beam.deferred_nodes import Nodes
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
-    FLIGHT,
     NODE,
     NOT_NOW,
     OWN,
@@ -437,32 +436,13 @@ class DeferredLanes:
     @property
     def state(self) -> BeamState:
         """The tokens in flight and the contexts that end with the text, as candidates."""
-        return self._candidates(self.nodes)
+        return self.nodes.candidates(self.model.engine.tree, self.log_scale)
 
     async def extended(self) -> BeamState:
         """Return `state` once `logp_next` has fetched its rows."""
         await self.logp_next()
-        return self._candidates(self._memo["looked"].nodes)
-
-    def _candidates(self, nodes: Nodes) -> BeamState:
-        ints, tree = nodes.ints.copy(), self.model.engine.tree
-        end = nodes.used & (ints[:, :, POS] == nodes.length[:, None])
-        new = end & (ints[:, :, CTX] < 0)
-        with tree.one_thread:
-            ints[new, CTX] = tree.children(ints[new, ABOVE], ints[new, TOKEN])
-        shown = end | nodes.live
-        with np.errstate(divide="ignore"):
-            logu = np.log(np.where(end, nodes.floats[:, :, OWN], nodes.floats[:, :, WEIGHT]))
-            flight = np.log(np.where(end, 1.0, nodes.floats[:, :, FLIGHT]))
-        logu = np.where(shown, logu, -np.inf) + self.log_scale[:, None]
-        logw = logu + flight
-        return BeamState(
-            ctx=np.where(shown, ints[:, :, CTX], -1),
-            node=np.where(shown, np.where(end, 0, ints[:, :, NODE]), -1),
-            logu=logu,
-            logw=logw,
-            key=np.zeros(len(logw), dtype=np.uint64),
-        )
+        looked: DeferredLanes = self._memo["looked"]
+        return looked.state
 
     async def prune_and_read(self, byte: int) -> DeferredLanes:
         """Return the lanes after a byte."""
@@ -516,15 +496,7 @@ class DeferredLanes:
             contexts = nodes.ints[lanes, places, CTX]
             p = np.array([store.prob(int(c), token) for c in contexts])
             own = nodes.floats[lanes, places, WEIGHT] * p
-            after = Nodes.first(len(self), 0)
-            after.count[:] = 0
-            after.make_room(int(np.bincount(lanes, minlength=1).max(initial=0)))
-            at = np.arange(len(lanes)) - np.searchsorted(lanes, lanes)
-            after.ints[lanes, at] = [-1, -1, token, 0, -1, -1]
-            after.ints[lanes, at, ABOVE] = contexts
-            after.floats[lanes, at] = [1.0, 0.0, 0.0, 0.0]
-            after.floats[lanes, at, OWN] = own
-            after.count += np.bincount(lanes, minlength=len(self))
+            after = Nodes.of_ends(len(self), lanes, contexts, token, own)
             mass = np.bincount(lanes, own, minlength=len(self))
         with np.errstate(divide="ignore"):
             log_z = self.log_scale + np.log(mass)

@@ -7,8 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.beam.deferred_numba import ABOVE, CTX, NODE, TEXT
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.beam.deferred_numba import (
+    ABOVE,
+    CTX,
+    FLIGHT,
+    NODE,
+    OWN,
+    POS,
+    TEXT,
+    TOKEN,
+    WEIGHT,
+)
+from genlm_bytes_smc.beam.state import BeamState
+from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -38,6 +49,56 @@ class Nodes:
         floats[:, 0] = 1.0
         one = np.ones(n, dtype=np.int64)
         return cls(ints, floats, one, one - 1, np.zeros((n, TEXT), dtype=np.uint8))
+
+    @classmethod
+    def of_ends(
+        cls, n: int, lanes: IntArray, contexts: IntArray, token: int, own: FloatArray
+    ) -> Nodes:
+        """Return the nodes of n lanes in which `token` has just ended after each of m contexts.
+
+        Args:
+            n: number of lanes.
+            lanes: int64[m], ascending.
+            contexts: int64[m].
+            token: the same for all.
+            own: float64[m], their weights over the scale of their lane.
+        """
+        nodes = cls.first(n, 0)
+        nodes.count[:] = 0
+        nodes.make_room(int(np.bincount(lanes, minlength=1).max(initial=0)))
+        at = np.arange(len(lanes)) - np.searchsorted(lanes, lanes)
+        nodes.ints[lanes, at] = [-1, -1, token, 0, -1, -1]
+        nodes.ints[lanes, at, ABOVE] = contexts
+        nodes.floats[lanes, at] = [1.0, 0.0, 0.0, 0.0]
+        nodes.floats[lanes, at, OWN] = own
+        nodes.count += np.bincount(lanes, minlength=n)
+        return nodes
+
+    def candidates(self, tree: ContextTree, log_scale: FloatArray) -> BeamState:
+        """Return the tokens in flight and the contexts that end with the text as a beam's state.
+
+        Args:
+            tree: of the contexts; new ones may be made.
+            log_scale: float64[N], log of what the weights are in units of, nats.
+        """
+        ints = self.ints.copy()
+        end = self.used & (ints[:, :, POS] == self.length[:, None])
+        new = end & (ints[:, :, CTX] < 0)
+        with tree.one_thread:
+            ints[new, CTX] = tree.children(ints[new, ABOVE], ints[new, TOKEN])
+        shown = end | self.live
+        with np.errstate(divide="ignore"):
+            logu = np.log(np.where(end, self.floats[:, :, OWN], self.floats[:, :, WEIGHT]))
+            flight = np.log(np.where(end, 1.0, self.floats[:, :, FLIGHT]))
+        logu = np.where(shown, logu, -np.inf) + log_scale[:, None]
+        logw = logu + flight
+        return BeamState(
+            ctx=np.where(shown, ints[:, :, CTX], -1),
+            node=np.where(shown, np.where(end, 0, ints[:, :, NODE]), -1),
+            logu=logu,
+            logw=logw,
+            key=np.zeros(len(logw), dtype=np.uint64),
+        )
 
     def take(self, lanes: IntArray) -> Nodes:
         """Return a copy of some lanes."""
