@@ -33,7 +33,7 @@ async def measure(llm: Any, prompt: str, texts: list[str], n: int) -> list[str]:
     llm.clear_cache()
     await potential.prefix(b"")
     found = await exact_sample(potential * FiniteSet(texts), n, max_bytes=80, seed=0)
-    low, high = found.log_ml_bounds
+    low, high, _ = found.log_ml_bounds
     return [
         f"{found.draws / n:.1f}",
         f"{found.rows / n:.1f}",

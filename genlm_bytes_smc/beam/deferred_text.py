@@ -80,9 +80,10 @@ async def rows_that_matter(lanes: ByteLanes, text: bytes) -> Held:
 
 def from_candidates(lanes: ByteLanes) -> DeferredLanes:
     """Return one deferred lane with the candidates of a lane on a CPU."""
-    model, state = lanes.model, lanes.state
-    places = np.flatnonzero(state.node[0] >= 0)
-    partials = [model.trie.spell(int(node)) for node in state.node[0, places]]
+    model = lanes.model
+    ctx, node, logu, logw, _ = (np.asarray(x)[0] for x in lanes.state)
+    places = np.flatnonzero(node >= 0)
+    partials = [model.trie.spell(int(n)) for n in node[places]]
     longest = max(partials, key=len, default=b"")
     tail = np.frombuffer(longest[-TEXT:], dtype=np.uint8)
     nodes = Nodes.first(1, 0)
@@ -90,10 +91,10 @@ def from_candidates(lanes: ByteLanes) -> DeferredLanes:
     nodes.count[:], nodes.length[:] = len(places), len(longest)
     nodes.text[0, np.arange(len(longest) - len(tail), len(longest)) % TEXT] = tail
     for c, (place, partial) in enumerate(zip(places, partials, strict=True)):
-        begin, node = len(longest) - len(partial), state.node[0, place]
-        nodes.ints[0, c] = [state.ctx[0, place], -1, -1, begin, -1, node]
-        flight = np.exp(state.logw[0, place] - state.logu[0, place])
-        weight = np.exp(state.logu[0, place] - lanes.log_z[0])
+        begin = len(longest) - len(partial)
+        nodes.ints[0, c] = [ctx[place], -1, -1, begin, -1, node[place]]
+        flight = np.exp(logw[place] - logu[place])
+        weight = np.exp(logu[place] - lanes.log_z[0])
         nodes.floats[0, c] = [1.0, weight, weight, flight]
     zero = np.zeros(1)
     params = dataclasses.replace(lanes.params, K=None, prune="deferred")

@@ -96,7 +96,8 @@ def _guided(lanes: ByteLanes, text: bytes) -> bool:
     """
     params, model = lanes.params, lanes.model
     alive = len(text) > 0 and lanes.log_z[0] > -np.inf
-    return alive and params.unbiased and params.prune_threshold > 0 and model.on_host is model
+    compiled = model.kernels.steps is not None  # what judges contexts, on a CPU
+    return alive and params.unbiased and params.prune_threshold > 0 and compiled
 
 
 def _run(

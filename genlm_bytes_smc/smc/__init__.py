@@ -29,7 +29,7 @@ import sys
 from types import ModuleType
 
 from genlm_bytes_smc import alphabet as alphabet  # first: it imports genlm.control at less cost
-from genlm_bytes_smc.smc.bounds import LogMLBounds, log_ml_bounds, log_ml_bounds_sync
+from genlm_bytes_smc.smc.bounds import log_ml_bounds, log_ml_bounds_sync
 from genlm_bytes_smc.smc.conditional import (
     Chains,
     ConditionalResult,
@@ -56,7 +56,13 @@ from genlm_bytes_smc.smc.many import (
 from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights
 from genlm_bytes_smc.smc.prefixes import ExactSamples, Posterior
 from genlm_bytes_smc.smc.resampling import RESAMPLING, Rollout, Suffix
-from genlm_bytes_smc.smc.result import UNDECODABLE, UNFINISHED, SMCResult, TextSamples
+from genlm_bytes_smc.smc.result import (
+    UNDECODABLE,
+    UNFINISHED,
+    LogMLBounds,
+    SMCResult,
+    TextSamples,
+)
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError, RunFailedError
 
 __all__ = [

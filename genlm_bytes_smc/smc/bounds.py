@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,23 +22,9 @@ from genlm_bytes_smc.smc.conditional import conditional_smc
 from genlm_bytes_smc.smc.exact import exact_sample
 from genlm_bytes_smc.smc.many import smc_repeat
 from genlm_bytes_smc.smc.resampling import FloatArray
-from genlm_bytes_smc.smc.result import TextSamples
+from genlm_bytes_smc.smc.result import LogMLBounds, TextSamples
 
 GAPE = 1.0  # nats between the bounds from which on a warning says so
-
-
-class LogMLBounds(NamedTuple):
-    """An interval for a log marginal likelihood, nats.
-
-    Attributes:
-        low, high: the bounds.
-        confidence: probability with which the interval covers the truth, from the spread of
-            the runs.
-    """
-
-    low: float
-    high: float
-    confidence: float
 
 
 async def log_ml_bounds(

@@ -12,7 +12,7 @@ else the sum over b of r(x)[b] u(xb). A draw goes from x to b with probability r
 If u has become smaller since it was drawn by (another draw has come by, or the row of x is new),
 it goes on with probability u now / u then. The factors u cancel along the way, so a draw that
 begins with bound u at the root ends with y with probability gamma(y) / u. What is accepted has
-the law gamma / Z whatever is known, and u times the event of acceptance has the mean Z.
+the law gamma / Z whatever is known.
 
 `posterior` goes on in place of rejecting, and multiplies a weight by u now / u then: importance
 sampling whose proposal learns from every row. The weight that a draw ends with is gamma(y) over
@@ -31,7 +31,7 @@ from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.blocking import blocking
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc.factors import check_alphabet, factors_of
+from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows
 from genlm_bytes_smc.smc.prefixes import Draw, ExactSamples, Posterior, Prefix
 
 _OVER = 1 + 1e-6  # most that a row may sum to, with rounding
@@ -91,11 +91,13 @@ async def posterior(
 
     Every row that is computed makes the proposal better, so this does not starve a text whose
     unlikely part comes late, as particles that are resampled before it do. Where what was seen
-    holds nine tenths of the estimated mass, the result is read off it; else it is the draws.
+    holds nine tenths of the most mass there can be, the result is read off it; else it is the
+    draws.
 
     Args:
         target: as for `exact_sample`.
-        budget: no further draws begin once the language models have computed so many rows.
+        budget: no further draws begin once the language models have computed so many rows; those
+            under way are finished.
         max_bytes: texts that are longer have weight zero.
         draws: most draws.
         seed: of the draws; None: a new one.
@@ -126,7 +128,9 @@ class _Sampler:
         self._target, self._max_bytes, self._rng = target, max_bytes, rng
         self._reject = reject
         self._finished: list[Draw] = []
-        engines = [f.model.engine for f in factors_of(target) if isinstance(f, ByteLLM)]
+        leaves: list[Any] = []
+        compile_rows(target, leaves)
+        engines = [f.model.engine for f in leaves if isinstance(f, ByteLLM)]
         self._engines = list({id(e): e for e in engines}.values())
         self._root: Prefix | None = None
         self._accepted: list[float] = []  # bound at the start of each finished draw, or 0

@@ -9,9 +9,11 @@ import numpy as np
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.smc.particles import Weights
 from genlm_bytes_smc.smc.resampling import FloatArray
-from genlm_bytes_smc.smc.result import TextSamples
+from genlm_bytes_smc.smc.result import LogMLBounds, TextSamples
 
-READ_OFF = 0.9  # share of the estimated mass from which on a posterior is read off what was seen
+READ_OFF = (
+    0.9  # share of the most mass there can be from which on a posterior is read off what was seen
+)
 
 
 @dataclass(eq=False)
@@ -80,11 +82,11 @@ class ExactSamples(TextSamples):
     Attributes:
         draws: how many were made, the rejected ones included.
         rows: rows that the language models computed.
-        log_ml_bounds: (low, high), nats: the log marginal likelihood lies between them for sure.
+        log_ml_bounds: low, high (nats), between which the log marginal likelihood lies for sure.
             What was seen of whole texts bounds it from below, what is not known to be dead from
             above.
-        unbiased_log_ml: an estimate of it from the share of accepted draws, unbiased on the linear
-            scale.
+        log_ml_of_draws: an estimate of it from the share of accepted draws, nats. That draws stop
+            with the n-th accepted one biases it a little.
         log_ml: the same, moved between the bounds where it is outside.
     """
 
@@ -98,9 +100,9 @@ class ExactSamples(TextSamples):
         else:
             self._without_texts()
         self.draws, self.rows = draws, rows
-        self.unbiased_log_ml = float(logs[0])
-        self.log_ml_bounds = low, high = float(logs[1]), float(logs[2])
-        self.log_ml = min(max(self.unbiased_log_ml, low), high)
+        self.log_ml_of_draws = float(logs[0])
+        self.log_ml_bounds = LogMLBounds(float(logs[1]), float(logs[2]), 1.0)
+        self.log_ml = self.log_ml_bounds.nearest(self.log_ml_of_draws)
 
     def _without_texts(self) -> None:
         """Set what is set for some texts, where rows were used up before the first."""
@@ -117,7 +119,7 @@ class ExactSamples(TextSamples):
 
     def summary(self) -> dict[str, str]:
         """Return what is shown above the texts, name by name."""
-        low, high = self.log_ml_bounds or (-np.inf, np.inf)
+        low, high = self.log_ml_bounds[:2] if self.log_ml_bounds else (-np.inf, np.inf)
         return {
             "log marginal likelihood": f"{self.log_ml:.4f}, between {low:.4f} and {high:.4f}",
             "draws": f"{self.size} accepted of {self.draws}",
@@ -134,8 +136,9 @@ class Posterior(TextSamples):
         seen: log weights of all texts whose weight is known, nats, by text.
         read_off: whether the texts are those of `seen`, weighted by what they weigh; else they
             are the draws.
-        log_ml_bounds: (low, high), nats: the log marginal likelihood lies between them for sure.
-        unbiased_log_ml: an estimate of it from all draws, unbiased on the linear scale.
+        log_ml_bounds: low, high (nats), between which the log marginal likelihood lies for sure.
+        log_ml_of_draws: log of the mean weight of the draws, nats; unbiased on the linear scale if
+            `draws` of them were made, so that the budget did not end them.
         log_ml: the same, moved between the bounds where it is outside.
     """
 
@@ -146,19 +149,19 @@ class Posterior(TextSamples):
             weights = np.log([d.weight for d in finished])
             bounds = np.log([low, high])
         log_ml = float(np.logaddexp.reduce(weights) - np.log(len(weights)))
-        self.read_off = bool(bounds[0] >= log_ml + np.log(READ_OFF))
+        self.read_off = bool(bounds[0] >= bounds[1] + np.log(READ_OFF))
         texts = list(seen) if self.read_off else [d.text for d in finished]
         logs = np.array(list(seen.values())) if self.read_off else weights
         ended = np.isfinite(logs)
         super().__init__(texts, ended, logs)
         self.draws, self.rows, self.seen = len(finished), rows, seen
-        self.unbiased_log_ml = log_ml
-        self.log_ml_bounds = least, most = float(bounds[0]), float(bounds[1])
-        self.log_ml = min(max(log_ml, least), most)
+        self.log_ml_of_draws = log_ml
+        self.log_ml_bounds = LogMLBounds(float(bounds[0]), float(bounds[1]), 1.0)
+        self.log_ml = self.log_ml_bounds.nearest(log_ml)
 
     def summary(self) -> dict[str, str]:
         """Return what is shown above the texts, name by name."""
-        low, high = self.log_ml_bounds or (-np.inf, np.inf)
+        low, high = self.log_ml_bounds[:2] if self.log_ml_bounds else (-np.inf, np.inf)
         source = "texts that were seen, by their weights" if self.read_off else "weighted draws"
         return {
             "log marginal likelihood": f"{self.log_ml:.4f}, between {low:.4f} and {high:.4f}",

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from genlm.control.constant import EOS
@@ -39,6 +39,23 @@ UNDECODABLE = NoText("not UTF-8")
 UNFINISHED = NoText("not ended")
 
 
+class LogMLBounds(NamedTuple):
+    """An interval for a log marginal likelihood, nats.
+
+    Attributes:
+        low, high: the bounds.
+        confidence: probability with which the interval covers the truth; 1 where that is certain.
+    """
+
+    low: float
+    high: float
+    confidence: float
+
+    def nearest(self, estimate: float) -> float:
+        """Return the value between the bounds that is nearest to an estimate."""
+        return min(max(estimate, self.low), self.high)
+
+
 class TextSamples(Sequences):  # type: ignore[misc]
     """N weighted texts.
 
@@ -56,7 +73,7 @@ class TextSamples(Sequences):  # type: ignore[misc]
         log_ml_bounds: bounds on the log marginal likelihood, where they were asked for; else None.
     """
 
-    log_ml_bounds: tuple[Any, ...] | None = None
+    log_ml_bounds: LogMLBounds | None = None
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__

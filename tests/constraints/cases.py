@@ -21,6 +21,7 @@ from genlm_bytes_smc.constraints import (
     FiniteSet,
     Length,
     MaxBytes,
+    PartialRegex,
     StopStrings,
     Utf8,
     from_genlm,
@@ -104,9 +105,12 @@ CASES = {
     "ByteJsonSchema": Case(
         lambda **o: ByteJsonSchema(POINT, **o), (b'{"x": -1}', b'{"x":0, "name":"\xc3\xa9"}'), b"[",
     ),
+    "PartialRegex": Case(
+        lambda **o: PartialRegex(r"(a|é)\1x?", **o), (b"aa", "ééx".encode()), b"ax"
+    ),
     "BytePredicate": Case(lambda **o: BytePredicate(short, **o), (b"", b"\xffab"), None),
     "BytePredicate of prefixes": Case(
         lambda **o: BytePredicate(brief, brief, **o), (b"", b"ab"), b"abcdef"
     ),
 }  # fmt: skip
-REMEMBERING = ["ByteWFSA", "ByteGrammar", "ByteJsonSchema", "BytePredicate"]
+REMEMBERING = ["ByteWFSA", "ByteGrammar", "ByteJsonSchema", "BytePredicate", "PartialRegex"]

@@ -1,11 +1,13 @@
 """Patterns that nobody chose, under every flag, against the `regex` module."""
 
 import random
+import warnings
 
 import regex
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from genlm_bytes_smc import FastPathWarning
 from genlm_bytes_smc.constraints import ByteRegex, ConstraintError
 from tests.constraints.oracles import accepted, walk
 
@@ -46,10 +48,15 @@ REFUSED = "MULTILINE|WORD|full case folding|exclude one another|does not parse"
 @given(PATTERNS, FLAGS, TEXTS, st.integers(0, 2**32))
 def test_a_pattern_under_any_flags_matches_what_regex_matches(pattern, flags, texts, seed):
     # Of these, `regex` under ASCII and IGNORECASE says one thing alone and another under a star.
-    assume(not flags & regex.A or not any(atom in pattern for atom in CASED))
+    cased = any(atom in pattern for atom in CASED)
+    assume(not flags & regex.A or not cased)
+    # And `(?:[[:^upper:]]|(?i:a))` matches no b there, though the class alone does.
+    assume(not cased or not regex.search(r"\(\?s?i", pattern))
     constraint, refusal = None, ""
     try:
-        constraint = ByteRegex(pattern, flags)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FastPathWarning)  # some are matched text by text
+            constraint = ByteRegex(pattern, flags)
     except ConstraintError as e:
         refusal = str(e)
     if refusal and "language is empty" not in refusal:
@@ -59,7 +66,7 @@ def test_a_pattern_under_any_flags_matches_what_regex_matches(pattern, flags, te
     for text in texts:
         ours = constraint is not None and accepted(constraint, text.encode())
         assert ours == bool(compiled.fullmatch(text, timeout=20)), (pattern, flags, text)
-    if constraint is not None:
+    if isinstance(constraint, ByteRegex):
         text = walk(constraint, random.Random(seed), 5)
         assert text is None or compiled.fullmatch(text.decode(), timeout=20), (pattern, flags, text)
 
