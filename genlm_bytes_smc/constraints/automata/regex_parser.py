@@ -21,6 +21,7 @@ from genlm_bytes_smc.constraints.automata.expressions import (
     Anchor,
     Chars,
     Concat,
+    Look,
     Node,
     Repeat,
     letter,
@@ -37,30 +38,23 @@ _CLASSES = {
 }  # fmt: skip
 _REFUSED = {
     "Atomic": "an atomic group (or \\R)",
-    "Boundary": "a word boundary",
     "CallGroup": "a recursive pattern",
     "Conditional": "a conditional",
     "DefaultBoundary": "a word boundary",
     "DefaultEndOfWord": "a word boundary",
     "DefaultStartOfWord": "a word boundary",
-    "EndOfLine": "$ under MULTILINE",
-    "EndOfLineU": "$ under MULTILINE",
+    "EndOfLineU": "$ under MULTILINE and WORD",
     "EndOfStringLineU": "$ under WORD",
-    "EndOfWord": "a word boundary",
     "Failure": "a control verb",
     "Fuzzy": "fuzzy matching",
     "Grapheme": "a grapheme cluster (\\X)",
     "Keep": "\\K",
-    "LookAround": "lookaround",
-    "LookAroundConditional": "a conditional",
     "PossessiveRepeat": "a possessive quantifier",
     "Prune": "a control verb",
     "RefGroup": "a backreference",
     "SearchAnchor": "\\G",
     "Skip": "a control verb",
-    "StartOfLine": "^ under MULTILINE",
-    "StartOfLineU": "^ under MULTILINE",
-    "StartOfWord": "a word boundary",
+    "StartOfLineU": "^ under MULTILINE and WORD",
     "StringSet": "a named list",
 }
 
@@ -147,7 +141,56 @@ def _convert(node: Any, info: Any, pattern: str) -> Node:
         return _repeat(body, int(node.min_count), node.max_count)
     if kind in _ANCHORS:
         return Anchor(_ANCHORS[kind])
-    raise _unsupported(_REFUSED.get(kind, f"the construct {kind}"), pattern)
+    found = _convert_place(node, kind, info, pattern)
+    if found is None:
+        raise _unsupported(_REFUSED.get(kind, f"the construct {kind}"), pattern)
+    return found
+
+
+def _convert_place(node: Any, kind: str, info: Any, pattern: str) -> Node | None:
+    """Return lookaround, word boundaries and ends of lines as trees (None: it is another kind)."""
+    if kind == "LookAround":
+        body = _convert(node.subpattern, info, pattern)
+        if node.behind and _looks_ahead(body):
+            raise _unsupported("lookahead or an end inside lookbehind", pattern)
+        return Look(node.behind, node.positive, body)
+    if kind == "LookAroundConditional":
+        body = _convert(node.subpattern, info, pattern)
+        if node.behind and _looks_ahead(body):
+            raise _unsupported("lookahead or an end inside lookbehind", pattern)
+        yes, no = (_convert(part, info, pattern) for part in (node.yes_item, node.no_item))
+        holds, fails = (
+            Look(node.behind, sign, body) for sign in (node.positive, not node.positive)
+        )
+        return Alternation((Concat((holds, yes)), Concat((fails, no))))
+    if kind in ("Boundary", "StartOfWord", "EndOfWord"):
+        letters = _regex_core.lookup_property(None, "WORD", True, encoding=node.encoding)
+        word = _chars(_program(letters), info.flags & _ENCODINGS)
+        begins = Concat((Look(True, False, word), Look(False, True, word)))
+        ends = Concat((Look(True, True, word), Look(False, False, word)))
+        if kind != "Boundary":
+            return begins if kind == "StartOfWord" else ends
+        if node.positive:
+            return Alternation((begins, ends))
+        inside = Concat((Look(True, True, word), Look(False, True, word)))
+        return Alternation((inside, Concat((Look(True, False, word), Look(False, False, word)))))
+    if kind == "StartOfLine":
+        return Alternation((Anchor("start"), Look(True, True, letter(0x0A))))
+    if kind == "EndOfLine":
+        return Alternation((Anchor("end"), Look(False, True, letter(0x0A))))
+    return None
+
+
+def _looks_ahead(node: Node) -> bool:
+    """Return whether a tree holds a condition on what follows it."""
+    if isinstance(node, Look):
+        return not node.behind
+    if isinstance(node, Anchor):
+        return node.kind != "start"
+    if isinstance(node, Repeat):
+        return _looks_ahead(node.body)
+    parts = node.parts if isinstance(node, Concat) else ()
+    return any(map(_looks_ahead, node.branches if isinstance(node, Alternation) else parts))
 
 
 def _repeat(body: Node, low: int, high: int | None) -> Node:
