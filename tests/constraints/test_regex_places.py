@@ -1,5 +1,6 @@
 """Lookaround, word boundaries and ends of lines in automata, against the `regex` module."""
 
+import itertools
 import random
 import warnings
 
@@ -96,6 +97,35 @@ def test_random_patterns_with_lookaround_agree_with_regex():
             assert ours == bool(compiled.fullmatch(text)), (pattern, text)
         looked += "(?<" in pattern or "(?=" in pattern or "(?!" in pattern
     assert looked > 100
+
+
+ATOMIC = [
+    r"(?>a|ab)c", r"(?>ab|a)c", r"(?>a*)b", r"a++b", r"a++a", r"a?+ab", r"(?:ab)++a?",
+    r"[ab]{1,2}+b",
+    r"(?>a|b|ab)+c", r"(?>ab*)b", r"(?>a*?)b", r"x?(?>é|éa)b", r"(?>(?:ab)+)ab", r"(?:a(?>b+|c)?)*",
+    r"\R", r"\R?\n", r"(?>a|)ab", r"(?>|a)b", r"(?>a{1,3}+|b)a", r"(?>a\b|ab)[ b]*",
+    r"(?>ab?+b|a)b",
+    r"(?>(a|b))c?", r"(?=(?>a|ab)c)a.*",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", ATOMIC)
+def test_atomic_groups_and_possessive_repeats_become_lookahead(pattern):
+    """Every text of up to five letters of a small alphabet agrees with `regex`."""
+    compiled = regex.compile(pattern)
+    try:
+        constraint = ByteRegex(pattern)
+    except EmptyLanguageError:
+        constraint = None
+    assert constraint is None or isinstance(constraint, ByteDFA)
+    letters = "abcé\n\r" if "R" in pattern else "abcé "
+    texts = ["".join(t) for n in range(6) for t in itertools.product(letters, repeat=n)]
+    expected = [compiled.fullmatch(t) is not None for t in texts]
+    if constraint is None:
+        assert not any(expected)
+    else:
+        states = constraint.states([t.encode() for t in texts])
+        assert (constraint.log_complete(states) == 0).tolist() == expected
 
 
 async def test_lookaround_constrains_a_run_and_products(tiny):
