@@ -172,6 +172,12 @@ def test_every_code_point_is_where_it_belongs():
 BY_TEXT = [
     (r"(a|b)\1", "backreference", ["aa", "bb"], ["ab", "a", "aaa"]),
     (r"(?P<x>[a-z]+)-(?P=x)", "backreference", ["ab-ab"], ["ab-a", "ab-"]),
+    (r"([ab])\B\w\1\b", "backreference", ["aba", "béb"], ["a-a", "abb"]),
+    (r"(a)(?!$).*\1", "backreference", ["aa", "aba"], ["a", "ab"]),
+    (r"(?:\b(\w)\1 ?)+", "backreference", ["aa", "aa bb"], ["ab", "aabb"]),
+    (r"(a)?\1?\p{Han}+(?(1)b|c)?", "backreference", ["日", "\uf95a\uf95a"], ["b"]),
+    (r"(?w)\w+\b", "word boundary", ["ab", "\uf95a\uf95am"], ["a-"]),
+    (r"(é)\Bé\1", "backreference", ["ééé"], ["éé"]),
     (r"(?:a|ab)++c", "possessive", ["ac", "aac"], ["a", "abc"]),
     (r"(?>a*b?)bc", "atomic", ["aabbc"], ["abc"]),
     (r"\((?R)*\)", "recursive", ["()", "(()())"], ["(", "())"]),
