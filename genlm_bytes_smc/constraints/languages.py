@@ -54,10 +54,12 @@ class ByteRegex(ByteDFA):
     A text has weight 1 where `regex.fullmatch(pattern, text, flags)` matches and 0 elsewhere;
     bytes that are no UTF-8 have weight 0. Every admitted prefix can be completed.
 
-    What no automaton here expresses (backreferences, lookaround, possessive and atomic groups,
-    word boundaries, recursion, conditionals, full case folding and the like) is matched text by
-    text: `ByteRegex(pattern)` is then a `PartialRegex`, which is slower and may see late that a
-    prefix cannot be completed. A `FastPathWarning` says so.
+    Lookahead, lookbehind, word boundaries and anchors in the middle are part of the automaton, and
+    so are atomic groups and possessive repeats whose parts end in one place (`a++`, `(?>a|ab)`).
+    What no automaton here expresses (backreferences, other atomic groups, recursion, conditionals
+    on a group, full case folding and the like) is matched text by text:
+    `ByteRegex(pattern)` is then a `PartialRegex`, which is slower and may see late that a prefix
+    cannot be completed. A `FastPathWarning` says so.
 
     Args:
         pattern: a pattern of the `regex` module. Anchors are fine anywhere. Classes are those

@@ -17,6 +17,9 @@ from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
 
 SECONDS = 5.0  # that one match may take
 MOST_REPEATS = 100_000  # `regex` writes every repeat out
+_CONDITION = regex.compile(r"\\[bBmM]|\(\?\(?\??<?[!=]")  # word boundary or lookaround
+_LAST = (b"\x80", b"\xa0", b"\xbf")  # characters from all over a range
+_LIKELY = "aA0 \n-_.é日"
 
 
 class PartialRegex(BytePredicate):
@@ -25,7 +28,11 @@ class PartialRegex(BytePredicate):
     `ByteRegex` gives one for a pattern that no automaton expresses. Weights of whole texts are
     exact. A prefix is let on where `regex.fullmatch(..., partial=True)` says that it may become
     a match; that may be wrong for some prefixes (after a lookahead, say), whose particles then
-    die later than they need. A row takes up to 256 matches.
+    die later than they need. The end of a prefix counts as the end of the text for word boundaries
+    and negative lookahead in `regex`; of a pattern with such, a prefix is also let on where it may
+    become a match with one more character, out of a few and those of the pattern. After a match
+    that is whole, up to 192 characters are tried that begin like the last bytes. A row takes some
+    256 matches, or thousands where most are tried in vain.
 
     Args:
         pattern, flags: as for `ByteRegex`.
@@ -55,6 +62,9 @@ class PartialRegex(BytePredicate):
         except regex.error as error:
             raise ConstraintError(f"the pattern {show(pattern)} does not parse: {error}") from None
         self.pattern, self.flags = pattern, int(flags)
+        looks = _CONDITION.search(pattern) is not None
+        letters = (_LIKELY + pattern).encode("utf-8", "ignore").decode()  # no surrogates
+        self._longer = "".join(dict.fromkeys(letters)) if looks else ""
         if not self._may_become(b""):
             raise ConstraintError(f"the pattern {show(pattern)} matches no text")
         super().__init__(self._is, self._may_become, device=device, max_states=max_states)
@@ -76,23 +86,34 @@ class PartialRegex(BytePredicate):
     def _may_become(self, text: bytes) -> bool:
         """Return whether a text may become a match; inside a character, whether it may go on."""
         try:
-            return self._match(text.decode("utf-8"), partial=True) is not None
+            return self._may_go_on(text.decode("utf-8"))
         except UnicodeDecodeError as error:
             if error.reason != "unexpected end of data":
                 return False
-            found = self._match(text[: error.start].decode("utf-8"), partial=True)
-            return found is not None and bool(found.partial or self._goes_on(text, error.start))
+            before = text[: error.start].decode("utf-8")
+            found = self._match(before, partial=True)
+            if found is None:
+                return bool(self._longer) and self._may_go_on(before)
+            return bool(found.partial or self._goes_on(text, error.start))
+
+    def _may_go_on(self, text: str) -> bool:
+        """Return whether a text may become a match, as it stands or with one more character."""
+        longer = (text, *(text + c for c in self._longer))
+        return any(self._match(t, partial=True) is not None for t in longer)
 
     def _goes_on(self, text: bytes, whole: int) -> bool:
         """Return whether some character that begins like the last bytes may follow."""
         begun = text[whole:]
-        for tail in (b"\x80", b"\xa0", b"\xbf"):  # characters from all over the range
-            rest = begun + tail * (_length(begun[0]) - len(begun))
+        missing = _length(begun[0]) - len(begun)
+        tails = [b""] if missing == 1 else [last * (missing - 1) for last in _LAST]
+        likely = [begun + bytes([b]) + tail for b in range(0x80, 0xC0) for tail in tails]
+        named = [letter for c in self._longer if (letter := c.encode("utf-8")).startswith(begun)]
+        for rest in named + likely:
             try:
                 longer = text[:whole].decode() + rest.decode()
             except UnicodeDecodeError:
                 continue
-            if self._match(longer, partial=True) is not None:
+            if self._may_go_on(longer):
                 return True
         return False
 

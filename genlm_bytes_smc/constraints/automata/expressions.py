@@ -15,6 +15,7 @@ import numpy as np
 
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
+from genlm_bytes_smc.constraints.automata.places import Assertion, Drawing, Places
 from genlm_bytes_smc.constraints.automata.table import (
     Deadline,
     Table,
@@ -70,7 +71,16 @@ class Anchor:
     kind: str
 
 
-Node = Chars | Concat | Alternation | Repeat | Anchor
+@dataclass(frozen=True)
+class Look:
+    """The empty text where `body` is found ahead of it or behind it, or (not positive) is not."""
+
+    behind: bool
+    positive: bool
+    body: Node
+
+
+Node = Chars | Concat | Alternation | Repeat | Anchor | Look
 
 
 @lru_cache(maxsize=4096)
@@ -80,6 +90,7 @@ def letter(code: int) -> Chars:
 
 
 _NEWLINE = letter(0x0A)
+_EVERYTHING = Repeat(Chars(np.array([[0, N_CODEPOINTS]])), 0, None)
 
 
 def table_of_bytes(tree: Node, limit: int) -> Table:
@@ -88,7 +99,7 @@ def table_of_bytes(tree: Node, limit: int) -> Table:
     Raises:
         ConstraintError: the language is empty, or more than `limit` states are needed.
     """
-    nfa, symbol_of = _nfa_of(tree, N_BYTES, slice(0, 0), limit)
+    nfa, symbol_of = _nfa_of(tree, N_BYTES, slice(0, 0), limit, Deadline())
     table = determinize(nfa)
     dead = np.full((len(table), 1), DEAD, np.int32)  # symbol -1 reads it
     wide = np.append(table.next, dead, axis=1)[:, symbol_of]
@@ -102,20 +113,26 @@ def table_of_characters(tree: Node, limit: int, deadline: Deadline) -> Table:
         ConstraintError: the language is empty, or more than `limit` states or more time than
             until `deadline` is needed.
     """
-    nfa, symbol_of = _nfa_of(tree, N_CODEPOINTS, SURROGATES, limit)
+    nfa, symbol_of = _nfa_of(tree, N_CODEPOINTS, SURROGATES, limit, deadline)
     deadline.check()
     characters = determinize(nfa, deadline)
     return in_walking_order(bytes_of_characters(characters, symbol_of, limit, deadline))
 
 
-def _nfa_of(tree: Node, n_letters: int, excluded: slice, limit: int) -> tuple[Nfa, IntArray]:
+def _nfa_of(
+    tree: Node, n_letters: int, excluded: slice, limit: int, deadline: Deadline
+) -> tuple[Nfa, IntArray]:
     """Return an automaton over symbols, and the symbol of each letter (-1: none)."""
-    draw = _Thompson(limit)
-    nfa = draw.nfa
-    nfa.accept.add(draw.add(tree, nfa.state()))
-    newline = draw.label(_NEWLINE) if draw.anchors else -1
-    symbol_of, nfa.labels = partition(list(draw.label_of), n_letters, excluded)
-    return (_place_anchors(nfa, draw.anchors, newline) if draw.anchors else nfa), symbol_of
+    draw = _Thompson(limit, {}, {})
+    drawing = draw.whole(tree)
+    newline = draw.label(_NEWLINE) if drawing.conditions else -1
+    symbol_of, labels = partition(list(draw.label_of), n_letters, excluded)
+    drawing.nfa.labels = labels
+    if not drawing.conditions:
+        return drawing.nfa, symbol_of
+    behind = [look for look in draw.looks.values() if look.behind]
+    places = Places(labels, newline, limit, behind, deadline)
+    return places.resolve(drawing, False, places.start()), symbol_of
 
 
 def partition(
@@ -162,10 +179,24 @@ def partition(
 class _Thompson:
     """Thompson's construction: `add` draws a tree from a state and returns where it ends."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self, limit: int, label_of: dict[Chars, int], looks: dict[Look, Assertion]
+    ) -> None:
         self.nfa = Nfa(limit=limit)
-        self.label_of: dict[Chars, int] = {}
-        self.anchors: list[tuple[int, str, int]] = []  # (from, kind, to)
+        self.drawing = Drawing(self.nfa)
+        self.label_of, self.looks = label_of, looks  # shared with the drawings of lookarounds
+
+    def whole(self, tree: Node) -> Drawing:
+        """Draw a tree from the first state to the one that accepts."""
+        self.nfa.accept.add(self.add(tree, self.nfa.state()))
+        return self.drawing
+
+    def look(self, node: Look) -> Assertion:
+        if node not in self.looks:
+            parts = (_EVERYTHING, node.body) if node.behind else (node.body, _EVERYTHING)
+            inner = _Thompson(self.nfa.limit, self.label_of, self.looks).whole(Concat(parts))
+            self.looks[node] = Assertion(node.behind, node.positive, inner)
+        return self.looks[node]
 
     def label(self, node: Chars) -> int:
         return self.label_of.setdefault(node, len(self.label_of))
@@ -181,7 +212,11 @@ class _Thompson:
             return start
         if isinstance(node, Anchor):
             end = self.nfa.state()
-            self.anchors.append((start, node.kind, end))
+            self.drawing.conditions.append((start, node.kind, end))
+            return end
+        if isinstance(node, Look):
+            end = self.nfa.state()
+            self.drawing.conditions.append((start, self.look(node), end))
             return end
         if isinstance(node, Alternation):
             return self._alternation(node, start)
@@ -221,49 +256,3 @@ class _Thompson:
             start = self.add(node.body, first)
         nfa.silent.append((start, end))
         return end
-
-
-def _place_anchors(nfa: Nfa, anchors: list[tuple[int, str, int]], newline: int) -> Nfa:
-    """Return the automaton in which an anchor is a silent step that holds only where it should.
-
-    A state is a state of `nfa`, whether anything has been read, and what an anchor passed has
-    promised of the rest: "" nothing, "end" that it is empty, "line end" that it is at most
-    one newline.
-    """
-    out = Nfa(nfa.labels, limit=nfa.limit * 4)
-    steps: dict[int, list[int]] = {}
-    arcs: dict[int, list[tuple[int, int]]] = {}
-    after: dict[int, list[tuple[str, int]]] = {}
-    for source, target in nfa.silent:
-        steps.setdefault(source, []).append(target)
-    for source, label, target in nfa.arcs:
-        arcs.setdefault(source, []).append((label, target))
-    for source, kind, target in anchors:
-        after.setdefault(source, []).append((kind, target))
-    number = {(0, False, ""): out.state()}
-    queue = list(number)
-
-    def place(q: int, read: bool, rest: str) -> int:
-        key = (q, read, rest)
-        if key not in number:
-            number[key] = out.state()
-            queue.append(key)
-        return number[key]
-
-    for q, read, rest in queue:
-        here = number[q, read, rest]
-        out.silent += [(here, place(r, read, rest)) for r in steps.get(q, ())]
-        for kind, target in after.get(q, ()):
-            if kind != "start":
-                stricter = "end" if "end" in (kind, rest) else "line end"
-                out.silent.append((here, place(target, read, stricter)))
-            elif not read:
-                out.silent.append((here, place(target, read, rest)))
-        for label, target in arcs.get(q, ()):
-            if rest == "":
-                out.arcs.append((here, label, place(target, True, "")))
-            elif rest == "line end" and set(nfa.labels[newline]) & set(nfa.labels[label]):
-                out.arcs.append((here, newline, place(target, True, "end")))
-        if q in nfa.accept:
-            out.accept.add(here)
-    return out

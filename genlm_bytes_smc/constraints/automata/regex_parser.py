@@ -21,6 +21,7 @@ from genlm_bytes_smc.constraints.automata.expressions import (
     Anchor,
     Chars,
     Concat,
+    Look,
     Node,
     Repeat,
     letter,
@@ -35,32 +36,26 @@ _CLASSES = {
     "Any", "AnyAll", "AnyU", "Character", "Property", "Range",
     "SetDiff", "SetInter", "SetSymDiff", "SetUnion",
 }  # fmt: skip
+_ZERO_WIDTH = {"Boundary", "EndOfLine", "EndOfWord", "LookAround", "StartOfLine", "StartOfWord"}
 _REFUSED = {
     "Atomic": "an atomic group (or \\R)",
-    "Boundary": "a word boundary",
     "CallGroup": "a recursive pattern",
     "Conditional": "a conditional",
     "DefaultBoundary": "a word boundary",
     "DefaultEndOfWord": "a word boundary",
     "DefaultStartOfWord": "a word boundary",
-    "EndOfLine": "$ under MULTILINE",
-    "EndOfLineU": "$ under MULTILINE",
+    "EndOfLineU": "$ under MULTILINE and WORD",
     "EndOfStringLineU": "$ under WORD",
-    "EndOfWord": "a word boundary",
     "Failure": "a control verb",
     "Fuzzy": "fuzzy matching",
     "Grapheme": "a grapheme cluster (\\X)",
     "Keep": "\\K",
-    "LookAround": "lookaround",
-    "LookAroundConditional": "a conditional",
     "PossessiveRepeat": "a possessive quantifier",
     "Prune": "a control verb",
     "RefGroup": "a backreference",
     "SearchAnchor": "\\G",
     "Skip": "a control verb",
-    "StartOfLine": "^ under MULTILINE",
-    "StartOfLineU": "^ under MULTILINE",
-    "StartOfWord": "a word boundary",
+    "StartOfLineU": "^ under MULTILINE and WORD",
     "StringSet": "a named list",
 }
 
@@ -128,7 +123,7 @@ def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
 
 def _convert(node: Any, info: Any, pattern: str) -> Node:
     kind = type(node).__name__
-    if kind in _CLASSES or kind == "String":
+    if kind in _CLASSES or (kind == "String" and node.case_flags):
         full = regex.FULLCASE | regex.IGNORECASE
         if getattr(node, "case_flags", 0) & full == full:
             what = "full case folding (FULLCASE with IGNORECASE, which version 1 turns on)"
@@ -136,6 +131,8 @@ def _convert(node: Any, info: Any, pattern: str) -> Node:
         if kind == "Character" and node.positive and not node.case_flags:
             return letter(node.value)
         return _chars(_program(node), info.flags & _ENCODINGS)
+    if kind == "String":  # only \R makes one so early
+        return Concat(tuple(map(letter, node.characters)))
     if kind == "Sequence":
         return Concat(tuple(_convert(item, info, pattern) for item in node.items))
     if kind == "Branch":
@@ -147,7 +144,125 @@ def _convert(node: Any, info: Any, pattern: str) -> Node:
         return _repeat(body, int(node.min_count), node.max_count)
     if kind in _ANCHORS:
         return Anchor(_ANCHORS[kind])
-    raise _unsupported(_REFUSED.get(kind, f"the construct {kind}"), pattern)
+    found = _convert_place(node, kind, info, pattern)
+    if found is None:
+        raise _unsupported(_REFUSED.get(kind, f"the construct {kind}"), pattern)
+    return found
+
+
+def _convert_place(node: Any, kind: str, info: Any, pattern: str) -> Node | None:
+    """Return a tree for lookaround, word boundaries, ends of lines and atomic groups, or None."""
+    if kind == "LookAround":
+        body = _convert(node.subpattern, info, pattern)
+        if node.behind and _looks_ahead(body):
+            raise _unsupported("lookahead or an end inside lookbehind", pattern)
+        return Look(node.behind, node.positive, body)
+    if kind == "LookAroundConditional":
+        body = _convert(node.subpattern, info, pattern)
+        if node.behind and _looks_ahead(body):
+            raise _unsupported("lookahead or an end inside lookbehind", pattern)
+        yes, no = (_convert(part, info, pattern) for part in (node.yes_item, node.no_item))
+        holds, fails = (
+            Look(node.behind, sign, body) for sign in (node.positive, not node.positive)
+        )
+        return Alternation((Concat((holds, yes)), Concat((fails, no))))
+    if kind in ("Boundary", "StartOfWord", "EndOfWord"):
+        letters = _regex_core.lookup_property(None, "WORD", True, encoding=node.encoding)
+        word = _chars(_program(letters), info.flags & _ENCODINGS)
+        begins = Concat((Look(True, False, word), Look(False, True, word)))
+        ends = Concat((Look(True, True, word), Look(False, False, word)))
+        if kind != "Boundary":
+            return begins if kind == "StartOfWord" else ends
+        if node.positive:
+            return Alternation((begins, ends))
+        inside = Concat((Look(True, True, word), Look(False, True, word)))
+        return Alternation((inside, Concat((Look(True, False, word), Look(False, False, word)))))
+    if kind in ("Atomic", "PossessiveRepeat"):
+        return _settled(node, info, pattern)
+    if kind == "StartOfLine":
+        return Alternation((Anchor("start"), Look(True, True, letter(0x0A))))
+    if kind == "EndOfLine":
+        return Alternation((Anchor("end"), Look(False, True, letter(0x0A))))
+    return None
+
+
+def _settled(node: Any, info: Any, pattern: str) -> Node | None:
+    """Return a tree for an atomic group around `node`, or None where none is known.
+
+    What the group takes first has to be said by lookahead: a later branch where no earlier one is
+    found, a repeat where the body is not found once more. That is so if the body, or what comes
+    before, ends in one place only.
+    """
+    kind = type(node).__name__
+    if kind in ("Group", "Atomic"):
+        return _settled(node.subpattern, info, pattern)
+    if kind == "Branch":
+        branches = [_settled(branch, info, pattern) for branch in node.branches]
+        found = [branch for branch in branches if branch is not None]
+        if len(found) < len(branches):
+            return None
+        missing = [Look(False, False, branch) for branch in found]
+        return Alternation(tuple(Concat((*missing[:i], b)) for i, b in enumerate(found)))
+    if kind in ("GreedyRepeat", "LazyRepeat", "PossessiveRepeat"):
+        body = _in_one_place(node.subpattern, info, pattern)
+        if body is None or not _reads(body):
+            return None
+        low, high = int(node.min_count), node.max_count
+        if kind == "LazyRepeat" or high == low:
+            return _repeat(body, low, low)
+        stops = Look(False, False, body)
+        if high is None:
+            return Concat((_repeat(body, low, None), stops))
+        fewer = Concat((_repeat(body, low, high - 1), stops))
+        return Alternation((fewer, _repeat(body, high, high)))
+    if kind == "Sequence" and node.items:
+        first = [_in_one_place(item, info, pattern) for item in node.items[:-1]]
+        last = _settled(node.items[-1], info, pattern)
+        parts = [part for part in (*first, last) if part is not None]
+        return Concat(tuple(parts)) if len(parts) == len(node.items) else None
+    return _in_one_place(node, info, pattern)
+
+
+def _in_one_place(node: Any, info: Any, pattern: str) -> Node | None:
+    """Return the tree of a node that ends in at most one place, wherever it begins, or None."""
+    kind = type(node).__name__
+    if kind in ("Atomic", "PossessiveRepeat"):
+        return _settled(node, info, pattern)
+    if kind == "Group":
+        return _in_one_place(node.subpattern, info, pattern)
+    if kind == "Sequence":
+        items = [_in_one_place(item, info, pattern) for item in node.items]
+        parts = [part for part in items if part is not None]
+        return Concat(tuple(parts)) if len(parts) == len(items) else None
+    if kind in ("GreedyRepeat", "LazyRepeat"):
+        body = _in_one_place(node.subpattern, info, pattern)
+        fixed = node.min_count == node.max_count
+        return _repeat(body, int(node.min_count), node.max_count) if fixed and body else None
+    simple = kind == "String" or kind in _CLASSES or kind in _ANCHORS or kind in _ZERO_WIDTH
+    return _convert(node, info, pattern) if simple else None
+
+
+def _reads(node: Node) -> bool:
+    """Return whether every text of a tree has at least one letter."""
+    if isinstance(node, Concat):
+        return any(map(_reads, node.parts))
+    if isinstance(node, Alternation):
+        return all(map(_reads, node.branches))
+    return isinstance(node, Chars) or (
+        isinstance(node, Repeat) and node.low > 0 and _reads(node.body)
+    )
+
+
+def _looks_ahead(node: Node) -> bool:
+    """Return whether a tree holds a condition on what follows it."""
+    if isinstance(node, Look):
+        return not node.behind
+    if isinstance(node, Anchor):
+        return node.kind != "start"
+    if isinstance(node, Repeat):
+        return _looks_ahead(node.body)
+    parts = node.parts if isinstance(node, Concat) else ()
+    return any(map(_looks_ahead, node.branches if isinstance(node, Alternation) else parts))
 
 
 def _repeat(body: Node, low: int, high: int | None) -> Node:

@@ -85,9 +85,13 @@ def too_large(limit: int) -> ConstraintError:
     )
 
 
-def empty_language() -> ConstraintError:
+class EmptyLanguageError(ConstraintError):
+    """An automaton accepts nothing."""
+
+
+def empty_language() -> EmptyLanguageError:
     """Return the error for an automaton that accepts nothing."""
-    return ConstraintError("the constraint admits no text at all: its language is empty")
+    return EmptyLanguageError("the constraint admits no text at all: its language is empty")
 
 
 def minimal(table: Table) -> Table:
