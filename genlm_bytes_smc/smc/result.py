@@ -283,9 +283,9 @@ class SMCResult(TextSamples):
         particles: the estimator V of Lee & Whiteley 2018, Biometrika 105:609, with the final
         weights as its test function. It is unbiased (times the squared estimate) for multinomial
         resampling at fixed steps. With resampling triggered by the effective sample size it
-        is consistent; other schemes add less variance than it assumes, so it errs on the
-        high side. What particles share is not seen: the draws of beams with
-        `prune="unbiased"` (see `smc_repeat`). It can come out negative when the variance is
+        is consistent. With other schemes, the default one too, it can be too low, by half in one
+        example: `smc_repeat` measures the spread of runs instead. What particles share is not
+        seen: the draws of beams with `prune="unbiased"`. It can come out negative when the variance is
         very small, and nears 1, saying nothing, when all particles have one ancestor. NaN for
         a single particle.
         """
