@@ -285,9 +285,9 @@ class SMCResult(TextSamples):
         resampling at fixed steps. With resampling triggered by the effective sample size it
         is consistent. With other schemes, the default one too, it can be too low, by half in one
         example: `smc_repeat` measures the spread of runs instead. What particles share is not
-        seen: the draws of beams with `prune="unbiased"`. It can come out negative when the variance is
-        very small, and nears 1, saying nothing, when all particles have one ancestor. NaN for
-        a single particle.
+        seen: the draws of beams with `prune="unbiased"`. It can come out negative when
+        the variance is very small, and nears 1, saying nothing, when all particles have one
+        ancestor. NaN for a single particle.
         """
         n = self.size
         if n < 2:
