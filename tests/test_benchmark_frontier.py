@@ -47,7 +47,7 @@ def test_answers_are_compared_with_a_wider_beam(monkeypatch):
 
 
 async def test_posteriors_are_measured_from_empty_caches(monkeypatch, tmp_path):
-    """Each run counts its own rows; the estimate is near the enumerated one; the figure is drawn."""
+    """Each run counts its own rows; its estimate is near the enumerated one."""
     texts = ["a cat", "no"]
     monkeypatch.setattr(posterior, "SENTENCES", texts)
     llm = load_model("tiny")
