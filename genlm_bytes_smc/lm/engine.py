@@ -10,22 +10,21 @@ genlm-bytes run on it unchanged.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
+from genlm_bytes_smc.coalesce import Coalesced
 from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.async_lm import LateAsyncLM
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
-_TURN = 2e-3  # seconds between two turns of the loop where nobody else waits for one
-_FEW_TASKS = 8  # up to so many are counted at each request
+Row = tuple[torch.Tensor, int]
+"""One row: a block of rows, float[B, width], and the row's place in it."""
 
 
 class ContextTooLongError(ValueError):
@@ -53,12 +52,6 @@ class LMCounts:
     def reset(self) -> None:
         """Set every count to zero."""
         self.forwards = self.rows = self.positions = self.evicted = 0
-
-
-@dataclass(eq=False)
-class _Request:
-    nodes: IntArray
-    done: asyncio.Future[torch.Tensor | None] = field(repr=False)
 
 
 def not_pickled() -> TypeError:
@@ -116,10 +109,8 @@ class RowEngine(LateAsyncLM):
         self.start = tuple(int(t) for t in start)
         self.tree = ContextTree()
         self.counts = LMCounts()
-        self._requests: list[_Request] = []
+        self._requests = Coalesced[int, Row]()
         self._spelled = {}
-        self._last_turn = 0.0
-        self._crowd = 0  # requests to come that take it that there are other tasks
         self.tree.on_free(self._forget_spelling)
 
     @property
@@ -210,36 +201,26 @@ class RowEngine(LateAsyncLM):
             ContextTooLongError: a context exceeds the model's window.
             RuntimeError: another thread is being answered.
         """
+        if len(nodes) == 0:
+            return self.rows_sync(nodes)
+        found = await self.found(nodes)
+        rows = gathered(found)
+        return rows.clone() if rows is found[0][0] else rows  # others may have that block too
+
+    async def found(self, nodes: IntArray) -> list[Row]:
+        """As `rows`, but each row by reference, in blocks that callers share: copied by nobody."""
         self.check(nodes)
         with self.tree.one_thread, self.tree.pinned(nodes):
-            if not self._requests and self._only_task():
-                await self._turn()
-                distinct, where = _distinct(nodes)
-                return _pick(await self.evaluate_async(distinct), where)
-            rows = None
-            while rows is None:  # None: whoever served us was cancelled
-                rows = await self._answer(nodes)
-            return rows
+            contexts: list[int] = nodes.tolist()
+            if await self._requests.alone():
+                answers = await self._serve(list(set(contexts)))
+                return [answers[context] for context in contexts]
+            return await self._requests.ask(contexts, self._serve)
 
-    async def _turn(self) -> None:
-        """Let the loop hear a cancellation, a time-out or an interrupt, now and then."""
-        now = time.monotonic()
-        if now - self._last_turn > _TURN:
-            self._last_turn = now
-            await asyncio.sleep(0)
-
-    def _only_task(self) -> bool:
-        """Return whether this is the only task, so that nobody could join its request.
-
-        Counting tasks walks through all there are, so a crowd is counted as seldom as it is
-        large; until then we wait for others to join, whether they would or not.
-        """
-        if self._crowd:
-            self._crowd -= 1
-            return False
-        tasks = len(asyncio.all_tasks())
-        self._crowd = tasks if tasks > _FEW_TASKS else 0
-        return tasks == 1
+    async def _serve(self, contexts: list[int]) -> dict[int, Row]:
+        contexts.sort()
+        rows = await self.evaluate_async(np.array(contexts, dtype=np.int64))
+        return {context: (rows, i) for i, context in enumerate(contexts)}
 
     def rows_sync(self, nodes: IntArray) -> torch.Tensor:
         """As `rows`, without an event loop."""
@@ -260,53 +241,6 @@ class RowEngine(LateAsyncLM):
                 f"a context of {max(depth)} tokens does not fit the model's window of "
                 f"{self.window} tokens; shorten the prompt or the text"
             )
-
-    async def _answer(self, nodes: IntArray) -> torch.Tensor | None:
-        """Join the callers waiting at this moment; the first of them serves all."""
-        loop = asyncio.get_running_loop()
-        if self._requests and self._requests[0].done.get_loop() is not loop:
-            self._requests = []  # of a loop that stands still: left to it
-        line = self._requests
-        request = _Request(nodes, loop.create_future())
-        line.append(request)
-        leads = len(line) == 1
-        try:
-            if leads:
-                await _settle(line)
-                await self._serve(line)
-            return await request.done
-        finally:
-            if request in line:
-                line.remove(request)
-                if leads:  # cancelled before serving: the others ask again
-                    _release(line)
-                    line.clear()
-
-    async def _serve(self, line: list[_Request]) -> None:
-        batch = line.copy()
-        line.clear()
-        nodes = np.concatenate([r.nodes for r in batch])
-        distinct, where = _distinct(nodes)
-        try:
-            rows = await self.evaluate_async(distinct)
-        except Exception as error:
-            for request in batch:
-                if not request.done.done():
-                    request.done.set_exception(error)
-            return
-        except BaseException:  # cancelled (or interrupted) while serving: the others ask again
-            _release(batch)
-            raise
-        at = 0
-        for request in batch:
-            mine = slice(at, at + len(request.nodes))
-            at += len(request.nodes)
-            if request.done.done():
-                continue
-            if where is not None:
-                request.done.set_result(_pick(rows, where[mine]))
-            else:  # a copy, unless the rows are all its own
-                request.done.set_result(rows if len(batch) == 1 else rows[mine].clone())
 
     # -- ending ------------------------------------------------------------------------
 
@@ -337,19 +271,14 @@ class RowEngine(LateAsyncLM):
         """Do what `close` does, with no other thread in it."""
 
 
-async def _settle(line: list[_Request]) -> None:
-    """Give callers that are ready in this pass of the event loop the time to join."""
-    seen, quiet = len(line), 0
-    while quiet < 2:  # we may run before the others in a pass, so one is not enough
-        await asyncio.sleep(0)
-        quiet = quiet + 1 if len(line) == seen else 0
-        seen = len(line)
-
-
-def _release(requests: list[_Request]) -> None:
-    for request in requests:
-        if not request.done.done():
-            request.done.set_result(None)
+def gathered(found: Sequence[Row]) -> torch.Tensor:
+    """Return rows as one block, float[B, width]: a copy, unless they are a whole block."""
+    first, places = found[0][0], [i for _, i in found]
+    if any(block is not first for block, _ in found):
+        return torch.stack([block[i] for block, i in found])
+    if places == list(range(len(first))):
+        return first
+    return first[torch.from_numpy(np.array(places)).to(first.device)]
 
 
 def _strings(byte_vocab: Sequence[Any]) -> list[str]:
