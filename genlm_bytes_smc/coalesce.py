@@ -101,13 +101,17 @@ class Coalesced(Generic[Question, Answer]):
         return sum(len(line.waiting) + len(line.served) for line in self._lines.values())
 
     async def ask(
-        self, questions: Sequence[Question], serve: Serve[Question, Answer]
+        self,
+        questions: Sequence[Question],
+        serve: Serve[Question, Answer],
+        alone: bool | None = None,
     ) -> list[Answer]:
         """Return one answer a question, in order; equal questions are served once.
 
         Args:
             questions: hashable.
             serve: gives the answers to distinct questions, those of other callers too.
+            alone: what `alone` said, if the caller knows.
 
         Raises:
             Exception: what `serve` raises for these questions alone.
@@ -124,7 +128,7 @@ class Coalesced(Generic[Question, Answer]):
                     request.wake = loop.create_future()
                     await request.wake
                     continue
-                if not await self.alone():
+                if not (await self.alone() if alone is None else alone):
                     await _settle(line)
                 line.served, line.waiting = line.waiting, []
                 try:

@@ -215,7 +215,7 @@ class RowEngine(LateAsyncLM):
             if await self._requests.alone():
                 answers = await self._serve(list(set(contexts)))
                 return [answers[context] for context in contexts]
-            return await self._requests.ask(contexts, self._serve)
+            return await self._requests.ask(contexts, self._serve, alone=False)
 
     async def _serve(self, contexts: list[int]) -> dict[int, Row]:
         contexts.sort()
