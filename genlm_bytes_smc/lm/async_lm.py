@@ -18,8 +18,6 @@ from genlm_bytes_smc.lm.bundled import BundledTokenizer
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.vocab import Vocabulary
 
-_SPELLED = 4096  # contexts whose ids are remembered by their tokens
-
 
 class LateAsyncLM(ABC):
     """A class whose instances are `AsyncLM`s for whoever has imported that class.
@@ -31,7 +29,6 @@ class LateAsyncLM(ABC):
 
     encoder: Any
     tree: ContextTree
-    _spelled: dict[tuple[int, ...], int]
 
     @abstractmethod
     async def rows(self, nodes: IntArray) -> torch.Tensor:
@@ -123,25 +120,7 @@ class LateAsyncLM(ABC):
             raise ValueError("a context needs at least one token (usually BOS), got none")
         if self.tree.due():
             self.tree.collect()
-        return np.array([self._node(tuple(map(int, c))) for c in contexts], dtype=np.int64)
-
-    def _node(self, context: tuple[int, ...]) -> int:
-        """`tree.insert` by way of the context without its last token, if lately seen."""
-        node = self._spelled.get(context)
-        if node is None:
-            above = context[:-1]
-            parent = self._spelled.get(above)
-            if parent is None:
-                parent = self.tree.insert(above)
-            node = self.tree.child(parent, context[-1])
-            if len(self._spelled) >= _SPELLED:
-                self._spelled.clear()
-            self._spelled[above] = parent
-            self._spelled[context] = node
-        return node
-
-    def _forget_spelling(self, freed: IntArray) -> None:
-        self._spelled.clear()
+        return np.array([self.tree.insert(context) for context in contexts], dtype=np.int64)
 
     # -- what `AsyncLM` does for all ----------------------------------------------------
 

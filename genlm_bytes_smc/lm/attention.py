@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.tree_cache import Segment, SlotArray, TreeCache
+from genlm_bytes_smc.lm.tree_cache import Segment, TreeCache
 
 MaskArray = npt.NDArray[np.float32]
 Layout = Literal["range", "listed", "rows"]
@@ -178,9 +178,8 @@ class _Plan:
 
     def listed(self, depth: IntArray, window: int | None, always_mask: bool) -> Attention:
         if len(self.segments) == 1:
-            seen_slots = np.concatenate(
-                [self.segments[0].path, np.arange(self.first, self.high, dtype=np.int64)]
-            ).astype(np.int64)
+            own = np.arange(self.first, self.high)
+            seen_slots = np.concatenate([self.segments[0].path, own])
             place = np.zeros(self.high - self.low, dtype=np.int64)
             place[seen_slots - self.low] = np.arange(len(seen_slots))
         else:
@@ -231,17 +230,17 @@ class _Plan:
         return mask
 
 
-def _columns(path: SlotArray, low: int, place: IntArray | None) -> slice | IntArray:
+def _columns(path: IntArray, low: int, place: IntArray | None) -> slice | IntArray:
     if place is not None:
         return place[path - low]
     first, last = int(path[0]) - low, int(path[-1]) - low
     if last - first + 1 == len(path):
         return slice(first, last + 1)
-    return (path - low).astype(np.int64)
+    return path - low
 
 
 def _slide(
-    full: MaskArray, depth: IntArray, key_depth: npt.NDArray[np.integer], window: int | None
+    full: MaskArray, depth: IntArray, key_depth: IntArray, window: int | None
 ) -> MaskArray | None:
     """`full` without the keys `window` or more tokens above a position."""
     if window is None:

@@ -40,7 +40,6 @@ from genlm_bytes_smc.lm.context_index import (
 IntArray = npt.NDArray[np.int64]
 
 _TOKEN_BITS = 32
-_MEMO = 1024
 _HOLDERS = 1024  # references to holders, alive or not, before the first look at them
 
 
@@ -115,7 +114,6 @@ class ContextTree:
         self._pins: dict[Pin, IntArray] = {}
         self._on_free: list[weakref.WeakMethod[Callable[[IntArray], None]]] = []
         self._after_last_collect = 0
-        self._spelled: dict[int, list[int]] = {}  # recent answers of `tokens`
         self._index()
 
     def __len__(self) -> int:
@@ -173,22 +171,6 @@ class ContextTree:
 
     def tokens(self, node: int) -> list[int]:
         """Return the token ids that `node` stands for (a list of the caller's own)."""
-        if node == 0:
-            return []
-        parent = int(self.parent[node])
-        above = self._spelled.get(parent)
-        if above is None:  # what is asked for next is mostly a child of this or of its parent
-            above = self._above(parent)
-            if len(self._spelled) > _MEMO:
-                self._spelled.clear()
-            self._spelled[parent] = above
-        return [*above, int(self.token[node])]
-
-    def _above(self, node: int) -> list[int]:
-        """Return the token ids of a context whose child is asked for."""
-        above = self._spelled.get(int(self.parent[node])) if node else []
-        if above is not None:
-            return [*above, int(self.token[node])] if node else []
         out = np.empty(int(self.depth[node]), dtype=np.int64)
         spelled(self.parent, self.token, node, out)
         line: list[int] = out.tolist()
@@ -264,7 +246,6 @@ class ContextTree:
         mask = self.live()
         freed = np.flatnonzero(self._alive & ~mask)
         self._alive[freed] = False
-        self._spelled.clear()  # ids are used again
         first = int(self._meta[FREE])
         self._free[first : first + len(freed)] = freed
         self._meta[FREE] += len(freed)

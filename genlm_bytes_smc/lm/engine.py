@@ -110,8 +110,6 @@ class RowEngine(LateAsyncLM):
         self.tree = ContextTree()
         self.counts = LMCounts()
         self._requests = Coalesced[int, Row]()
-        self._spelled = {}
-        self.tree.on_free(self._forget_spelling)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
