@@ -19,6 +19,19 @@ from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.vocab import Vocabulary
 
 
+def _as_async_lm(name: str) -> Any:
+    """Return a method that does what `AsyncLM`'s of that name does."""
+
+    def method(self: LateAsyncLM, *args: Any, **options: Any) -> Any:
+        from genlm.backend.llm import AsyncLM
+
+        _register()
+        return getattr(AsyncLM, name)(self, *args, **options)
+
+    method.__name__, method.__doc__ = name, f"See `AsyncLM.{name}`."
+    return method
+
+
 class LateAsyncLM(ABC):
     """A class whose instances are `AsyncLM`s for whoever has imported that class.
 
@@ -124,38 +137,12 @@ class LateAsyncLM(ABC):
 
     # -- what `AsyncLM` does for all ----------------------------------------------------
 
-    async def sample(self, *args: Any, **options: Any) -> list[int]:
-        """See `AsyncLM.sample`."""
-        tokens: list[int] = await _async_lm().sample(self, *args, **options)
-        return tokens
-
-    async def batch_sample(self, *args: Any, **options: Any) -> list[list[int]]:
-        """See `AsyncLM.batch_sample`."""
-        tokens: list[list[int]] = await _async_lm().batch_sample(self, *args, **options)
-        return tokens
-
-    def add_new_lora(self, *args: Any, **options: Any) -> None:
-        """Raise, as `AsyncLM.add_new_lora` does."""
-        _async_lm().add_new_lora(self, *args, **options)
-
-    def remove_lora(self, *args: Any, **options: Any) -> None:
-        """Raise, as `AsyncLM.remove_lora` does."""
-        _async_lm().remove_lora(self, *args, **options)
-
-    def set_lora(self, *args: Any, **options: Any) -> None:
-        """Raise, as `AsyncLM.set_lora` does."""
-        _async_lm().set_lora(self, *args, **options)
-
-    def clear_lora(self) -> None:
-        """Raise, as `AsyncLM.clear_lora` does."""
-        _async_lm().clear_lora(self)
-
-
-def _async_lm() -> Any:
-    from genlm.backend.llm import AsyncLM
-
-    _register()
-    return AsyncLM
+    sample = _as_async_lm("sample")
+    batch_sample = _as_async_lm("batch_sample")
+    add_new_lora = _as_async_lm("add_new_lora")
+    remove_lora = _as_async_lm("remove_lora")
+    set_lora = _as_async_lm("set_lora")
+    clear_lora = _as_async_lm("clear_lora")
 
 
 def _register() -> None:

@@ -11,8 +11,9 @@ genlm-bytes run on it unchanged.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,8 +28,16 @@ Row = tuple[torch.Tensor, int]
 """One row: a block of rows, float[B, width], and the row's place in it."""
 
 
+# Document separators of models trained without a BOS token, likeliest first.
+_SEPARATORS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "</s>")
+
+
 class ContextTooLongError(ValueError):
     """A context has more tokens than the model's window holds."""
+
+
+class BadRowError(ValueError):
+    """A model returned a row that is no distribution over its vocabulary."""
 
 
 class EngineError(RuntimeError):
@@ -182,6 +191,16 @@ class RowEngine(LateAsyncLM):
             ValueError: naming what came, and for which contexts.
         """
 
+    def _refuse_nan(self, rows: torch.Tensor, nodes: IntArray) -> None:
+        """Raise a BadRowError if a row of normalised log-probabilities is NaN."""
+        bad = torch.isnan(rows[:, 0]).cpu().numpy()  # one bad logit makes the whole row NaN
+        if bad.any():
+            lengths = sorted(set(self.tree.depth[nodes[bad]].tolist()))
+            raise BadRowError(
+                f"the model returned NaN or +inf in {int(bad.sum())} of {len(rows)} rows (contexts "
+                f"of {', '.join(map(str, lengths))} tokens); try another dtype"
+            )
+
     # -- what callers use --------------------------------------------------------------
 
     async def rows(self, nodes: IntArray) -> torch.Tensor:
@@ -224,8 +243,11 @@ class RowEngine(LateAsyncLM):
         """As `rows`, without an event loop."""
         self.check(nodes)
         with self.tree.one_thread, self.tree.pinned(nodes):
-            distinct, where = _distinct(nodes)
-            return _pick(self.evaluate(distinct), where)
+            distinct, where = np.unique(nodes, return_inverse=True)
+            rows = self.evaluate(distinct)
+            if np.array_equal(distinct, nodes):
+                return rows
+            return rows[torch.from_numpy(where).to(rows.device)]
 
     def check(self, nodes: IntArray) -> None:
         """Raise before any work if a context is empty or longer than the window."""
@@ -283,13 +305,69 @@ def _strings(byte_vocab: Sequence[Any]) -> list[str]:
     return [bytes(getattr(t, "byte_string", t)).decode("utf-8", "replace") for t in byte_vocab]
 
 
-def _distinct(nodes: IntArray) -> tuple[IntArray, IntArray | None]:
-    """Distinct ids, and where each of `nodes` is among them (None: they are the same)."""
-    if len(nodes) < 2 or bool((nodes[1:] > nodes[:-1]).all()):
-        return nodes, None
-    return np.unique(nodes, return_inverse=True)
+# -- the tokens that every context of a text begins with ------------------------------
 
 
-def _pick(rows: torch.Tensor, where: IntArray | None) -> torch.Tensor:
-    """`rows[where]`, a copy; or the rows themselves."""
-    return rows if where is None else rows[torch.as_tensor(where, device=rows.device)]
+def start_tokens(
+    tokenizer: Any, start: int | Sequence[int] | None = None, size: int | None = None
+) -> tuple[int, ...]:
+    """Token ids to put before a text, so that its first token has a context.
+
+    What the user gives comes first. Else the tokenizer's BOS token. A tokenizer without one
+    (the Qwen families) belongs to a model that has seen texts follow one another, so the
+    next choice is the token that stood between them: `<|endoftext|>` or another well-known
+    separator among the tokenizer's special tokens, then its EOS token, then its padding
+    token.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, or anything with `bos_token_id`.
+        start: an id or a sequence of ids; None to choose.
+        size: token ids that the model takes are below it; None if that is not known.
+
+    Returns:
+        At least one token id.
+
+    Raises:
+        ValueError: `start` is empty, or has an id that is negative or too large; or nothing is
+            given and nothing can be chosen.
+        TypeError: `start` is neither an integer nor a sequence of integers.
+    """
+    if start is not None:
+        ids = _given(start)
+        if size is not None and max(ids) >= size:
+            raise ValueError(f"start must be token ids below {size}, got {start!r}")
+        return ids
+    for choice in (
+        getattr(tokenizer, "bos_token_id", None),
+        _separator(tokenizer),
+        getattr(tokenizer, "eos_token_id", None),
+        getattr(tokenizer, "pad_token_id", None),
+    ):
+        if isinstance(choice, Integral):
+            return (int(choice),)
+    raise ValueError(
+        "the tokenizer has no BOS, EOS or padding token to begin a text with; say which token "
+        "ids to begin with: start=..."
+    )
+
+
+def _given(start: int | Sequence[int]) -> tuple[int, ...]:
+    ids: Any = (start,) if isinstance(start, Integral) else start
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise TypeError(f"start must be a token id or a sequence of token ids, got {start!r}")
+    ids = tuple(ids)
+    if not all(isinstance(i, Integral) for i in ids):
+        raise TypeError(f"start must be a token id or a sequence of token ids, got {start!r}")
+    out = tuple(int(i) for i in ids)
+    if not out or min(out) < 0:
+        raise ValueError(f"start must be one or more token ids of at least 0, got {start!r}")
+    return out
+
+
+def _separator(tokenizer: Any) -> int | None:
+    """Id of a document separator among the special tokens, if there is one."""
+    special = getattr(tokenizer, "added_tokens_decoder", None)
+    if not isinstance(special, dict):
+        return None
+    ids = {str(token): i for i, token in special.items()}
+    return next((ids[name] for name in _SEPARATORS if name in ids), None)

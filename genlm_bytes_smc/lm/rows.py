@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import RowEngine, gathered
+from genlm_bytes_smc.lm.engine import BadRowError, RowEngine, gathered
 from genlm_bytes_smc.lm.host_rows import ROUNDING, HostRows, RowArrays, starts_exact
 from genlm_bytes_smc.lm.slots import SlotTable
 from genlm_bytes_smc.lm.transfer import send
@@ -30,10 +30,6 @@ FloatArray = npt.NDArray[np.float64]
 
 DEFAULT_ROW_BYTES = 1 << 30
 _FIRST_BYTES = 1 << 25  # of rows, before unreachable ones are given up
-
-
-class BadRowError(ValueError):
-    """A model returned a row that is no distribution over its vocabulary."""
 
 
 @dataclass(frozen=True)
