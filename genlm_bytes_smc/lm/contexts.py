@@ -129,7 +129,8 @@ class ContextTree:
 
     def child(self, node: int, token: int) -> int:
         """Return the context `node` followed by `token`, made if it is new."""
-        _check_tokens(token, token)
+        if not 0 <= token < 1 << _TOKEN_BITS:
+            raise _no_token(token)
         found = int(child_of(self.arrays, node, token))
         while found < 0:
             self.grow()
@@ -139,8 +140,7 @@ class ContextTree:
     def children(self, nodes: IntArray, tokens: IntArray) -> IntArray:
         """`child` for each pair of two int64 arrays of equal shape [m]."""
         out = np.empty(len(nodes), dtype=np.int64)
-        if len(nodes):
-            _check_tokens(int(tokens.min()), int(tokens.max()))
+        _check_tokens(tokens)
         while find_children(self.arrays, nodes, tokens, out) < len(nodes):
             self.grow()
         return out
@@ -148,8 +148,7 @@ class ContextTree:
     def along(self, node: int, tokens: Iterable[int]) -> IntArray:
         """Return the contexts `node` followed by 1, 2, ... of the tokens, made if new: int64[m]."""
         given = np.array(list(tokens), dtype=np.int64)
-        if len(given):
-            _check_tokens(int(given.min()), int(given.max()))
+        _check_tokens(given)
         out = np.empty(len(given), dtype=np.int64)
         while find_path(self.arrays, node, given, out) < len(given):
             self.grow()
@@ -275,7 +274,11 @@ class Pin:
         del self._all[self]
 
 
-def _check_tokens(least: int, most: int) -> None:
-    if not 0 <= least <= most < 1 << _TOKEN_BITS:
-        wrong = least if least < 0 else most
-        raise ValueError(f"token ids must be integers in [0, 2**{_TOKEN_BITS}), got {wrong!r}")
+def _check_tokens(tokens: IntArray) -> None:
+    beyond = tokens >> _TOKEN_BITS  # -1 for negative numbers
+    if np.count_nonzero(beyond):
+        raise _no_token(int(tokens[beyond != 0][0]))
+
+
+def _no_token(token: int) -> ValueError:
+    return ValueError(f"token ids must be integers in [0, 2**{_TOKEN_BITS}), got {token!r}")
