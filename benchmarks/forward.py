@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
+from benchmarks.attention_costs import KeyShape, measure
 from genlm_bytes_smc import load_model
-from genlm_bytes_smc.lm.attention_costs import KeyShape, measure
 
 PAGE = report.DOCS / "performance.md"
 BEGIN, END = "<!-- forward: begin -->", "<!-- forward: end -->"
@@ -163,7 +163,7 @@ class Bench:
         self.engine.rows_sync(nodes)
 
     def costs(self) -> str:
-        """Measure what attention costs here, as on a device where it is not known."""
+        """Measure what attention costs here."""
         keys = self.engine._forward._buffer.keys
         heads = self.engine._architecture.heads
         shape = KeyShape(keys.device, keys.dtype, heads, keys.shape[1], keys.shape[3])

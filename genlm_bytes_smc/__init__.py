@@ -30,10 +30,16 @@ if TYPE_CHECKING:
     )
     from genlm_bytes_smc.fast_path import FastPathWarning
     from genlm_bytes_smc.llamppl import ByteContext
-    from genlm_bytes_smc.lm.engine import ContextTooLongError, EngineError, LMCounts, RowEngine
-    from genlm_bytes_smc.lm.engine_of import as_engine
+    from genlm_bytes_smc.lm.adapter import as_engine
+    from genlm_bytes_smc.lm.engine import (
+        BadRowError,
+        ContextTooLongError,
+        EngineError,
+        LMCounts,
+        RowEngine,
+    )
     from genlm_bytes_smc.lm.load import load_model
-    from genlm_bytes_smc.lm.rows import BadRowError, RowTransform
+    from genlm_bytes_smc.lm.rows import RowTransform
     from genlm_bytes_smc.lm.size import ModelTooLargeError
     from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
     from genlm_bytes_smc.potential import ByteLLM
@@ -76,10 +82,10 @@ _HOMES = {
     "constraints": ("ByteGrammar", "ByteJsonSchema", "BytePredicate", "ByteRegex", "ByteWFSA"),
     "fast_path": ("FastPathWarning",),
     "llamppl": ("ByteContext",),
-    "lm.engine": ("ContextTooLongError", "EngineError", "LMCounts", "RowEngine"),
-    "lm.engine_of": ("as_engine",),
+    "lm.adapter": ("as_engine",),
+    "lm.engine": ("BadRowError", "ContextTooLongError", "EngineError", "LMCounts", "RowEngine"),
     "lm.load": ("load_model",),
-    "lm.rows": ("BadRowError", "RowTransform"),
+    "lm.rows": ("RowTransform",),
     "lm.size": ("ModelTooLargeError",),
     "lm.vllm.engine": ("VLLMEngine",),
     "potential": ("ByteLLM",),

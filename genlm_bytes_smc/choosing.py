@@ -21,7 +21,7 @@ from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN
 from genlm_bytes_smc.blocking import blocking
 from genlm_bytes_smc.html import printable, render
-from genlm_bytes_smc.lm.engine_of import as_engine
+from genlm_bytes_smc.lm.adapter import as_engine
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM

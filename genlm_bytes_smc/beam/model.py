@@ -16,9 +16,9 @@ from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, NumbaKernels
 from genlm_bytes_smc.beam.respell import NEVER, Span, first_ends, spans, splits_before
 from genlm_bytes_smc.beam.steps import Rescues
 from genlm_bytes_smc.fast_path import warn_lost
+from genlm_bytes_smc.lm.adapter import as_engine
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine, not_pickled
-from genlm_bytes_smc.lm.engine_of import as_engine
 from genlm_bytes_smc.lm.rows import DEFAULT_ROW_BYTES, RowStore, RowTransform
 from genlm_bytes_smc.trie import shared_trie
 

@@ -18,7 +18,18 @@ from genlm_bytes_smc.lm.bundled import BundledTokenizer
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.vocab import Vocabulary
 
-_SPELLED = 4096  # contexts whose ids are remembered by their tokens
+
+def _as_async_lm(name: str) -> Any:
+    """Return a method that does what `AsyncLM`'s of that name does."""
+
+    def method(self: LateAsyncLM, *args: Any, **options: Any) -> Any:
+        from genlm.backend.llm import AsyncLM
+
+        _register()
+        return getattr(AsyncLM, name)(self, *args, **options)
+
+    method.__name__, method.__doc__ = name, f"See `AsyncLM.{name}`."
+    return method
 
 
 class LateAsyncLM(ABC):
@@ -31,7 +42,6 @@ class LateAsyncLM(ABC):
 
     encoder: Any
     tree: ContextTree
-    _spelled: dict[tuple[int, ...], int]
 
     @abstractmethod
     async def rows(self, nodes: IntArray) -> torch.Tensor:
@@ -123,60 +133,16 @@ class LateAsyncLM(ABC):
             raise ValueError("a context needs at least one token (usually BOS), got none")
         if self.tree.due():
             self.tree.collect()
-        return np.array([self._node(tuple(map(int, c))) for c in contexts], dtype=np.int64)
-
-    def _node(self, context: tuple[int, ...]) -> int:
-        """`tree.insert` by way of the context without its last token, if lately seen."""
-        node = self._spelled.get(context)
-        if node is None:
-            above = context[:-1]
-            parent = self._spelled.get(above)
-            if parent is None:
-                parent = self.tree.insert(above)
-            node = self.tree.child(parent, context[-1])
-            if len(self._spelled) >= _SPELLED:
-                self._spelled.clear()
-            self._spelled[above] = parent
-            self._spelled[context] = node
-        return node
-
-    def _forget_spelling(self, freed: IntArray) -> None:
-        self._spelled.clear()
+        return np.array([self.tree.insert(context) for context in contexts], dtype=np.int64)
 
     # -- what `AsyncLM` does for all ----------------------------------------------------
 
-    async def sample(self, *args: Any, **options: Any) -> list[int]:
-        """See `AsyncLM.sample`."""
-        tokens: list[int] = await _async_lm().sample(self, *args, **options)
-        return tokens
-
-    async def batch_sample(self, *args: Any, **options: Any) -> list[list[int]]:
-        """See `AsyncLM.batch_sample`."""
-        tokens: list[list[int]] = await _async_lm().batch_sample(self, *args, **options)
-        return tokens
-
-    def add_new_lora(self, *args: Any, **options: Any) -> None:
-        """Raise, as `AsyncLM.add_new_lora` does."""
-        _async_lm().add_new_lora(self, *args, **options)
-
-    def remove_lora(self, *args: Any, **options: Any) -> None:
-        """Raise, as `AsyncLM.remove_lora` does."""
-        _async_lm().remove_lora(self, *args, **options)
-
-    def set_lora(self, *args: Any, **options: Any) -> None:
-        """Raise, as `AsyncLM.set_lora` does."""
-        _async_lm().set_lora(self, *args, **options)
-
-    def clear_lora(self) -> None:
-        """Raise, as `AsyncLM.clear_lora` does."""
-        _async_lm().clear_lora(self)
-
-
-def _async_lm() -> Any:
-    from genlm.backend.llm import AsyncLM
-
-    _register()
-    return AsyncLM
+    sample = _as_async_lm("sample")
+    batch_sample = _as_async_lm("batch_sample")
+    add_new_lora = _as_async_lm("add_new_lora")
+    remove_lora = _as_async_lm("remove_lora")
+    set_lora = _as_async_lm("set_lora")
+    clear_lora = _as_async_lm("clear_lora")
 
 
 def _register() -> None:

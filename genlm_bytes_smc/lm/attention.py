@@ -10,9 +10,8 @@ the keys out for that, and `attend` takes the cheapest:
 ``rows``    each position a batch row with its own path, copied and padded: for many long
             contexts that share little, where a T x C mask would be nearly all `-inf`.
 
-What decides are the costs of reading and copying a key (`attention_costs`). Measured over whole
-steps on a CPU, `rows` is as fast as `range` at 16 to 40 disjoint contexts and twice as fast at
-64 to 128 (60 to 700 tokens each).
+What decides are the costs of reading and copying a key (`AttentionCosts`): fixed figures, so that
+equal runs choose alike and give equal digits on any machine.
 """
 
 from __future__ import annotations
@@ -23,13 +22,43 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from genlm_bytes_smc.lm.attention_costs import ON_CPU, AttentionCosts
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.tree_cache import Segment, SlotArray, TreeCache
+from genlm_bytes_smc.lm.tree_cache import Segment, TreeCache
 
 MaskArray = npt.NDArray[np.float32]
 Layout = Literal["range", "listed", "rows"]
+
+
+@dataclass(frozen=True)
+class AttentionCosts:
+    """Nanoseconds, for one layer; all grow with the model's width, and their ratios decide.
+
+    Attributes:
+        pair: one query against one key that other queries read too.
+        lone_key: one key that one query alone reads.
+        copy: copying one key and value together with others of a list.
+        row_key: one key of a query that has keys of its own, copied and read.
+    """
+
+    pair: float
+    lone_key: float
+    copy: float
+    row_key: float
+
+
+ON_CPU = AttentionCosts(pair=18.0, lone_key=49.0, copy=65.0, row_key=130.0)
+"""Of the bundled model's keys (4 heads of 64, float32) on one core, by `benchmarks.forward`. With
+them SmolLM2's layouts are as good as with figures measured for its own keys (9 heads on 3)."""
+
+ON_GPU = AttentionCosts(pair=0.16, lone_key=2.0, copy=4.0, row_key=6.0)
+"""Not measured: 32 heads on 8, of 128, bfloat16, at 2 TB/s and 100 TFLOP/s."""
+
+
+def costs_on(device: torch.device) -> AttentionCosts:
+    """Return the costs on a device."""
+    return ON_CPU if device.type == "cpu" else ON_GPU
 
 
 @dataclass(frozen=True)
@@ -149,9 +178,8 @@ class _Plan:
 
     def listed(self, depth: IntArray, window: int | None, always_mask: bool) -> Attention:
         if len(self.segments) == 1:
-            seen_slots = np.concatenate(
-                [self.segments[0].path, np.arange(self.first, self.high, dtype=np.int64)]
-            ).astype(np.int64)
+            own = np.arange(self.first, self.high)
+            seen_slots = np.concatenate([self.segments[0].path, own])
             place = np.zeros(self.high - self.low, dtype=np.int64)
             place[seen_slots - self.low] = np.arange(len(seen_slots))
         else:
@@ -202,17 +230,17 @@ class _Plan:
         return mask
 
 
-def _columns(path: SlotArray, low: int, place: IntArray | None) -> slice | IntArray:
+def _columns(path: IntArray, low: int, place: IntArray | None) -> slice | IntArray:
     if place is not None:
         return place[path - low]
     first, last = int(path[0]) - low, int(path[-1]) - low
     if last - first + 1 == len(path):
         return slice(first, last + 1)
-    return (path - low).astype(np.int64)
+    return path - low
 
 
 def _slide(
-    full: MaskArray, depth: IntArray, key_depth: npt.NDArray[np.integer], window: int | None
+    full: MaskArray, depth: IntArray, key_depth: IntArray, window: int | None
 ) -> MaskArray | None:
     """`full` without the keys `window` or more tokens above a position."""
     if window is None:

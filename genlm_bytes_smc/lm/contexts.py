@@ -40,7 +40,6 @@ from genlm_bytes_smc.lm.context_index import (
 IntArray = npt.NDArray[np.int64]
 
 _TOKEN_BITS = 32
-_MEMO = 1024
 _HOLDERS = 1024  # references to holders, alive or not, before the first look at them
 
 
@@ -115,7 +114,6 @@ class ContextTree:
         self._pins: dict[Pin, IntArray] = {}
         self._on_free: list[weakref.WeakMethod[Callable[[IntArray], None]]] = []
         self._after_last_collect = 0
-        self._spelled: dict[int, list[int]] = {}  # recent answers of `tokens`
         self._index()
 
     def __len__(self) -> int:
@@ -131,7 +129,8 @@ class ContextTree:
 
     def child(self, node: int, token: int) -> int:
         """Return the context `node` followed by `token`, made if it is new."""
-        _check_tokens(token, token)
+        if not 0 <= token < 1 << _TOKEN_BITS:
+            raise _no_token(token)
         found = int(child_of(self.arrays, node, token))
         while found < 0:
             self.grow()
@@ -141,8 +140,7 @@ class ContextTree:
     def children(self, nodes: IntArray, tokens: IntArray) -> IntArray:
         """`child` for each pair of two int64 arrays of equal shape [m]."""
         out = np.empty(len(nodes), dtype=np.int64)
-        if len(nodes):
-            _check_tokens(int(tokens.min()), int(tokens.max()))
+        _check_tokens(tokens)
         while find_children(self.arrays, nodes, tokens, out) < len(nodes):
             self.grow()
         return out
@@ -150,8 +148,7 @@ class ContextTree:
     def along(self, node: int, tokens: Iterable[int]) -> IntArray:
         """Return the contexts `node` followed by 1, 2, ... of the tokens, made if new: int64[m]."""
         given = np.array(list(tokens), dtype=np.int64)
-        if len(given):
-            _check_tokens(int(given.min()), int(given.max()))
+        _check_tokens(given)
         out = np.empty(len(given), dtype=np.int64)
         while find_path(self.arrays, node, given, out) < len(given):
             self.grow()
@@ -173,22 +170,6 @@ class ContextTree:
 
     def tokens(self, node: int) -> list[int]:
         """Return the token ids that `node` stands for (a list of the caller's own)."""
-        if node == 0:
-            return []
-        parent = int(self.parent[node])
-        above = self._spelled.get(parent)
-        if above is None:  # what is asked for next is mostly a child of this or of its parent
-            above = self._above(parent)
-            if len(self._spelled) > _MEMO:
-                self._spelled.clear()
-            self._spelled[parent] = above
-        return [*above, int(self.token[node])]
-
-    def _above(self, node: int) -> list[int]:
-        """Return the token ids of a context whose child is asked for."""
-        above = self._spelled.get(int(self.parent[node])) if node else []
-        if above is not None:
-            return [*above, int(self.token[node])] if node else []
         out = np.empty(int(self.depth[node]), dtype=np.int64)
         spelled(self.parent, self.token, node, out)
         line: list[int] = out.tolist()
@@ -264,7 +245,6 @@ class ContextTree:
         mask = self.live()
         freed = np.flatnonzero(self._alive & ~mask)
         self._alive[freed] = False
-        self._spelled.clear()  # ids are used again
         first = int(self._meta[FREE])
         self._free[first : first + len(freed)] = freed
         self._meta[FREE] += len(freed)
@@ -294,7 +274,11 @@ class Pin:
         del self._all[self]
 
 
-def _check_tokens(least: int, most: int) -> None:
-    if not 0 <= least <= most < 1 << _TOKEN_BITS:
-        wrong = least if least < 0 else most
-        raise ValueError(f"token ids must be integers in [0, 2**{_TOKEN_BITS}), got {wrong!r}")
+def _check_tokens(tokens: IntArray) -> None:
+    beyond = tokens >> _TOKEN_BITS  # -1 for negative numbers
+    if np.count_nonzero(beyond):
+        raise _no_token(int(tokens[beyond != 0][0]))
+
+
+def _no_token(token: int) -> ValueError:
+    return ValueError(f"token ids must be integers in [0, 2**{_TOKEN_BITS}), got {token!r}")

@@ -10,26 +10,34 @@ genlm-bytes run on it unchanged.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
+from genlm_bytes_smc.coalesce import Coalesced
 from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.async_lm import LateAsyncLM
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
-_TURN = 2e-3  # seconds between two turns of the loop where nobody else waits for one
-_FEW_TASKS = 8  # up to so many are counted at each request
+Row = tuple[torch.Tensor, int]
+"""One row: a block of rows, float[B, width], and the row's place in it."""
+
+
+# Document separators of models trained without a BOS token, likeliest first.
+_SEPARATORS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "</s>")
 
 
 class ContextTooLongError(ValueError):
     """A context has more tokens than the model's window holds."""
+
+
+class BadRowError(ValueError):
+    """A model returned a row that is no distribution over its vocabulary."""
 
 
 class EngineError(RuntimeError):
@@ -53,12 +61,6 @@ class LMCounts:
     def reset(self) -> None:
         """Set every count to zero."""
         self.forwards = self.rows = self.positions = self.evicted = 0
-
-
-@dataclass(eq=False)
-class _Request:
-    nodes: IntArray
-    done: asyncio.Future[torch.Tensor | None] = field(repr=False)
 
 
 def not_pickled() -> TypeError:
@@ -116,11 +118,7 @@ class RowEngine(LateAsyncLM):
         self.start = tuple(int(t) for t in start)
         self.tree = ContextTree()
         self.counts = LMCounts()
-        self._requests: list[_Request] = []
-        self._spelled = {}
-        self._last_turn = 0.0
-        self._crowd = 0  # requests to come that take it that there are other tasks
-        self.tree.on_free(self._forget_spelling)
+        self._requests = Coalesced[int, Row]()
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -193,6 +191,16 @@ class RowEngine(LateAsyncLM):
             ValueError: naming what came, and for which contexts.
         """
 
+    def _refuse_nan(self, rows: torch.Tensor, nodes: IntArray) -> None:
+        """Raise a BadRowError if a row of normalised log-probabilities is NaN."""
+        bad = torch.isnan(rows[:, 0]).cpu().numpy()  # one bad logit makes the whole row NaN
+        if bad.any():
+            lengths = sorted(set(self.tree.depth[nodes[bad]].tolist()))
+            raise BadRowError(
+                f"the model returned NaN or +inf in {int(bad.sum())} of {len(rows)} rows (contexts "
+                f"of {', '.join(map(str, lengths))} tokens); try another dtype"
+            )
+
     # -- what callers use --------------------------------------------------------------
 
     async def rows(self, nodes: IntArray) -> torch.Tensor:
@@ -210,43 +218,36 @@ class RowEngine(LateAsyncLM):
             ContextTooLongError: a context exceeds the model's window.
             RuntimeError: another thread is being answered.
         """
+        if len(nodes) == 0:
+            return self.rows_sync(nodes)
+        found = await self.found(nodes)
+        rows = gathered(found)
+        return rows.clone() if rows is found[0][0] else rows  # others may have that block too
+
+    async def found(self, nodes: IntArray) -> list[Row]:
+        """As `rows`, but each row by reference, in blocks that callers share: copied by nobody."""
         self.check(nodes)
         with self.tree.one_thread, self.tree.pinned(nodes):
-            if not self._requests and self._only_task():
-                await self._turn()
-                distinct, where = _distinct(nodes)
-                return _pick(await self.evaluate_async(distinct), where)
-            rows = None
-            while rows is None:  # None: whoever served us was cancelled
-                rows = await self._answer(nodes)
-            return rows
+            contexts: list[int] = nodes.tolist()
+            if await self._requests.alone():
+                answers = await self._serve(list(set(contexts)))
+                return [answers[context] for context in contexts]
+            return await self._requests.ask(contexts, self._serve, alone=False)
 
-    async def _turn(self) -> None:
-        """Let the loop hear a cancellation, a time-out or an interrupt, now and then."""
-        now = time.monotonic()
-        if now - self._last_turn > _TURN:
-            self._last_turn = now
-            await asyncio.sleep(0)
-
-    def _only_task(self) -> bool:
-        """Return whether this is the only task, so that nobody could join its request.
-
-        Counting tasks walks through all there are, so a crowd is counted as seldom as it is
-        large; until then we wait for others to join, whether they would or not.
-        """
-        if self._crowd:
-            self._crowd -= 1
-            return False
-        tasks = len(asyncio.all_tasks())
-        self._crowd = tasks if tasks > _FEW_TASKS else 0
-        return tasks == 1
+    async def _serve(self, contexts: list[int]) -> dict[int, Row]:
+        contexts.sort()
+        rows = await self.evaluate_async(np.array(contexts, dtype=np.int64))
+        return {context: (rows, i) for i, context in enumerate(contexts)}
 
     def rows_sync(self, nodes: IntArray) -> torch.Tensor:
         """As `rows`, without an event loop."""
         self.check(nodes)
         with self.tree.one_thread, self.tree.pinned(nodes):
-            distinct, where = _distinct(nodes)
-            return _pick(self.evaluate(distinct), where)
+            distinct, where = np.unique(nodes, return_inverse=True)
+            rows = self.evaluate(distinct)
+            if np.array_equal(distinct, nodes):
+                return rows
+            return rows[torch.from_numpy(where).to(rows.device)]
 
     def check(self, nodes: IntArray) -> None:
         """Raise before any work if a context is empty or longer than the window."""
@@ -260,53 +261,6 @@ class RowEngine(LateAsyncLM):
                 f"a context of {max(depth)} tokens does not fit the model's window of "
                 f"{self.window} tokens; shorten the prompt or the text"
             )
-
-    async def _answer(self, nodes: IntArray) -> torch.Tensor | None:
-        """Join the callers waiting at this moment; the first of them serves all."""
-        loop = asyncio.get_running_loop()
-        if self._requests and self._requests[0].done.get_loop() is not loop:
-            self._requests = []  # of a loop that stands still: left to it
-        line = self._requests
-        request = _Request(nodes, loop.create_future())
-        line.append(request)
-        leads = len(line) == 1
-        try:
-            if leads:
-                await _settle(line)
-                await self._serve(line)
-            return await request.done
-        finally:
-            if request in line:
-                line.remove(request)
-                if leads:  # cancelled before serving: the others ask again
-                    _release(line)
-                    line.clear()
-
-    async def _serve(self, line: list[_Request]) -> None:
-        batch = line.copy()
-        line.clear()
-        nodes = np.concatenate([r.nodes for r in batch])
-        distinct, where = _distinct(nodes)
-        try:
-            rows = await self.evaluate_async(distinct)
-        except Exception as error:
-            for request in batch:
-                if not request.done.done():
-                    request.done.set_exception(error)
-            return
-        except BaseException:  # cancelled (or interrupted) while serving: the others ask again
-            _release(batch)
-            raise
-        at = 0
-        for request in batch:
-            mine = slice(at, at + len(request.nodes))
-            at += len(request.nodes)
-            if request.done.done():
-                continue
-            if where is not None:
-                request.done.set_result(_pick(rows, where[mine]))
-            else:  # a copy, unless the rows are all its own
-                request.done.set_result(rows if len(batch) == 1 else rows[mine].clone())
 
     # -- ending ------------------------------------------------------------------------
 
@@ -337,32 +291,83 @@ class RowEngine(LateAsyncLM):
         """Do what `close` does, with no other thread in it."""
 
 
-async def _settle(line: list[_Request]) -> None:
-    """Give callers that are ready in this pass of the event loop the time to join."""
-    seen, quiet = len(line), 0
-    while quiet < 2:  # we may run before the others in a pass, so one is not enough
-        await asyncio.sleep(0)
-        quiet = quiet + 1 if len(line) == seen else 0
-        seen = len(line)
-
-
-def _release(requests: list[_Request]) -> None:
-    for request in requests:
-        if not request.done.done():
-            request.done.set_result(None)
+def gathered(found: Sequence[Row]) -> torch.Tensor:
+    """Return rows as one block, float[B, width]: a copy, unless they are a whole block."""
+    first, places = found[0][0], [i for _, i in found]
+    if any(block is not first for block, _ in found):
+        return torch.stack([block[i] for block, i in found])
+    if places == list(range(len(first))):
+        return first
+    return first[torch.from_numpy(np.array(places)).to(first.device)]
 
 
 def _strings(byte_vocab: Sequence[Any]) -> list[str]:
     return [bytes(getattr(t, "byte_string", t)).decode("utf-8", "replace") for t in byte_vocab]
 
 
-def _distinct(nodes: IntArray) -> tuple[IntArray, IntArray | None]:
-    """Distinct ids, and where each of `nodes` is among them (None: they are the same)."""
-    if len(nodes) < 2 or bool((nodes[1:] > nodes[:-1]).all()):
-        return nodes, None
-    return np.unique(nodes, return_inverse=True)
+# -- the tokens that every context of a text begins with ------------------------------
 
 
-def _pick(rows: torch.Tensor, where: IntArray | None) -> torch.Tensor:
-    """`rows[where]`, a copy; or the rows themselves."""
-    return rows if where is None else rows[torch.as_tensor(where, device=rows.device)]
+def start_tokens(
+    tokenizer: Any, start: int | Sequence[int] | None = None, size: int | None = None
+) -> tuple[int, ...]:
+    """Token ids to put before a text, so that its first token has a context.
+
+    What the user gives comes first. Else the tokenizer's BOS token. A tokenizer without one
+    (the Qwen families) belongs to a model that has seen texts follow one another, so the
+    next choice is the token that stood between them: `<|endoftext|>` or another well-known
+    separator among the tokenizer's special tokens, then its EOS token, then its padding
+    token.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, or anything with `bos_token_id`.
+        start: an id or a sequence of ids; None to choose.
+        size: token ids that the model takes are below it; None if that is not known.
+
+    Returns:
+        At least one token id.
+
+    Raises:
+        ValueError: `start` is empty, or has an id that is negative or too large; or nothing is
+            given and nothing can be chosen.
+        TypeError: `start` is neither an integer nor a sequence of integers.
+    """
+    if start is not None:
+        ids = _given(start)
+        if size is not None and max(ids) >= size:
+            raise ValueError(f"start must be token ids below {size}, got {start!r}")
+        return ids
+    for choice in (
+        getattr(tokenizer, "bos_token_id", None),
+        _separator(tokenizer),
+        getattr(tokenizer, "eos_token_id", None),
+        getattr(tokenizer, "pad_token_id", None),
+    ):
+        if isinstance(choice, Integral):
+            return (int(choice),)
+    raise ValueError(
+        "the tokenizer has no BOS, EOS or padding token to begin a text with; say which token "
+        "ids to begin with: start=..."
+    )
+
+
+def _given(start: int | Sequence[int]) -> tuple[int, ...]:
+    ids: Any = (start,) if isinstance(start, Integral) else start
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise TypeError(f"start must be a token id or a sequence of token ids, got {start!r}")
+    ids = tuple(ids)
+    if not all(isinstance(i, Integral) for i in ids):
+        raise TypeError(f"start must be a token id or a sequence of token ids, got {start!r}")
+    out = tuple(int(i) for i in ids)
+    if not out or min(out) < 0:
+        raise ValueError(f"start must be one or more token ids of at least 0, got {start!r}")
+    return out
+
+
+def _separator(tokenizer: Any) -> int | None:
+    """Id of a document separator among the special tokens, if there is one."""
+    special = getattr(tokenizer, "added_tokens_decoder", None)
+    if not isinstance(special, dict):
+        return None
+    ids = {str(token): i for i, token in special.items()}
+    return next((ids[name] for name in _SEPARATORS if name in ids), None)

@@ -17,10 +17,9 @@ from urllib.request import getproxies
 
 import torch
 
-from genlm_bytes_smc.lm.adapter import AdapterEngine
+from genlm_bytes_smc.lm.adapter import AdapterEngine, as_engine
 from genlm_bytes_smc.lm.bundled import BundledGPT2, BundledTokenizer
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.engine_of import as_engine
 from genlm_bytes_smc.lm.gguf import SMOLLM2, directory_of
 from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
 from genlm_bytes_smc.lm.transfer import device_of

@@ -11,7 +11,8 @@ spells something.
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.engine import BadRowError, RowEngine, gathered
 from genlm_bytes_smc.lm.host_rows import ROUNDING, HostRows, RowArrays, starts_exact
 from genlm_bytes_smc.lm.slots import SlotTable
 from genlm_bytes_smc.lm.transfer import send
@@ -29,11 +30,6 @@ FloatArray = npt.NDArray[np.float64]
 
 DEFAULT_ROW_BYTES = 1 << 30
 _FIRST_BYTES = 1 << 25  # of rows, before unreachable ones are given up
-_NONE: IntArray = np.empty(0, dtype=np.int64)
-
-
-class BadRowError(ValueError):
-    """A model returned a row that is no distribution over its vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +121,7 @@ class RowStore:
             self._host = HostRows(trie, self.table.limit, exact)
         else:
             self._probs = self._allocate(self.table.open)
-        self._asked: dict[int, asyncio.Future[None]] = {}  # contexts on their way
-        self._waiting: dict[object, IntArray] = {}  # what each task in `ensure` needs
+        self._needed: dict[object, IntArray] = {}  # by each call of `ensure` under way
         engine.tree.on_free(self.table.forget)
 
     def __len__(self) -> int:
@@ -189,65 +184,47 @@ class RowStore:
         with self.engine.tree.one_thread:
             missing = self.missing(contexts)
             if len(missing):
-                ticket = object()
-                self._waiting[ticket] = contexts
-                try:
-                    with self.engine.tree.pinned(contexts):
-                        self._collect()
-                        while len(missing):
-                            all_came = await self._ask(missing)
-                            missing = _NONE if all_came else self.missing(contexts)
-                finally:
-                    del self._waiting[ticket]
+                with self._needing(contexts):
+                    while len(missing):
+                        chunk = self._first_chunk(missing)
+                        found = await self.engine.found(chunk)
+                        held = self.slot_of[chunk].tolist()
+                        if max(held) >= 0:  # other tasks have brought some
+                            found = [row for row, at in zip(found, held, strict=True) if at < 0]
+                            chunk = self.missing(chunk)
+                        if found:
+                            self._insert(chunk, gathered(found))
+                        missing = self._still(missing, chunk, contexts)
             self.table.touch(contexts)
-
-    async def _ask(self, missing: IntArray) -> bool:
-        """Bring some of `missing`, or wait for another task that is bringing them.
-
-        Returns:
-            Whether all of them are there now for sure.
-        """
-        asked, loop = self._asked, asyncio.get_running_loop()
-        fresh = missing
-        if asked:
-            others = {c: asked[c] for c in missing.tolist() if c in asked}
-            # What a loop that stands still has asked for, nobody brings.
-            others = {c: done for c, done in others.items() if done.get_loop() is loop}
-            fresh = missing[[c not in others for c in missing.tolist()]]
-        if len(fresh) == 0:
-            await asyncio.wait(set(others.values()))
-            return False
-        chunk = self._first_chunk(fresh)
-        done = loop.create_future()
-        ids = chunk.tolist()
-        for context in ids:
-            asked[context] = done
-        try:
-            rows = await self.engine.rows(chunk)
-            needed = list(self._waiting.values())
-            alone = len(needed) == 1
-            self._insert(
-                chunk, rows, needed[0] if alone else np.concatenate([n.ravel() for n in needed])
-            )
-        finally:
-            for context in ids:
-                if asked.get(context) is done:
-                    del asked[context]
-            done.set_result(None)
-        return len(ids) == len(missing)
 
     def ensure_sync(self, contexts: IntArray) -> None:
         """As `ensure`, without an event loop."""
         with self.engine.tree.one_thread:
             missing = self.missing(contexts)
             if len(missing):
-                with self.engine.tree.pinned(contexts):
-                    self._collect()
+                with self._needing(contexts):
                     while len(missing):
                         chunk = self._first_chunk(missing)
-                        self._insert(chunk, self.engine.rows_sync(chunk), contexts)
-                        missing = self.missing(contexts)
+                        self._insert(chunk, self.engine.rows_sync(chunk))
+                        missing = self._still(missing, chunk, contexts)
             self.table.touch(contexts)
+
+    @contextmanager
+    def _needing(self, contexts: IntArray) -> Iterator[None]:
+        """Keep contexts alive, and the rows of them that are there, inside the block."""
+        ticket = object()
+        self._needed[ticket] = contexts
+        try:
+            with self.engine.tree.pinned(contexts):
+                if self.engine.tree.due():
+                    self.engine.tree.collect()
+                yield
+        finally:
+            del self._needed[ticket]
+
+    def _still(self, missing: IntArray, came: IntArray, contexts: IntArray) -> IntArray:
+        """Return what of `contexts` is missing once some of `missing` have come."""
+        return missing[:0] if len(came) == len(missing) else self.missing(contexts)
 
     def prob(self, context: int, token: int) -> float:
         """Probability of one token after a context whose row is held.
@@ -271,19 +248,10 @@ class RowStore:
         by_depth = np.argsort(self.engine.tree.depth[missing], kind="stable")
         return np.sort(missing[by_depth[:most]])
 
-    def _collect(self) -> None:
-        if self.engine.tree.due():
-            self.engine.tree.collect()
-
     # -- keeping -----------------------------------------------------------------------
 
-    def _insert(self, contexts: IntArray, rows: torch.Tensor, needed: IntArray) -> None:
-        held = self.slot_of[contexts]
-        if max(held.tolist()) >= 0:  # another task has brought some
-            fresh = held < 0
-            contexts, rows = contexts[fresh], rows[torch.as_tensor(fresh, device=rows.device)]
-            if len(contexts) == 0:
-                return
+    def _insert(self, contexts: IntArray, rows: torch.Tensor) -> None:
+        """Keep the rows float[B, width] of contexts that have none, int64[B]."""
         widest = len(self.trie.vocab)
         if rows.shape[1] < widest:
             raise BadRowError(
@@ -292,6 +260,7 @@ class RowStore:
             )
         if self._host is not None:
             rows = rows.cpu()
+        needed = np.concatenate([c.ravel() for c in self._needed.values()])
         slots = self.table.room(len(contexts), needed, self.engine.tree.live)
         self._enlarge()
         total = self._write(slots, rows)
@@ -342,7 +311,7 @@ class RowStore:
             RuntimeError: another thread is being answered.
         """
         with self.engine.tree.one_thread:
-            self.table.clear([c.ravel() for c in self._waiting.values()])
+            self.table.clear([c.ravel() for c in self._needed.values()])
 
     def memory(self) -> dict[str, int]:
         """Rows held, bytes of the slots opened, rows evicted so far."""

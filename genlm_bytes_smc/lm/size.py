@@ -8,9 +8,6 @@ Where neither says, nothing is claimed and loading goes ahead.
 from __future__ import annotations
 
 import json
-import math
-import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,7 @@ import torch
 
 from genlm_bytes_smc.lm.engine import EngineError
 
-_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
-    "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
-}  # fmt: skip
-_FLOATS = {"F64", "F32", "F16", "BF16"}
-_MOST_HEADER = 100_000_000
-_BROKEN = (ValueError, struct.error, LookupError, TypeError, AttributeError, RecursionError)
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class ModelTooLargeError(EngineError, MemoryError):
@@ -133,32 +124,19 @@ def _file_bytes(path: Path, dtype: torch.dtype | None) -> int:
     Raises:
         ValueError: it is none.
     """
+    from huggingface_hub import parse_local_safetensors_file_metadata
+
+    total = 0
     try:
-        return _tensor_bytes(_header(path), dtype)
-    except _BROKEN as error:
+        for tensor in parse_local_safetensors_file_metadata(path).tensors.values():
+            first, behind = tensor.data_offsets
+            if dtype is None or tensor.dtype not in _FLOATS:
+                total += behind - first
+            else:
+                total += tensor.parameter_count * dtype.itemsize
+    except Exception as error:  # whatever a broken header makes of the parser
         told = f"{type(error).__name__}: {error}"
         raise ValueError(f"{str(path)!r} is no safetensors file ({told})") from None
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        if size > min(_MOST_HEADER, os.path.getsize(path)):
-            raise ValueError(f"its header is {size} bytes")
-        header: dict[str, Any] = json.loads(file.read(size))
-    return header
-
-
-def _tensor_bytes(header: dict[str, Any], dtype: torch.dtype | None) -> int:
-    total = 0
-    for name, tensor in header.items():
-        if name == "__metadata__":
-            continue
-        stored = tensor["data_offsets"][1] - tensor["data_offsets"][0]
-        kind = tensor["dtype"]
-        if dtype is not None and kind in _FLOATS:
-            stored = stored // _BYTES[kind] * dtype.itemsize
-        total += stored
     return total
 
 
@@ -175,9 +153,7 @@ def _built_bytes(source: str, dtype: torch.dtype | None) -> int | None:
         return None
     stored = getattr(config, "dtype", None)
     kind = dtype or (stored if isinstance(stored, torch.dtype) else torch.float32)
-    each: int = kind.itemsize
-    total: int = sum(math.prod(p.shape) for p in model.parameters())
-    return each * total
+    return int(kind.itemsize * sum(p.numel() for p in model.parameters()))
 
 
 def _config_json(path: Path) -> dict[str, Any]:

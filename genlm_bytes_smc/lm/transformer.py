@@ -20,9 +20,7 @@ from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Layout
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.rows import BadRowError
-from genlm_bytes_smc.lm.start import start_tokens
+from genlm_bytes_smc.lm.engine import RowEngine, start_tokens
 from genlm_bytes_smc.lm.transfer import fitting_threads, send
 from genlm_bytes_smc.lm.tree_cache import Work
 from genlm_bytes_smc.lm.tree_forward import TreeForward, batches, plain_logits
@@ -176,7 +174,7 @@ class TreeTransformer(RowEngine):
             for part, compute in ((~deep, self._tree), (deep, self._plain)):
                 if part.any():
                     rows[self._index(np.flatnonzero(part))] = compute(nodes[part])
-        self._check_rows(rows, nodes)
+        self._refuse_nan(rows, nodes)
         self.counts.rows += len(nodes)
         return rows
 
@@ -260,16 +258,6 @@ class TreeTransformer(RowEngine):
 
     def _index(self, index: IntArray) -> torch.Tensor:
         return send(index, self.device)
-
-    def _check_rows(self, rows: torch.Tensor, nodes: IntArray) -> None:
-        # One bad logit makes the whole row NaN, so one column tells.
-        bad = torch.isnan(rows[:, 0])
-        if bool(bad.any()):
-            lengths = sorted(set(self.tree.depth[nodes[bad.cpu().numpy()]].tolist()))
-            raise BadRowError(
-                f"the model returned NaN or +inf in {int(bad.sum())} of {len(rows)} rows (contexts "
-                f"of {', '.join(map(str, lengths))} tokens); try another dtype"
-            )
 
     # -- making and ending -------------------------------------------------------------
 

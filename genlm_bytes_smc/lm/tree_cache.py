@@ -3,9 +3,8 @@
 One entry a context, for its last token, in a *slot* of a buffer that is the same for every
 layer. Nothing here touches a tensor. Layout (struct of arrays)::
 
-    by context id   slot       int32[tree.capacity]   its slot, or -1
+    by context id   slot       int64[tree.capacity]   its slot, or -1
     by slot         node       int64[slots]           its context, or -1 if the entry is dead
-                    depth      int32[slots]           tokens of that context
                     last_used  int64[slots]           when a call last built on it
 
 Two laws hold throughout. The contexts with entries are closed under taking ancestors, so
@@ -20,12 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from genlm_bytes_smc.lm.context_index import spelled
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
-SlotArray = npt.NDArray[np.int32]
-
-_NO_SLOTS: SlotArray = np.zeros(0, dtype=np.int32)
-_PATHS_KEPT = 1 << 21  # slots in remembered paths, per generation
 _DEAD_TOLERATED = 512  # compaction copies the whole buffer: not for less than this
 _EVICT_SHARE = 4  # evict a quarter more than needed, so that it does not happen every call
 
@@ -53,13 +49,13 @@ class Segment:
         start, stop: its positions.
         parent: position of the first one's parent in the same forward, or -1 if the parent
             has an entry in the buffer (or is the empty context).
-        path: slots of the first one's ancestors where `parent` is -1, int32[depth - 1].
+        path: slots of the first one's ancestors where `parent` is -1, int64[depth - 1].
     """
 
     start: int
     stop: int
     parent: int
-    path: SlotArray
+    path: IntArray
 
 
 class TreeCache:
@@ -74,13 +70,9 @@ class TreeCache:
         self.used = 0
         self.dead = 0
         self._clock = 0
-        self._slot: SlotArray = np.full(tree.capacity, -1, dtype=np.int32)
+        self._slot: IntArray = np.full(tree.capacity, -1, dtype=np.int64)
         self._node: IntArray = np.full(64, -1, dtype=np.int64)
-        self._depth: SlotArray = np.zeros(64, dtype=np.int32)
         self._last_used: IntArray = np.zeros(64, dtype=np.int64)
-        self._paths: dict[int, SlotArray] = {}
-        self._older_paths: dict[int, SlotArray] = {}
-        self._paths_size = 0
         tree.on_free(self._forget)
 
     def __len__(self) -> int:
@@ -89,28 +81,20 @@ class TreeCache:
 
     # -- reading -----------------------------------------------------------------------
 
-    def slots(self, nodes: IntArray) -> SlotArray:
-        """Slot of each context or -1, int32[m]."""
+    def slots(self, nodes: IntArray) -> IntArray:
+        """Slot of each context or -1, int64[m]."""
         self._fit_tree()
         return self._slot[nodes]
 
-    def depths(self, slots: IntArray | slice) -> SlotArray:
-        """Return the number of tokens of the contexts in these slots, int32[m]."""
-        return self._depth[slots]
+    def depths(self, slots: IntArray | slice) -> IntArray:
+        """Return the number of tokens of the contexts in these slots (any number for a dead entry),
+        int64[m]."""
+        return self.tree.depth[self._node[slots]]
 
-    def path(self, node: int) -> SlotArray:
-        """Slots of `node`'s tokens in order, int32[depth]; `node` must have an entry."""
-        parent, slot = self.tree.parent, self._slot
-        tail: list[int] = []
-        at = node
-        while (known := self._known_path(at)) is None:
-            tail.append(int(slot[at]))
-            at = int(parent[at])
-        if not tail:
-            return known
-        tail.reverse()
-        path = np.concatenate([known, np.array(tail, dtype=np.int32)])
-        self._remember(node, path)
+    def path(self, node: int) -> IntArray:
+        """Slots of `node`'s tokens in order, int64[depth]; `node` must have an entry."""
+        path = np.empty(int(self.tree.depth[node]), dtype=np.int64)
+        spelled(self.tree.parent, self._slot, node, path)
         return path
 
     # -- planning ----------------------------------------------------------------------
@@ -148,7 +132,7 @@ class TreeCache:
                 stop += 1
             above = int(parent[nodes[start]])
             inside = position.get(above, -1)
-            path = _NO_SLOTS if inside >= 0 else self.path(above)
+            path = self.path(0 if inside >= 0 else above)
             out.append(Segment(start, stop, inside, path))
             start = stop
         return out
@@ -161,9 +145,8 @@ class TreeCache:
         new = slice(self.used, self.used + n)
         self._fit_slots(self.used + n)
         self._node[new] = nodes
-        self._depth[new] = self.tree.depth[nodes]
         self._last_used[new] = self._clock
-        self._slot[nodes] = np.arange(self.used, self.used + n, dtype=np.int32)
+        self._slot[nodes] = np.arange(self.used, self.used + n)
         self.used += n
 
     def touch(self, nodes: IntArray) -> None:
@@ -210,18 +193,15 @@ class TreeCache:
         Returns:
             How many entries were alive and dropped.
         """
-        moved = np.full(self.used, -1, dtype=np.int32)
-        moved[keep] = np.arange(len(keep), dtype=np.int32)
-        alive = self._node[: self.used] >= 0
-        gone = self._node[: self.used][alive & (moved < 0)]
+        dropped = self._node[: self.used].copy()
+        dropped[keep] = -1
+        gone = dropped[dropped >= 0]
         self._slot[gone] = -1
         n = len(keep)
-        for column in (self._node, self._depth, self._last_used):
+        for column in (self._node, self._last_used):
             column[:n] = column[keep]
         self._node[n:] = -1
-        self._slot[self._node[:n]] = np.arange(n, dtype=np.int32)
-        self._paths = self._moved_paths(self._paths, moved)
-        self._older_paths = self._moved_paths(self._older_paths, moved)
+        self._slot[self._node[:n]] = np.arange(n)
         self.used, self.dead = n, 0
         return len(gone)
 
@@ -229,7 +209,6 @@ class TreeCache:
         """Forget every entry."""
         self._slot[:] = -1
         self._node[:] = -1
-        self._paths, self._older_paths, self._paths_size = {}, {}, 0
         self.used = self.dead = 0
 
     # -- inside ------------------------------------------------------------------------
@@ -248,7 +227,7 @@ class TreeCache:
     def _last_use(self) -> IntArray:
         """When each slot or anything below it was last used, int64[used]."""
         last = self._last_used[: self.used].copy()
-        depth = np.where(self._node[: self.used] >= 0, self._depth[: self.used], 0)
+        depth = np.where(self._node[: self.used] >= 0, self.depths(slice(self.used)), 0)
         by_depth = np.argsort(depth, kind="stable")
         ends = np.searchsorted(depth[by_depth], np.arange(2, int(depth.max(initial=0)) + 2))
         for first, stop in zip(ends[-2::-1], ends[:0:-1], strict=True):
@@ -264,37 +243,14 @@ class TreeCache:
         self._node[slots] = -1
         self._slot[freed] = -1
         self.dead += len(slots)
-        for node in freed.tolist():
-            self._paths.pop(node, None)
-            self._older_paths.pop(node, None)
-
-    def _known_path(self, node: int) -> SlotArray | None:
-        if node <= 0:
-            return _NO_SLOTS
-        path = self._paths.get(node)
-        if path is None:
-            path = self._older_paths.get(node)
-            if path is not None:
-                self._remember(node, path)
-        return path
-
-    def _remember(self, node: int, path: SlotArray) -> None:
-        if self._paths_size > _PATHS_KEPT:
-            self._paths, self._older_paths, self._paths_size = {}, self._paths, 0
-        self._paths[node] = path
-        self._paths_size += len(path)
-
-    def _moved_paths(self, paths: dict[int, SlotArray], moved: SlotArray) -> dict[int, SlotArray]:
-        return {n: moved[path] for n, path in paths.items() if self._slot[n] >= 0}
 
     def _fit_tree(self) -> None:
         lack = self.tree.capacity - len(self._slot)
         if lack > 0:
-            self._slot = np.concatenate([self._slot, np.full(lack, -1, dtype=np.int32)])
+            self._slot = np.concatenate([self._slot, np.full(lack, -1, dtype=np.int64)])
 
     def _fit_slots(self, slots: int) -> None:
         if slots > len(self._node):
             lack = max(slots - len(self._node), len(self._node))
             self._node = np.concatenate([self._node, np.full(lack, -1, dtype=np.int64)])
-            self._depth = np.concatenate([self._depth, np.zeros(lack, dtype=np.int32)])
             self._last_used = np.concatenate([self._last_used, np.zeros(lack, dtype=np.int64)])

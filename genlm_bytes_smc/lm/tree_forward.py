@@ -10,8 +10,7 @@ import torch
 
 from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.architecture import Architecture
-from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend
-from genlm_bytes_smc.lm.attention_costs import ON_CPU, AttentionCosts, KeyShape, costs_for
+from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend, costs_on
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked, is_known
@@ -147,7 +146,7 @@ class TreeForward:
             always_mask=self.architecture.eager,
             layout=self.layout,
             most_copied=self.limit_slots,
-            costs=self._costs(),
+            costs=costs_on(self._device),
         )
         self._buffer.prepare(self.cache.used, len(nodes), attention)
         both = send(np.stack([self.tree.token[ids], depth - 1]), self._device)
@@ -160,17 +159,6 @@ class TreeForward:
         if self.limit_slots is None:
             self.limit_slots = self.limit_bytes // max(1, self._buffer.slot_cost)
         return logits
-
-    def _costs(self) -> AttentionCosts:
-        """Return what reading and copying keys costs where they are.
-
-        Before there are any, these are the costs on a CPU.
-        """
-        keys = self._buffer.keys
-        if keys is None:
-            return ON_CPU
-        heads, _, width = keys.shape[1:]
-        return costs_for(KeyShape(keys.device, keys.dtype, self.architecture.heads, heads, width))
 
     def _by_modules(
         self,

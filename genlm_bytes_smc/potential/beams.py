@@ -35,6 +35,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prefill import fetch_ahead
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
+from genlm_bytes_smc.coalesce import Coalesced
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.potential.blocks import (
     Block,
@@ -46,7 +47,6 @@ from genlm_bytes_smc.potential.blocks import (
     side_by_side,
     weight_of,
 )
-from genlm_bytes_smc.potential.coalesce import Coalesced
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -74,7 +74,7 @@ class Question(NamedTuple):
     row: bool
 
 
-class Beams(Coalesced[Question, Entry | None]):
+class Beams:
     """The beams of texts after a prompt, remembered by their bytes.
 
     Args:
@@ -96,17 +96,22 @@ class Beams(Coalesced[Question, Entry | None]):
         max_entries: int,
         max_bytes: int,
     ) -> None:
-        super().__init__()
         self.model, self.params, self.prompt = model, params, prompt
         self.max_entries, self.max_bytes = max_entries, max_bytes
         self.evicted = 0
         self.nbytes = 0
         self._known: OrderedDict[bytes, Entry] = OrderedDict()
         self._root: Entry | None = None
+        self._requests = Coalesced[Question, Entry | None]()
 
     def __len__(self) -> int:
         """Return the number of texts remembered."""
         return len(self._known)
+
+    @property
+    def batches(self) -> int:
+        """Return the number of batches of questions served."""
+        return self._requests.batches
 
     # -- questions ---------------------------------------------------------------------
 
@@ -115,7 +120,7 @@ class Beams(Coalesced[Question, Entry | None]):
         found = [self._find(text) for text in texts]
         if all(e is not None and (not rows or e.block.has_row[e.lane]) for e in found):
             return found
-        return await self.ask([Question(text, rows) for text in texts])
+        return await self._requests.ask([Question(text, rows) for text in texts], self._serve)
 
     async def rows(self, texts: Sequence[bytes]) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
         """Next-symbol rows, float64[N, 257], -inf for impossible texts; which are possible."""

@@ -10,8 +10,7 @@ from genlm.backend.llm import AsyncLM, AsyncTransformer, MockAsyncLM
 from genlm.backend.tokenization import Token
 
 from genlm_bytes_smc.beam.model import byte_model
-from genlm_bytes_smc.lm.adapter import AdapterEngine
-from genlm_bytes_smc.lm.engine_of import as_engine
+from genlm_bytes_smc.lm.adapter import AdapterEngine, as_engine
 from genlm_bytes_smc.lm.rows import BadRowError
 
 BYTES = [b"a", b"b", b"ab", b"<s>"]

@@ -1,11 +1,11 @@
-"""What a layout is chosen by: fixed on a CPU, measured elsewhere."""
+"""What a layout is chosen by: fixed figures for each kind of device."""
 
 import numpy as np
 import pytest
 import torch
 
-from genlm_bytes_smc.lm import attention_costs
-from genlm_bytes_smc.lm.attention_costs import ON_CPU, AttentionCosts, KeyShape, costs_for, measure
+from benchmarks.attention_costs import KeyShape, measure
+from genlm_bytes_smc.lm.attention import ON_CPU, ON_GPU, AttentionCosts, costs_on
 from genlm_bytes_smc.lm.contexts import ContextTree
 from genlm_bytes_smc.lm.tree_cache import TreeCache
 from tests.lm.test_tree_cache import compute, insert, plan
@@ -23,18 +23,10 @@ def test_measured_costs_are_costs(shape):
         assert 0 < cost < 1e6
 
 
-def test_a_cpu_is_not_measured_and_another_device_once(monkeypatch):
-    asked = []
-
-    def noted(shape):
-        asked.append(shape)
-        return AttentionCosts(1.0, 1.0, 1.0, 1.0)
-
-    monkeypatch.setattr(attention_costs, "_measured", attention_costs.cache(noted))
-    assert costs_for(SHAPES[0]) is ON_CPU
-    far = KeyShape(torch.device("meta"), torch.float32, 4, 4, 16)
-    assert costs_for(far) == costs_for(far) == AttentionCosts(1.0, 1.0, 1.0, 1.0)
-    assert asked == [far]
+def test_figures_are_those_of_the_device():
+    """No device is measured while a model runs, so equal runs choose equal layouts."""
+    assert costs_on(torch.device("cpu")) is ON_CPU
+    assert costs_on(torch.device("cuda")) is costs_on(torch.device("mps")) is ON_GPU
 
 
 @pytest.mark.parametrize(
@@ -55,7 +47,7 @@ def test_the_layout_follows_the_costs(costs, layout):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_is_measured():
-    costs = costs_for(KeyShape(torch.device("cuda"), torch.bfloat16, 32, 8, 64))
-    assert costs is not ON_CPU
+def test_a_gpu_can_be_measured():
+    """What `benchmarks.forward --device cuda` prints is finite."""
+    costs = measure(KeyShape(torch.device("cuda"), torch.bfloat16, 32, 8, 64))
     assert np.isfinite([*vars(costs).values()]).all()

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import threading
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -199,13 +198,6 @@ def test_contexts_spelled_again_after_collection(engine, gpt2):
     again = engine.batch_next_token_logprobs_sync([[1, 5, 7], [1, 5, 6], [1, 5, 6, 8]])
     assert distance(again[:2].flip(0), first) < 1e-5
     assert distance(again[2:], whole_rows(gpt2, [[1, 5, 6, 8]])) < 1e-4
-
-
-def test_spelling_a_step_costs_one_look_at_each_context(engine):
-    prompt = list(range(1, 30))
-    engine.batch_next_token_logprobs_sync([[*prompt, t] for t in range(4)])
-    with patch.object(engine.tree, "insert", side_effect=AssertionError("spelled out again")):
-        engine.batch_next_token_logprobs_sync([[*prompt, t, 5] for t in range(4)])
 
 
 # -- other libraries -------------------------------------------------------------------

@@ -1,9 +1,6 @@
-"""What attention costs on a device, from which the layout of a forward's keys is chosen.
+"""What attention costs on a device, measured: the figures of `lm/attention.py` come from here.
 
-A CPU has fixed figures, so that equal runs choose alike and give equal digits on any machine.
-What holds there is no guide to a GPU, which reads a mask over thousands of keys faster than a
-CPU copies a hundred, so on any other device the figures are measured: once a process for each
-shape of model, some milliseconds at the first forward that has a choice.
+`python -m benchmarks.forward --device cuda` prints them for the bundled model's keys.
 """
 
 from __future__ import annotations
@@ -11,39 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from genlm_bytes_smc.lm.attention import AttentionCosts
 
 _REPEATS = 5  # the fastest counts: whatever else happens only makes a run slower
 _QUERIES = 32
 _KEYS = 512, 4096  # a cost is the slope between the two, so that what a call costs drops out
 _LEAST = 1e-3  # ns; of a slope that drowns in the clock
-
-
-@dataclass(frozen=True)
-class AttentionCosts:
-    """Nanoseconds, for one layer.
-
-    Attributes:
-        pair: one query against one key that other queries read too.
-        lone_key: one key that one query alone reads.
-        copy: copying one key and value together with others of a list.
-        row_key: one key of a query that has keys of its own, copied and read.
-    """
-
-    pair: float
-    lone_key: float
-    copy: float
-    row_key: float
-
-
-ON_CPU = AttentionCosts(pair=18.0, lone_key=49.0, copy=65.0, row_key=130.0)
-"""`measure` of the bundled model's keys (4 heads of 64, float32) on one core.
-
-All of them grow with the model's width, so their ratios, which are what decides, hold roughly
-for other sizes."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +38,6 @@ class KeyShape:
     width: int
 
 
-def costs_for(shape: KeyShape) -> AttentionCosts:
-    """Return the costs for keys of one shape: known on a CPU, measured elsewhere."""
-    return ON_CPU if shape.device.type == "cpu" else _measured(shape)
-
-
 @torch.inference_mode()
 def measure(shape: KeyShape) -> AttentionCosts:
     """Measure the costs, on any device."""
@@ -79,9 +48,6 @@ def measure(shape: KeyShape) -> AttentionCosts:
         copy=trial.slope(trial.copying),
         row_key=trial.slope(trial.rows),
     )
-
-
-_measured = cache(measure)
 
 
 class _Trial:
