@@ -87,6 +87,31 @@ def parse(pattern: str, flags: int = 0) -> Node:
         raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}{at}") from None
 
 
+def written_out(pattern: str, flags: int = 0) -> int:
+    """Return how many parts a pattern has once each repeat is written out, which `regex` does.
+
+    Raises:
+        ConstraintError: it is no pattern.
+    """
+    try:
+        return _written_out(_parse(pattern, int(flags))[0])
+    except regex.error as e:
+        raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}") from None
+
+
+def _written_out(node: Any) -> int:
+    most = getattr(node, "max_count", 1)
+    times = max(getattr(node, "min_count", 1), 1 if most is None else most)
+    return int(times) * (1 + sum(map(_written_out, _parts(node))))
+
+
+def _parts(node: Any) -> list[Any]:
+    """Return the parts that a node of the parser consists of."""
+    lists = (getattr(node, name, ()) for name in ("items", "branches"))
+    alone = (getattr(node, name, None) for name in ("subpattern", "yes_item", "no_item"))
+    return [*(part for parts in lists for part in parts), *filter(None, alone)]
+
+
 class NotRegularError(ConstraintError):
     """A pattern has a part that no automaton expresses."""
 
