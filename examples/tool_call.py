@@ -24,7 +24,7 @@ TOOLS = {
     },
     "convert": {
         "amount": {"type": "integer", "minimum": 1, "maximum": 9999},
-        **dict.fromkeys(("from", "to"), {"enum": ["USD", "EUR", "GBP"]}),
+        **{key: {"enum": ["USD", "EUR", "GBP"]} for key in ("from", "to")},
     },
 }
 BEFORE = """User: How warm is it in Rome? I think in celsius.
