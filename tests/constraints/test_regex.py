@@ -181,7 +181,7 @@ BY_TEXT = [
     (r"(?:a|ab)++c", "possessive", ["ac", "aac"], ["a", "abc"]),
     (r"(?>a*b?)bc", "atomic", ["aabbc"], ["abc"]),
     (r"\((?R)*\)", "recursive", ["()", "(()())"], ["(", "())"]),
-    (r"(a)?(?(1)b|c)", "conditional", ["ab", "c"], ["ac", "b"]),
+    (r"(?:(a)?(?(1)b|c))+", "conditional", ["ab", "cc"], ["ac", "b"]),
     (r"(?:abc){e<=1}", "fuzzy", ["abc", "abd", "ab"], ["xyz"]),
     (r"\X", "grapheme", ["e\u0301", "a"], ["ab"]),
     (r"a\Kb", r"\\K", ["ab"], ["a"]),
