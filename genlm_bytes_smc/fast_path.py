@@ -39,6 +39,6 @@ class Way(str):
         return str(self), self.reason, self.lost
 
 
-def warn_lost(message: str) -> None:
+def warn_lost(message: str, stacklevel: int = 3) -> None:
     """Warn that a fast path is lost. Nothing else gives a `FastPathWarning`."""
-    warnings.warn(message, FastPathWarning, stacklevel=3)
+    warnings.warn(message, FastPathWarning, stacklevel=stacklevel)

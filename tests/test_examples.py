@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_docs import AGAIN, alike, refresh_outputs
+from tests.test_docs import AGAIN, REAL, alike, refresh_outputs
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = refresh_outputs.scripts()
+RUN = [pytest.param(p, marks=REAL if "smollm2" in p.read_text("utf-8") else ()) for p in SCRIPTS]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("script", RUN, ids=lambda p: p.stem)
 def test_an_example_runs(script, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("default")

@@ -4,7 +4,7 @@
     dfa.py languages.py           deterministic automata; regular expressions, lists of strings
     automata/                     how their minimal tables are made
     tree.py                       constraints that remember texts: the three that follow
-    matcher.py grammar.py json_schema.py    what llguidance decides
+    matcher.py grammar.py json_schema.py json_parts.py    what llguidance decides
     predicate.py wfsa.py          Python functions; weighted automata
     learning/                     automata that approximate grammars and schemas
     product.py genlm_fsa.py       products with genlm-control's potentials, and its automata

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,17 +24,19 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import specification_with
 
 from genlm_bytes_smc.constraints.base import ConstraintError, show
+from genlm_bytes_smc.constraints.json_parts import left_out, plainer
 from genlm_bytes_smc.constraints.matcher import MAX_SIZE, ByteMatcher, check_size, on_large_stack
 from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
 
+# What llguidance does not know it leaves out; `jsonschema` checks it at the end.
+_LENIENT = {"lenient": True, "coerce_one_of": True}
 _WHITESPACE: dict[str, dict[str, Any]] = {
     "any": {"whitespace_flexible": True},
     "none": {"whitespace_flexible": False},
     "python": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
 }
 
-_LATEST = "https://json-schema.org/draft/2020-12/schema"
-_DRAFTS: dict[str, Any] = {  # those that llguidance knows
+_DRAFTS: dict[str, Any] = {  # those that llguidance knows, by their addresses
     draft.META_SCHEMA["$schema"].removesuffix("#"): draft
     for draft in (
         Draft4Validator,
@@ -44,16 +46,20 @@ _DRAFTS: dict[str, Any] = {  # those that llguidance knows
         Draft202012Validator,
     )
 }
+_BY_PLACE = {uri.partition("://")[2]: draft for uri, draft in _DRAFTS.items()}
+_BY_PLACE["json-schema.org/schema"] = Draft202012Validator  # the latest
 
 
 class ByteJsonSchema(ByteMatcher):
     """JSON texts, as UTF-8, that a schema accepts.
 
     llguidance decides byte by byte; where it would let a text end, the `jsonschema` module
-    has the last word, so every admitted text is JSON that satisfies the schema. `format` is
-    llguidance's own; one that it does not know constrains nothing, as the standard has it.
-    Not every such text is admitted: an object's properties come in the
-    order the schema lists them, others after.
+    has the last word, so every admitted text is JSON that satisfies the schema. Keywords that
+    llguidance does not know (`uniqueItems`, `not`, `if`, `contains`, `propertyNames`, a `pattern`
+    with lookaround and others) are checked by `jsonschema` alone, where the text ends; a text that
+    breaks one comes to no end. `format` is llguidance's own; one that it does not know constrains
+    nothing, as the standard has it. Not every such text is admitted: an object's properties come
+    in the order the schema lists them, others after.
 
     Args:
         schema: the schema as a mapping, a bool, or JSON text; or a class that knows its own
@@ -68,11 +74,11 @@ class ByteJsonSchema(ByteMatcher):
         TypeError: a limit that is no int.
         ConstraintError: the schema is no JSON, too long, of another draft than 4, 6, 7, 2019-09
             or 2020-12, breaks its meta-schema (with the place), refers to something outside
-            itself (nothing is ever fetched), or uses a keyword that llguidance does not
-            support (named).
+            itself (nothing is ever fetched), or is refused by llguidance (with its reason).
 
     Warns:
-        UserWarning: a `format` that llguidance does not know, which is left out.
+        UserWarning: a `format` that llguidance does not know, which is left out; or keywords that
+            are checked only where a text ends.
     """
 
     def __init__(
@@ -85,20 +91,47 @@ class ByteJsonSchema(ByteMatcher):
         max_size: int = MAX_SIZE,
     ) -> None:
         try:
-            self.schema, source = _checked(schema, max_size)
+            self.schema = _checked(schema, max_size)
+            _parts(self.schema)
         except RecursionError:
             raise ConstraintError(
                 "the schema nests more deeply than Python's recursion limit lets it be checked; "
                 "write fewer schemas inside one another ($defs and $ref make it flat)"
             ) from None
         self.whitespace = whitespace
-        options = _WHITESPACE.get(whitespace, {"whitespace_pattern": whitespace})
+        options = _LENIENT | _WHITESPACE.get(whitespace, {"whitespace_pattern": whitespace})
+        unread: list[str] = []
+        try:
+            self._read_schema(json.dumps(self.schema), options, device, max_states)
+        except ConstraintError as error:
+            plain = copy.deepcopy(self.schema)
+            unread = plainer(_parts(plain), _counts_siblings(plain))
+            if plain == self.schema:
+                raise
+            try:
+                self._read_schema(json.dumps(plain), options, device, max_states)
+            except ConstraintError:
+                raise error from None
+        self._validator = _validator(self.schema)
+        formats, keywords = left_out(self.warnings)
+        if formats:
+            warnings.warn(f"unknown formats constrain nothing: {', '.join(formats)}", stacklevel=2)
+        if keywords or unread:
+            warnings.warn(
+                "checked only where a text ends, so that some texts come to no end: "
+                f"{', '.join(keywords + unread)}",
+                stacklevel=2,
+            )
+
+    def _read_schema(
+        self, source: str, options: dict[str, Any], device: Any, max_states: int
+    ) -> None:
+        """Have llguidance compile a schema."""
         try:
             grammar = on_large_stack(len(source), _grammar, source, options)
         except ValueError as e:
             raise ConstraintError(f"llguidance refuses this schema: {e}") from None
         super().__init__(grammar, device, max_states)
-        self._validator = _validator(self.schema)
 
     def _may_end(self, node: int) -> bool:
         # llguidance lets {"type": "number", "exclusiveMinimum": 0} be 0, for one.
@@ -122,8 +155,8 @@ def _grammar(source: str, options: dict[str, Any]) -> str:
     return str(LLMatcher.grammar_from_json_schema(source, overrides=options))
 
 
-def _checked(schema: Any, max_size: int) -> tuple[dict[str, Any], str]:
-    """Return the schema as JSON data, valid under its meta-schema and whole; and as JSON text."""
+def _checked(schema: Any, max_size: int) -> dict[str, Any]:
+    """Return the schema as JSON data, valid under its meta-schema; its draft is named in full."""
     if isinstance(schema, type) and callable(getattr(schema, "model_json_schema", None)):
         schema = schema.model_json_schema()  # type: ignore[attr-defined]
     if isinstance(schema, bytes | bytearray):
@@ -141,52 +174,41 @@ def _checked(schema: Any, max_size: int) -> tuple[dict[str, Any], str]:
     if isinstance(data, bool):
         if not data:
             raise ConstraintError("the schema false accepts nothing: no text would be left")
-        return {}, "{}"
+        return {}
+    draft = _draft(data)
+    if "$schema" in data:
+        data["$schema"] = draft.META_SCHEMA["$schema"]
     try:
-        _draft(data).check_schema(data)
+        draft.check_schema(data)
     except SchemaError as e:
         raise ConstraintError(f"not a JSON Schema: at {e.json_path}, {e.message}") from None
-    unknown: set[str] = set()
-    for part in _check_references(data):
-        name = part.get("format")
-        if isinstance(name, str) and not _knows_format(name):
-            del part["format"]
-            unknown.add(name)
-    if unknown:
-        warnings.warn(
-            f"unknown formats constrain nothing: {', '.join(sorted(unknown))}", stacklevel=4
-        )
-    return data, json.dumps(data)
-
-
-@lru_cache(maxsize=256)
-def _knows_format(name: str) -> bool:
-    """Return whether llguidance constrains strings of a format."""
-    schema = json.dumps({"type": "string", "format": name})
-    try:
-        return not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
-    except ValueError:
-        return False
+    return data
 
 
 def _draft(schema: dict[str, Any]) -> Any:
     """Return the validator class of a schema's draft."""
-    uri = schema.get("$schema", _LATEST)
-    draft = _DRAFTS.get(uri.removesuffix("#")) if isinstance(uri, str) else None
-    if draft is None:
+    uri = schema.get("$schema", "https://json-schema.org/schema")
+    place = uri.partition("://")[2].removesuffix("#") if isinstance(uri, str) else None
+    if place not in _BY_PLACE:
         raise ConstraintError(
             f"$schema must name one of the drafts {', '.join(_DRAFTS)}, got {show(uri)}"
         )
-    return draft
+    return _BY_PLACE[place]
 
 
-def _check_references(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return all parts of a schema that are schemas.
+def _counts_siblings(schema: dict[str, Any]) -> bool:
+    """Return whether keywords beside `$ref` count in the schema's draft."""
+    return _draft(schema) in (Draft201909Validator, Draft202012Validator)
+
+
+def _parts(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return all parts of a schema that are schemas. Where one names the draft, that is left out.
 
     Raises:
-        ConstraintError: a reference leads out of the schema, or a part names a draft.
+        ConstraintError: a reference leads out of the schema, or a part names another draft.
     """
-    draft = specification_with(_draft(schema).META_SCHEMA["$schema"])
+    of_all = _draft(schema)
+    draft = specification_with(of_all.META_SCHEMA["$schema"])
     todo = [(schema, Registry().resolver_with_root(draft.create_resource(schema)))]
     seen, parts = set(), list[dict[str, Any]]()
     while todo:
@@ -195,8 +217,13 @@ def _check_references(schema: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         seen.add(id(part))
         parts.append(part)
-        if part is not schema and "$schema" in part:
-            raise ConstraintError("$schema may stand at the root only, got one in a part")
+        if part is not schema and "$schema" in part and _draft(part) is not of_all:
+            raise ConstraintError(
+                f"$schema may name another draft at the root only, got {show(part['$schema'])} "
+                "in a part"
+            )
+        if part is not schema:
+            part.pop("$schema", None)
         if isinstance(target := part.get("$ref"), str):
             try:
                 found = resolver.lookup(target)
@@ -207,7 +234,8 @@ def _check_references(schema: dict[str, Any]) -> list[dict[str, Any]]:
                 ) from None
             todo.append((found.contents, found.resolver))
         for inner in draft.create_resource(part).subresources():
-            todo.append((inner.contents, resolver.in_subresource(inner)))
+            if isinstance(inner.contents, dict):  # a list of names may stand in `dependencies`
+                todo.append((inner.contents, resolver.in_subresource(inner)))
     return parts
 
 

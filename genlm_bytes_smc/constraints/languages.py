@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from genlm_bytes_smc.constraints.automata.table import (
     MAX_SECONDS,
     MAX_STATES,
     Deadline,
+    OutgrownError,
     Table,
     in_walking_order,
     minimal,
@@ -57,39 +59,47 @@ class ByteRegex(ByteDFA):
     Lookahead, lookbehind, word boundaries and anchors in the middle are part of the automaton, and
     so are atomic groups and possessive repeats whose parts end in one place (`a++`, `(?>a|ab)`).
     What no automaton here expresses (backreferences, other atomic groups, recursion, conditionals
-    on a group, full case folding and the like) is matched text by text:
-    `ByteRegex(pattern)` is then a `PartialRegex`, which is slower and may see late that a prefix
-    cannot be completed. A `FastPathWarning` says so.
+    on a group, full case folding and the like), and what outgrows the default limits, is matched
+    text by text: `ByteRegex(pattern)` is then a `PartialRegex`, which is slower and may see late
+    that a prefix cannot be completed. A `FastPathWarning` says so.
 
     Args:
         pattern: a pattern of the `regex` module. Anchors are fine anywhere. Classes are those
             of Unicode: `\\d` is hundreds of digits, `(?a)\\d` the ten of ASCII.
         flags: flags of the `regex` module.
         device: where the table lives and weights are returned (None: the CPU).
-        max_states: refuse a pattern that needs more byte states than this.
-        max_seconds: refuse a pattern that takes longer to compile (None: no limit).
+        max_states: refuse a pattern that needs more byte states than this (by default such a
+            pattern is matched text by text).
+        max_seconds: refuse a pattern that takes longer to compile (None: no limit; by default
+            such a pattern is matched text by text).
 
     Raises:
         TypeError: `flags` or a limit of the wrong type.
         ConstraintError: the pattern does not parse, has the flag LOCALE or REVERSE, matches no
-            text, or outgrows `max_states` or `max_seconds`.
+            text, outgrows a limit that was given, or outgrows all ways of matching it.
 
     Warns:
-        FastPathWarning: the pattern is matched text by text; the message names the part.
+        FastPathWarning: the pattern is matched text by text; the message names the cause.
     """
 
+    _built: Table | None = None  # from `__new__` to `__init__`
+
     def __new__(
-        cls, pattern: str = "", flags: int = 0, *, device: Device = None, **limits: Any
+        cls, pattern: str | None = None, flags: int = 0, *, device: Device = None, **limits: Any
     ) -> Any:
         """Make an automaton, or a `PartialRegex` where there is none."""
+        new = super().__new__(cls)
+        if pattern is None:  # unpickled, or of a subclass whose `__init__` gives the pattern
+            return new
         try:
-            parse(pattern, flags)
+            new._built = _table_of_pattern(pattern, flags, **limits)
         except NotRegularError as error:
-            warn_lost(f"{error}: each distinct prefix is matched on its own, which is slower")
-            return PartialRegex(pattern, flags, device=device)
-        except Exception:  # said by `__init__`
-            return super().__new__(cls)
-        return super().__new__(cls)
+            return _text_by_text(error, pattern, flags, device)
+        except OutgrownError as error:
+            if limits:
+                raise
+            return _text_by_text(error, pattern, flags, device)
+        return new
 
     def __init__(
         self,
@@ -100,8 +110,9 @@ class ByteRegex(ByteDFA):
         max_states: int = MAX_STATES,
         max_seconds: float | None = MAX_SECONDS,
     ) -> None:
-        check_count("max_states", max_states, 1)
-        table = _table_of_pattern(pattern, flags, max_states, Deadline(max_seconds))
+        table = self.__dict__.pop("_built", None)
+        if table is None:
+            table = _table_of_pattern(pattern, flags, max_states, max_seconds)
         self._adopt(table, device, max_states)
         self.pattern = pattern
         self.flags = int(flags)
@@ -293,8 +304,16 @@ class AtomicUnits(_OfStrings):
         return Repeat(Alternation((*words.branches, ordinary)), 0, None)
 
 
-def _table_of_pattern(pattern: str, flags: int, max_states: int, deadline: Deadline) -> Table:
+def _table_of_pattern(
+    pattern: str,
+    flags: int,
+    max_states: int = MAX_STATES,
+    max_seconds: float | None = MAX_SECONDS,
+) -> Table:
     """Return the minimal byte automaton of a pattern; see `ByteRegex`."""
+    check_count("max_states", max_states, 1)
+    _compile_loops()
+    deadline = Deadline(max_seconds)
     try:
         tree = parse(pattern, flags)
         deadline.check()
@@ -304,6 +323,29 @@ def _table_of_pattern(pattern: str, flags: int, max_states: int, deadline: Deadl
             f"the pattern {show(pattern)} nests its groups more deeply than Python's recursion "
             "limit lets it be parsed; write fewer groups inside one another"
         ) from None
+
+
+@cache
+def _compile_loops() -> None:
+    """Have numba compile what it has not yet, which is no time that a pattern takes."""
+    table_of_characters(letter(0), 2, Deadline())
+
+
+def _text_by_text(cause: ConstraintError, pattern: str, flags: int, device: Device) -> PartialRegex:
+    """Return the constraint of a pattern without an automaton, and warn.
+
+    Raises:
+        ConstraintError: it cannot be matched text by text either; of a pattern that outgrew an
+            automaton, `cause`.
+    """
+    try:
+        found = PartialRegex(pattern, flags, device=device)
+    except ConstraintError:
+        if isinstance(cause, OutgrownError):
+            raise cause from None
+        raise
+    warn_lost(f"{cause}; each distinct prefix is matched on its own, which is slower", 4)
+    return found
 
 
 def _of_characters(table: Table, limit: int = MAX_STATES) -> Table:

@@ -11,12 +11,13 @@ from typing import Any
 import regex
 import torch
 
+from genlm_bytes_smc.constraints.automata.regex_parser import written_out
 from genlm_bytes_smc.constraints.base import ConstraintError, show
 from genlm_bytes_smc.constraints.predicate import BytePredicate
 from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
 
 SECONDS = 5.0  # that one match may take
-MOST_REPEATS = 100_000  # `regex` writes every repeat out
+MOST_PARTS = 200_000  # `regex` writes every repeat out
 _CONDITION = regex.compile(r"\\[bBmM]|\(\?\(?\??<?[!=]")  # word boundary or lookaround
 _LAST = (b"\x80", b"\xa0", b"\xbf")  # characters from all over a range
 _LIKELY = "aA0 \n-_.é日"
@@ -51,11 +52,11 @@ class PartialRegex(BytePredicate):
         device: torch.device | str | None = None,
         max_states: int = MAX_SNAPSHOTS,
     ) -> None:
-        repeats = [int(n) for n in regex.findall(r"\{(?:\d*,)?(\d+)", pattern)]
-        if max(repeats, default=0) > MOST_REPEATS:
+        size = written_out(pattern, flags)
+        if size > MOST_PARTS:
             raise ConstraintError(
-                f"the pattern {show(pattern)} repeats a part {max(repeats)} times; at most "
-                f"{MOST_REPEATS} can be matched text by text"
+                f"the pattern {show(pattern)} has {size} parts with its repeats written out; at "
+                f"most {MOST_PARTS} can be matched text by text"
             )
         try:
             self._pattern = regex.compile(pattern, flags)

@@ -1,6 +1,7 @@
 """Grammars and schemas: exact membership, sound samples, and counted work."""
 
 import json
+import pickle
 import random
 from itertools import product
 from types import MappingProxyType
@@ -211,10 +212,8 @@ def test_the_order_of_properties_is_the_schemas():
     [
         ({"type": "strin"}, r"not a JSON Schema: at \$.type"),
         ({"properties": {"a": {"minimum": "1"}}}, r"at \$.properties.a.minimum, '1' is not of"),
-        ({"type": "array", "uniqueItems": True}, 'Unimplemented keys: \\["uniqueItems"\\]'),
-        ({"not": {"type": "string"}}, 'Unimplemented keys: \\["not"\\]'),
+        ({"$id": "a", "$ref": "a", "type": ["array"]}, "llguidance refuses"),
         ({"type": "string", "minLength": 5, "maxLength": 2}, "Unsatisfiable schema"),
-        ({"type": "string", "pattern": "(?=a)"}, "look-around"),
         ("{", "JSON data or JSON text: Expecting property name"),
         ({"a": object()}, "JSON data or JSON text: object is no JSON data"),
         ([1], r"an object or a bool, got \[1\]"),
@@ -224,6 +223,99 @@ def test_the_order_of_properties_is_the_schemas():
 def test_a_schema_that_cannot_be_is_refused_with_its_reason(schema, message):
     with pytest.raises(ConstraintError, match=message):
         ByteJsonSchema(schema)
+
+
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+LEFT_TO_THE_END = [
+    ({"type": "array", "uniqueItems": True}, "uniqueItems", [[1, 2]], [[1, 1]]),
+    ({"not": {"type": "string"}, "maximum": 5}, "not", [1, None], ["a", 6]),
+    ({"type": "string", "pattern": "^(?!a)"}, "pattern", ["b", ""], ["ab"]),
+    (
+        {"oneOf": [{"type": "number", "minimum": 2}, {"type": "integer"}]},
+        "oneOf",
+        [1, 2.5],
+        [2, 1.5],
+    ),
+    (
+        {"if": {"properties": {"a": {"const": 1}}}, "then": {"required": ["b"]}},
+        "if, then",
+        [{"a": 1, "b": 2}, {"a": 2}],
+        [{"a": 1}],
+    ),
+    (
+        {
+            "type": "object",
+            "patternProperties": {"^(?!x)": {"type": "integer"}},
+            "additionalProperties": False,
+        },
+        "patternProperties, additionalProperties",
+        [{"a": 1}, {}],
+        [{"x": 1}, {"a": "b"}],
+    ),
+    (
+        {
+            "type": "object",
+            "patternProperties": {"^a": {"type": "integer"}, "b$": {"minimum": 3}},
+        },
+        "patternProperties",
+        [{"ab": 3, "a": 1}],
+        [{"ab": 1}, {"a": "c"}],
+    ),
+    ({"type": "object", "properties": {"a": {}}, "minProperties": 1}, "min", [{"b": 1}], [{}]),
+]
+
+
+@pytest.mark.parametrize(("schema", "said", "inside", "outside"), LEFT_TO_THE_END)
+def test_keywords_that_llguidance_does_not_know_are_checked_at_the_end(
+    schema, said, inside, outside
+):
+    """A warning names them, and texts that break them come to no end; a copy does the same."""
+    with pytest.warns(UserWarning, match=f"checked only where a text ends.*{said}"):
+        constraint = ByteJsonSchema(schema, "none")
+    for some in (constraint, pickle.loads(pickle.dumps(constraint))):
+        for value in inside:
+            assert accepted(some, json.dumps(value, separators=(",", ":")).encode()), value
+        for value in outside:
+            assert not accepted(some, json.dumps(value, separators=(",", ":")).encode()), value
+
+
+def test_what_stands_beside_a_reference_is_no_hindrance():
+    """A note beside a circular reference, and in draft 7 any keyword, is nothing to llguidance."""
+    node = {
+        "type": "object",
+        "properties": {"next": {"$ref": "#/definitions/node", "description": "the next one"}},
+        "additionalProperties": False,
+    }
+    for draft in (DRAFT_7, "https://json-schema.org/draft/2020-12/schema"):
+        schema = {"$schema": draft, "$ref": "#/definitions/node", "definitions": {"node": node}}
+        constraint = ByteJsonSchema(schema, "none")
+        assert accepted(constraint, b'{"next":{"next":{}}}')
+        assert not accepted(constraint, b'{"next":1}')
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        "https://json-schema.org/draft-07/schema",
+        "http://json-schema.org/draft/2019-09/schema#",
+        "http://json-schema.org/schema#",
+    ],
+)
+def test_a_draft_by_another_address(draft):
+    """`https` or `http`, with `#` or without; the same draft may be named in a part."""
+    schema = {"$schema": draft, "type": "array", "items": {"$schema": draft, "type": "integer"}}
+    constraint = ByteJsonSchema(schema, "none")
+    assert accepted(constraint, b"[1,2]")
+    assert not accepted(constraint, b'["a"]')
+
+
+def test_names_in_dependencies_are_no_schemas():
+    """Beside a schema in `dependencies`, a list of names is left alone."""
+    schema = {"$schema": DRAFT_7, "dependencies": {"a": {"required": ["b"]}, "c": ["d"]}}
+    with pytest.warns(UserWarning, match="dependencies"):
+        constraint = ByteJsonSchema(schema, "none")
+    assert accepted(constraint, b'{"c":1,"d":1}')
+    assert not accepted(constraint, b'{"c":1}')
 
 
 def test_a_schema_may_be_text_or_true():

@@ -181,7 +181,7 @@ BY_TEXT = [
     (r"(?:a|ab)++c", "possessive", ["ac", "aac"], ["a", "abc"]),
     (r"(?>a*b?)bc", "atomic", ["aabbc"], ["abc"]),
     (r"\((?R)*\)", "recursive", ["()", "(()())"], ["(", "())"]),
-    (r"(a)?(?(1)b|c)", "conditional", ["ab", "c"], ["ac", "b"]),
+    (r"(?:(a)?(?(1)b|c))+", "conditional", ["ab", "cc"], ["ac", "b"]),
     (r"(?:abc){e<=1}", "fuzzy", ["abc", "abd", "ab"], ["xyz"]),
     (r"\X", "grapheme", ["e\u0301", "a"], ["ab"]),
     (r"a\Kb", r"\\K", ["ab"], ["a"]),
@@ -229,11 +229,10 @@ def test_flags_that_mean_nothing_over_bytes_are_refused(pattern):
 
 
 def test_a_pattern_matched_text_by_text_has_limits():
-    with (
-        pytest.warns(FastPathWarning),
-        pytest.raises(ConstraintError, match="repeats a part 1000000000 times"),
-    ):
-        ByteRegex(r"(a)\1{1000000000}")
+    """`regex` writes repeats out, of repeats too."""
+    for pattern in (r"(a)\1{1000000000}", r"(?:(?:(a){100}b){100}c){100}\1"):
+        with pytest.raises(ConstraintError, match="parts with its repeats written out"):
+            ByteRegex(pattern)
 
 
 def test_a_pattern_that_does_not_parse_says_why_and_where():
@@ -258,6 +257,37 @@ def test_a_pattern_that_outgrows_its_limit_is_refused():
     for pattern in [r"(a|b)*a(a|b){20}", r"[a-z]{5000}", r"\w{500}"]:
         with pytest.raises(ConstraintError, match="max_states=1000"):
             ByteRegex(pattern, max_states=1000)
+
+
+def test_a_pattern_that_outgrows_the_defaults_is_matched_text_by_text():
+    """A warning names the limit; the limit given refuses; texts agree with `regex`."""
+    pattern = r"[ab]*a[ab]{20}\w{3}"
+    with pytest.warns(FastPathWarning, match="more than max_states=50000 states.*own"):
+        constraint = ByteRegex(pattern)
+    assert isinstance(constraint, PartialRegex)
+    rng = random.Random(0)
+    for _ in range(50):
+        text = "".join(rng.choices("ab", k=rng.randrange(22, 28))) + rng.choice(["", "éé", "_"])
+        assert accepted(constraint, text.encode()) == bool(regex.fullmatch(pattern, text)), text
+    with pytest.raises(ConstraintError, match="max_states=50000"):
+        ByteRegex(pattern, max_states=50_000)
+    with pytest.raises(ConstraintError, match="max_states=50000"):
+        ByteRegex("(a|é){300000}")  # too large for both ways
+    with pytest.raises(ConstraintError, match="max_seconds=0;"):
+        ByteRegex("a+b", max_seconds=0)
+
+
+def test_a_pattern_given_by_a_subclass():
+    """A subclass that names the pattern itself, from a copy by pickling as well."""
+
+    class Date(ByteRegex):
+        def __init__(self):
+            super().__init__("[0-9]{4}-[0-9]{2}")
+
+    assert accepted(Date(), b"2024-12")
+    again = pickle.loads(pickle.dumps(ByteRegex("a+b")))
+    assert isinstance(again, ByteRegex)
+    assert accepted(again, b"aab")
 
 
 def test_flags_may_be_passed_apart():

@@ -13,6 +13,7 @@ from genlm_bytes_smc.constraints.automata.table import (
     MAX_STATES,
     MOST,
     Deadline,
+    OutgrownError,
     SparseTable,
     Table,
     empty_language,
@@ -20,7 +21,7 @@ from genlm_bytes_smc.constraints.automata.table import (
     minimal_of_arcs,
     too_large,
 )
-from genlm_bytes_smc.constraints.base import ConstraintError, IntArray
+from genlm_bytes_smc.constraints.base import IntArray
 
 _SLICE = 20_000_000  # members between two looks at the clock
 
@@ -154,7 +155,7 @@ def _enlarged(found: compiled.Subsets, what: int) -> compiled.Subsets:
     """Return a copy with at least twice as much room in the arrays that lack it."""
     wanted = int(found.counts[3])
     if wanted > MOST:
-        raise ConstraintError(
+        raise OutgrownError(
             f"the construction of the automaton goes over more than {MOST} members of subsets or "
             "arcs, which takes too much memory; write a smaller constraint"
         )

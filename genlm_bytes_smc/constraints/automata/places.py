@@ -83,7 +83,7 @@ class Places:
     ) -> None:
         self.labels = [tuple(symbols) for symbols in labels]
         self._label = {symbols: i for i, symbols in enumerate(self.labels)}
-        self._newline, self._limit, self._deadline = newline, limit, deadline
+        self._newline, self._limit, self.deadline = newline, limit, deadline
         self.tables: list[Table] = []
         self._ahead: dict[tuple[Assertion, bool, tuple[int, ...]], int] = {}
         self._behind: dict[Assertion, int] = {}
@@ -100,7 +100,7 @@ class Places:
 
     def new(self) -> Nfa:
         """Return an automaton without states, over the labels that there are and will be."""
-        return Nfa(self.labels, limit=self._limit * 4)
+        return Nfa(self.labels, limit=self._limit)
 
     def label(self, symbols: tuple[int, ...]) -> int:
         """Return the label of some symbols."""
@@ -167,7 +167,7 @@ class Places:
     def _table(self, drawing: Drawing, read: bool, behind: tuple[int, ...]) -> int:
         n_symbols = 1 + max((max(s, default=-1) for s in self.labels), default=-1)
         try:
-            found = determinize(self.resolve(drawing, read, behind), self._deadline)
+            found = determinize(self.resolve(drawing, read, behind), self.deadline)
             next_ = np.full((len(found), n_symbols), DEAD, dtype=np.int32)
             next_[:, : found.next.shape[1]] = found.next
             table = Table(next_, found.accept)
@@ -194,6 +194,7 @@ class _Resolution:
         for source, condition, target in drawing.conditions:
             conditions.setdefault(source, []).append((condition, target))
         for place in self.queue:
+            places.deadline.check()
             here = self.number[place]
             for target in steps.get(place.q, ()):
                 self.out.silent.append((here, self._at(place._replace(q=target))))

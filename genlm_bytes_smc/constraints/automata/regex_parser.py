@@ -3,18 +3,17 @@
 The pattern is parsed by the code that `regex.compile` itself parses with, and the letters of a
 class are found by running the class over every code point once. So syntax, flags, Unicode tables
 and case folding are those of the installed `regex`, not a second reading of its manual. The
-parser is not part of the module's documented interface; this file is the only one that touches
-it, and the tests compare the result with `regex.fullmatch`.
+parser is not part of the module's documented interface; this file and `regex_classes.py` are the
+only ones that touch it, and the tests compare the result with `regex.fullmatch`.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import regex
-from regex import _regex, _regex_core
+from regex import _regex_core
 
 from genlm_bytes_smc.constraints.automata.expressions import (
     Alternation,
@@ -26,8 +25,10 @@ from genlm_bytes_smc.constraints.automata.expressions import (
     Repeat,
     letter,
 )
-from genlm_bytes_smc.constraints.automata.utf8 import N_CODEPOINTS
+from genlm_bytes_smc.constraints.automata.regex_classes import characters, program
 from genlm_bytes_smc.constraints.base import ConstraintError, show
+
+MOST_CALLS = 1000  # of groups by name or number in one pattern
 
 _ENCODINGS = regex.ASCII | regex.LOCALE | regex.UNICODE
 
@@ -81,10 +82,40 @@ def parse(pattern: str, flags: int = 0) -> Node:
             raise ConstraintError(
                 f"the LOCALE or REVERSE flag cannot be used over bytes (pattern {show(pattern)})"
             )
-        return _convert(tree, info, pattern)
+        info.open_groups, info.n_calls = [], 0
+        conditions = [n for n in _all_parts(tree) if type(n).__name__ == "Conditional"]
+        info.asked = {n.group for n in conditions if n.group > 0}
+        if not info.asked or info.group_calls:
+            return _convert(tree, info, pattern)
+        return Alternation(tuple(_by_groups(tree, frozenset(), info, pattern).values()))
     except regex.error as e:
         at = "" if e.pos is None else f" at position {e.pos}"
         raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}{at}") from None
+
+
+def written_out(pattern: str, flags: int = 0) -> int:
+    """Return how many parts a pattern has once each repeat is written out, which `regex` does.
+
+    Raises:
+        ConstraintError: it is no pattern.
+    """
+    try:
+        return _written_out(_parse(pattern, int(flags))[0])
+    except regex.error as e:
+        raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}") from None
+
+
+def _written_out(node: Any) -> int:
+    most = getattr(node, "max_count", 1)
+    times = max(getattr(node, "min_count", 1), 1 if most is None else most)
+    return int(times) * (1 + sum(map(_written_out, _parts(node))))
+
+
+def _parts(node: Any) -> list[Any]:
+    """Return the parts that a node of the parser consists of."""
+    lists = (getattr(node, name, ()) for name in ("items", "branches"))
+    alone = (getattr(node, name, None) for name in ("subpattern", "yes_item", "no_item"))
+    return [*(part for parts in lists for part in parts), *filter(None, alone)]
 
 
 class NotRegularError(ConstraintError):
@@ -130,7 +161,7 @@ def _convert(node: Any, info: Any, pattern: str) -> Node:
             raise _unsupported(what, pattern)
         if kind == "Character" and node.positive and not node.case_flags:
             return letter(node.value)
-        return _chars(_program(node), info.flags & _ENCODINGS)
+        return characters(program(node), info.flags & _ENCODINGS)
     if kind == "String":  # only \R makes one so early
         return Concat(tuple(map(letter, node.characters)))
     if kind == "Sequence":
@@ -138,16 +169,98 @@ def _convert(node: Any, info: Any, pattern: str) -> Node:
     if kind == "Branch":
         return Alternation(tuple(_convert(branch, info, pattern) for branch in node.branches))
     if kind == "Group":
-        return _convert(node.subpattern, info, pattern)
+        return _convert_group(node, info, pattern)
     if kind in ("GreedyRepeat", "LazyRepeat"):
         body = _convert(node.subpattern, info, pattern)
         return _repeat(body, int(node.min_count), node.max_count)
     if kind in _ANCHORS:
         return Anchor(_ANCHORS[kind])
+    if kind == "CallGroup" and node.group not in {0, *info.open_groups}:
+        info.n_calls += 1
+        if info.n_calls <= MOST_CALLS:
+            called = info.defined_groups[node.group][0].optimise(info, False)
+            return _convert_group(called, info, pattern)
+    if kind == "Conditional" and node.group == 0:  # (?(DEFINE)...), which is never taken
+        return _convert(node.no_item, info, pattern)
     found = _convert_place(node, kind, info, pattern)
     if found is None:
         raise _unsupported(_REFUSED.get(kind, f"the construct {kind}"), pattern)
     return found
+
+
+def _convert_group(node: Any, info: Any, pattern: str) -> Node:
+    """Return the tree of a group; it must not call itself."""
+    info.open_groups.append(node.group)
+    found = _convert(node.subpattern, info, pattern)
+    info.open_groups.pop()
+    return found
+
+
+def _by_groups(node: Any, passed: frozenset[int], info: Any, pattern: str) -> dict[Any, Node]:
+    """Return the tree of a node for each set of groups that may have taken part after it.
+
+    Args:
+        node: it may hold conditionals on groups, and those groups.
+        passed: the groups (of those that a conditional asks for) that have taken part before it.
+        info, pattern: as for `_convert`.
+    """
+    kind = type(node).__name__
+    if not any(_asked(part, info) for part in _all_parts(node)):
+        return {passed: _convert(node, info, pattern)}
+    if kind == "Conditional" and node.group > 0:
+        taken = node.yes_item if node.group in passed else node.no_item
+        return _by_groups(taken, passed, info, pattern)
+    if kind == "Group":
+        inside = _by_groups(node.subpattern, passed, info, pattern)
+        own = {node.group} & info.asked
+        return _joined([(after | own, tree) for after, tree in inside.items()])
+    if kind == "Branch":
+        return _joined(
+            [f for b in node.branches for f in _by_groups(b, passed, info, pattern).items()]
+        )
+    if kind in ("GreedyRepeat", "LazyRepeat") and node.max_count == 1:
+        body = _by_groups(node.subpattern, passed, info, pattern)
+        # `regex` leaves out what repeats nothing, and what failed at a place for other groups.
+        if all(map(_reads, body.values())):
+            without = [(passed, Concat(()))] if node.min_count == 0 else []
+            return _joined([*without, *body.items()])
+    if kind != "Sequence":
+        raise _unsupported("a conditional", pattern)
+    found: dict[Any, Node] = {passed: Concat(())}
+    for item in node.items:
+        found = _joined(
+            [
+                (after, Concat((tree, more)))
+                for before, tree in found.items()
+                for after, more in _by_groups(item, before, info, pattern).items()
+            ]
+        )
+    return found
+
+
+def _joined(found: Sequence[tuple[Any, Node]]) -> dict[Any, Node]:
+    """Return one tree for each set of groups."""
+    out: dict[Any, list[Node]] = {}
+    for after, tree in found:
+        out.setdefault(after, []).append(tree)
+    return {
+        after: trees[0] if len(trees) == 1 else Alternation(tuple(trees))
+        for after, trees in out.items()
+    }
+
+
+def _all_parts(node: Any) -> Iterator[Any]:
+    yield node
+    for part in _parts(node):
+        yield from _all_parts(part)
+
+
+def _asked(node: Any, info: Any) -> bool:
+    """Return whether a node is a conditional on a group, or a group that one asks for."""
+    kind = type(node).__name__
+    return (kind == "Conditional" and node.group > 0) or (
+        kind == "Group" and node.group in info.asked
+    )
 
 
 def _convert_place(node: Any, kind: str, info: Any, pattern: str) -> Node | None:
@@ -168,7 +281,7 @@ def _convert_place(node: Any, kind: str, info: Any, pattern: str) -> Node | None
         return Alternation((Concat((holds, yes)), Concat((fails, no))))
     if kind in ("Boundary", "StartOfWord", "EndOfWord"):
         letters = _regex_core.lookup_property(None, "WORD", True, encoding=node.encoding)
-        word = _chars(_program(letters), info.flags & _ENCODINGS)
+        word = characters(program(letters), info.flags & _ENCODINGS)
         begins = Concat((Look(True, False, word), Look(False, True, word)))
         ends = Concat((Look(True, True, word), Look(False, False, word)))
         if kind != "Boundary":
@@ -275,30 +388,3 @@ def _repeat(body: Node, low: int, high: int | None) -> Node:
         top = None if high is None or body.high is None else high * body.high
         return Repeat(body.body, body.low * low, top)
     return Repeat(body, low, high)
-
-
-def _program(node: Any) -> tuple[int, ...]:
-    """Return the engine's instructions for one or more characters of a class."""
-    many = _regex_core.GreedyRepeat(node, 1, None)
-    code = _regex_core._flatten_code(many.compile())
-    return (*code, int(_regex_core.OP.SUCCESS))
-
-
-@lru_cache(maxsize=4096)
-def _chars(program: tuple[int, ...], encoding: int) -> Chars:
-    """Find the characters that a class matches by running it over all of them.
-
-    The encoding (`regex.ASCII` or `regex.UNICODE`) is a property of the whole pattern, and the
-    engine asks it what a letter is and which letters differ in case only.
-    """
-    flags = encoding | regex.VERSION0
-    no_groups_no_lists: tuple[Any, ...] = ({}, {}, {}, [])
-    nothing_required = (0, (), 0)
-    engine = _regex.compile("", flags, list(program), *no_groups_no_lists, *nothing_required, 0)
-    runs = [match.span() for match in engine.finditer(_every_character())]
-    return Chars(np.array(runs, dtype=np.int64).reshape(-1, 2))
-
-
-@lru_cache(maxsize=1)
-def _every_character() -> str:
-    return "".join(map(chr, range(N_CODEPOINTS)))

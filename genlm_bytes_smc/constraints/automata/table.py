@@ -31,7 +31,7 @@ from genlm_bytes_smc.constraints.base import DEAD, BoolArray, ConstraintError, I
 Int32 = npt.NDArray[np.int32]
 
 MAX_STATES = 50_000
-MAX_SECONDS = 60.0
+MAX_SECONDS = 20.0
 MOST = 1 << 26  # entries of an array that a construction needs on its way, of 4 to 12 bytes each
 
 
@@ -57,6 +57,10 @@ class SparseTable:
     n_symbols: int
 
 
+class OutgrownError(ConstraintError):
+    """The construction of an automaton outgrows a limit: of states, time or memory."""
+
+
 class Deadline:
     """The time that the construction of an automaton may take, from now on.
 
@@ -69,17 +73,17 @@ class Deadline:
         self._end = math.inf if seconds is None else time.monotonic() + seconds
 
     def check(self) -> None:
-        """Raise ConstraintError if the time is over."""
+        """Raise OutgrownError if the time is over."""
         if time.monotonic() > self._end:
-            raise ConstraintError(
+            raise OutgrownError(
                 f"the automaton takes longer to construct than max_seconds={self.seconds:g}; "
                 "raise max_seconds (None: no limit) or write a smaller constraint"
             )
 
 
-def too_large(limit: int) -> ConstraintError:
+def too_large(limit: int) -> OutgrownError:
     """Return the error for an automaton that outgrows its limit."""
-    return ConstraintError(
+    return OutgrownError(
         f"the automaton needs more than max_states={limit} states; raise max_states "
         "(a state takes 1 KiB on the device) or write a smaller constraint"
     )
@@ -135,7 +139,7 @@ def _quotient(arcs: SparseTable, limit: int | None = None) -> Table:
     if limit is not None and len(first) > limit:
         raise too_large(limit)
     if len(first) * arcs.n_symbols > MOST:
-        raise ConstraintError(
+        raise OutgrownError(
             f"the automaton has {len(first)} states over {arcs.n_symbols} classes of characters, "
             f"a table of more than {MOST} entries; write a smaller constraint"
         )
