@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.errors import LiveError
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
-from genlm_bytes_smc.smc.factors import Rows
+from genlm_bytes_smc.smc.lanes import Rows
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, StepInfo, Weights
 from genlm_bytes_smc.smc.reading import Advance
 from genlm_bytes_smc.smc.resampling import FloatArray

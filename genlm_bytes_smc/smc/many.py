@@ -11,13 +11,14 @@ import numpy as np
 
 from genlm_bytes_smc.blocking import blocking, run_sync
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.smc.factors import together
+from genlm_bytes_smc.smc.lanes import together
 from genlm_bytes_smc.smc.loop import alive, run, smc
 from genlm_bytes_smc.smc.particles import SMCState, Weights
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
 from genlm_bytes_smc.smc.resampling import FloatArray
-from genlm_bytes_smc.smc.result import SMCResult, TextSamples
+from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.runs import Outcome, RunFailedError
+from genlm_bytes_smc.smc.samples import TextSamples
 
 
 async def smc_many(

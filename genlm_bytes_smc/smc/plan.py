@@ -10,6 +10,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.checks import check_count, check_threshold
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
+from genlm_bytes_smc.potential.power_mean import PowerMean
 from genlm_bytes_smc.smc.factors import (
     Tree,
     compile_rows,
@@ -273,9 +274,17 @@ def _resumed(
 def check_ends(potential: Any) -> None:
     """Raise if a byte language model has no token that ends a text.
 
+    A mean of positive order needs an end under one of its members only, and is not looked at.
+
     Raises:
         ValueError: so it is, and every text would weigh zero.
     """
+    if isinstance(potential, PowerMean) and potential.order <= 0:
+        leaves: list[Any] = []
+        for member in potential.members:
+            compile_rows(member, leaves)
+        for leaf in leaves:
+            check_ends(leaf)
     params = getattr(potential, "params", None)
     if isinstance(params, BeamParams) and not params.eos:
         raise ValueError(

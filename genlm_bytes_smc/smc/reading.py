@@ -14,8 +14,8 @@ import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.lm.transfer import send
-from genlm_bytes_smc.smc.factors import BadWeightError, Rows
 from genlm_bytes_smc.smc.frontier import Frontier
+from genlm_bytes_smc.smc.lanes import BadWeightError, Rows
 from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SaltArray
 from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray

@@ -40,15 +40,8 @@ from genlm.control.potential.base import Potential
 from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc.factors import (
-    BadWeightError,
-    Lanes,
-    Rows,
-    Tree,
-    check_alphabet,
-    name_of,
-    normalised,
-)
+from genlm_bytes_smc.smc.factors import Tree, check_alphabet, name_of, normalised
+from genlm_bytes_smc.smc.lanes import BadWeightError, Lanes, Rows
 from genlm_bytes_smc.smc.particles import BoolArray, Particles
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
