@@ -14,7 +14,7 @@ Here belongs what happens to particles; models, constraints and look-aheads only
     records, samples          results as plain data; weighted texts
     files, result             states as JSON; what a run returns
     factors, lanes            the tree of potentials; what each leaf proposes and weighs
-    weighers                  what changes weights after a byte
+    weighers, critics, draft  what changes weights after a byte, and where a block ends
     plan, frontier            checked settings; the distinct texts of all particles
     reading, diagnostics      one symbol in every particle; what is noted of it
     runs, rejuvenation        R runs and their errors; Metropolis-Hastings moves

@@ -17,7 +17,7 @@ import torch
 
 from genlm_bytes_smc.alphabet import N_SYMBOLS
 from genlm_bytes_smc.smc.ensembles import lanes_of
-from genlm_bytes_smc.smc.factors import engines_of, random_beams
+from genlm_bytes_smc.smc.factors import random_beams
 from genlm_bytes_smc.smc.lanes import (
     BadStepError,
     BadWeightError,
@@ -68,7 +68,7 @@ class Frontier(NamedTuple):
         number = np.array([seeds.index(s) if s in seeds else 0 for s in beam_seeds])
         root = np.where(active, np.repeat(number, len(active) // len(beam_seeds)), -1)
         lanes = [(await _first(plan, leaf, len(seeds))).seeded(seeds) for leaf in plan.leaves]
-        frontier = cls(plan, lanes, root, len(seeds), engines_of(plan.leaves))
+        frontier = cls(plan, lanes, root, len(seeds), plan.engines)
         frontier = frontier.on(root, None if salt is None else salt[:, 0])
         for k in range(particles.text.shape[1]):
             frontier, _ = await frontier.step(None, particles.text[:, k].astype(np.int64), active)

@@ -55,6 +55,8 @@ async def smc(
     share_beams: bool = True,
     rollout: int | Rollout | None = None,
     rejuvenate: Suffix | None = None,
+    draft: Any = None,
+    block: int = 16,
     progress: Progress = None,
     on_step: Callable[[SMCState], object] | None = None,
     record: bool = False,
@@ -87,7 +89,8 @@ async def smc(
         critic: a potential over bytes that multiplies the target, its `prefix` weights
             steering resampling on the way; or a Python function of complete texts that says
             whether to admit them (or, as a float, their log weight). Scored once a distinct
-            text, not row by row, so it suits what has no cheap next-byte weights.
+            text where a roll-out ends, not row by row, so it suits what has no cheap next-byte
+            weights.
         twist_with_critic: whether prefixes are scored; never with `ess_threshold=0`.
         terminate_when: ends a text (without a weight) once it holds of it.
         resampling_method: "systematic", "stratified", "residual" or "multinomial".
@@ -103,6 +106,13 @@ async def smc(
             are continuations drawn for each particle, of which it keeps one by weight.
         rejuvenate: a `Suffix`: after each resampling particles re-propose the end of their
             text, by Metropolis-Hastings moves that leave the target as it is.
+        draft: a small potential over bytes (such as another `ByteLLM`) that proposes blocks of
+            bytes in place of the target's language models, together with the target's other
+            factors. The language models read whole blocks, in a forward or two where
+            `prune="deferred"`, and weigh them by their `prefix` and `complete`. It must give
+            weight to every text that the target gives weight to. The better it agrees with the
+            target, the larger may be the blocks.
+        block: bytes of a block; with a `rollout`, that says so instead.
         progress: a bar on stderr (None: if it is a terminal), or a function of `StepInfo`.
         on_step: called with the `SMCState` before the first step and after each.
         record: note every symbol and weight, for `SMCResult.to_json`.
@@ -142,6 +152,8 @@ async def smc(
         share_beams=share_beams,
         rollout=rollout,
         rejuvenate=rejuvenate,
+        draft=draft,
+        block=block,
         record=record,
         resume=resume,
     )

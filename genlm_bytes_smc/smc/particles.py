@@ -7,8 +7,9 @@ has either `ended` (it drew the end of the text, or was ended by the length limi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -154,6 +155,41 @@ class Particles(NamedTuple):
         """Append `salt` uint64[N], which keys the next draws of each particle's beams."""
         column = salt.reshape(-1, 1)
         return self._replace(salt=column if self.salt is None else np.hstack([self.salt, column]))
+
+    def symbols_read(self, stops: Callable[[bytes], Any] | None) -> IntArray:
+        """Return how many symbols each has read, int64[N]: its end is one if it drew it.
+
+        Args:
+            stops: what ends texts of at least one byte without a symbol, if anything does.
+        """
+        drew = self.ended.copy()
+        if stops is not None:
+            ends = np.flatnonzero(drew & (self.length > 0))
+            texts, _, inverse = self.distinct(ends)
+            drew[ends] = ~np.array([bool(stops(text)) for text in texts], dtype=bool)[inverse]
+        out: IntArray = self.length + drew
+        return out
+
+    def distinct(
+        self, which: IntArray, codes: IntArray | None = None
+    ) -> tuple[list[bytes], IntArray, IntArray]:
+        """Find the distinct texts of some particles, ended ones apart from others.
+
+        Args:
+            which: int64[A].
+            codes: int64[A], equal for equal texts, if the caller has such numbers.
+
+        Returns:
+            M texts, a particle of each (int64[M]), and the text of each particle (int64[A]).
+        """
+        if codes is None:
+            keys = np.column_stack([self.text[which], self.length[which], self.ended[which]])
+            _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        else:
+            _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+        first = which[first]
+        rows = zip(self.text[first], self.length[first].tolist(), strict=True)
+        return [row[:k].tobytes() for row, k in rows], first, inverse.reshape(-1)
 
     def texts(self) -> list[bytes]:
         """Return the bytes that each particle has read."""

@@ -11,9 +11,12 @@ from genlm_bytes_smc.checks import check_count, check_threshold
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.potential.power_mean import PowerMean
+from genlm_bytes_smc.smc.critics import Critic
+from genlm_bytes_smc.smc.draft import Judge, check_draft, split
 from genlm_bytes_smc.smc.factors import (
     Tree,
     compile_rows,
+    engines_of,
     factors_of,
     has_language_model,
     name_of,
@@ -26,7 +29,6 @@ from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.weighers import (
     Ahead,
     Combine,
-    Critic,
     Ending,
     Predicate,
     Tempering,
@@ -52,6 +54,8 @@ class SMCOptions(TypedDict, total=False):
     share_beams: bool
     rollout: int | Rollout | None
     rejuvenate: Suffix | None
+    draft: Any
+    block: int
     record: bool
     resume: SMCResult | SMCState | None
 
@@ -92,6 +96,12 @@ class Plan:
     record: bool
     resume: SMCState | None
 
+    @property
+    def engines(self) -> tuple[Any, ...]:
+        """Return the distinct engines of all language models, those of critics too."""
+        judges = [p for weigher in self.weighers for p in weigher.potentials]
+        return engines_of([*self.leaves, *judges])
+
 
 def make_plan(
     target: Any,
@@ -111,6 +121,8 @@ def make_plan(
     share_beams: bool = True,
     rollout: int | Rollout | None = None,
     rejuvenate: Suffix | None = None,
+    draft: Any = None,
+    block: int = 16,
     record: bool = False,
     resume: SMCResult | SMCState | None = None,
 ) -> Plan:
@@ -124,14 +136,23 @@ def make_plan(
     check_threshold(ess_threshold)
     leaves: list[Any] = []
     rows = compile_rows(target, leaves)
-    n_target = len(leaves)
     _check_target(leaves, terminated=terminate_when is not None)
+    rolls, judge = Rollout.of(rollout), None
+    if draft is not None:
+        check_draft(target, draft, block, proposal, twist, tempering)
+        target, proposal, judge = split(target, draft)
+        rolls = Rollout.of(block) if rollout is None else rolls
+        leaves = []
+        rows = compile_rows(target, leaves)
+    n_target = len(leaves)
     proposal_of = _proposal(proposal, rows, leaves)
     weighers: list[Weigher] = [] if terminate_when is None else [Ending(terminate_when)]
+    at_ends = rolls.n_bytes, n_particles * rolls.candidates, terminate_when
+    if judge is not None:
+        weighers.append(Judge(judge, ess_threshold > 0, *at_ends))
     if critic is not None:
-        weighers.append(Critic(critic, twist_with_critic and ess_threshold > 0))
+        weighers.append(Critic(critic, twist_with_critic and ess_threshold > 0, *at_ends))
     weighers += _twists(target, twist, tempering, leaves)
-    rolls = Rollout.of(rollout)
     _check_moves(rejuvenate, rolls, record)
     if not share_beams:
         _check_random(leaves)
