@@ -32,6 +32,9 @@ async def smc_many(
 ) -> list[SMCResult]:
     """One run of `smc` a target, side by side: runs over one model share its forwards.
 
+    Runs of one and the same target are averaged by `smc_repeat`; who averages their posteriors by
+    hand weighs each by `exp(log_ml)`, as equal shares converge to another law.
+
     Args:
         targets: as for `smc`; run i has the seed `seed + i`.
         n_particles, ess_threshold, max_bytes: as for `smc`, of each run.
@@ -64,7 +67,8 @@ class Repeats(TextSamples):
     """Independent runs of one target, their particles pooled.
 
     A run's particles count as much as its estimate of the marginal likelihood is large, so
-    `posterior` and the like converge as runs are added.
+    `posterior` and the like converge as runs are added. The mean of the runs' own posteriors, in
+    equal shares, does not: it keeps the bias of a run of N particles however many there are.
 
     Args:
         results: the runs, all of one size.
