@@ -161,6 +161,21 @@ class Member:
         blocks = [b[send(kept, b.device)] for b in self.blocks] if len(kept) else []
         return replace(self, lanes=lanes, place=after, log_weight=log_weight, blocks=blocks)
 
+    def joined(self, others: Sequence[Member]) -> Member:
+        """Return it at these texts and then at those of others."""
+        every = [self, *others]
+        alive = [member for member in every if (member.place >= 0).any()]
+        lanes: list[Lanes] = []
+        if alive:
+            rest = zip(*(member.lanes for member in alive[1:]), strict=True)
+            others_of = list(rest) or [() for _ in alive[0].lanes]
+            pairs = zip(alive[0].lanes, others_of, strict=True)
+            lanes = [leaf.joined(list(more)) for leaf, more in pairs]
+        place = np.concatenate([member.place for member in every])
+        place = np.where(place >= 0, np.cumsum(place >= 0) - 1, -1)
+        log_weight = np.concatenate([member.log_weight for member in every])
+        return replace(self, lanes=lanes, place=place, log_weight=log_weight, blocks=[])
+
     def with_lanes(self, lanes: Sequence[Lanes]) -> Member:
         """Return it with other lanes at the same texts."""
         return replace(self, lanes=lanes, blocks=[])
@@ -207,6 +222,18 @@ class EnsembleLanes(Lanes):
     def gather(self, lanes: IntArray) -> EnsembleLanes:
         """See `Lanes`."""
         return EnsembleLanes([member.gather(lanes) for member in self.members], self.mean)
+
+    def joined(self, others: Sequence[EnsembleLanes]) -> EnsembleLanes:
+        """See `Lanes`."""
+        rest = [other.members for other in others]
+        members = [
+            member.joined([more[i] for more in rest]) for i, member in enumerate(self.members)
+        ]
+        return EnsembleLanes(members, self.mean)
+
+    def remembering(self) -> EnsembleLanes:
+        """See `Lanes`."""
+        return self._each(lambda leaf, alive: leaf.remembering())
 
     def seeded(self, seeds: Sequence[int | None]) -> EnsembleLanes:
         """See `Lanes`."""

@@ -41,6 +41,7 @@ class Frontier(NamedTuple):
         lane_of: int64[N], the lane of each particle, -1 for one that reads no more.
         size: D.
         engines: the distinct token-level engines behind the lanes.
+        apart: frontiers of particles that wait; `lane_of` is -1 for them.
     """
 
     plan: Plan
@@ -48,12 +49,13 @@ class Frontier(NamedTuple):
     lane_of: IntArray
     size: int
     engines: tuple[Any, ...] = ()
+    apart: tuple[Frontier, ...] = ()
 
     @classmethod
     async def start(
         cls, plan: Plan, particles: Particles, beam_seeds: Sequence[int | None]
     ) -> Frontier:
-        """Go to the texts of `particles`, all active ones of which have read equally many bytes.
+        """Go to the texts of `particles`.
 
         Args:
             plan: of the run.
@@ -68,13 +70,17 @@ class Frontier(NamedTuple):
         number = np.array([seeds.index(s) if s in seeds else 0 for s in beam_seeds])
         root = np.where(active, np.repeat(number, len(active) // len(beam_seeds)), -1)
         lanes = [(await _first(plan, leaf, len(seeds))).seeded(seeds) for leaf in plan.leaves]
+        if plan.resample_at:
+            lanes = [factor.remembering() for factor in lanes]
         frontier = cls(plan, lanes, root, len(seeds), plan.engines)
         frontier = frontier.on(root, None if salt is None else salt[:, 0])
-        for k in range(particles.text.shape[1]):
-            frontier, _ = await frontier.step(None, particles.text[:, k].astype(np.int64), active)
+        for k in range(int(particles.length[active].max())):
+            frontier = frontier.parting(active & (particles.length == k))
+            reads = active & (particles.length > k)
+            frontier, _ = await frontier.step(None, particles.text[:, k].astype(np.int64), reads)
             if salt is not None:
                 frontier = frontier.on(frontier.lane_of, salt[:, k + 1])
-        return frontier
+        return frontier.reunited()
 
     async def rows(self) -> Rows:
         """Compute the rows of all factors; language models of one engine share a forward.
@@ -132,6 +138,26 @@ class Frontier(NamedTuple):
         except BadStepError as error:
             raise BadWeightError(f"{self.plan.names[error.leaf]} gave {error.what}") from error
         return after, np.where(going, change[lane_of], 0.0)
+
+    def parting(self, which: BoolArray) -> Frontier:
+        """Return the frontier of the others, and those of bool[N] apart; they wait."""
+        if not which.any():
+            return self
+        waits = self.on(np.where(which, self.lane_of, -1))._replace(apart=())
+        return self.on(np.where(which, -1, self.lane_of))._replace(apart=(*self.apart, waits))
+
+    def reunited(self) -> Frontier:
+        """Return one frontier of those that read and those that wait."""
+        if not self.apart:
+            return self
+        parts = [part for part in (self, *self.apart) if part.size]
+        first, lane_of, size = parts[0], np.full(len(self.lane_of), -1, dtype=np.int64), 0
+        for part in parts:
+            lane_of = np.where(part.lane_of >= 0, part.lane_of + size, lane_of)
+            size += part.size
+        rest = [part.lanes for part in parts[1:]]
+        lanes = [factor.joined([more[i] for more in rest]) for i, factor in enumerate(first.lanes)]
+        return self._replace(lanes=lanes, lane_of=lane_of, size=size, apart=())
 
     def on(self, lane_of: IntArray, salt: SaltArray | None = None) -> Frontier:
         """Move particles to other lanes; unused lanes are left out.

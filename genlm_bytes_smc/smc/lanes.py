@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -82,6 +82,18 @@ class Lanes(ABC):
     def gather(self, lanes: IntArray) -> Lanes:
         """Return the lanes `lanes` int64[D'], in that order, repeats allowed."""
 
+    def joined(self, others: Sequence[Self]) -> Lanes:
+        """Return these lanes and then those of others of the same factor, of any lengths.
+
+        Raises:
+            NotImplementedError: texts of this factor cannot wait.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot wait")
+
+    def remembering(self) -> Lanes:
+        """Return lanes that forget nothing, as texts that wait will want it."""
+        return self
+
     def seeded(self, seeds: Sequence[int | None]) -> Lanes:
         """Return lanes whose draws, if they make any, depend on a seed each from here on."""
         return self
@@ -124,6 +136,10 @@ class BeamLanes(Lanes):
         """See `Lanes`."""
         return BeamLanes(self.lanes.gather(lanes))
 
+    def joined(self, others: Sequence[BeamLanes]) -> BeamLanes:
+        """See `Lanes`."""
+        return BeamLanes(type(self.lanes).cat([self.lanes, *(other.lanes for other in others)]))
+
     def seeded(self, seeds: Sequence[int | None]) -> BeamLanes:
         """See `Lanes`; None leaves a lane's draws as they are."""
         if not self.lanes.params.unbiased or all(s is None for s in seeds):
@@ -149,12 +165,14 @@ class StateLanes(Lanes):
     Args:
         constraint: one that nobody else uses, as its memory is cleared now and then.
         state: int64[D].
-        age: steps since the empty text.
+        age: steps since the empty text; None: its memory is not cleared.
     """
 
     waits = False
 
-    def __init__(self, constraint: ByteConstraint, state: torch.Tensor, age: int = 0) -> None:
+    def __init__(
+        self, constraint: ByteConstraint, state: torch.Tensor, age: int | None = 0
+    ) -> None:
         self.constraint = constraint
         self.state = state
         self.age = age
@@ -166,14 +184,24 @@ class StateLanes(Lanes):
     async def step(self, symbols: IntArray) -> tuple[StateLanes, None]:
         """See `Lanes`."""
         state = self.constraint.step(self.state, send(symbols, self.state.device))
-        if (self.age + 1) % _KEEP_EVERY == 0:
+        age = None if self.age is None else self.age + 1
+        if age is not None and age % _KEEP_EVERY == 0:
             self.constraint.keep([state])
-        return StateLanes(self.constraint, state, self.age + 1), None
+        return StateLanes(self.constraint, state, age), None
 
     def gather(self, lanes: IntArray) -> StateLanes:
         """See `Lanes`."""
         at = send(lanes, self.state.device)
         return StateLanes(self.constraint, self.state[at], self.age)
+
+    def joined(self, others: Sequence[StateLanes]) -> StateLanes:
+        """See `Lanes`."""
+        states = torch.cat([self.state, *(other.state for other in others)])
+        return StateLanes(self.constraint, states, self.age)
+
+    def remembering(self) -> StateLanes:
+        """See `Lanes`."""
+        return StateLanes(self.constraint, self.state, None)
 
 
 class ContextLanes(Lanes):
@@ -208,6 +236,11 @@ class ContextLanes(Lanes):
     def gather(self, lanes: IntArray) -> ContextLanes:
         """See `Lanes`."""
         return ContextLanes(self.potential, [self.contexts[i] for i in lanes.tolist()])
+
+    def joined(self, others: Sequence[ContextLanes]) -> ContextLanes:
+        """See `Lanes`."""
+        every = [*self.contexts, *(context for other in others for context in other.contexts)]
+        return ContextLanes(self.potential, every)
 
 
 class Rows(NamedTuple):

@@ -156,7 +156,8 @@ async def smc_repeat(
 
 def can_batch(plan: Plan) -> bool:
     """Return whether runs that differ in their seeds alone can be one set of arrays."""
-    return plan.rejuvenate is None and plan.rollout.candidates == 1 and plan.resume is None
+    alone = plan.rejuvenate is not None or bool(plan.resample_at) or plan.resume is not None
+    return plan.rollout.candidates == 1 and not alone
 
 
 async def _apart(
