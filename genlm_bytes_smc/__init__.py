@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from genlm_bytes_smc.lm.size import ModelTooLargeError
     from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
     from genlm_bytes_smc.potential import ByteLLM
+    from genlm_bytes_smc.potential.power_mean import PowerMean, mixture, power_mean, proxy_tuning
     from genlm_bytes_smc.proposal import ByteAWRS, ByteProposalSampler, byte_sampler
     from genlm_bytes_smc.smc import (
         SMCResult,
@@ -89,6 +90,7 @@ _HOMES = {
     "lm.size": ("ModelTooLargeError",),
     "lm.vllm.engine": ("VLLMEngine",),
     "potential": ("ByteLLM",),
+    "potential.power_mean": ("PowerMean", "mixture", "power_mean", "proxy_tuning"),
     "proposal": ("ByteAWRS", "ByteProposalSampler", "byte_sampler"),
     "smc": (
         "SMCResult",
@@ -148,6 +150,7 @@ __all__ = [
     "LMCounts",
     "LazyByteProbs",
     "ModelTooLargeError",
+    "PowerMean",
     "Prompt",
     "RowEngine",
     "RowTransform",
@@ -168,8 +171,11 @@ __all__ = [
     "load_model",
     "log_ml_bounds",
     "log_ml_bounds_sync",
+    "mixture",
     "posterior",
     "posterior_sync",
+    "power_mean",
+    "proxy_tuning",
     "run_sync",
     "smc",
     "smc_many_sync",

@@ -8,11 +8,13 @@ print(result)
 The package can itself be called like the function, so `from genlm_bytes_smc import smc` will do.
 
 Here belongs what happens to particles; models, constraints and look-aheads only give it
-`factors.Lanes`. Begin at `loop.step`. Each file imports only files above it in this list:
+`lanes.Lanes`. Begin at `loop.step`. Each file imports only files above it in this list:
 
     resampling, particles     arrays: which particles go on; the particles and their weights
-    files, records, result    states as JSON; results as plain data; what a run returns
-    factors, weighers         what proposes and weighs a byte; what changes weights after it
+    records, samples          results as plain data; weighted texts
+    files, result             states as JSON; what a run returns
+    factors, lanes            the tree of potentials; what each leaf proposes and weighs
+    weighers, critics, draft  what changes weights after a byte, and where a block ends
     plan, frontier            checked settings; the distinct texts of all particles
     reading, diagnostics      one symbol in every particle; what is noted of it
     runs, rejuvenation        R runs and their errors; Metropolis-Hastings moves
@@ -43,7 +45,7 @@ from genlm_bytes_smc.smc.exact import (
     posterior,
     posterior_sync,
 )
-from genlm_bytes_smc.smc.factors import BadWeightError
+from genlm_bytes_smc.smc.lanes import BadWeightError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
 from genlm_bytes_smc.smc.many import (
     Repeats,
@@ -56,14 +58,9 @@ from genlm_bytes_smc.smc.many import (
 from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights
 from genlm_bytes_smc.smc.prefixes import ExactSamples, Posterior
 from genlm_bytes_smc.smc.resampling import RESAMPLING, Rollout, Suffix
-from genlm_bytes_smc.smc.result import (
-    UNDECODABLE,
-    UNFINISHED,
-    LogMLBounds,
-    SMCResult,
-    TextSamples,
-)
+from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError, RunFailedError
+from genlm_bytes_smc.smc.samples import UNDECODABLE, UNFINISHED, LogMLBounds, TextSamples
 
 __all__ = [
     "RESAMPLING",

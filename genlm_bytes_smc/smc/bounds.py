@@ -22,7 +22,7 @@ from genlm_bytes_smc.smc.conditional import conditional_smc
 from genlm_bytes_smc.smc.exact import exact_sample
 from genlm_bytes_smc.smc.many import smc_repeat
 from genlm_bytes_smc.smc.resampling import FloatArray
-from genlm_bytes_smc.smc.result import LogMLBounds, TextSamples
+from genlm_bytes_smc.smc.samples import LogMLBounds, TextSamples
 
 GAPE = 1.0  # nats between the bounds from which on a warning says so
 

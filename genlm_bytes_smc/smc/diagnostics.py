@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.errors import LiveError
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
-from genlm_bytes_smc.smc.factors import Rows
+from genlm_bytes_smc.smc.lanes import Rows
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, StepInfo, Weights
 from genlm_bytes_smc.smc.reading import Advance
 from genlm_bytes_smc.smc.resampling import FloatArray
@@ -62,7 +62,9 @@ def observe(
         weights: of the particles after reading, one a run.
     """
     plan, particles, size = read.before.plan, read.particles, len(weights[0].log)
-    active, dead, forced = particles.active, particles.dead, step == plan.max_bytes
+    active, dead = particles.active, particles.dead
+    reads = read.before.lane_of >= 0
+    forced = bool(reads.any() and (before.length[reads] >= plan.max_bytes).all())
     died = dead & ~before.dead
     lethal = _kills(read.rows, forced) if died.any() else None
     lanes, hidden = _lanes_of_runs(read, len(weights))

@@ -30,8 +30,7 @@ import numpy.typing as npt
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.blocking import blocking
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows
+from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows, engines_of
 from genlm_bytes_smc.smc.prefixes import Draw, ExactSamples, Posterior, Prefix
 
 _OVER = 1 + 1e-6  # most that a row may sum to, with rounding
@@ -130,8 +129,7 @@ class _Sampler:
         self._finished: list[Draw] = []
         leaves: list[Any] = []
         compile_rows(target, leaves)
-        engines = [f.model.engine for f in leaves if isinstance(f, ByteLLM)]
-        self._engines = list({id(e): e for e in engines}.values())
+        self._engines = engines_of(leaves)
         self._root: Prefix | None = None
         self._accepted: list[float] = []  # bound at the start of each finished draw, or 0
         self._texts: list[bytes] = []

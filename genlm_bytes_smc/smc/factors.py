@@ -1,21 +1,14 @@
-"""The factors of a target: what each knows about D unfinished texts, and how they combine.
+"""The factors of a target: the tree of potentials, its leaves and how they combine.
 
-A target is a tree of genlm-control potentials. Each leaf gives `Lanes`, which propose and weigh:
-
-- `rows` proposes: log weights of every next byte and of the end, from which bytes are drawn;
-- `step` reads a byte and weighs it: by the entry of the row, or by a better number that is
-  known only once the byte is read. Particles are weighed by what `step` says.
-
-The inner nodes (products, powers, normalised potentials) are arithmetic on rows (`Tree`).
+A target is a tree of genlm-control potentials. Its leaves give `lanes.Lanes`, which propose and
+weigh; the inner nodes (products, powers, normalised potentials) are arithmetic on rows (`Tree`).
 """
 
 from __future__ import annotations
 
-import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,216 +18,11 @@ from genlm.control.potential.normalized import Normalized
 from genlm.control.potential.product import Product
 from genlm.control.potential.tempered import Tempered
 
-from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
-from genlm_bytes_smc.beam.rng import KeyArray, mix, start_keys
-from genlm_bytes_smc.constraints.base import ByteConstraint
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.alphabet import BYTES
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
+from genlm_bytes_smc.smc.resampling import FloatArray
 
-T = TypeVar("T")
-
-_KEEP_EVERY = 64  # steps between two clearings of a constraint's memory
 _TIMES, _NORMALISED = "times", "normalised"
-
-
-class BadWeightError(ValueError):
-    """A factor, proposal or critic gave NaN or +inf where a log weight is due."""
-
-
-class Lanes(ABC):
-    """One factor at D unfinished texts, a lane each; a value.
-
-    Attributes:
-        waits: whether `rows` may wait for something, so that factors should wait together.
-    """
-
-    waits = True
-
-    @abstractmethod
-    async def rows(self) -> torch.Tensor:
-        """Return log weights of the next byte and of the end: float64[D, 257], nats."""
-
-    async def rows_within(self, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return rows that may be more exact for the bytes that the whole target admits.
-
-        Args:
-            rows: what `rows` gave.
-            target: float64[D, 257], log weights of the target; -inf where nothing is admitted.
-        """
-        return rows
-
-    @abstractmethod
-    async def step(self, symbols: IntArray) -> tuple[Lanes, FloatArray | None]:
-        """Read a byte in every lane.
-
-        Args:
-            symbols: int64[D], 0..255. The end of a text is not read: its row weighs it.
-
-        Returns:
-            The lanes after the bytes, and the log weight of each byte, float64[D], nats. None
-            stands for the entries of `rows`. Where a row gives a byte -inf, so must the step.
-        """
-
-    @abstractmethod
-    def gather(self, lanes: IntArray) -> Lanes:
-        """Return the lanes `lanes` int64[D'], in that order, repeats allowed."""
-
-    def seeded(self, seeds: Sequence[int | None]) -> Lanes:
-        """Return lanes whose draws, if they make any, depend on a seed each from here on."""
-        return self
-
-    def salted(self, salt: KeyArray) -> Lanes:
-        """Return lanes whose draws, if they make any, depend on `salt` uint64[D] from here on."""
-        return self
-
-
-class BeamLanes(Lanes):
-    """A language model as byte beams, one a text."""
-
-    def __init__(self, lanes: Any) -> None:
-        self.lanes = lanes
-
-    @property
-    def engine(self) -> Any:
-        """The token-level engine that computes its rows."""
-        return self.lanes.model.engine
-
-    async def rows(self) -> torch.Tensor:
-        """See `Lanes`."""
-        rows: torch.Tensor = await self.lanes.rows()
-        return rows
-
-    async def rows_within(self, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """See `Lanes`."""
-        if self.lanes.params.prune != "deferred":
-            return rows
-        within = torch.where(torch.isneginf(target), -torch.inf, rows)
-        share = torch.exp(torch.logsumexp(within, 1) - torch.logsumexp(rows, 1))
-        sharper: torch.Tensor = await self.lanes.rows_within(share.nan_to_num(1.0).cpu().numpy())
-        return sharper
-
-    async def step(self, symbols: IntArray) -> tuple[BeamLanes, FloatArray | None]:
-        """See `Lanes`; deferred beams know the weight of a byte once they have read it."""
-        after = await self.lanes.step(symbols)
-        if self.lanes.params.prune != "deferred":
-            return BeamLanes(after), None
-        with np.errstate(invalid="ignore"):
-            gain = np.where(after.log_z > -np.inf, after.log_z - self.lanes.log_z, -np.inf)
-        return BeamLanes(after), gain
-
-    def gather(self, lanes: IntArray) -> BeamLanes:
-        """See `Lanes`."""
-        return BeamLanes(self.lanes.gather(lanes))
-
-    def seeded(self, seeds: Sequence[int | None]) -> BeamLanes:
-        """See `Lanes`; None leaves a lane's draws as they are."""
-        if not self.lanes.params.unbiased or all(s is None for s in seeds):
-            return self
-        given = np.array([s is not None for s in seeds])
-        keys = start_keys(np.array([s or 0 for s in seeds], dtype=np.uint64))
-        return self._keyed(np.where(given, self.lanes.state.key ^ keys, self.lanes.state.key))
-
-    def salted(self, salt: KeyArray) -> BeamLanes:
-        """See `Lanes`."""
-        if not self.lanes.params.unbiased:
-            return self
-        return self._keyed(mix(self.lanes.state.key ^ salt))
-
-    def _keyed(self, key: KeyArray) -> BeamLanes:
-        state = self.lanes.state._replace(key=key)
-        return BeamLanes(self.lanes.replace(state, log_z=self.lanes.log_z))
-
-
-class StateLanes(Lanes):
-    """A constraint as a vector of states; it waits for nothing.
-
-    Args:
-        constraint: one that nobody else uses, as its memory is cleared now and then.
-        state: int64[D].
-        age: steps since the empty text.
-    """
-
-    waits = False
-
-    def __init__(self, constraint: ByteConstraint, state: torch.Tensor, age: int = 0) -> None:
-        self.constraint = constraint
-        self.state = state
-        self.age = age
-
-    async def rows(self) -> torch.Tensor:
-        """See `Lanes`."""
-        return self.constraint.block(self.state)
-
-    async def step(self, symbols: IntArray) -> tuple[StateLanes, None]:
-        """See `Lanes`."""
-        state = self.constraint.step(self.state, send(symbols, self.state.device))
-        if (self.age + 1) % _KEEP_EVERY == 0:
-            self.constraint.keep([state])
-        return StateLanes(self.constraint, state, self.age + 1), None
-
-    def gather(self, lanes: IntArray) -> StateLanes:
-        """See `Lanes`."""
-        at = send(lanes, self.state.device)
-        return StateLanes(self.constraint, self.state[at], self.age)
-
-
-class ContextLanes(Lanes):
-    """Any other potential over bytes, asked about whole texts by `batch_logw_next`."""
-
-    def __init__(self, potential: Any, contexts: list[list[bytes]]) -> None:
-        self.potential = potential
-        self.contexts = contexts
-
-    async def rows(self) -> torch.Tensor:
-        """See `Lanes`."""
-        lazy = await self.potential.batch_logw_next(self.contexts)
-        block = torch.as_tensor(lazy.weights).double()
-        wanted = (len(self.contexts), len(self.potential.vocab_eos))
-        if tuple(block.shape) != wanted:
-            raise ValueError(
-                f"{name_of(self.potential)}.batch_logw_next returned weights of shape "
-                f"{tuple(block.shape)}, expected {wanted}"
-            )
-        if self.potential.vocab is BYTES or self.potential.vocab == BYTES:
-            return block
-        out = block.new_full((len(block), N_SYMBOLS), -torch.inf)
-        columns = [*(token[0] for token in self.potential.vocab), EOS_COLUMN]
-        out[:, columns] = block
-        return out
-
-    async def step(self, symbols: IntArray) -> tuple[ContextLanes, None]:
-        """See `Lanes`."""
-        read = zip(self.contexts, symbols.tolist(), strict=True)
-        return ContextLanes(self.potential, [[*text, BYTES[b]] for text, b in read]), None
-
-    def gather(self, lanes: IntArray) -> ContextLanes:
-        """See `Lanes`."""
-        return ContextLanes(self.potential, [self.contexts[i] for i in lanes.tolist()])
-
-
-async def lanes_of(potential: Any) -> Lanes:
-    """Return one lane of a leaf at the empty text."""
-    if isinstance(potential, ByteLLM):
-        return BeamLanes(await potential.lanes(1))
-    if isinstance(potential, ByteConstraint):
-        own = potential.spawn()
-        return StateLanes(own, own.initial(1))
-    return ContextLanes(potential, [[]])
-
-
-class Rows(NamedTuple):
-    """Log weights of what may come next after each of D distinct texts, nats.
-
-    Attributes:
-        blocks: one float64[D, 257] a factor.
-        target: float64[D, 257], unnormalised.
-        proposal: float64[D, 257] to draw from, unnormalised; None: the target itself.
-    """
-
-    blocks: Sequence[torch.Tensor]
-    target: torch.Tensor
-    proposal: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -263,6 +51,11 @@ class Tree:
             else:
                 stack[-1] = normalised(stack[-1])
         return stack[-1]
+
+    @property
+    def local(self) -> bool:
+        """Return whether the weight of a symbol needs the leaves' weights of that symbol alone."""
+        return _NORMALISED not in self.code
 
     def exponents(self, n_leaves: int) -> FloatArray:
         """Return the power that the tree raises each leaf to, float64[n_leaves].
@@ -350,18 +143,30 @@ def has_language_model(potential: Any) -> bool:
 
     genlm-control's own `ByteLLM`, which this package does not import, counts by its name.
     """
+    return any(isinstance(p, ByteLLM) or type(p).__name__ == "ByteLLM" for p in _parts(potential))
+
+
+def engines_of(potentials: Iterable[Any]) -> tuple[Any, ...]:
+    """Return the distinct token-level engines of all `ByteLLM`s in potentials, however deep."""
+    models = [p for top in potentials for p in _parts(top) if isinstance(p, ByteLLM)]
+    return tuple({id(m.model.engine): m.model.engine for m in models}.values())
+
+
+def _parts(potential: Any) -> Iterator[Any]:
+    """Yield a potential and every potential that it holds, each once."""
     seen: list[Any] = []
     stack = [potential]
     while stack:
         part = stack.pop()
-        if isinstance(part, ByteLLM) or type(part).__name__ == "ByteLLM":
-            return True
-        if isinstance(part, Potential) and not any(part is s for s in seen):
-            seen.append(part)
+        if any(part is s for s in seen):
+            continue
+        seen.append(part)
+        yield part
+        if isinstance(part, Potential):
             values = list(vars(part).values())
             stack.extend(v for v in values if isinstance(v, Potential))
-            stack.extend(w for v in values if isinstance(v, list | tuple) for w in v[:64])
-    return False
+            held = [w for v in values if isinstance(v, list | tuple) for w in v[:64]]
+            stack.extend(w for w in held if isinstance(w, Potential))
 
 
 def name_of(potential: Any) -> str:
@@ -385,23 +190,9 @@ def names_of(leaves: Iterable[Any]) -> tuple[str, ...]:
 
 
 def random_beams(leaves: Iterable[Any]) -> bool:
-    """Return whether the beams of any of the leaves are random (`prune="unbiased"`)."""
-    return any(getattr(getattr(leaf, "params", None), "unbiased", False) for leaf in leaves)
-
-
-async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await concurrent calls; if one fails or we are cancelled, leave none running."""
-    if not calls:
-        return []
-    if len(calls) == 1:
-        return [await calls[0]]
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    """Return whether beams anywhere in the leaves are random (`prune="unbiased"`)."""
+    params = [getattr(part, "params", None) for leaf in leaves for part in _parts(leaf)]
+    return any(getattr(p, "unbiased", False) for p in params)
 
 
 def _sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

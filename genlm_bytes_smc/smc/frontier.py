@@ -16,14 +16,15 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import N_SYMBOLS
-from genlm_bytes_smc.smc.factors import (
+from genlm_bytes_smc.smc.ensembles import lanes_of
+from genlm_bytes_smc.smc.factors import random_beams
+from genlm_bytes_smc.smc.lanes import (
+    BadStepError,
     BadWeightError,
-    BeamLanes,
     Lanes,
     Rows,
-    lanes_of,
-    random_beams,
-    together,
+    revision,
+    rows_of,
 )
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray
 from genlm_bytes_smc.smc.plan import Plan
@@ -40,6 +41,7 @@ class Frontier(NamedTuple):
         lane_of: int64[N], the lane of each particle, -1 for one that reads no more.
         size: D.
         engines: the distinct token-level engines behind the lanes.
+        apart: frontiers of particles that wait; `lane_of` is -1 for them.
     """
 
     plan: Plan
@@ -47,12 +49,13 @@ class Frontier(NamedTuple):
     lane_of: IntArray
     size: int
     engines: tuple[Any, ...] = ()
+    apart: tuple[Frontier, ...] = ()
 
     @classmethod
     async def start(
         cls, plan: Plan, particles: Particles, beam_seeds: Sequence[int | None]
     ) -> Frontier:
-        """Go to the texts of `particles`, all active ones of which have read equally many bytes.
+        """Go to the texts of `particles`.
 
         Args:
             plan: of the run.
@@ -67,14 +70,17 @@ class Frontier(NamedTuple):
         number = np.array([seeds.index(s) if s in seeds else 0 for s in beam_seeds])
         root = np.where(active, np.repeat(number, len(active) // len(beam_seeds)), -1)
         lanes = [(await _first(plan, leaf, len(seeds))).seeded(seeds) for leaf in plan.leaves]
-        engines = {id(f.engine): f.engine for f in lanes if isinstance(f, BeamLanes)}
-        frontier = cls(plan, lanes, root, len(seeds), tuple(engines.values()))
+        if plan.resample_at:
+            lanes = [factor.remembering() for factor in lanes]
+        frontier = cls(plan, lanes, root, len(seeds), plan.engines)
         frontier = frontier.on(root, None if salt is None else salt[:, 0])
-        for k in range(particles.text.shape[1]):
-            frontier, _ = await frontier.step(None, particles.text[:, k].astype(np.int64), active)
+        for k in range(int(particles.length[active].max())):
+            frontier = frontier.parting(active & (particles.length == k))
+            reads = active & (particles.length > k)
+            frontier, _ = await frontier.step(None, particles.text[:, k].astype(np.int64), reads)
             if salt is not None:
                 frontier = frontier.on(frontier.lane_of, salt[:, k + 1])
-        return frontier
+        return frontier.reunited()
 
     async def rows(self) -> Rows:
         """Compute the rows of all factors; language models of one engine share a forward.
@@ -84,12 +90,7 @@ class Frontier(NamedTuple):
         if self.size == 0:
             return Rows((), torch.empty((0, N_SYMBOLS), dtype=torch.float64), None)
         await asyncio.sleep(0)  # a cancellation is heard here, also where every row is known
-        slow = [factor for factor in self.lanes if factor.waits]
-        if len(slow) > 1:
-            found = iter(await together([factor.rows() for factor in slow]))
-            blocks = [next(found) if f.waits else await f.rows() for f in self.lanes]
-        else:
-            blocks = [await factor.rows() for factor in self.lanes]
+        blocks = await rows_of(self.lanes)
         target = self.plan.target(blocks)
         if len(self.lanes) > 1:
             within = [
@@ -132,33 +133,31 @@ class Frontier(NamedTuple):
         after = self._replace(lanes=lanes, lane_of=lane_of, size=len(parents))
         if rows is None or not revised:
             return after, None
-        revision = self._revision(rows, parents, read, weights)
-        return after, np.where(going, revision[lane_of], 0.0)
+        try:
+            change = revision(self.plan.exponents, rows.blocks, parents, read, weights)
+        except BadStepError as error:
+            raise BadWeightError(f"{self.plan.names[error.leaf]} gave {error.what}") from error
+        return after, np.where(going, change[lane_of], 0.0)
 
-    def _revision(
-        self,
-        rows: Rows,
-        parents: IntArray,
-        symbols: IntArray,
-        weights: Sequence[FloatArray | None],
-    ) -> FloatArray:
-        """Return the log weight of D' bytes over what the target's row said, float64[D'], nats.
+    def parting(self, which: BoolArray) -> Frontier:
+        """Return the frontier of the others, and those of bool[N] apart; they wait."""
+        if not which.any():
+            return self
+        waits = self.on(np.where(which, self.lane_of, -1))._replace(apart=())
+        return self.on(np.where(which, -1, self.lane_of))._replace(apart=(*self.apart, waits))
 
-        Raises:
-            BadWeightError: NaN or +inf.
-        """
-        out = np.zeros(len(parents))
-        for i, weight in enumerate(weights):
-            power = self.plan.exponents[i]
-            if weight is None or power == 0:
-                continue
-            bad = np.flatnonzero(np.isnan(weight) | (weight == np.inf))
-            if len(bad):
-                what = f"{weight[bad[0]]} to the byte {bytes([symbols[bad[0]]])!r} that it has read"
-                raise BadWeightError(f"{self.plan.names[i]} gave {what}")
-            said = rows.blocks[i].cpu().numpy()[parents, symbols]
-            out += power * (weight - said)
-        return out
+    def reunited(self) -> Frontier:
+        """Return one frontier of those that read and those that wait."""
+        if not self.apart:
+            return self
+        parts = [part for part in (self, *self.apart) if part.size]
+        first, lane_of, size = parts[0], np.full(len(self.lane_of), -1, dtype=np.int64), 0
+        for part in parts:
+            lane_of = np.where(part.lane_of >= 0, part.lane_of + size, lane_of)
+            size += part.size
+        rest = [part.lanes for part in parts[1:]]
+        lanes = [factor.joined([more[i] for more in rest]) for i, factor in enumerate(first.lanes)]
+        return self._replace(lanes=lanes, lane_of=lane_of, size=size, apart=())
 
     def on(self, lane_of: IntArray, salt: SaltArray | None = None) -> Frontier:
         """Move particles to other lanes; unused lanes are left out.

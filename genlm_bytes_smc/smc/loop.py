@@ -18,7 +18,7 @@ from genlm_bytes_smc.smc.factors import name_of
 from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights, generator
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
-from genlm_bytes_smc.smc.reading import advance, moved
+from genlm_bytes_smc.smc.reading import advance, moved, settled
 from genlm_bytes_smc.smc.rejuvenation import rejuvenate
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray, Rollout, Suffix
 from genlm_bytes_smc.smc.result import SMCResult
@@ -55,6 +55,9 @@ async def smc(
     share_beams: bool = True,
     rollout: int | Rollout | None = None,
     rejuvenate: Suffix | None = None,
+    draft: Any = None,
+    block: int = 16,
+    resample_at: str | bytes | Sequence[str | bytes] | None = None,
     progress: Progress = None,
     on_step: Callable[[SMCState], object] | None = None,
     record: bool = False,
@@ -87,7 +90,8 @@ async def smc(
         critic: a potential over bytes that multiplies the target, its `prefix` weights
             steering resampling on the way; or a Python function of complete texts that says
             whether to admit them (or, as a float, their log weight). Scored once a distinct
-            text, not row by row, so it suits what has no cheap next-byte weights.
+            text where a roll-out ends, not row by row, so it suits what has no cheap next-byte
+            weights.
         twist_with_critic: whether prefixes are scored; never with `ess_threshold=0`.
         terminate_when: ends a text (without a weight) once it holds of it.
         resampling_method: "systematic", "stratified", "residual" or "multinomial".
@@ -103,6 +107,16 @@ async def smc(
             are continuations drawn for each particle, of which it keeps one by weight.
         rejuvenate: a `Suffix`: after each resampling particles re-propose the end of their
             text, by Metropolis-Hastings moves that leave the target as it is.
+        draft: a small potential over bytes (such as another `ByteLLM`) that proposes blocks of
+            bytes in place of the target's language models, together with the target's other
+            factors. The language models read whole blocks, in a forward or two where
+            `prune="deferred"`, and weigh them by their `prefix` and `complete`. It must give
+            weight to every text that the target gives weight to. The better it agrees with the
+            target, the larger may be the blocks.
+        block: bytes of a block; with a `rollout`, that says so instead.
+        resample_at: weigh and resample only where texts end in this string, or in one of these:
+            a particle whose text does waits until those of all particles do, or have ended (at
+            `max_bytes` at the latest). A step of the run is then no byte of every text.
         progress: a bar on stderr (None: if it is a terminal), or a function of `StepInfo`.
         on_step: called with the `SMCState` before the first step and after each.
         record: note every symbol and weight, for `SMCResult.to_json`.
@@ -142,6 +156,9 @@ async def smc(
         share_beams=share_beams,
         rollout=rollout,
         rejuvenate=rejuvenate,
+        draft=draft,
+        block=block,
+        resample_at=resample_at,
         record=record,
         resume=resume,
     )
@@ -232,7 +249,8 @@ async def begin(plans: Sequence[Plan], pins: Pins | None = None) -> Runs:
             rngs = [generator(p.seed, 0, SALT_STREAM) for p in plans]
             runs = runs._replace(particles=runs.salted(runs.particles, rngs, 0))
         seeds = [p.beam_seed for p in plans]
-        runs = runs._replace(frontier=await Frontier.start(plan, runs.particles, seeds))
+        frontier = await Frontier.start(plan, runs.particles, seeds)
+        runs = runs._replace(frontier=settled(frontier, runs.particles)[0])
     if runs.particles.active.any():
         return runs
     return runs._replace(outcomes=[SMCResult(runs.state(0))])
@@ -277,9 +295,12 @@ async def step(runs: Runs) -> Runs:
         read = await advance(wide.particles, wide.frontier, runs.step, uniform, wide.forced())
         weights = [Weights(w) for w in read.particles.log_weights.reshape(len(rngs), -1)]
         infos = observe(wide.particles, runs.step, read, weights)
-        chosen = await _select(wide, read.particles, weights, infos, rngs)
+        ready, on_the_way = settled(read.after, read.particles)
+        chosen = _Chosen(read.particles, None, {})
+        if not on_the_way:
+            chosen = await _select(wide, read.particles, weights, infos, rngs)
         particles = runs.salted(chosen.particles, rngs, runs.step + 1)
-        frontier = moved(read.after, particles, chosen.places)
+        frontier = moved(ready, particles, chosen.places)
         after = runs._replace(particles=particles, frontier=frontier, step=runs.step + 1)
         notes: dict[str, Any] = {"moved": None}
         if plan.rejuvenate is not None and chosen.ancestors:

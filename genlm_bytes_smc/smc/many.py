@@ -11,13 +11,14 @@ import numpy as np
 
 from genlm_bytes_smc.blocking import blocking, run_sync
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.smc.factors import together
+from genlm_bytes_smc.smc.lanes import together
 from genlm_bytes_smc.smc.loop import alive, run, smc
 from genlm_bytes_smc.smc.particles import SMCState, Weights
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
 from genlm_bytes_smc.smc.resampling import FloatArray
-from genlm_bytes_smc.smc.result import SMCResult, TextSamples
+from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.runs import Outcome, RunFailedError
+from genlm_bytes_smc.smc.samples import TextSamples
 
 
 async def smc_many(
@@ -30,6 +31,9 @@ async def smc_many(
     **options: Unpack[SMCOptions],
 ) -> list[SMCResult]:
     """One run of `smc` a target, side by side: runs over one model share its forwards.
+
+    Runs of one and the same target are averaged by `smc_repeat`; who averages their posteriors by
+    hand weighs each by `exp(log_ml)`, as equal shares converge to another law.
 
     Args:
         targets: as for `smc`; run i has the seed `seed + i`.
@@ -63,7 +67,8 @@ class Repeats(TextSamples):
     """Independent runs of one target, their particles pooled.
 
     A run's particles count as much as its estimate of the marginal likelihood is large, so
-    `posterior` and the like converge as runs are added.
+    `posterior` and the like converge as runs are added. The mean of the runs' own posteriors, in
+    equal shares, does not: it keeps the bias of a run of N particles however many there are.
 
     Args:
         results: the runs, all of one size.
@@ -151,7 +156,8 @@ async def smc_repeat(
 
 def can_batch(plan: Plan) -> bool:
     """Return whether runs that differ in their seeds alone can be one set of arrays."""
-    return plan.rejuvenate is None and plan.rollout.candidates == 1 and plan.resume is None
+    alone = plan.rejuvenate is not None or bool(plan.resample_at) or plan.resume is not None
+    return plan.rollout.candidates == 1 and not alone
 
 
 async def _apart(

@@ -7,8 +7,9 @@ has either `ended` (it drew the end of the text, or was ended by the length limi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ class Weights:
 
 
 class Particles(NamedTuple):
-    """N particles that have read at most t bytes.
+    """N particles that have read at most t bytes, t symbols ago.
 
     Attributes:
         text: uint8[N, t], the bytes read, zeros after the end of a text.
@@ -115,24 +116,26 @@ class Particles(NamedTuple):
         out: BoolArray = self.log_weights == -np.inf
         return out
 
-    def untwisted(self) -> Particles:
-        """Take back what the twists added to the weights."""
-        return self._replace(
-            log_weights=self.log_weights - self.twist, twist=np.zeros(len(self.twist))
-        )
+    def untwisted(self, which: BoolArray) -> Particles:
+        """Take back what the twists added to the weights of some particles, bool[N]."""
+        taken = np.where(which, self.twist, 0.0)
+        return self._replace(log_weights=self.log_weights - taken, twist=self.twist - taken)
 
     def read(self, symbols: IntArray, log_weights: FloatArray) -> Particles:
         """Append a symbol to each active particle and multiply its weight.
 
         Args:
-            symbols: int64[N], a byte or `EOS_COLUMN`; not looked at where not active.
+            symbols: int64[N], a byte or `EOS_COLUMN`, `NO_SYMBOL` for one that waits; not looked
+                at where not active.
             log_weights: float64[N], factors of the weights, nats; likewise.
         """
-        reads = self.active & (log_weights > -np.inf)
+        reads = self.active & (log_weights > -np.inf) & (symbols != NO_SYMBOL)
         ends = reads & (symbols == EOS_COLUMN)
-        column = np.where(reads & ~ends, symbols, 0).astype(np.uint8)
+        grows = np.flatnonzero(reads & ~ends)
+        text = np.concatenate([self.text, np.zeros((len(self.text), 1), dtype=np.uint8)], axis=1)
+        text[grows, self.length[grows]] = symbols[grows]
         return self._replace(
-            text=np.concatenate([self.text, column[:, None]], axis=1),
+            text=text,
             length=self.length + (reads & ~ends),
             ended=self.ended | ends,
             log_weights=np.where(self.active, self.log_weights + log_weights, self.log_weights),
@@ -154,6 +157,53 @@ class Particles(NamedTuple):
         """Append `salt` uint64[N], which keys the next draws of each particle's beams."""
         column = salt.reshape(-1, 1)
         return self._replace(salt=column if self.salt is None else np.hstack([self.salt, column]))
+
+    def end_in(self, strings: Sequence[bytes]) -> BoolArray:
+        """Return whether each text ends in one of these strings, bool[N]."""
+        out = np.zeros(len(self.length), dtype=bool)
+        for string in strings:
+            first = self.length - len(string)
+            found = first >= 0
+            for k, byte in enumerate(string):
+                at = np.flatnonzero(found)
+                found[at] = self.text[at, first[at] + k] == byte
+            out |= found
+        return out
+
+    def symbols_read(self, stops: Callable[[bytes], Any] | None) -> IntArray:
+        """Return how many symbols each has read, int64[N]: its end is one if it drew it.
+
+        Args:
+            stops: what ends texts of at least one byte without a symbol, if anything does.
+        """
+        drew = self.ended.copy()
+        if stops is not None:
+            ends = np.flatnonzero(drew & (self.length > 0))
+            texts, _, inverse = self.distinct(ends)
+            drew[ends] = ~np.array([bool(stops(text)) for text in texts], dtype=bool)[inverse]
+        out: IntArray = self.length + drew
+        return out
+
+    def distinct(
+        self, which: IntArray, codes: IntArray | None = None
+    ) -> tuple[list[bytes], IntArray, IntArray]:
+        """Find the distinct texts of some particles, ended ones apart from others.
+
+        Args:
+            which: int64[A].
+            codes: int64[A], equal for equal texts, if the caller has such numbers.
+
+        Returns:
+            M texts, a particle of each (int64[M]), and the text of each particle (int64[A]).
+        """
+        if codes is None:
+            keys = np.column_stack([self.text[which], self.length[which], self.ended[which]])
+            _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        else:
+            _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+        first = which[first]
+        rows = zip(self.text[first], self.length[first].tolist(), strict=True)
+        return [row[:k].tobytes() for row, k in rows], first, inverse.reshape(-1)
 
     def texts(self) -> list[bytes]:
         """Return the bytes that each particle has read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -10,9 +10,13 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.checks import check_count, check_threshold
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
+from genlm_bytes_smc.potential.power_mean import PowerMean
+from genlm_bytes_smc.smc.critics import Critic
+from genlm_bytes_smc.smc.draft import Judge, check_draft, split
 from genlm_bytes_smc.smc.factors import (
     Tree,
     compile_rows,
+    engines_of,
     factors_of,
     has_language_model,
     name_of,
@@ -20,12 +24,18 @@ from genlm_bytes_smc.smc.factors import (
     random_beams,
 )
 from genlm_bytes_smc.smc.particles import SMCState
-from genlm_bytes_smc.smc.resampling import FloatArray, Resampler, Rollout, Suffix, resampler
+from genlm_bytes_smc.smc.resampling import (
+    FloatArray,
+    Resampler,
+    Rollout,
+    Suffix,
+    resampler,
+    strings_of,
+)
 from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.weighers import (
     Ahead,
     Combine,
-    Critic,
     Ending,
     Predicate,
     Tempering,
@@ -51,6 +61,9 @@ class SMCOptions(TypedDict, total=False):
     share_beams: bool
     rollout: int | Rollout | None
     rejuvenate: Suffix | None
+    draft: Any
+    block: int
+    resample_at: str | bytes | Sequence[str | bytes] | None
     record: bool
     resume: SMCResult | SMCState | None
 
@@ -88,8 +101,15 @@ class Plan:
     share_beams: bool
     rollout: Rollout
     rejuvenate: Suffix | None
+    resample_at: tuple[bytes, ...]
     record: bool
     resume: SMCState | None
+
+    @property
+    def engines(self) -> tuple[Any, ...]:
+        """Return the distinct engines of all language models, those of critics too."""
+        judges = [p for weigher in self.weighers for p in weigher.potentials]
+        return engines_of([*self.leaves, *judges])
 
 
 def make_plan(
@@ -110,6 +130,9 @@ def make_plan(
     share_beams: bool = True,
     rollout: int | Rollout | None = None,
     rejuvenate: Suffix | None = None,
+    draft: Any = None,
+    block: int = 16,
+    resample_at: str | bytes | Sequence[str | bytes] | None = None,
     record: bool = False,
     resume: SMCResult | SMCState | None = None,
 ) -> Plan:
@@ -123,19 +146,32 @@ def make_plan(
     check_threshold(ess_threshold)
     leaves: list[Any] = []
     rows = compile_rows(target, leaves)
-    n_target = len(leaves)
     _check_target(leaves, terminated=terminate_when is not None)
+    rolls, judge = Rollout.of(rollout), None
+    if draft is not None:
+        check_draft(target, draft, block, proposal, twist, tempering)
+        target, proposal, judge = split(target, draft)
+        rolls = Rollout.of(block) if rollout is None else rolls
+        leaves = []
+        rows = compile_rows(target, leaves)
+    n_target = len(leaves)
     proposal_of = _proposal(proposal, rows, leaves)
     weighers: list[Weigher] = [] if terminate_when is None else [Ending(terminate_when)]
+    at_ends = (rolls.n_bytes, n_particles * rolls.candidates, terminate_when)
+    if judge is not None:
+        weighers.append(Judge(judge, ess_threshold > 0, *at_ends))
     if critic is not None:
-        weighers.append(Critic(critic, twist_with_critic and ess_threshold > 0))
+        weighers.append(Critic(critic, twist_with_critic and ess_threshold > 0, *at_ends))
     weighers += _twists(target, twist, tempering, leaves)
-    rolls = Rollout.of(rollout)
     _check_moves(rejuvenate, rolls, record)
+    strings = strings_of(resample_at)
+    if strings:
+        others = {"rollout": rollout, "rejuvenate": rejuvenate, "tempering": tempering}
+        _check_waiting({**others, "draft": draft}, (proposal, twist), share_beams)
     if not share_beams:
         _check_random(leaves)
     state = _resumed(resume, (n_particles, rolls.candidates), max_bytes, seed, beam_seed)
-    _check_horizon(state, max_bytes, twist)
+    _check_horizon(state, max_bytes, twist, waits=bool(strings))
     return Plan(
         potential=target,
         leaves=tuple(leaves),
@@ -155,6 +191,7 @@ def make_plan(
         share_beams=bool(share_beams),
         rollout=rolls,
         rejuvenate=rejuvenate,
+        resample_at=strings,
         record=record,
         resume=state,
     )
@@ -182,9 +219,14 @@ def _check_random(leaves: list[Any]) -> None:
         )
 
 
-def _check_horizon(state: SMCState | None, max_bytes: int, twist: Any) -> None:
-    """Raise if the twist of what is resumed has given up texts that are possible now."""
+def _check_horizon(state: SMCState | None, max_bytes: int, twist: Any, *, waits: bool) -> None:
+    """Raise if what is resumed has given up texts that are possible now."""
     had = None if state is None else state.max_bytes
+    if waits and had not in (None, max_bytes):
+        raise ValueError(
+            f"max_bytes must be {had}, as in what is resumed, got {max_bytes}: with resample_at "
+            "particles come to it at different steps"
+        )
     if had is not None and had < max_bytes and getattr(twist, "max_bytes", None) == "run":
         raise ValueError(
             f"max_bytes must be at most {had}, as in what is resumed, got {max_bytes}: the twist "
@@ -241,6 +283,24 @@ def _check_moves(rejuvenate: Any, rollout: Rollout, record: bool) -> None:
         )
 
 
+def _check_waiting(options: dict[str, Any], ahead: Sequence[Any], share_beams: bool) -> None:
+    """Raise if an option that needs equally long texts goes with `resample_at`.
+
+    Args:
+        options: those that do.
+        ahead: proposal and twist, which do if they are look-aheads.
+        share_beams: see `smc`; False needs as many draws as bytes.
+    """
+    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    given += ["a Lookahead" for x in ahead if isinstance(x, Ahead)]
+    given += [] if share_beams else ["share_beams=False"]
+    if given:
+        raise ValueError(
+            "with resample_at particles wait for others, so their texts differ in length, which "
+            f"does not go with {', '.join(given)}"
+        )
+
+
 def _resumed(
     resume: Any,
     sizes: tuple[int, int],
@@ -260,9 +320,10 @@ def _resumed(
     size, (n_particles, candidates) = len(state.particles.length), sizes
     if size not in (n_particles, n_particles * candidates):
         raise ValueError(f"n_particles must be {size}, as in what is resumed; got {n_particles}")
-    if max_bytes < state.step:
+    read = int(state.particles.length.max())
+    if max_bytes < read:
         raise ValueError(
-            f"max_bytes must be at least the {state.step} bytes read so far, got {max_bytes}"
+            f"max_bytes must be at least the {read} bytes read so far, got {max_bytes}"
         )
     for name, given, had in (("seed", seed, state.seed), ("beam_seed", beam_seed, state.beam_seed)):
         if given is not None and given != had:
@@ -273,9 +334,17 @@ def _resumed(
 def check_ends(potential: Any) -> None:
     """Raise if a byte language model has no token that ends a text.
 
+    A mean of positive order needs an end under one of its members only, and is not looked at.
+
     Raises:
         ValueError: so it is, and every text would weigh zero.
     """
+    if isinstance(potential, PowerMean) and potential.order <= 0:
+        leaves: list[Any] = []
+        for member in potential.members:
+            compile_rows(member, leaves)
+        for leaf in leaves:
+            check_ends(leaf)
     params = getattr(potential, "params", None)
     if isinstance(params, BeamParams) and not params.eos:
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.smc.particles import Weights
 from genlm_bytes_smc.smc.resampling import FloatArray
-from genlm_bytes_smc.smc.result import LogMLBounds, TextSamples
+from genlm_bytes_smc.smc.samples import LogMLBounds, TextSamples
 
 READ_OFF = (
     0.9  # share of the most mass there can be from which on a posterior is read off what was seen

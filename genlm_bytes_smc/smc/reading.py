@@ -14,8 +14,8 @@ import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.lm.transfer import send
-from genlm_bytes_smc.smc.factors import BadWeightError, Rows
 from genlm_bytes_smc.smc.frontier import Frontier
+from genlm_bytes_smc.smc.lanes import BadWeightError, Rows
 from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SaltArray
 from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
@@ -68,7 +68,7 @@ async def advance(
     if revision is not None:
         log_weights = log_weights + revision
         after = after.on(np.where(log_weights > -np.inf, after.lane_of, -1))
-    particles = particles.untwisted().read(symbols, log_weights)
+    particles = particles.untwisted(frontier.lane_of >= 0).read(symbols, log_weights)
     if weighers:
         reads = Reads(step + 1, frontier.lane_of, symbols, rows, frontier.lanes)
         for weigher in weighers:
@@ -92,15 +92,18 @@ def _propose(
     lanes = frontier.lane_of[at]
     symbols = np.full(len(frontier.lane_of), NO_SYMBOL, dtype=np.int64)
     log_weights = np.zeros(len(frontier.lane_of))
-    if step == frontier.plan.max_bytes:
-        symbols[at] = EOS_COLUMN
-        log_weights[at] = rows.target[:, EOS_COLUMN].cpu().numpy()[lanes]
+    full = particles.length[at] >= frontier.plan.max_bytes
+    if full.all():
+        pass
     elif score and forced is not None:
         symbols[at] = forced[at]
         log_weights[at] = rows.target.cpu().numpy()[lanes, forced[at]]
     else:
         given = () if forced is None else (forced[at],)
         symbols[at], log_weights[at] = draw(rows, lanes, uniform[at], *given)
+    if full.any():
+        symbols[at[full]] = EOS_COLUMN
+        log_weights[at[full]] = rows.target[:, EOS_COLUMN].cpu().numpy()[lanes[full]]
     if not (log_weights < np.inf).all():  # nor is NaN
         raise _bad_rows(particles, frontier, rows)
     return symbols, log_weights
@@ -198,6 +201,26 @@ async def replay(
         particles = read.particles if salt is None else read.particles.salted(salt(step + 1))
         frontier = moved(read.after, particles)
     return Replay(particles, frontier, count)
+
+
+def settled(frontier: Frontier, particles: Particles) -> tuple[Frontier, bool]:
+    """Let particles wait that have come to an end in a string of `resample_at`, until all have.
+
+    Args:
+        frontier: after reading.
+        particles: after reading.
+
+    Returns:
+        The frontier, with those apart that wait; and whether any particle is still on its way.
+    """
+    strings = frontier.plan.resample_at
+    if not strings:
+        return frontier, False
+    there = particles.end_in(strings)
+    if (particles.active & ~there).any():
+        waits = there & particles.active & (frontier.lane_of >= 0)
+        return frontier.parting(waits), True
+    return frontier.reunited(), False
 
 
 def moved(frontier: Frontier, particles: Particles, ancestors: IntArray | None = None) -> Frontier:

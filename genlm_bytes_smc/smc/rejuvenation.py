@@ -60,7 +60,7 @@ async def _sweep(
     alive, plan, suffix = np.flatnonzero(~old.dead), frontier.plan, frontier.plan.rejuvenate
     if step == 0 or not len(alive) or suffix is None:
         return old, frontier, 0
-    count = _symbols_read(plan, old)
+    count = old.symbols_read(plan.terminate_when)
     window = np.minimum(count, suffix.longest or step + 1)
     cut = count - 1 - np.floor(rng.random(len(count)) * window).astype(np.int64)
     walk = await _propose(plan, old, cut, range(int(cut[alive].min()), step), rng)
@@ -152,15 +152,4 @@ def _mended(old: Particles, new: Particles, both: IntArray) -> SaltArray | None:
 def _symbol_at(own: Particles, k: int) -> IntArray:
     """Return the symbol that each particle read after k others; its end where the text is over."""
     out: IntArray = np.where(k < own.length, own.text[:, k].astype(np.int64), EOS_COLUMN)
-    return out
-
-
-def _symbols_read(plan: Plan, particles: Particles) -> IntArray:
-    """Return how many symbols each particle has read, int64[N]: its end is one if it drew it."""
-    drew = particles.ended.copy()
-    if plan.terminate_when is not None:
-        texts = particles.texts()
-        stops = {t: bool(plan.terminate_when(t)) for t in {*texts} - {b""}}
-        drew &= ~np.array([stops.get(t, False) for t in texts])
-    out: IntArray = particles.length + drew
     return out

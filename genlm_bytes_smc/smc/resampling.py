@@ -9,7 +9,7 @@ strata; both Kitagawa 1996). Douc, Cappé & Moulines (2005, ISPA) compare them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +157,28 @@ class Rollout:
             mean = shift + np.log(run[:, -1] / self.candidates)
         picked: IntArray = np.arange(len(rows)) * self.candidates + column
         return picked, mean
+
+
+def strings_of(resample_at: Any) -> tuple[bytes, ...]:
+    """Return the strings that `smc(resample_at=...)` names; none for None.
+
+    Raises:
+        TypeError: no string or strings. ValueError: none of them, or an empty one.
+    """
+    if resample_at is None:
+        return ()
+    one = isinstance(resample_at, str | bytes)
+    given = [resample_at] if one else resample_at
+    if not isinstance(given, Iterable):
+        raise TypeError(f"resample_at must be bytes, str or several of them, got {resample_at!r}")
+    strings = list(given)
+    odd = next((s for s in strings if not isinstance(s, str | bytes)), None)
+    if odd is not None:
+        raise TypeError(f"resample_at must be bytes, str or several of them, got {odd!r}")
+    found = tuple(s.encode() if isinstance(s, str) else s for s in strings)
+    if not found or not all(found):
+        raise ValueError(f"resample_at needs strings of at least a byte, got {resample_at!r}")
+    return found
 
 
 @dataclass(frozen=True)

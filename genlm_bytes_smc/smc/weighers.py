@@ -3,8 +3,8 @@
 A run has a tuple of them, applied in this order:
 
 - `Ending` ends texts of which `terminate_when` holds, without a weight;
-- `Critic` multiplies by a potential's weight of the text: an ended text keeps its `complete`
-  weight, an unfinished one has its `prefix` weight until the next byte is read (a twist);
+- `critics.Critic` multiplies by a potential's weight of the text: an ended text keeps its
+  `complete` weight, an unfinished one has its `prefix` weight until it reads on (a twist);
 - `Twist` multiplies unfinished texts by psi(x)^s of a look-ahead, until the next byte is read;
 - `Tempering` raises what was added so far, and the target's soft factors, to the power beta_t.
 
@@ -35,21 +35,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS
-from genlm_bytes_smc.constraints.base import ByteConstraint
-from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc.factors import (
-    BadWeightError,
-    Lanes,
-    Rows,
-    Tree,
-    check_alphabet,
-    name_of,
-    normalised,
-)
-from genlm_bytes_smc.smc.particles import BoolArray, Particles
+from genlm_bytes_smc.smc.factors import Tree, normalised
+from genlm_bytes_smc.smc.lanes import Lanes, Rows
+from genlm_bytes_smc.smc.particles import Particles
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
 Combine = Callable[[Sequence[torch.Tensor]], torch.Tensor]
@@ -82,20 +72,9 @@ class Reads:
     def distinct(
         self, particles: Particles, which: IntArray
     ) -> tuple[list[bytes], IntArray, IntArray]:
-        """Find the distinct texts of some particles that have read.
-
-        Args:
-            particles: after reading.
-            which: int64[A].
-
-        Returns:
-            M texts, a particle of each (int64[M]), and the text of each particle (int64[A]).
-        """
+        """Find the distinct texts of some particles that have read; see `Particles.distinct`."""
         codes = self.lane_of[which] * N_SYMBOLS + self.symbols[which]
-        _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-        first = which[first]
-        rows = zip(particles.text[first], particles.length[first].tolist(), strict=True)
-        return [row[:k].tobytes() for row, k in rows], first, inverse
+        return particles.distinct(which, codes)
 
 
 class Weigher(ABC):
@@ -103,9 +82,11 @@ class Weigher(ABC):
 
     Attributes:
         name: how errors name it; empty if it gives no particle weight zero.
+        potentials: those that it asks about texts.
     """
 
     name = ""
+    potentials: tuple[Any, ...] = ()
 
     @abstractmethod
     async def weigh(self, particles: Particles, reads: Reads) -> Particles:
@@ -135,95 +116,6 @@ class Ending(Weigher):
         ended = particles.ended.copy()
         ended[going] |= stops[inverse]
         return particles._replace(ended=ended)
-
-
-class Critic(Weigher):
-    """A potential, or a function of complete texts, that multiplies the target.
-
-    It is scored once a distinct text.
-
-    Args:
-        critic: a potential over bytes; or a function that returns whether a complete text is
-            admitted (anything that is true or false), or a `float`: its log weight in nats.
-        twist: whether prefixes count before their text has ended.
-
-    Raises:
-        TypeError, ValueError: neither of them, or a potential over other tokens.
-    """
-
-    def __init__(self, critic: Any, twist: bool) -> None:
-        self.critic = critic
-        self.is_potential = isinstance(critic, Potential)
-        if self.is_potential:
-            check_alphabet(critic)
-        elif not callable(critic):
-            raise TypeError(
-                "critic must be a Potential over bytes or a function of complete texts, "
-                f"got {type(critic).__name__}"
-            )
-        self.twist = twist and self.is_potential and not critic.is_terminal_only()
-        shown = None if self.is_potential else getattr(critic, "__name__", None)
-        self.name = f"critic {shown or name_of(critic)}"
-
-    async def weigh(self, particles: Particles, reads: Reads) -> Particles:
-        """See `Weigher`.
-
-        Raises:
-            BadWeightError: the critic gave NaN or +inf.
-        """
-        judged = (reads.lane_of >= 0) & ~particles.dead & (particles.ended | self.twist)
-        which = np.flatnonzero(judged)
-        if len(which) == 0:
-            return particles
-        texts, first, inverse = reads.distinct(particles, which)
-        score = (await self._scores(texts, particles.ended[first]))[inverse]
-        log_weights, twist = particles.log_weights.copy(), particles.twist.copy()
-        log_weights[which] += score
-        twist[which] = np.where(particles.ended[which] | (score == -np.inf), 0.0, score)
-        return particles._replace(log_weights=log_weights, twist=twist)
-
-    async def _scores(self, texts: list[bytes], ended: BoolArray) -> FloatArray:
-        """Return log weights of whole texts and of prefixes, float64[M], nats."""
-        out = np.empty(len(texts))
-        for complete in (True, False):
-            which = np.flatnonzero(ended == complete)
-            if len(which):
-                out[which] = await self._weights([texts[i] for i in which], complete)
-        bad = np.flatnonzero(np.isnan(out) | (out == np.inf))
-        if len(bad):
-            i = int(bad[0])
-            kind = "whole text" if ended[i] else "prefix"
-            raise BadWeightError(f"{self.name} gave {out[i]} for the {kind} {texts[i]!r}")
-        return out
-
-    async def _weights(self, texts: list[bytes], complete: bool) -> FloatArray:
-        """Return log weights of texts, all whole or all prefixes, float64[len(texts)], nats."""
-        if not self.is_potential:
-            return np.array([self._admitted(text) for text in texts])
-        # ours take whole texts; others want lists of tokens
-        ours = isinstance(self.critic, ByteConstraint | ByteLLM)
-        score = self.critic.batch_complete if complete else self.critic.batch_prefix
-        weights = await score(texts if ours else contexts_of(texts))
-        array = weights.detach().cpu().numpy() if torch.is_tensor(weights) else np.asarray(weights)
-        if array.shape != (len(texts),):
-            shape = f"of shape {array.shape} for {len(texts)} texts"
-            raise ValueError(f"{self.name} gave weights {shape}")
-        return array.astype(np.float64)
-
-    def _admitted(self, text: bytes) -> float:
-        """Return 0 or -inf for what the function says is true or false, and a float as it is.
-
-        Raises:
-            TypeError: it returned an integer, which could be meant either way.
-        """
-        said = self.critic(text)
-        if isinstance(said, float | np.floating):
-            return float(said)
-        if isinstance(said, int | np.integer) and not isinstance(said, bool):
-            raise TypeError(
-                f"{self.name} returned the integer {said}: return a bool, or a float (log weight)"
-            )
-        return 0.0 if said else -np.inf
 
 
 class AheadLanes(Lanes):

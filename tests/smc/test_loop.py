@@ -26,7 +26,7 @@ from genlm_bytes_smc.smc import (
     smc_steps,
     smc_sync,
 )
-from genlm_bytes_smc.smc.factors import Lanes
+from genlm_bytes_smc.smc.lanes import Lanes
 from genlm_bytes_smc.smc.plan import make_plan
 from tests.smc.worlds import EXACT, FREE, LONGEST, PATTERN, RANDOM, TOPK, finite, same, toy
 

@@ -9,7 +9,9 @@ from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, TABLES
 from genlm_bytes_smc.smc import BadWeightError, Suffix, frontier, particle_gibbs, smc, smc_repeat
-from genlm_bytes_smc.smc.factors import Lanes, compile_rows, lanes_of
+from genlm_bytes_smc.smc.ensembles import lanes_of
+from genlm_bytes_smc.smc.factors import compile_rows
+from genlm_bytes_smc.smc.lanes import Lanes
 from tests.smc.invariance import LEAST, exact_draws, p_value
 from tests.smc.worlds import LONGEST, exact_weights, finite, total_variation, toy
 

@@ -1,0 +1,318 @@
+"""What each factor of a target knows about D unfinished texts: `Lanes`, which propose and weigh.
+
+- `rows` proposes: log weights of every next byte and of the end, from which bytes are drawn;
+- `step` reads a byte and weighs it: by the entry of the row, or by a better number that is
+  known only once the byte is read. Particles are weighed by what `step` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
+
+import numpy as np
+import torch
+
+from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.beam.rng import KeyArray, mix, start_keys
+from genlm_bytes_smc.constraints.base import ByteConstraint
+from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.smc.factors import name_of
+from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
+
+T = TypeVar("T")
+
+_KEEP_EVERY = 64  # steps between two clearings of a constraint's memory
+
+
+class BadWeightError(ValueError):
+    """A factor, proposal or critic gave NaN or +inf where a log weight is due."""
+
+
+class BadStepError(BadWeightError):
+    """A leaf's step gave NaN or +inf.
+
+    Attributes:
+        leaf: its number.
+        what: what it gave.
+    """
+
+    def __init__(self, leaf: int, what: str) -> None:
+        super().__init__(f"factor {leaf} gave {what}")
+        self.leaf, self.what = leaf, what
+
+
+class Lanes(ABC):
+    """One factor at D unfinished texts, a lane each; a value.
+
+    Attributes:
+        waits: whether `rows` may wait for something, so that factors should wait together.
+    """
+
+    waits = True
+
+    @abstractmethod
+    async def rows(self) -> torch.Tensor:
+        """Return log weights of the next byte and of the end: float64[D, 257], nats."""
+
+    async def rows_within(self, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return rows that may be more exact for the bytes that the whole target admits.
+
+        Args:
+            rows: what `rows` gave.
+            target: float64[D, 257], log weights of the target; -inf where nothing is admitted.
+        """
+        return rows
+
+    @abstractmethod
+    async def step(self, symbols: IntArray) -> tuple[Lanes, FloatArray | None]:
+        """Read a byte in every lane.
+
+        Args:
+            symbols: int64[D], 0..255. The end of a text is not read: its row weighs it.
+
+        Returns:
+            The lanes after the bytes, and the log weight of each byte, float64[D], nats. None
+            stands for the entries of `rows`. Where a row gives a byte -inf, so must the step.
+        """
+
+    @abstractmethod
+    def gather(self, lanes: IntArray) -> Lanes:
+        """Return the lanes `lanes` int64[D'], in that order, repeats allowed."""
+
+    def joined(self, others: Sequence[Self]) -> Lanes:
+        """Return these lanes and then those of others of the same factor, of any lengths.
+
+        Raises:
+            NotImplementedError: texts of this factor cannot wait.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot wait")
+
+    def remembering(self) -> Lanes:
+        """Return lanes that forget nothing, as texts that wait will want it."""
+        return self
+
+    def seeded(self, seeds: Sequence[int | None]) -> Lanes:
+        """Return lanes whose draws, if they make any, depend on a seed each from here on."""
+        return self
+
+    def salted(self, salt: KeyArray) -> Lanes:
+        """Return lanes whose draws, if they make any, depend on `salt` uint64[D] from here on."""
+        return self
+
+
+class BeamLanes(Lanes):
+    """A language model as byte beams, one a text."""
+
+    def __init__(self, lanes: Any) -> None:
+        self.lanes = lanes
+
+    async def rows(self) -> torch.Tensor:
+        """See `Lanes`."""
+        rows: torch.Tensor = await self.lanes.rows()
+        return rows
+
+    async def rows_within(self, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See `Lanes`."""
+        if self.lanes.params.prune != "deferred":
+            return rows
+        within = torch.where(torch.isneginf(target), -torch.inf, rows)
+        share = torch.exp(torch.logsumexp(within, 1) - torch.logsumexp(rows, 1))
+        sharper: torch.Tensor = await self.lanes.rows_within(share.nan_to_num(1.0).cpu().numpy())
+        return sharper
+
+    async def step(self, symbols: IntArray) -> tuple[BeamLanes, FloatArray | None]:
+        """See `Lanes`; deferred beams know the weight of a byte once they have read it."""
+        after = await self.lanes.step(symbols)
+        if self.lanes.params.prune != "deferred":
+            return BeamLanes(after), None
+        with np.errstate(invalid="ignore"):
+            gain = np.where(after.log_z > -np.inf, after.log_z - self.lanes.log_z, -np.inf)
+        return BeamLanes(after), gain
+
+    def gather(self, lanes: IntArray) -> BeamLanes:
+        """See `Lanes`."""
+        return BeamLanes(self.lanes.gather(lanes))
+
+    def joined(self, others: Sequence[BeamLanes]) -> BeamLanes:
+        """See `Lanes`."""
+        return BeamLanes(type(self.lanes).cat([self.lanes, *(other.lanes for other in others)]))
+
+    def seeded(self, seeds: Sequence[int | None]) -> BeamLanes:
+        """See `Lanes`; None leaves a lane's draws as they are."""
+        if not self.lanes.params.unbiased or all(s is None for s in seeds):
+            return self
+        given = np.array([s is not None for s in seeds])
+        keys = start_keys(np.array([s or 0 for s in seeds], dtype=np.uint64))
+        return self._keyed(np.where(given, self.lanes.state.key ^ keys, self.lanes.state.key))
+
+    def salted(self, salt: KeyArray) -> BeamLanes:
+        """See `Lanes`."""
+        if not self.lanes.params.unbiased:
+            return self
+        return self._keyed(mix(self.lanes.state.key ^ salt))
+
+    def _keyed(self, key: KeyArray) -> BeamLanes:
+        state = self.lanes.state._replace(key=key)
+        return BeamLanes(self.lanes.replace(state, log_z=self.lanes.log_z))
+
+
+class StateLanes(Lanes):
+    """A constraint as a vector of states; it waits for nothing.
+
+    Args:
+        constraint: one that nobody else uses, as its memory is cleared now and then.
+        state: int64[D].
+        age: steps since the empty text; None: its memory is not cleared.
+    """
+
+    waits = False
+
+    def __init__(
+        self, constraint: ByteConstraint, state: torch.Tensor, age: int | None = 0
+    ) -> None:
+        self.constraint = constraint
+        self.state = state
+        self.age = age
+
+    async def rows(self) -> torch.Tensor:
+        """See `Lanes`."""
+        return self.constraint.block(self.state)
+
+    async def step(self, symbols: IntArray) -> tuple[StateLanes, None]:
+        """See `Lanes`."""
+        state = self.constraint.step(self.state, send(symbols, self.state.device))
+        age = None if self.age is None else self.age + 1
+        if age is not None and age % _KEEP_EVERY == 0:
+            self.constraint.keep([state])
+        return StateLanes(self.constraint, state, age), None
+
+    def gather(self, lanes: IntArray) -> StateLanes:
+        """See `Lanes`."""
+        at = send(lanes, self.state.device)
+        return StateLanes(self.constraint, self.state[at], self.age)
+
+    def joined(self, others: Sequence[StateLanes]) -> StateLanes:
+        """See `Lanes`."""
+        states = torch.cat([self.state, *(other.state for other in others)])
+        return StateLanes(self.constraint, states, self.age)
+
+    def remembering(self) -> StateLanes:
+        """See `Lanes`."""
+        return StateLanes(self.constraint, self.state, None)
+
+
+class ContextLanes(Lanes):
+    """Any other potential over bytes, asked about whole texts by `batch_logw_next`."""
+
+    def __init__(self, potential: Any, contexts: list[list[bytes]]) -> None:
+        self.potential = potential
+        self.contexts = contexts
+
+    async def rows(self) -> torch.Tensor:
+        """See `Lanes`."""
+        lazy = await self.potential.batch_logw_next(self.contexts)
+        block = torch.as_tensor(lazy.weights).double()
+        wanted = (len(self.contexts), len(self.potential.vocab_eos))
+        if tuple(block.shape) != wanted:
+            raise ValueError(
+                f"{name_of(self.potential)}.batch_logw_next returned weights of shape "
+                f"{tuple(block.shape)}, expected {wanted}"
+            )
+        if self.potential.vocab is BYTES or self.potential.vocab == BYTES:
+            return block
+        out = block.new_full((len(block), N_SYMBOLS), -torch.inf)
+        columns = [*(token[0] for token in self.potential.vocab), EOS_COLUMN]
+        out[:, columns] = block
+        return out
+
+    async def step(self, symbols: IntArray) -> tuple[ContextLanes, None]:
+        """See `Lanes`."""
+        read = zip(self.contexts, symbols.tolist(), strict=True)
+        return ContextLanes(self.potential, [[*text, BYTES[b]] for text, b in read]), None
+
+    def gather(self, lanes: IntArray) -> ContextLanes:
+        """See `Lanes`."""
+        return ContextLanes(self.potential, [self.contexts[i] for i in lanes.tolist()])
+
+    def joined(self, others: Sequence[ContextLanes]) -> ContextLanes:
+        """See `Lanes`."""
+        every = [*self.contexts, *(context for other in others for context in other.contexts)]
+        return ContextLanes(self.potential, every)
+
+
+class Rows(NamedTuple):
+    """Log weights of what may come next after each of D distinct texts, nats.
+
+    Attributes:
+        blocks: one float64[D, 257] a factor.
+        target: float64[D, 257], unnormalised.
+        proposal: float64[D, 257] to draw from, unnormalised; None: the target itself.
+    """
+
+    blocks: Sequence[torch.Tensor]
+    target: torch.Tensor
+    proposal: torch.Tensor | None
+
+
+async def rows_of(lanes: Sequence[Lanes]) -> list[torch.Tensor]:
+    """Return the rows of several factors; language models of one engine share a forward."""
+    slow = [factor for factor in lanes if factor.waits]
+    if len(slow) < 2:
+        return [await factor.rows() for factor in lanes]
+    found = iter(await together([factor.rows() for factor in slow]))
+    return [next(found) if f.waits else await f.rows() for f in lanes]
+
+
+def revision(
+    exponents: FloatArray,
+    blocks: Sequence[torch.Tensor],
+    parents: IntArray,
+    symbols: IntArray,
+    weights: Sequence[FloatArray | None],
+) -> FloatArray:
+    """Return the log weight of bytes that were read over what the tree's row said, nats.
+
+    Args:
+        exponents: float64[leaves], see `Tree.exponents`.
+        blocks: the leaves' rows, float64[D, 257] each.
+        parents: int64[D'], the row that each byte was drawn from.
+        symbols: int64[D'], the bytes.
+        weights: what the steps of the leaves returned.
+
+    Returns:
+        float64[D']: -inf where a step says so, whatever the sign of its power.
+
+    Raises:
+        BadWeightError: NaN or +inf; its `leaf` says which leaf gave it.
+    """
+    out = np.zeros(len(symbols))
+    for i, weight in enumerate(weights):
+        if weight is None or exponents[i] == 0:
+            continue
+        bad = np.flatnonzero(np.isnan(weight) | (weight == np.inf))
+        if len(bad):
+            what = f"{weight[bad[0]]} to the byte {bytes([symbols[bad[0]]])!r} that it has read"
+            raise BadStepError(i, what)
+        said = blocks[i].cpu().numpy()[parents, symbols]
+        dead = weight == -np.inf
+        change = exponents[i] * np.where(dead, 0.0, weight - np.where(dead, 0.0, said))
+        out += np.where(dead, -np.inf, change)
+    return out
+
+
+async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await concurrent calls; if one fails or we are cancelled, leave none running."""
+    if not calls:
+        return []
+    if len(calls) == 1:
+        return [await calls[0]]
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
