@@ -116,14 +116,15 @@ def _units(result: Read) -> tuple[IntArray, FloatArray]:
 def _track(cut: Cut, spans: IntArray) -> Iterator[str]:
     """Yield for each character which token of a cut it is in.
 
-    "a" and "b" in turn, a token each; "x" where a token ends inside the character.
+    "i" and "b" in turn, a token each; "u" where a token ends inside the character: the elements
+    that show it.
     """
     ends = np.array(cut.ends, dtype=np.int64)
     for a, b in spans.tolist():
         if ((ends > a) & (ends < b)).any():
-            yield "x"
+            yield "u"
         else:
-            yield "ab"[int((ends <= a).sum()) % 2]
+            yield "ib"[int((ends <= a).sum()) % 2]
 
 
 def _legend() -> list[tuple[int, str]]:

@@ -176,13 +176,14 @@ def _log_shares(steps: Sequence[StepInfo], n: int, recorded: bool) -> FloatArray
 
 
 def drawing(found: Sequence[Stretch], *, letters: bool) -> dict[str, Any]:
-    """Return lines from ancestors to descendants, and what was read on them.
+    """Return lines from ancestors to descendants, and what was read on them, row by row.
 
     Args:
         found: of `stretches`, at least one.
         letters: whether symbols were noted.
     """
-    lost, kept, texts = list[str](), list[str](), list[tuple[str, int, str, bool]]()
+    lost, kept = list[str](), list[str]()
+    texts: dict[tuple[int, bool], tuple[list[str], list[str]]] = {}
     for k, s in enumerate(found):
         for row, (parent, keeps, lives) in enumerate(
             zip(s.parents.tolist(), s.kept.tolist(), s.alive.tolist(), strict=True)
@@ -191,19 +192,21 @@ def drawing(found: Sequence[Stretch], *, letters: bool) -> dict[str, Any]:
                 continue
             y = _y(row)
             width = s.stops[row] + 0.9 if s.stops[row] >= 0 else s.end - s.begin
-            join = f"M{_x(s.begin, k - 1)} {_y(parent)}L{_x(s.begin, k)} {y}"
-            line = f"M{_x(s.begin, k)} {y}H{_x(s.begin + width, k)}"
-            (kept if keeps else lost).append((join if parent >= 0 else "") + line)
-            if letters:
-                at = np.flatnonzero(s.read[:, row] >= 0)
-                signs = letters_of(s.read[at, row].tolist())
-                xs = " ".join(_x(s.begin + int(t) + 0.5, k) for t in at)
-                if signs:
-                    texts.append((xs, y - 5, signs, keeps))
+            join = f"M{_x(s.begin, k - 1)} {_y(parent)}L" if parent >= 0 else "M"
+            line = f"{join}{_x(s.begin, k)} {y}H{_x(s.begin + width, k)}"
+            (kept if keeps else lost).append(line)
+            at = np.flatnonzero(s.read[:, row] >= 0) if letters else ()
+            if len(at):
+                xs, signs = texts.setdefault((y - 5, keeps), ([], []))
+                xs += [_x(s.begin + int(t) + 0.5, k) for t in at]
+                signs.append(letters_of(s.read[at, row].tolist()))
     rows = max(len(s.particles) for s in found)
     width, height = _x(found[-1].end + 1, len(found) - 1), f"{rows * DY + 8}"
+    written = [
+        (" ".join(xs), y, "".join(signs), keeps) for (y, keeps), (xs, signs) in texts.items()
+    ]
     lines = {"lost": "".join(lost), "kept": "".join(kept)}
-    return {"width": width, "height": height, **lines, "letters": texts}
+    return {"width": width, "height": height, **lines, "letters": written}
 
 
 def _x(step: float, stretch: int) -> str:
