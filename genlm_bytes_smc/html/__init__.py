@@ -45,4 +45,4 @@ def printable(text: str | bytes) -> str:
 
 def probability(p: float) -> str:
     """Return a probability with four decimals, or two significant digits if it is small."""
-    return f"{p:.4f}" if p >= 0.001 or p == 0 else f"{p:.1e}"
+    return f"{p:.4f}" if p >= 0.001 or p == 0 else f"{p:.1e}".replace("e-0", "e-")
