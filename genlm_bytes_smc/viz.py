@@ -87,7 +87,7 @@ def _ancestry(result: SMCResult) -> dict[str, Any]:
     return {
         "recorded": recorded,
         "ancestry": viz_tree.drawing(found, letters=recorded),
-        "steps": viz_tree.stepping(found, total - steps) | {"recorded": recorded},
+        "steps": viz_tree.stepping(found, total - steps, recorded=recorded),
         "left_out": " and ".join(left_out),
     }
 

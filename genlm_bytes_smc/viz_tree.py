@@ -240,20 +240,23 @@ def _sign(c: str) -> str:
     return "◆" if odd or ord(c) > 0xFFFF else c
 
 
-def stepping(found: Sequence[Stretch], first: int) -> dict[str, Any]:
+def stepping(found: Sequence[Stretch], first: int, *, recorded: bool) -> dict[str, Any]:
     """Return the same lines for the page's script, which steps through them.
 
     Args:
         found: of `stretches`.
         first: how many steps come before those that are drawn.
+        recorded: whether symbols and weights were noted; if not, "s" and "w" are empty.
 
     Returns:
-        "first", and for each stretch: "b", "e" as `begin`, "end"; "i" particles, "p" parents;
-        "k" kept, a digit a row; "s" what each row read, two digits a step ("--" nothing, "##"
-        the end); "w" log shares of each row, one a step, None for a dead particle.
+        "first", "recorded", sizes, and for each stretch: "b", "e" as `begin`, "end"; "i"
+        particles, "p" parents; "k" kept, a digit a row; "s" what each row read, two digits a
+        step ("--" nothing, "##" the end); "w" log shares of each row, one a step, None for a
+        dead particle.
     """
     return {
         "first": first,
+        "recorded": recorded,
         "dx": DX,
         "dy": DY,
         "left": LEFT,
@@ -265,10 +268,10 @@ def stepping(found: Sequence[Stretch], first: int) -> dict[str, Any]:
                 "i": s.particles.tolist(),
                 "p": s.parents.tolist(),
                 "k": "".join("01"[k] for k in s.kept.tolist()),
-                "s": ["".join(map(_digits, read)) for read in s.read.T.tolist()],
+                "s": ["".join(map(_digits, x)) for x in s.read.T.tolist()] if recorded else [],
                 "w": [
                     [round(w, 3) if w > -np.inf else None for w in row]
-                    for row in s.log_shares.T.tolist()
+                    for row in (s.log_shares.T.tolist() if recorded else ())
                 ],
             }
             for s in found

@@ -67,13 +67,13 @@ def result():
     return smc_sync(target, N, 0.95, 12, seed=4, record=True, progress=False)
 
 
-def made(n, steps, texts=None, resample=True, seed=0):
-    """A recorded run of printable bytes, with a resampling after every third step."""
+def made(n, steps, texts=None, resample=True, seed=0, recorded=True, dead=False):
+    """A run of printable bytes, with a resampling after every third step."""
     rng = np.random.default_rng(seed)
     history, text = [], np.zeros((n, 0), dtype=np.uint8)
     for t in range(steps):
         symbols = rng.integers(97, 123, n) if texts is None else texts[:, t]
-        weights = rng.normal(size=n) * 3
+        weights = rng.normal(size=n) * 3 if not (dead and t + 1 == steps) else np.full(n, -np.inf)
         text = np.concatenate([text, symbols[:, None].astype(np.uint8)], axis=1)
         copied = resample and t % 3 == 2 and t + 1 < steps
         ancestors = np.sort(rng.integers(0, n, n)) if copied else None
@@ -81,7 +81,8 @@ def made(n, steps, texts=None, resample=True, seed=0):
             text = text[ancestors]
         history.append(
             StepInfo(t, 1.0, float(weights.mean()), n, 0, 0, n, ancestors=ancestors,
-                     symbols=symbols.astype(np.int16), log_weights=weights)
+                     symbols=symbols.astype(np.int16) if recorded else None,
+                     log_weights=weights if recorded else None)
         )  # fmt: skip
     zeros = np.zeros(n)
     particles = Particles(
@@ -185,6 +186,14 @@ def test_letters_keep_their_place():
     signs = letters_of(symbols)
     assert signs == "é╌◆╌╌╌◆╌◆╌a↵·◆◆■"
     assert len(signs) == len(symbols) == len(signs.encode("utf-16-le")) // 2
+
+
+def test_a_run_that_noted_no_symbols_shows_lines_alone():
+    """Without `record=True` the ancestry is there, without letters and without texts by step."""
+    page = run_page(made(9, 10, recorded=False))
+    assert Page(page).letters == [] and "Ancestry" in page
+    assert "Particles by step" not in page
+    assert all(part["s"] == part["w"] == [] and len(part["p"]) == 9 for part in data(page)["parts"])
 
 
 # -- safety and size ------------------------------------------------------------------------

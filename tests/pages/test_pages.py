@@ -47,6 +47,9 @@ def pages():
         "run": run_page(made(12, 24), about, surprisals=read),
         "surprisal": surprisal_page(read),
         "notebook": frame + read[0]._repr_html_() + choice._repr_html_(),
+        "plain": run_page(made(12, 24, recorded=False)),
+        "dead": run_page(made(3, 5, dead=True)),
+        "one": run_page(made(1, 1)),
         "hostile": run_page(
             made(4, len(HOSTILE), np.frombuffer(HOSTILE, np.uint8)[None].repeat(4, 0), False),
             surprisals=[coloured(HOSTILE)],
@@ -227,3 +230,14 @@ def test_a_hostile_text_does_nothing(tmp_path):
     ((_, (scripts, shown)),) = browse(tmp_path, "light", [("hostile", 400, [last, seen])])
     assert scripts == 1
     assert "</script><script>alert(1)</script><!--\\u0000\\u0007\\u001b[31m��\\u{202e}" in shown
+
+
+def test_runs_of_other_kinds_step_without_errors(tmp_path):
+    """A run that noted no symbols, one whose particles all died, and one of one step."""
+    keys = [{"js": "document.getElementById('tree').focus();return 0"}]
+    keys += [{"key": k} for k in ("Home", "Right", "Down", "Right", "Right", "Left", "End", "Up")]
+    names = ("plain", "dead", "one")
+    found = browse(tmp_path, "light", [(n, 400, [*keys, STEP, WHO]) for n in names])
+    assert [step for _, step, _ in found] == ["step 24 of 24", "step 5 of 5", "step 1 of 1"]
+    assert "of the weight" not in found[0][2] and "copied from particle" in found[0][2]
+    assert "no final particle of weight descends" in found[1][2]
