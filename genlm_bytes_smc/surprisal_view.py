@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.html import printable
+from genlm_bytes_smc.html import printable, probability
 from genlm_bytes_smc.text_parts import Cut, IntArray, spans_of
 
 FloatArray = npt.NDArray[np.float64]
@@ -76,7 +76,7 @@ def view(result: Read, most_columns: int = MOST_COLUMNS) -> dict[str, Any]:
         "model": result.model,
         "told": f"{bits:.2f} bits, {result.bits_per_byte:.3f} a byte",
         "legend": _legend(),
-        "cuts": [f"{cut.share:.4f}" for cut in result.cuts] if in_columns else [],
+        "cuts": [probability(cut.share) for cut in result.cuts] if in_columns else [],
         "cells": [
             {
                 "text": shown(result.text[a:b], columns=in_columns),

@@ -33,7 +33,7 @@ async def read_again(llm: ByteLLM, result: SMCResult) -> list[dict[str, Any]]:
         {
             "text": base64.b64encode(r.text).decode("ascii"),
             "nats": [round(x, 4) if np.isfinite(x) else None for x in r.bytewise.tolist()],
-            "cuts": [[round(cut.share, 6), list(cut.ends)] for cut in r.cuts],
+            "cuts": [[float(f"{cut.share:.4g}"), list(cut.ends)] for cut in r.cuts],
         }
         for r in found
     ]
