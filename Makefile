@@ -18,7 +18,7 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-newest test-vllm lint format docs docs-site refresh bench experiments clean
+.PHONY: help setup demo test test-newest test-vllm test-pages lint format docs docs-site refresh bench experiments clean
 
 help:
 	@echo "make demo     set everything up and complete a text with the bundled model"
@@ -26,6 +26,7 @@ help:
 	@echo "make test     set everything up and run all checks"
 	@echo "make test-newest  the models' tests with the newest transformers that is allowed"
 	@echo "make test-vllm  vLLM on the CPU, in .venv-vllm of its own (3.3 GB, some minutes)"
+	@echo "make test-pages  pages in a browser, from .venv-pages of its own (0.7 GB)"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make format   let ruff format the code"
 	@echo "make docs-site  the documentation as web pages, with its links checked, in site/"
@@ -114,6 +115,19 @@ VLLM_PIP := $(VLLM)/python -m pip --disable-pip-version-check --quiet
 test-vllm: .venv-vllm/ready
 	$(VLLM)/python -m pytest -o filterwarnings=default tests/vllm $(ARGS)
 
+# Pages of runs in a browser: PySide6 with QtWebEngine, in .venv-pages. PAGES_WRITE=1 keeps what is seen.
+PAGES := .venv-pages/bin/python
+
+.venv-pages/ready: .venv/ready pyproject.toml
+	@echo "setting up .venv-pages (once; 0.7 GB)"
+	@$(PY) -m venv --clear .venv-pages
+	@$(PAGES) -m pip --disable-pip-version-check --quiet install \
+	  $$(sed -n 's/^pages = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
+	@touch $@
+
+test-pages: .venv-pages/ready
+	$(PY) -m pytest -q tests/test_viz.py tests/pages $(ARGS)
+
 format: .venv/ready
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
@@ -151,4 +165,4 @@ experiments: .venv/ready
 	done
 
 clean:
-	rm -rf .venv .venv-newest .venv-vllm .venv-docs site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-newest .venv-vllm .venv-docs .venv-pages site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

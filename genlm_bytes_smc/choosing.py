@@ -20,7 +20,7 @@ from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN
 from genlm_bytes_smc.blocking import blocking
-from genlm_bytes_smc.html import printable, render
+from genlm_bytes_smc.html import printable, probability, render
 from genlm_bytes_smc.lm.adapter import as_engine
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
@@ -136,7 +136,7 @@ class Choice:
         return f"Choice({shown}{', …' if len(self) > 5 else ''})"
 
     def _repr_html_(self) -> str:
-        return render("choice", rows=list(self._shown()))
+        return render("choice", rows=[(p, probability(p), *rest) for p, *rest in self._shown()])
 
     def _shown(self) -> Iterator[tuple[float, float, str]]:
         for i in np.argsort(-self.log_weights, kind="stable").tolist():

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
-import regex
 
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.beam.single import lanes_for
+from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
 from genlm_bytes_smc.blocking import blocking
 from genlm_bytes_smc.choosing import as_byte_llm, encoded
 from genlm_bytes_smc.html import printable, render
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.scoring import DEFERRED_CHUNK, Reader, ScoreError
+from genlm_bytes_smc.surprisal_view import view
+from genlm_bytes_smc.text_parts import Cut, Per, spans_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-Spans = Sequence[tuple[int, int]]
-Per = Literal["byte", "character", "word"] | Spans
-
 LANES = 32  # texts that are read side by side
-_WORD = regex.compile(rb"\s*\S+|\s+$")
+CUTS = 4  # ways to cut a text into tokens that are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +43,16 @@ class Surprisal:
             the first byte on that the model cannot read.
         spans: int64[N, 2], begin and end of each part, in bytes.
         model: a name of the model.
+        cuts: the likeliest ways to cut the text into tokens that the beam holds at its end, at
+            most `CUTS`, likeliest first; none if the text was read in stretches, or not to
+            its end.
     """
 
     text: bytes
     bytewise: FloatArray
     spans: IntArray
     model: str = ""
+    cuts: tuple[Cut, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of parts, N."""
@@ -111,16 +112,7 @@ class Surprisal:
 
     def view(self) -> dict[str, Any]:
         """Return what templates show."""
-        finite = self.bits[np.isfinite(self.bits)]
-        most = max(float(finite.max(initial=0.0)), 1e-9)
-        shares = np.minimum(np.where(np.isfinite(self.bits), self.bits, most) / most, 1.0)
-        cells = zip(self.parts, self.bits.tolist(), shares.tolist(), strict=True)
-        told = f"{self.total / math.log(2):.2f} bits, {self.bits_per_byte:.3f} a byte"
-        parts = [
-            {"text": part.decode("utf-8", errors="backslashreplace"), "bits": b, "share": s}
-            for part, b, s in cells
-        ]
-        return {"model": self.model, "told": told, "parts": parts, "most": most}
+        return view(self)
 
     def __str__(self) -> str:
         lines = [
@@ -193,8 +185,8 @@ async def surprisal(
     spans = [spans_of(t, per) for t in texts]
     model = as_byte_llm(llm, prompt, beam_params, transform)
     name = llm if isinstance(llm, str) else ""
-    paths = await _bytewise(model, texts, advance)
-    found = [Surprisal(t, p, s, name) for t, p, s in zip(texts, paths, spans, strict=True)]
+    read = await _bytewise(model, texts, advance)
+    found = [Surprisal(t, p, s, name, c) for t, s, (p, c) in zip(texts, spans, read, strict=True)]
     return found if many else found[0]
 
 
@@ -229,78 +221,54 @@ async def compare_surprisal(
 compare_surprisal_sync = blocking(compare_surprisal)
 
 
-# -- parts of texts ----------------------------------------------------------------------
-
-
-def spans_of(text: bytes, per: Per) -> IntArray:
-    """Return begin and end of each part of a text, int64[N, 2]; see `surprisal`.
-
-    Raises:
-        ValueError: an unknown `per`, or a span outside the text.
-    """
-    if isinstance(per, str):
-        if per not in _CUTS:
-            raise ValueError(f"per must be one of {sorted(_CUTS)} or a list of spans, got {per!r}")
-        ends = list(_CUTS[per](text))
-        return np.array([[0, *ends[:-1]], ends], dtype=np.int64).T if ends else _NO_SPANS
-    spans = np.asarray(per, dtype=np.int64) if len(per) else _NO_SPANS
-    if spans.ndim != 2 or spans.shape[1] != 2:
-        raise ValueError(f"spans must be pairs (begin, end) of bytes, got {per!r}")
-    bad = (spans[:, 0] < 0) | (spans[:, 1] < spans[:, 0]) | (spans[:, 1] > len(text))
-    if bad.any():
-        begin, end = spans[bad][0].tolist()
-        raise ValueError(f"the span ({begin}, {end}) is none of a text of {len(text)} bytes")
-    return spans
-
-
-_NO_SPANS = np.empty((0, 2), dtype=np.int64)
-
-
-def _characters(text: bytes) -> Iterator[int]:
-    """Yield where characters end; each byte that is part of none is one."""
-    escaped = text.decode("utf-8", errors="surrogateescape")
-    sizes = (len(c.encode("utf-8", errors="surrogateescape")) for c in escaped)
-    return itertools.accumulate(sizes)
-
-
-def _words(text: bytes) -> Iterator[int]:
-    return (m.end() for m in _WORD.finditer(text))
-
-
-_CUTS: dict[str, Callable[[bytes], Iterator[int]]] = {
-    "byte": lambda text: iter(range(1, len(text) + 1)),
-    "character": _characters,
-    "word": _words,
-}
-
-
 # -- reading -----------------------------------------------------------------------------
 
 
 async def _bytewise(
     llm: ByteLLM, texts: Sequence[bytes], advance: Callable[[int], object]
-) -> list[FloatArray]:
-    """Return the surprisal of each byte of each text, nats."""
+) -> list[tuple[FloatArray, tuple[Cut, ...]]]:
+    """Return the surprisal of each byte of each text, nats, and how each may be cut."""
     root = await (await llm.lanes(1)).as_prompt(literal=True)
     engine = llm.model.engine
     depth = len(engine.start) + len(llm.prompt_bytes)
     room = DEFERRED_CHUNK if engine.window is None else engine.window - depth
-    out = [np.empty(0)] * len(texts)
+    out: list[tuple[FloatArray, tuple[Cut, ...]]] = [(np.empty(0), ())] * len(texts)
     fits = sorted((i for i, t in enumerate(texts) if len(t) <= room), key=lambda i: len(texts[i]))
     for at in range(0, len(fits), LANES):
         batch = fits[at : at + LANES]
         lanes = root.gather([0] * len(batch))
-        _, paths = await read_paths(lanes, [texts[i] for i in batch])
-        for i, path in zip(batch, paths, strict=True):
-            out[i] = _steps(path, float(root.log_z[0]))
+        after, paths = await read_paths(lanes, [texts[i] for i in batch])
+        for lane, (i, path) in enumerate(zip(batch, paths, strict=True)):
+            out[i] = _steps(path, float(root.log_z[0])), cuts_of(after.gather([lane]), texts[i])
             advance(len(texts[i]))
     begin = await lanes_for(llm.params).start(llm.model, llm.params)
     for i in set(range(len(texts))) - set(fits):
         steps = list[float]()
         reader = Reader(begin, advance, root, steps)  # type: ignore[arg-type]
         await reader.read(texts[i])
-        out[i] = -np.array(steps)
+        out[i] = -np.array(steps), ()
     return out
+
+
+def cuts_of(lanes: Any, text: bytes) -> tuple[Cut, ...]:
+    """Return the likeliest ways to cut a text into tokens in the beam that has read it.
+
+    Args:
+        lanes: one lane, of either class.
+        text: the last bytes that it read.
+    """
+    shares: dict[tuple[int, ...], float] = {}
+    for candidate in ByteBeamState(lanes).candidates if text else ():
+        at, ends = len(text) - len(candidate.partial), list[int]()
+        for token in reversed(candidate.tokens):
+            if at < 0:
+                break
+            ends.append(at)
+            at -= len(token)
+        key = tuple(sorted({e for e in ends if e < len(text)}))
+        shares[key] = shares.get(key, 0.0) + candidate.share
+    best = sorted(shares.items(), key=lambda item: -item[1])[:CUTS]
+    return tuple(Cut(min(share, 1.0), ends) for ends, share in best if share > 0)
 
 
 def _steps(path: FloatArray, first: float) -> FloatArray:
@@ -311,6 +279,12 @@ def _steps(path: FloatArray, first: float) -> FloatArray:
 
 
 __all__ = [
-    "ScoreError", "Surprisal", "compare_surprisal", "compare_surprisal_sync", "surprisal",
+    "Cut",
+    "ScoreError",
+    "Surprisal",
+    "compare_surprisal",
+    "compare_surprisal_sync",
+    "spans_of",
+    "surprisal",
     "surprisal_sync",
 ]  # fmt: skip

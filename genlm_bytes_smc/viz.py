@@ -1,7 +1,12 @@
 """A run of `smc` as one HTML page that needs nothing else.
 
-Coordinates are computed here, markup is in `html/run.html.j2`. Charts are plain SVG: matplotlib's
-would bring links and fixed colours into a page that has neither.
+Coordinates are computed here and in `viz_tree.py`, markup is in `html/run.html.j2`. Charts are
+plain SVG: matplotlib's would bring links and fixed colours into a page that has neither.
+
+A page of 32 particles and 100 bytes takes some 110 kB. Greater runs are shown in part, and the
+page says so: 50 texts, cut after 1,000 characters; the ancestry of the particles that weigh most,
+as many as `viz_tree.MOST_CELLS` allows, over the last `viz_tree.MOST_STEPS` steps. No page is
+greater than `MOST_BYTES`.
 """
 
 from __future__ import annotations
@@ -11,21 +16,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN
-from genlm_bytes_smc.html import printable, render
+from genlm_bytes_smc import viz_tree
+from genlm_bytes_smc.html import printable, probability, render
 from genlm_bytes_smc.smc import SMCResult, StepInfo
+from genlm_bytes_smc.surprisal_view import Read, view
 
-BoolArray = npt.NDArray[np.bool_]
-
+MOST_BYTES = 1_000_000  # of a page
 _MOST_TEXTS = 50  # rows of the posterior table
-_MOST_LETTERED = 64  # particles up to which the ancestry shows the bytes they read
+_MOST_CHARACTERS = 1000  # of a text in that table
+_MOST_READ = 4  # texts that are coloured
+_MOST_COLUMNS = 500  # bytes of coloured texts, in all, under which tokens are shown
+_MOST_COLOURED = 4000  # bytes of coloured texts in all
+_MOST_POINTS = 400  # of a line in a chart
+_DECADES = 6  # of the logarithmic bars
 _LEFT, _RIGHT, _TOP, _BASE = 48, 450, 10, 190  # of a chart's area, pixels
 
 
 def run_page(
-    result: SMCResult, about: Mapping[str, Any] | None = None, title: str = "SMC run"
+    result: SMCResult,
+    about: Mapping[str, Any] | None = None,
+    title: str = "SMC run",
+    surprisals: Sequence[Read] = (),
 ) -> str:
     """Return the page, as HTML text.
 
@@ -33,6 +45,8 @@ def run_page(
         result: of a run; with `record=True`, the page shows the particles of each step.
         about: what the run was asked for (prompt, model, constraint, ess_threshold), if known.
         title: of the page.
+        surprisals: of texts of the run, byte by byte, under its language model; the first four
+            are shown, coloured, with the tokens of the beam's candidates under the bytes.
 
     Raises:
         ValueError: steps of another number of particles than the result has, as in a run that
@@ -40,7 +54,6 @@ def run_page(
     """
     about, history = about or {}, result.history
     _check_sizes(history, result.size)
-    recorded = all(i.symbols is not None and i.log_weights is not None for i in history)
     names = [n for n in ("prompt", "constraint", "model", "resampling") if about.get(n)]
     texts = result.grouped()
     limit = about.get("ess_threshold")
@@ -48,16 +61,69 @@ def run_page(
     return render(
         "run",
         title=printable(title),
-        about=[(n, printable(str(about[n]))) for n in names],
+        about=[(n, _cut(printable(str(about[n])))) for n in names],
         tiles=_tiles(result),
-        texts=[(printable(text), *rest) for text, *rest in texts[:_MOST_TEXTS]],
+        texts=_texts(texts[:_MOST_TEXTS]),
         more=len(texts) - _MOST_TEXTS,
-        recorded=recorded,
-        ancestry=_ancestry(result, recorded) if history else None,
-        ess=_chart(history, result.ess_path.tolist(), line, 0.0),
-        log_ml=_chart(history, result.log_ml_path.tolist(), None, None),
-        steps=[_step(info) for info in history] if recorded else [],
+        coloured=_coloured(surprisals),
+        ess=_chart(history, result.ess_path.tolist(), line, 0.0) if history else None,
+        log_ml=_chart(history, result.log_ml_path.tolist(), None, None) if history else None,
+        **_ancestry(result),
     )
+
+
+def _ancestry(result: SMCResult) -> dict[str, Any]:
+    """Return what the page shows of the particles by step."""
+    recorded, total = viz_tree.is_recorded(result), len(result.history)
+    if not total:
+        return {"recorded": False, "ancestry": None, "steps": None, "left_out": ""}
+    found = viz_tree.stretches(result)
+    rows, steps = viz_tree.rows_drawn(result), min(total, viz_tree.MOST_STEPS)
+    left_out = list[str]()
+    if rows < result.size:
+        left_out.append(f"the {rows} of {result.size:,} particles that weigh most in the end")
+    if steps < total:
+        left_out.append(f"the last {steps} of {total:,} steps")
+    return {
+        "recorded": recorded,
+        "ancestry": viz_tree.drawing(found, letters=recorded),
+        "steps": viz_tree.stepping(found, total - steps, recorded=recorded),
+        "left_out": " and ".join(left_out),
+    }
+
+
+def _texts(
+    found: Sequence[tuple[bytes, float, int, bool]],
+) -> list[tuple[str, str, str, int, bool]]:
+    """Return (text, probability, widths of its bar, particles, ended) of each row."""
+    most = max((p for _, p, _, _ in found), default=1.0)
+    return [
+        (_cut(printable(text)), probability(p), _widths(p, most), n, ended)
+        for text, p, n, ended in found
+    ]
+
+
+def _widths(p: float, most: float) -> str:
+    """Return a bar's width on each scale, as CSS: to the greatest, to one, logarithmic."""
+    log = 1 + math.log10(max(p / most, 1e-300)) / _DECADES
+    shares = {"a": p / most, "p": p, "l": max(log, 0.0)}
+    return ";".join(f"--{name}:{100 * share:.4g}%" for name, share in shares.items())
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[:_MOST_CHARACTERS]}… ({len(text) - _MOST_CHARACTERS:,} more characters)"
+
+
+def _coloured(surprisals: Sequence[Read]) -> list[dict[str, Any]]:
+    """Return what is shown of texts that were read again, as far as there is room."""
+    out, room = list[dict[str, Any]](), _MOST_COLOURED
+    for found in surprisals[:_MOST_READ]:
+        if len(found.text) <= room:
+            room -= len(found.text)
+            out.append(view(found, _MOST_COLUMNS // min(len(surprisals), _MOST_READ)))
+    return out
 
 
 def _check_sizes(history: Sequence[StepInfo], n: int) -> None:
@@ -74,24 +140,14 @@ def _tiles(result: SMCResult) -> list[tuple[str, str, str]]:
     """Return (name, value, standard error or "") of what is said first."""
     error, dead = result.log_ml_error, int(result.state.particles.dead.sum())
     shown_error = "" if math.isnan(error) else f"{error:.3f}"
-    steps = f"{len(result.history)}, {len(result.ancestry)} resampled"
     return [
         ("log marginal likelihood", f"{result.log_ml:.3f}", shown_error),
         ("effective sample size", f"{result.ess:.1f}", ""),
         ("particles", f"{result.size}" + (f", {dead} dead" if dead else ""), ""),
-        ("steps", steps, ""),
+        (f"steps, {len(result.ancestry)} of them resampled", f"{len(result.history)}", ""),
         ("language model rows", f"{result.rows:,}", ""),
         ("seconds", f"{result.seconds:.2f}", ""),
     ]
-
-
-def _step(info: StepInfo) -> dict[str, Any]:
-    """Return symbols, log weights (None: dead) and ancestors of a recorded step, for run.js."""
-    assert info.symbols is not None
-    assert info.log_weights is not None
-    weights = [round(w, 4) if math.isfinite(w) else None for w in info.log_weights.tolist()]
-    ancestors = None if info.ancestors is None else info.ancestors.tolist()
-    return {"s": info.symbols.tolist(), "w": weights, "a": ancestors}
 
 
 def _chart(
@@ -122,104 +178,15 @@ def _chart(
     def y(value: Any) -> Any:
         return np.round(_BASE - (_BASE - _TOP) * (value - low) / (high - low), 1)
 
-    at = list(zip(x(steps[finite]).tolist(), y(ys[finite]).tolist(), strict=True))
-    marked = [i.ancestors is not None for i, keep in zip(history, finite, strict=True) if keep]
+    thin = np.flatnonzero(finite)[:: 1 + len(ys) // _MOST_POINTS]
+    at = list(zip(x(steps[thin]).tolist(), y(ys[thin]).tolist(), strict=True))
+    marked = [history[t].ancestors is not None for t in thin.tolist()]
+    digits = min(max(0, 2 - math.floor(math.log10(high - low))), 6)
     ticks = sorted({round(first + (last - first) * i / 4) for i in range(5)})
     return {
-        "rows": [(y(v), f"{v:.4g}") for v in np.linspace(low, high, 5).tolist()],
+        "rows": [(y(v), f"{v:.{digits}f}") for v in np.linspace(low, high, 5).tolist()],
         "columns": [(x(step), step) for step in ticks],
         "limit": None if limit is None else y(limit),
         "line": "M" + "L".join(f"{a} {b}" for a, b in at),
         "dots": [point for point, mark in zip(at, marked, strict=True) if mark],
     }
-
-
-# -- ancestry ----------------------------------------------------------------------------------
-
-
-def _ancestry(result: SMCResult, recorded: bool) -> dict[str, Any]:
-    """Return lines from ancestors to descendants, and the bytes on them if there is room.
-
-    Between two resamplings a particle is one horizontal line, which ends early where its text
-    does or where it dies.
-    """
-    n, history = result.size, result.history
-    lettered = recorded and n <= _MOST_LETTERED
-    dx, dy = (14, 17) if lettered else (6, max(2, min(10, 900 // n)))
-    ys = [(i + 0.5) * dy + 4 for i in range(n)]
-    lost, kept, letters = list[str](), list[str](), list[tuple[float, float, str, bool]]()
-    alive = np.ones(n, dtype=bool)
-
-    def xs(step: float) -> float:
-        return 10 + step * dx
-
-    for begin, end, keeps in _stretches(result):
-        ends_at, read = _until(history[begin:end], n, recorded)
-        stops = np.where(ends_at >= 0, ends_at + 0.5, end - begin - 0.25)
-        for i in np.flatnonzero(alive).tolist():
-            line = f"M{xs(begin):g} {ys[i]:g}H{xs(begin + stops[i]):g}"
-            (kept if keeps[i] else lost).append(line)
-        if lettered:
-            letters += [
-                (xs(begin + t + 0.5), ys[i] + 4, _letter(read[t, i]), bool(keeps[i]))
-                for t, i in np.argwhere((read >= 0) & alive).tolist()
-            ]
-        alive = alive & (ends_at < 0)
-        ancestors = history[end - 1].ancestors
-        if ancestors is not None:
-            after = _kept(result, end)
-            for i, a in enumerate(ancestors.tolist()):
-                if alive[a]:
-                    line = f"M{xs(end - 0.25):g} {ys[a]:g}L{xs(end + 0.1):g} {ys[i]:g}"
-                    (kept if after[i] else lost).append(line)
-            alive = alive[ancestors]
-    width, height = f"{xs(len(history)) + 14:g}", f"{n * dy + 8:g}"
-    lines = {"lost": "".join(lost), "kept": "".join(kept)}
-    return {"width": width, "height": height, **lines, "letters": letters}
-
-
-def _stretches(result: SMCResult) -> list[tuple[int, int, BoolArray]]:
-    """Return (first step, last step + 1, kept particles) between one resampling and the next."""
-    history = result.history
-    ends = [t + 1 for t, info in enumerate(history) if info.ancestors is not None]
-    if not ends or ends[-1] < len(history):
-        ends.append(len(history))
-    return [(b, e, _kept(result, b)) for b, e in zip([0, *ends], ends, strict=False)]
-
-
-def _kept(result: SMCResult, step: int) -> BoolArray:
-    """Return which particles at the beginning of a step have a descendant of weight, bool[N]."""
-    kept: BoolArray = result.normalized_weights > 0
-    for info in reversed(result.history[step:]):
-        if info.ancestors is not None:
-            before = np.zeros_like(kept)
-            before[info.ancestors[kept]] = True
-            kept = before
-    return kept
-
-
-def _until(
-    steps: Sequence[StepInfo], n: int, recorded: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16]]:
-    """Return at which step each text ended or died (-1: at none), and the symbols read till then.
-
-    Returns:
-        int64[n]; int16[steps, n], -1 where nothing was read.
-    """
-    if not recorded:
-        return np.full(n, -1), np.full((len(steps), n), -1, dtype=np.int16)
-    symbols = np.stack([info.symbols for info in steps if info.symbols is not None])
-    weights = np.stack([info.log_weights for info in steps if info.log_weights is not None])
-    over = (symbols >= 0) & ((symbols == EOS_COLUMN) | (weights == -np.inf))
-    ends_at = np.where(over.any(axis=0), over.argmax(axis=0), -1)
-    past = (ends_at >= 0) & (np.arange(len(steps))[:, None] > ends_at)
-    return ends_at, np.where(past, -1, symbols)
-
-
-def _letter(symbol: int) -> str:
-    """Return how a byte, or the end of the text, is written on a line."""
-    if symbol == EOS_COLUMN:
-        return "■"
-    if symbol == 32:
-        return "·"
-    return chr(symbol) if 32 < symbol < 127 else f"{symbol:02x}"

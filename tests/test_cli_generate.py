@@ -1,5 +1,6 @@
 """The commands `generate` and `show`."""
 
+import base64
 import json
 import re
 import socket
@@ -9,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from genlm_bytes_smc import load_model, surprisal_sync
 from genlm_bytes_smc.cli import app, inputs, main
 from genlm_bytes_smc.cli.options import Resampling
 from genlm_bytes_smc.smc import RESAMPLING, SMCResult
@@ -63,6 +65,44 @@ def test_regex_and_page(tmp_path):
     assert ask("show", run, "--out", "-") == text
     ask("show", run)
     assert run.with_suffix(".html").exists()
+
+
+def test_the_page_shows_how_the_model_reads_the_likeliest_texts(tmp_path):
+    """Their surprisals, noted in the file, are the model's own; the run's facts do not change."""
+    run = tmp_path / "run.json"
+    given = ["generate", PROMPT, "--regex", "[a-d]{2,6}", *FAST, "--json"]
+    plain, saved = json.loads(ask(*given)), json.loads(ask(*given, "--save", run))
+    same = ("posterior", "log_ml", "seed", "steps", "resamplings")
+    assert {k: plain[k] for k in same if k in plain} == {k: saved[k] for k in same if k in saved}
+    noted = json.loads(run.read_text())["readings"]
+    texts = [base64.b64decode(r["text"]) for r in noted]
+    assert texts == [t for t, *_ in SMCResult.load(run).grouped()[:4]]
+    wanted = surprisal_sync(load_model("tiny"), texts, prompt=PROMPT)
+    for reading, other in zip(noted, wanted, strict=True):
+        assert sum(reading["nats"]) == pytest.approx(other.total, abs=0.2)
+        assert 0 < sum(share for share, _ in reading["cuts"]) < 1.0001
+    page = ask("show", run, "--out", "-")
+    assert page.count("data-heat") >= len(texts)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("text", "?", "run.readings[0].text must be base64"),
+        ("nats", [1], "run.readings[0].nats must be an array of"),
+        ("cuts", [[2, []]], "must be a finite number in [0, 1]"),
+        ("cuts", [[0.5, [99]]], "must be an integer of 0 to"),
+        ("cuts", [[0.5]], "must be an array of 2 values"),
+    ],
+)
+def test_readings_that_are_none_are_refused(tmp_path, capsys, key, value, told):
+    """A file whose readings are damaged is refused with the name of the field."""
+    run = tmp_path / "run.json"
+    ask("generate", PROMPT, "--regex", "[ab]{2}", *FAST, "--save", run)
+    data = json.loads(run.read_text())
+    data["readings"][0][key] = value
+    run.write_text(json.dumps(data))
+    assert told in fails(capsys, "show", run, "--out", "-")[1]
 
 
 def test_showing_a_run_served_any_file_to_the_network(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from genlm_bytes_smc import (
 )
 from genlm_bytes_smc.scoring import score
 from genlm_bytes_smc.surprisal_figure import draw
+from genlm_bytes_smc.surprisal_view import level
 from genlm_bytes_smc.surprisals import spans_of
 from tests.test_choosing import EXACT
 from tests.toys import Enumeration, ToyLM
@@ -74,8 +75,50 @@ async def test_texts_longer_than_the_window(prune):
     llm = ByteLLM(engine, params, model_eos=False)
     long, short = await surprisal(llm, [text, b"ab"])
     assert long.total == pytest.approx(wanted, rel=1e-6)
+    assert long.cuts == () and short.cuts
     assert len(long.bytewise) == len(text)
     assert len(short.bytewise) == 2
+
+
+def coverings(lm, text, start):
+    """(probability, ends inside the text) of each string of tokens that covers it, enumerated.
+
+    The start token ends at 0."""
+    stack = [((*start,), 1.0, 0, [])]
+    while stack:
+        context, p, at, ends = stack.pop()
+        row = lm.row(context).exp().tolist()
+        for token, spelling in enumerate(lm.tokens):
+            if not spelling.startswith(text[at : at + len(spelling)]):
+                continue
+            if at + len(spelling) >= len(text):
+                yield p * row[token], (0, *ends)
+            else:
+                then = at + len(spelling)
+                stack.append(((*context, token), p * row[token], then, [*ends, then]))
+
+
+@pytest.mark.parametrize("prune", EXACT)
+async def test_cuts_are_the_enumerated_ones(prune):
+    """Without pruning, each cut's share is what its token strings weigh of all that cover it."""
+    toy = ToyLM(seed=5)
+    for text in (b"abcab", b"a", b"cabba"):
+        wanted = {}
+        for p, ends in coverings(toy, text, (toy.tokenizer.bos_token_id,)):
+            wanted[ends] = wanted.get(ends, 0.0) + p
+        total = sum(wanted.values())
+        found = (await surprisal(toy, text, beam_params=EXACT[prune])).cuts
+        best = sorted(wanted, key=lambda ends: -wanted[ends])[:4]
+        assert [c.ends for c in found] == best
+        assert [c.share for c in found] == pytest.approx([wanted[e] / total for e in best])
+
+
+async def test_cuts_say_where_a_token_reaches_from_the_prompt(tiny):
+    """A cut has an end at 0 exactly if a token ends where the prompt does."""
+    (whole,) = (await surprisal(tiny, " was a dog", prompt="There")).cuts[:1]
+    (inside,) = (await surprisal(tiny, "ere was a dog", prompt="Th")).cuts[:1]
+    assert whole.ends[0] == 0 and 0 not in inside.ends
+    assert [e + 3 for e in whole.ends] == list(inside.ends)
 
 
 async def test_what_cannot_be_read_is_infinite():
@@ -150,3 +193,25 @@ async def test_how_it_is_shown(tiny):
     assert repr(found).startswith("Surprisal(4 parts of 11 bytes")
     assert len(found.figure().axes[0].patches) == 4
     assert surprisal_sync(tiny, "a <b> & $c$", "word").total == pytest.approx(found.total)
+
+
+async def test_characters_are_shown_whole_with_their_tokens(tiny):
+    """Bytes of a character have one colour, of their sum; tokens stand under the characters."""
+    found = await surprisal(tiny, "déjà\n\tvu\x07")
+    view = found.view()
+    cells = view["cells"]
+    assert "".join(c["text"] for c in cells) == "déjà↵⇥vu\\x07"
+    assert [c["breaks"] for c in cells] == [False] * 4 + [True] + [False] * 4
+    assert cells[1]["told"] == f"{found.bits[1:3].sum():.2f} bits"
+    assert len(view["cuts"]) == len(found.cuts) >= 1
+    starts = np.cumsum([0, 1, 2, 1, 2, 1, 1, 1, 1])
+    ends = set(found.cuts[0].ends)
+    marks = [c["marks"][0] for c in cells]
+    for a, b, one, other in zip(starts, starts[1:], marks, marks[1:], strict=False):
+        inside = any(a < e < b for e in ends)
+        assert (one == "u") is inside
+        if "u" not in (one, other):
+            assert (one != other) is (b in ends)
+    words = (await surprisal(tiny, "déjà\n\tvu\x07", "word")).view()
+    assert [c["text"] for c in words["cells"]] == ["déjà", "↵\n⇥vu\\x07"] and not words["cuts"]
+    assert [level(x) for x in (0, 0.5, 0.6, 3, 16, 17, math.inf)] == [0, 0, 1, 3, 5, 6, 7]

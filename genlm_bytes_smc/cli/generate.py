@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from genlm_bytes_smc.cli.output import (
     visible,
     write_json,
 )
+from genlm_bytes_smc.cli.readings import read_again
 from genlm_bytes_smc.constraints import ByteConstraint, ConstraintError, Utf8
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
@@ -55,7 +57,8 @@ async def show_generated(options: GenerateOptions, prompt: str) -> None:
     engine = open_model(options)
     params, transform = parameters(options, eos_spellings(engine), seed)
     llm = ByteLLM(engine, params, transform=transform)
-    target = llm.with_prompt(as_prompt(options, text, llm.model)) * constraint
+    llm = llm.with_prompt(as_prompt(options, text, llm.model))
+    target = llm * constraint
     about = {"prompt": as_text(text), "model": options.model, **about}
     before = engine.counts.rows
     ahead = await _lookahead(options.lookahead, target, options.max_bytes, seed)
@@ -78,13 +81,14 @@ async def show_generated(options: GenerateOptions, prompt: str) -> None:
             _save(error.result, save, about)
         raise CliError(str(error)) from None
     seconds = time.perf_counter() - start
+    lm_rows, lm_forwards = engine.counts.rows - rows, engine.counts.forwards - forwards
     if save is not None:
-        _save(result, save, about)
+        _save(result, save, about, await read_again(llm, result))
     facts = about | _facts(result, seconds) | {"saved": save}
     facts |= {
         "lookahead_rows": rows - before,
-        "lm_rows": engine.counts.rows - rows,
-        "lm_forwards": engine.counts.forwards - forwards,
+        "lm_rows": lm_rows,
+        "lm_forwards": lm_forwards,
     }
     if options.json:
         write_json(facts)
@@ -134,9 +138,12 @@ def _check_place(path: str) -> None:
         raise CliError(f"cannot write {path}: no permission to write in {folder}")
 
 
-def _save(result: SMCResult, path: str, about: dict[str, Any]) -> None:
-    """Write the run as `SMCResult.save` does, and beside it what it was asked for."""
-    data = files.pack(result.state, result.resumable) | {"about": about}
+def _save(
+    result: SMCResult, path: str, about: dict[str, Any], readings: Sequence[dict[str, Any]] = ()
+) -> None:
+    """Write the run as `SMCResult.save` does; beside it what it was asked for, and `readings`."""
+    beside = {"about": about, "readings": list(readings)}
+    data = files.pack(result.state, result.resumable) | beside
     try:
         files.write(path, json.dumps(data))
     except OSError as error:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from genlm_bytes_smc.cli.output import CliError, UsageError, say
+from genlm_bytes_smc.cli.readings import readings
 from genlm_bytes_smc.smc import SMCResult, files
+from genlm_bytes_smc.surprisals import Surprisal
 from genlm_bytes_smc.viz import run_page
 
 
 def show_run(run: str, out: str | None, browse: bool) -> None:
     """Run the command `show`."""
-    result, about = _load(run)
+    result, about, surprisals = _load(run)
     try:
-        page = run_page(result, about, title=Path(run).name)
+        page = run_page(result, about, title=Path(run).name, surprisals=surprisals)
     except ValueError as error:
         raise CliError(f"cannot show {run}: {error}") from None
     if out == "-":
@@ -36,10 +38,11 @@ def show_run(run: str, out: str | None, browse: bool) -> None:
         webbrowser.open(target.resolve().as_uri())
 
 
-def _load(path: str) -> tuple[SMCResult, dict[str, Any]]:
+def _load(path: str) -> tuple[SMCResult, dict[str, Any], list[Surprisal]]:
     try:
         data = files.read(path)
-        return SMCResult(*files.unpack(data)), _about(files.Field("run", data))
+        result, field = SMCResult(*files.unpack(data)), files.Field("run", data)
+        return result, _about(field), readings(field)
     except OSError as error:
         raise CliError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:

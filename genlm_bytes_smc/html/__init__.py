@@ -41,3 +41,8 @@ def printable(text: str | bytes) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="backslashreplace")
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def probability(p: float) -> str:
+    """Return a probability with four decimals, or two significant digits if it is small."""
+    return f"{p:.4f}" if p >= 0.001 or p == 0 else f"{p:.1e}".replace("e-0", "e-")
