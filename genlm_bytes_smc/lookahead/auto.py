@@ -5,11 +5,14 @@ quarter. Each further one has a `SeenLookahead` that the ones before taught, as 
 twist. All are pooled by shares that are chosen before a run is drawn (`smc.pooled`). Hence
 
 - E[exp(log_ml)] is the target's total weight, over the draws of all runs, the first one's too;
-- log_ml is at least that of the first run less `LOSS`, however bad a look-ahead is;
+- log_ml is at least that of the first run less `LOSS` (with a budget: less `LOSS_OF_BUDGET`),
+  however bad a look-ahead is;
 - a step of a further run draws from (1 - d) look-ahead + d target and weighs by that mixture, so
   its weight is at most 1 / d times that of a plain step.
 
-The rows of every run teach the next one, and what is known already costs no row again.
+The rows of every run teach the next one, and what is known already costs no row again. With a
+budget, and beams whose rows are their weights (`prune="topk"`), whole texts that are known count
+with their exact weight, and runs estimate the rest alone.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.lookahead.seen import SeenLookahead, settings_of
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.diagnostics import Progress
-from genlm_bytes_smc.smc.factors import name_of
+from genlm_bytes_smc.smc.factors import has_language_model, name_of
 from genlm_bytes_smc.smc.loop import run
 from genlm_bytes_smc.smc.particles import SMCState
 from genlm_bytes_smc.smc.plan import Plan, make_plan
@@ -35,8 +38,13 @@ from genlm_bytes_smc.smc.seen import Recorder, Seen
 
 FIRST = 0.25  # share of the first, plain run
 LOSS = -math.log(FIRST)  # nats: most that log_ml may be below the plain run's
+FIRST_OF_BUDGET = (
+    1 / 16
+)  # the same where a budget pays for many more particles than the first run's
+LOSS_OF_BUDGET = -math.log(FIRST_OF_BUDGET)
 DEFENSIVE = 0.02  # share of the target's own row in the proposals of further runs
 MOST_STAGES = 8
+LEAST_PART = 0.1  # of a budget, below which what is left is for the last run
 MOST_PARTICLES = 4096  # of a run that a budget pays for
 SEED_STREAM = 3  # of the seeds of further runs
 _TWO = 8  # particles below which there is one further run, and not two
@@ -98,7 +106,8 @@ class _Stages:
         self._progress, self._on_step = progress, on_step
         self._engines = _engines(plan)
         self._start = self._rows()
-        self._seen = Seen()
+        self._seen, self._start_weight = Seen(), 0.0
+        self._sums = _sums(plan, options)
         self._stages: list[Stage] = []
         self._error: AllParticlesDeadError | None = None
         self._settings: list[dict[str, Any] | None] = []  # of the tables, once known
@@ -113,40 +122,48 @@ class _Stages:
         if budget is None:
             sizes = [first, n - first] if n < _TWO else [first, first, n - 2 * first]
             for size in sizes[: n if n < 2 else None]:
-                await self._stage(size, size / n)
+                await self._stage(size, size / n, exact=False)
         else:
             await self._spend(first, budget)
         result = StagedResult(self._stages)
-        if all(stage.result.log_ml == -np.inf for stage in self._stages):
+        if result.log_ml == -np.inf:
             assert self._error is not None
             error = self._error
             raise AllParticlesDeadError(str(error), error.byte, error.causes, result.state)
         return result
 
     async def _spend(self, first: int, budget: int) -> None:
-        """Run stages, each twice as large as the one before, until the rows are spent.
+        """Run stages until the rows are spent.
 
-        A stage is the last one if what is left would not pay for it and the next one; then it has
-        as many particles as can be paid for. A stage's share is its part of the rows that are
-        left, reckoned by the rows a particle of the stage before.
+        Each may cost half of what is left, reckoned by the rows a particle of the one before; the
+        price falls as more is known, so stages grow. The last one takes what is left. Shares are
+        those of stages that double, up to the most there may be.
         """
-        size, left = first, 1.0 - FIRST
-        await self._stage(size, FIRST)
-        while left > 0:
-            rows, k = self._stages[-1].rows, len(self._stages)
+        size, left = first, 1.0 - FIRST_OF_BUDGET
+        await self._stage(size, FIRST_OF_BUDGET)
+        for k in range(1, MOST_STAGES):
+            rows = self._stages[-1].rows
             price = max(rows, 1) / size
             rest = max(budget - (self._rows() - self._start), 0)
-            size = 2 * size
-            last = rows == 0 or rest < 3 * size * price or k == MOST_STAGES - 1
-            if last:
-                size = min(max(int(rest / price), first), max(MOST_PARTICLES, first))
-            share = left if last else left * size * price / rest
+            last = rest < LEAST_PART * budget or k == MOST_STAGES - 1
+            most = max(MOST_PARTICLES, first)
+            size = min(max(int((1.0 if last else 0.5) * rest / price), first), most)
+            share = left if last else left / (2 ** (MOST_STAGES - k) - 1)
             await self._stage(size, share)
-            left = 0.0 if last else left - share
+            left -= share
+            if last:
+                return
 
-    async def _stage(self, size: int, share: float) -> None:
-        """Run one stage of `size` particles."""
+    async def _stage(self, size: int, share: float, *, exact: bool = True) -> None:
+        """Run one stage of `size` particles.
+
+        Args:
+            size: how many.
+            share: see `Stage`.
+            exact: whether texts that are known count with their weights, if these are exact.
+        """
         before, k = self._rows(), len(self._stages)
+        known = self._seen.rows().whole() if k and exact and self._sums else {}
         options = {**self._options, "seed": _seed(self._plan.seed, k)}
         ahead = self._ahead() if k else None
         if ahead is not None:
@@ -158,9 +175,12 @@ class _Stages:
         (outcome,) = await run([plan], self._progress, self._on_step)
         if isinstance(outcome, AllParticlesDeadError):
             self._error = outcome
+        self._start_weight = outcome.state.start
         trust = 0.0 if ahead is None else ahead.line.slope
         rows = self._rows() - before
-        self._stages.append(Stage(outcome.result, share, ahead is not None, trust, rows))
+        known = {text: logw + self._start_weight for text, logw in known.items()}
+        stage = Stage(outcome.result, share, ahead is not None, trust, rows, known)
+        self._stages.append(stage)
 
     def _ahead(self) -> SeenLookahead | None:
         """Return the look-ahead that was learned so far."""
@@ -172,6 +192,13 @@ class _Stages:
             terminated = self._plan.terminate_when is not None
             self._settings.append(settings_of(target, seen, terminated=terminated))
         return SeenLookahead.learned(target, seen, DEFENSIVE, self._settings[0])
+
+
+def _sums(plan: Plan, options: dict[str, Any]) -> bool:
+    """Return whether the weight of a whole text is the sum of the target's rows along it."""
+    models = [leaf for leaf in plan.leaves if has_language_model(leaf)]
+    fixed = all(isinstance(m, ByteLLM) and m.params.prune == "topk" for m in models)
+    return fixed and options.get("critic") is None
 
 
 def _seed(seed: int, k: int) -> int:

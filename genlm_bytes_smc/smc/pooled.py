@@ -6,11 +6,20 @@ the mean Z if E[Z_k | the runs before k] = Z and the shares sum to one, where a_
 the runs before k but not on run k itself: each a_k (Z_k - Z) then has the mean zero.
 
 What is pooled is a run like another, of N particles of which each group is resampled by itself.
+
+Where a text's weight is the sum of the rows along it, the texts S_k that are known before run k
+need no draws. In place of Z_k stands
+
+    (total weight of S_k) + (mean weight of the particles of run k whose text is not in S_k),
+
+which has the same mean and varies less: only what was not known is estimated. The known texts
+come in as further particles, one each, and particles of run k with such a text weigh nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +41,7 @@ class Stage(NamedTuple):
         trust: beta, how far guesses about texts that were not seen were trusted; see
             `lookahead.seen`.
         rows: rows that the language models computed for it, those of fitting included.
+        known: log weights of the texts S_k that were known before it, nats.
     """
 
     result: SMCResult
@@ -39,6 +49,17 @@ class Stage(NamedTuple):
     lookahead: bool
     trust: float
     rows: int
+    known: Mapping[bytes, float] = MappingProxyType({})
+
+    def rest(self) -> SMCState:
+        """Return the run, with no weight on the texts that were known."""
+        state = self.result.state
+        if not self.known:
+            return state
+        weights, ended = state.particles.log_weights.copy(), state.particles.ended
+        drawn = zip(self.result.texts, ended.tolist(), strict=True)
+        weights[[done and text in self.known for text, done in drawn]] = -np.inf
+        return state._replace(particles=state.particles._replace(log_weights=weights))
 
 
 class StagedResult(SMCResult):
@@ -53,8 +74,18 @@ class StagedResult(SMCResult):
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        super().__init__(pooled([s.result.state for s in stages], [s.share for s in stages]))
+        rests, shares = [s.rest() for s in stages], [s.share for s in stages]
+        self._variance = _log_variance(rests, shares)
+        known = _known(stages)
+        if known is not None:
+            rests, shares = [*rests, known], [*shares, 1.0]
+        super().__init__(pooled(rests, shares))
         self.stages = tuple(stages)
+
+    @property
+    def ml_relative_variance(self) -> float:
+        """The same of `log_ml`, from the genealogy of each run; what was known has none."""
+        return float(np.exp(self._variance - 2 * self.log_ml)) if self.log_ml > -np.inf else np.nan
 
     @property
     def rows(self) -> int:
@@ -87,6 +118,60 @@ class StagedResult(SMCResult):
                 f"{last.log_ml:.2f}: more particles, or a larger budget, are due"
             )
         return out
+
+
+def _log_variance(states: Sequence[SMCState], shares: Sequence[float]) -> float:
+    """Return the log of the estimated variance of the pooled estimate, nats.
+
+    Of each run it is the estimator of Lee & Whiteley 2018 for the sum of the weights that are
+    left; see `SMCResult.ml_relative_variance`. One particle has none, and counts as its square.
+    """
+    terms = [-np.inf]
+    for state, share in zip(states, shares, strict=True):
+        n = len(state.particles.length)
+        top = float(state.particles.log_weights.max())
+        if top == -np.inf:
+            continue
+        w = np.exp(state.particles.log_weights - top)
+        families = np.bincount(state.particles.eve, weights=w, minlength=n) / n
+        times = sum(info.ancestors is not None for info in state.history) + 1
+        apart = families.sum() ** 2 - np.square(families).sum()
+        v = families.sum() ** 2 - (n / max(n - 1, 1)) ** times * apart
+        if v > 0:
+            terms.append(float(np.log(v)) + 2 * (top + float(np.log(share))))
+    return float(np.logaddexp.reduce(terms))
+
+
+def _known(stages: Sequence[Stage]) -> SMCState | None:
+    """Return the texts that were known before some stage as particles of their weights.
+
+    A text counts with the shares of the stages that knew it.
+    """
+    weights: dict[bytes, float] = {}
+    for stage in stages:
+        for text, logw in stage.known.items():
+            weights[text] = weights.get(text, 0.0) + stage.share * float(
+                np.exp(logw - _top(stages))
+            )
+    if not weights:
+        return None
+    texts, n = list(weights), len(weights)
+    length = np.array([len(text) for text in texts])
+    block = np.zeros((n, int(length.max(initial=0))), dtype=np.uint8)
+    for row, text in zip(block, texts, strict=True):
+        row[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+    log_weights = np.log(np.array(list(weights.values()))) + _top(stages) + np.log(n)
+    particles = Particles(
+        block, length, np.ones(n, dtype=bool), log_weights, np.zeros(n), np.arange(n)
+    )
+    first = stages[0].result.state
+    info = StepInfo(0, 0.0, -np.inf, active=0, ended=n, dead=0, lanes=0)
+    return first._replace(particles=particles, step=0, history=(info,))
+
+
+def _top(stages: Sequence[Stage]) -> float:
+    """Return the largest known log weight, nats."""
+    return max((w for stage in stages for w in stage.known.values()), default=0.0)
 
 
 def _told(stage: Stage) -> str:

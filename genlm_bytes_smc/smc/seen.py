@@ -41,8 +41,28 @@ class SeenRows(NamedTuple):
 
     def levels(self) -> list[IntArray]:
         """Return the places of the texts of 0, 1, 2, ... bytes."""
-        length = np.array([len(text) for text in self.texts])
+        length = np.array([len(text) for text in self.texts], dtype=np.int64)
         return [np.flatnonzero(length == k) for k in range(int(length.max(initial=-1)) + 1)]
+
+    def whole(self) -> dict[bytes, float]:
+        """Return the log weight of every whole text whose rows are all known, nats.
+
+        It is the sum of the target's entries along the text and at its end.
+        """
+        logw = np.zeros(len(self.texts))
+        byte = np.array([text[-1] if text else 0 for text in self.texts], dtype=np.int64)
+        for nodes in self.levels()[1:]:
+            above = self.parent[nodes]
+            logw[nodes] = logw[above] + self.target[above, byte[nodes]]
+        number = {text: i for i, text in enumerate(self.texts)}
+        found = {
+            text: float(logw[number[text[:-1]]] + self.target[number[text[:-1]], text[-1]])
+            for text in self.final
+        }
+        ends = logw + self.target[:, EOS_COLUMN]
+        for i in np.flatnonzero(np.isfinite(ends)):
+            found.setdefault(self.texts[i], float(ends[i]))
+        return found
 
 
 class Seen:

@@ -10,7 +10,7 @@ import torch
 from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.constraints import BytePredicate, ByteRegex
 from genlm_bytes_smc.lookahead import Lookahead, auto
-from genlm_bytes_smc.lookahead.auto import DEFENSIVE, LOSS
+from genlm_bytes_smc.lookahead.auto import DEFENSIVE, LOSS, LOSS_OF_BUDGET
 from genlm_bytes_smc.lookahead.seen import MeanLanes, line_of, mean_guesses, solve
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import (
@@ -128,12 +128,17 @@ async def test_it_is_unbiased_over_random_beams():
     assert found.agree(truth), (found, truth)
 
 
-@pytest.mark.parametrize("mistake", ["shares", "mixture"])
+@pytest.mark.parametrize("mistake", ["shares", "mixture", "known"])
 async def test_a_wrong_weight_is_noticed(monkeypatch, mistake):
-    """Shares that sum to more than one, and weights of another mixture than was drawn from."""
+    """Shares that sum to more than one, weights of another mixture than was drawn from, and
+    known texts that count in the draws too."""
     llm = toy(seed=12)
     truth = sum(exact_weights(llm).values())
-    if mistake == "shares":
+    budget = None
+    if mistake == "known":
+        budget = 60
+        monkeypatch.setattr(pooled.Stage, "rest", lambda self: self.result.state)
+    elif mistake == "shares":
         real = pooled.pooled
         monkeypatch.setattr(
             pooled, "pooled", lambda states, shares: real(states, [s**0.8 for s in shares])
@@ -147,7 +152,7 @@ async def test_a_wrong_weight_is_noticed(monkeypatch, mistake):
             return symbols, weights
 
         monkeypatch.setattr(reading, "draw", wrong)
-    found = await estimates(finite(llm), FEW, n=8, ess=1.0, **AUTO)
+    found = await estimates(finite(llm), FEW, n=8, ess=1.0, budget=budget, **AUTO)
     assert not found.agree(truth), (found, truth)
 
 
@@ -220,6 +225,68 @@ async def test_only_one_run_of_equal_rows_is_paid_for():
     assert first.rows - plain.rows in (0, 1)  # the row of the empty text belongs to the first run
     assert sum(stage.rows for stage in others) < 10
     assert result.rows == sum(stage.rows for stage in result.stages)
+
+
+async def test_weights_of_known_texts():
+    """They are those of enumeration, where a symbol ends texts and where a function does."""
+    llm = toy(seed=4)
+    exact = exact_weights(llm)
+    _, seen = await watched(finite(llm), 1000, seed=1)
+    known = seen.whole()
+    assert set(known) <= set(exact)
+    assert len(known) > 5
+    for text, logw in known.items():
+        assert math.exp(logw) == pytest.approx(exact[text], rel=1e-9)
+    stops = lambda t: t in STOPS  # noqa: E731
+    _, seen = await watched(finite(llm, STOPS), 1000, seed=1, terminate_when=stops)
+    enumeration = Enumeration(llm.model.engine.llm, frozenset([EOS_TOKEN]))
+    known = seen.whole()
+    assert set(known) == set(STOPS)
+    for text, logw in known.items():
+        assert math.exp(logw) == pytest.approx(enumeration.prefix(text), rel=1e-9)
+
+
+async def test_a_budget_is_spent_and_makes_the_posterior_exact():
+    """A small budget is kept to but for the last run, and a large one leaves hardly an error."""
+    llm = toy(seed=4)
+    target, exact = finite(llm), exact_weights(llm)
+    for budget in (10, 25):
+        llm.clear_cache()
+        llm.model.store.clear()
+        result = await smc(target, 8, 0.5, LONGEST, seed=1, budget=budget, **AUTO)
+        assert 5 <= result.rows <= budget + 12
+    result = await smc(target, 32, 0.5, LONGEST, seed=1, budget=500, **AUTO)
+    assert sum(s.share for s in result.stages) == pytest.approx(1.0)
+    assert total_variation(result.byte_posterior, exact) < 0.05
+    first = result.stages[0].result.log_ml
+    assert result.log_ml >= first - LOSS_OF_BUDGET
+    assert len(result.texts) == result.size == len(result.log_weights)
+    assert len(result.to_records()) == result.size
+
+
+async def test_random_and_deferred_beams_have_no_known_weights():
+    """Their rows are not their weights, so every text is estimated from draws."""
+    for prune in ("unbiased", "deferred"):
+        llm = toy(seed=4, params=dataclasses.replace(EXACT, K=None, prune=prune))
+        result = await smc(finite(llm), 8, 0.5, LONGEST, seed=1, budget=100, **AUTO)
+        assert not any(stage.known for stage in result.stages)
+
+
+@pytest.mark.parametrize("budget", [None, 40])
+async def test_its_error(budget):
+    """The mean estimated variance is that of the estimates, within a factor of two."""
+    llm = toy(seed=12)
+    truth = sum(exact_weights(llm).values())
+    estimates, variances = [], []
+    for seed in range(FEW):
+        llm.clear_cache()
+        llm.model.store.clear()
+        result = await smc(finite(llm), 16, 1.0, LONGEST, seed=seed, progress=False,
+                           resampling_method="multinomial", budget=budget, **AUTO)  # fmt: skip
+        z = math.exp(result.log_ml) / truth
+        estimates.append(z)
+        variances.append(result.ml_relative_variance * z**2)
+    assert 0.5 < np.mean(variances) / np.var(estimates) < 2
 
 
 async def test_what_is_pooled_is_a_run_like_another(tmp_path):
