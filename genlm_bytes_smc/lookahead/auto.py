@@ -44,6 +44,8 @@ FIRST_OF_BUDGET = (
 LOSS_OF_BUDGET = -math.log(FIRST_OF_BUDGET)
 DEFENSIVE = 0.02  # share of the target's own row in the proposals of further runs
 MOST_STAGES = 8
+LEAST = 4  # particles of a run that a budget pays for
+PART = 1 / 3  # of what is left of a budget, for the next run
 LEAST_PART = 0.1  # of a budget, below which what is left is for the last run
 MOST_PARTICLES = 4096  # of a run that a budget pays for
 SEED_STREAM = 3  # of the seeds of further runs
@@ -124,7 +126,7 @@ class _Stages:
             for size in sizes[: n if n < 2 else None]:
                 await self._stage(size, size / n, exact=False)
         else:
-            await self._spend(first, budget)
+            await self._spend(n, budget)
         result = StagedResult(self._stages)
         if result.log_ml == -np.inf:
             assert self._error is not None
@@ -132,22 +134,25 @@ class _Stages:
             raise AllParticlesDeadError(str(error), error.byte, error.causes, result.state)
         return result
 
-    async def _spend(self, first: int, budget: int) -> None:
+    async def _spend(self, size: int, budget: int) -> None:
         """Run stages until the rows are spent.
 
-        Each may cost half of what is left, reckoned by the rows a particle of the one before; the
-        price falls as more is known, so stages grow. The last one takes what is left. Shares are
-        those of stages that double, up to the most there may be.
+        Each may cost a third of what is left, reckoned by the rows a particle of the one before.
+        The price falls as more is known, so stages grow. The last one takes what is left. Shares
+        are those of stages that double, up to the most there may be.
+
+        Args:
+            size: particles of the first stage.
+            budget: rows.
         """
-        size, left = first, 1.0 - FIRST_OF_BUDGET
+        left, most = 1.0 - FIRST_OF_BUDGET, max(MOST_PARTICLES, size)
         await self._stage(size, FIRST_OF_BUDGET)
         for k in range(1, MOST_STAGES):
             rows = self._stages[-1].rows
             price = max(rows, 1) / size
             rest = max(budget - (self._rows() - self._start), 0)
             last = rest < LEAST_PART * budget or k == MOST_STAGES - 1
-            most = max(MOST_PARTICLES, first)
-            size = min(max(int((1.0 if last else 0.5) * rest / price), first), most)
+            size = min(max(int((1.0 if last else PART) * rest / price), LEAST), most)
             share = left if last else left / (2 ** (MOST_STAGES - k) - 1)
             await self._stage(size, share)
             left -= share

@@ -37,7 +37,7 @@ from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.seen import SeenRows
 from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes
 
-ORDER, SMOOTHING = 4, 1.0  # of the table
+ORDER, SMOOTHING = 4, 0.1  # of the table
 _TAUGHT = 64  # texts that an approximating automaton learns from
 _PRIOR = 8.0  # texts that a line's slope 1, and the mean intercept of all lengths, count as
 

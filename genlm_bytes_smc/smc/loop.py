@@ -121,8 +121,10 @@ async def smc(
             less log 4. The result is a `StagedResult`. It goes with every other option but
             `proposal`, `twist` and `resume`; `progress` and `on_step` see one run after the other.
         budget: with "auto", rows of the language models to spend, the plain run's included.
-            `n_particles` then sets the size of the first run, a quarter of it, and further runs
-            of more particles follow until the rows are spent. The last run may go a little over.
+            `n_particles` is then the size of the plain run, and further runs follow until the
+            rows are spent (the last one may go over). `log_ml` is at least the plain run's less
+            log 16. With `prune="topk"` texts that are known before a run count with their exact
+            weight, as further particles.
 
     Returns:
         Texts, weights, and what the run tells about itself.
