@@ -179,7 +179,7 @@ class _Stages:
         plan = dataclasses.replace(plan, weighers=(*plan.weighers, recorder))
         (outcome,) = await run([plan], self._progress, self._on_step)
         if isinstance(outcome, AllParticlesDeadError):
-            self._error = outcome
+            self._error = self._error or outcome
         self._start_weight = outcome.state.start
         trust = 0.0 if ahead is None else ahead.line.slope
         rows = self._rows() - before
