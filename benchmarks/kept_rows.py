@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,24 @@ class KeptRows:
 
     Args:
         llm: an engine; its `evaluate` is replaced. Its counts stay what they would be.
+        path: a file that outlives the process, for the same model; beside it is a list of its
+            contexts. None: a temporary one.
     """
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, path: Path | None = None) -> None:
         self._llm, self._compute = llm, llm.evaluate
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the engine
+        self._file: Any
         self._place: dict[tuple[int, ...], int] = {}
+        self._list: Any = None
+        if path is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the engine
+        else:
+            path.touch()
+            self._file = path.open("r+b")
+            self._list = path.with_suffix(".contexts").open("a+")
+            self._list.seek(0)
+            for line in self._list:
+                self._place[tuple(map(int, line.split()))] = len(self._place)
         llm.evaluate = self._evaluate
 
     def _evaluate(self, nodes: IntArray) -> torch.Tensor:
@@ -33,6 +46,9 @@ class KeptRows:
                 self._file.seek(len(self._place) * row.nbytes)
                 self._file.write(row.tobytes())
                 self._place[contexts[i]] = len(self._place)
+                if self._list is not None:
+                    self._file.flush()
+                    self._list.write(" ".join(map(str, contexts[i])) + "\n")
         self._llm.counts.rows += len(contexts) - len(new)
         self._llm.counts.forwards += not new
         return torch.from_numpy(np.stack([self._read(c) for c in contexts]))

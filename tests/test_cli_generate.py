@@ -149,7 +149,8 @@ def test_look_ahead(tmp_path, kind, option):
     assert {e["text"].strip('"') for e in found["posterior"]} <= {"yes", "no"}
     assert found["lookahead"] == kind
     assert found["lookahead_rows"] >= 0  # none where the tests before have left rows
-    plain = json.loads(ask("generate", PROMPT, option, source, *FAST, "--json"))
+    plain = json.loads(ask("generate", PROMPT, option, source, *FAST, "--json",
+                           "--lookahead", "none"))  # fmt: skip
     assert plain["lookahead"] == "none"
     assert plain["lookahead_rows"] == 0
     assert found["log_ml"] == pytest.approx(plain["log_ml"], abs=5)
@@ -158,7 +159,29 @@ def test_look_ahead(tmp_path, kind, option):
 def test_look_ahead_is_told(tmp_path):
     out = ask("generate", PROMPT, "--regex", "(yes|no)", *FAST, "--lookahead", "ngram")
     assert re.search(r"look-ahead +ngram, [\d,]+ LM rows to fit", out)
-    assert "look-ahead" not in ask("generate", PROMPT, "--regex", "(yes|no)", *FAST)
+    plain = ["--regex", "(yes|no)", *FAST, "--lookahead", "none"]
+    assert "look-ahead" not in ask("generate", PROMPT, *plain)
+
+
+def test_a_look_ahead_in_stages_is_the_default():
+    """The stages are told, and rows and weights are those of all of them."""
+    found = json.loads(ask("generate", PROMPT, "--regex", "[a-d]{2,6}", *FAST, "--json"))
+    assert found["lookahead"] == "auto"
+    first, *others = found["stages"]
+    assert not first["lookahead"]
+    assert all(stage["lookahead"] for stage in others)
+    assert sum(stage["particles"] for stage in found["stages"]) == found["particles"] == 6
+    assert sum(stage["lm_rows"] for stage in found["stages"]) <= found["lm_rows"] + 1
+    out = ask("generate", PROMPT, "--regex", "[a-d]{2,6}", *FAST)
+    assert re.search(r"look-ahead +auto: 2 particles without, 4 trusting it \d+%", out)
+
+
+def test_a_budget_of_rows():
+    """More particles run until the rows are spent; another look-ahead takes no budget."""
+    given = ["--regex", "[a-d]{2,6}", *FAST]
+    found = json.loads(ask("generate", PROMPT, *given, "--budget", 60, "--json"))
+    assert found["particles"] > 6
+    assert found["stages"][0]["share"] < 0.1
 
 
 def test_markup_in_a_text_stays_text(tmp_path):
@@ -178,6 +201,8 @@ def test_markup_in_a_text_stays_text(tmp_path):
         (["--ess", 1.5], 2, "ess"),
         (["--lookahead", "far"], 2, "lookahead"),
         (["--no-eos"], 2, "--no-eos"),
+        (["--budget", 0], 2, "budget"),
+        (["--budget", 9, "--lookahead", "none"], 2, "--budget needs --lookahead auto"),
         (["--json-schema", "missing.json"], 1, "cannot read missing.json"),
         (["--regex", "a{20}", "--max-bytes", 5, "-N", 3], 1, "length limit"),
     ],

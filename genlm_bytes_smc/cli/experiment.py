@@ -100,6 +100,7 @@ def suggestion(options: StudyOptions, advice: Advice, option: str, source: str) 
     words = [PROGRAM, "generate", options.prompt, option, source, *options.words()]
     words += ["-K", str(advice.K), "--threshold", f"{advice.threshold:g}", "--prune", advice.prune]
     words += ["--particles", str(advice.particles), "--ess", f"{advice.ess:g}"]
+    words += ["--lookahead", "ngram" if advice.proposal == "lookahead" else "none"]
     return shlex.join([*words, "--max-bytes", str(options.max_bytes)])
 
 

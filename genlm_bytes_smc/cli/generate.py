@@ -39,7 +39,7 @@ from genlm_bytes_smc.cli.readings import read_again
 from genlm_bytes_smc.constraints import ByteConstraint, ConstraintError, Utf8
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, files, smc
+from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, StagedResult, files, smc
 
 SHOWN = 10  # texts that are printed
 _PILOT_SEED = 1_000_003
@@ -49,6 +49,8 @@ async def show_generated(options: GenerateOptions, prompt: str) -> None:
     """Run the command `generate`."""
     if options.no_eos:
         raise UsageError("--no-eos leaves no text that ends: every particle would weigh zero")
+    if options.budget is not None and options.lookahead != "auto":
+        raise UsageError(f"--budget needs --lookahead auto, got --lookahead {options.lookahead}")
     about, constraint = _constraint(options)
     save = options.save
     if save is not None:
@@ -73,8 +75,8 @@ async def show_generated(options: GenerateOptions, prompt: str) -> None:
             resampling_method=options.resampling,
             seed=seed,
             record=save is not None,
-            proposal=ahead,
-            twist=ahead,
+            lookahead=ahead,
+            budget=options.budget,
         )
     except AllParticlesDeadError as error:
         if save is not None:
@@ -110,10 +112,13 @@ def _constraint(options: GenerateOptions) -> tuple[dict[str, Any], ByteConstrain
     return about, constraint
 
 
-async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Lookahead | None:
-    """Return the look-ahead asked for, fitted before the run so that its rows are counted apart."""
-    if kind == "none":
-        return None
+async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Lookahead | str | None:
+    """Return the look-ahead asked for, fitted before the run so that its rows are counted apart.
+
+    That of "auto" is fitted in the run, and its rows are the run's.
+    """
+    if kind in ("none", "auto"):
+        return None if kind == "none" else kind
     try:
         with busy("learning to look ahead"):
             if kind == "pilot":
@@ -173,13 +178,38 @@ def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
         "bytes": read,
         "seconds": seconds,
         "bytes_per_second": read / seconds,
+        "stages": _stages(result),
+        "warning": result.summary().get("warning"),
     }
+
+
+def _stages(result: SMCResult) -> list[dict[str, Any]]:
+    """Return the runs of a result of stages; none of another one."""
+    if not isinstance(result, StagedResult):
+        return []
+    return [
+        {
+            "particles": stage.result.size,
+            "share": stage.share,
+            "lookahead": stage.lookahead,
+            "trust": stage.trust,
+            "lm_rows": stage.rows,
+            "log_ml": stage.result.log_ml,
+        }
+        for stage in result.stages
+    ]
 
 
 def _told_ahead(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Return a line about the look-ahead, if there was one."""
     if facts["lookahead"] == "none":
         return []
+    if facts["lookahead"] == "auto":
+        plain, *others = facts["stages"]
+        told = [f"{plain['particles']} particles without"]
+        told += [f"{s['particles']} trusting it {s['trust']:.0%}" for s in others]
+        lines = [("look-ahead", f"auto: {', '.join(told)}")]
+        return lines + [("warning", facts["warning"])] * (facts["warning"] is not None)
     return [("look-ahead", f"{facts['lookahead']}, {facts['lookahead_rows']:,} LM rows to fit")]
 
 

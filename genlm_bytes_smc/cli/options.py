@@ -27,7 +27,7 @@ class UserInterruptError(Exception):
 # As `load_model`, `smc.RESAMPLING` and `Lookahead` know them; those modules take seconds to load.
 Backend = Literal["hf", "vllm", "mlx", "sgl"]
 Resampling = Literal["systematic", "stratified", "residual", "multinomial"]
-LookaheadKind = Literal["none", "ngram", "pilot"]
+LookaheadKind = Literal["auto", "none", "ngram", "pilot"]
 
 
 def _in_panel(panel: str) -> Callable[..., Any]:
@@ -237,11 +237,21 @@ class GenerateOptions(BeamOptions, ConstraintOptions):
         LookaheadKind,
         typer.Option(
             "--lookahead",
-            help="Steer particles by what the constraint forces later. ngram guesses what the "
-            "model writes there from 64 texts of it; pilot learns it from four small runs first: "
-            "slower to start, estimates that vary less. Neither changes what is estimated.",
+            help="Steer particles by what the constraint forces later. auto: a quarter of the "
+            "particles run without it and teach it to the others. ngram guesses what the model "
+            "writes there from 64 texts of it; pilot learns it from four small runs first: slower "
+            "to start, estimates that vary less. None of them changes what is estimated.",
         ),
-    ] = "none"
+    ] = "auto"
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            "--budget",
+            min=1,
+            help="With --lookahead auto: go on with further particles until the model has "
+            "computed so many rows.",
+        ),
+    ] = None
     save: Annotated[
         str | None, typer.Option("--save", help="Write the run to this file, for show.")
     ] = None

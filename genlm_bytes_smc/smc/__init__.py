@@ -19,6 +19,7 @@ Here belongs what happens to particles; models, constraints and look-aheads only
     reading, diagnostics      one symbol in every particle; what is noted of it
     runs, rejuvenation        R runs and their errors; Metropolis-Hastings moves
     loop                      `smc`, `run`, `step`
+    seen, pooled              rows that runs have seen; runs pooled to one (`lookahead="auto"`)
     many, conditional         several runs, runs without an event loop; Markov chains
     prefixes, exact, bounds   exact samples; bounds on log_ml from both sides
 
@@ -56,6 +57,7 @@ from genlm_bytes_smc.smc.many import (
     smc_sync,
 )
 from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights
+from genlm_bytes_smc.smc.pooled import Stage, StagedResult
 from genlm_bytes_smc.smc.prefixes import ExactSamples, Posterior
 from genlm_bytes_smc.smc.resampling import RESAMPLING, Rollout, Suffix
 from genlm_bytes_smc.smc.result import SMCResult
@@ -80,6 +82,8 @@ __all__ = [
     "RunFailedError",
     "SMCResult",
     "SMCState",
+    "Stage",
+    "StagedResult",
     "StepInfo",
     "Suffix",
     "TextSamples",

@@ -31,8 +31,13 @@ from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.blocking import blocking
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows, engines_of
-from genlm_bytes_smc.smc.prefixes import Draw, ExactSamples, Posterior, Prefix
+from genlm_bytes_smc.smc.loop import smc
+from genlm_bytes_smc.smc.pooled import StagedResult
+from genlm_bytes_smc.smc.prefixes import READ_OFF, Draw, ExactSamples, Posterior, Prefix
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError
 
+TREE = 0.25  # share of a budget that draws have before `smc` takes over
+MOST_DRAWS, PARTICLES = 1000, 32  # of draws, and of the first run of `smc`
 _OVER = 1 + 1e-6  # most that a row may sum to, with rounding
 
 
@@ -82,23 +87,24 @@ async def posterior(
     budget: int = 1000,
     max_bytes: int = 100,
     *,
-    draws: int = 1000,
+    draws: int | None = None,
     seed: int | None = None,
     at_once: int = 16,
 ) -> Posterior:
     """Estimate the law of a target from a given number of rows of the language models.
 
-    Every row that is computed makes the proposal better, so this does not starve a text whose
-    unlikely part comes late, as particles that are resampled before it do. Where what was seen
-    holds nine tenths of the most mass there can be, the result is read off it; else it is the
-    draws.
+    A quarter of the rows goes to draws whose proposal learns from every row, and so do the
+    others if what was seen then holds nine tenths of the most mass there can be: the law is read
+    off it. Else they go to `smc(..., lookahead="auto")`. Of both, the result is what has the
+    smaller expected error; `Posterior.source` says which. What `smc` counts exactly and what it
+    estimates is said in `smc.pooled`.
 
     Args:
         target: as for `exact_sample`.
         budget: no further draws begin once the language models have computed so many rows; those
             under way are finished.
         max_bytes: texts that are longer have weight zero.
-        draws: most draws.
+        draws: make at most so many draws and nothing else. None: see above.
         seed: of the draws; None: a new one.
         at_once: draws side by side, which share forwards.
 
@@ -106,11 +112,37 @@ async def posterior(
         TypeError, ValueError: as for `exact_sample`.
     """
     check_alphabet(target)
-    numbers = {"budget": budget, "max_bytes": max_bytes, "draws": draws, "at_once": at_once}
+    numbers = {"budget": budget, "max_bytes": max_bytes, "at_once": at_once}
     for name, value in numbers.items():
         check_count(name, value, 1)
+    if draws is not None:
+        check_count("draws", draws, 1)
     sampler = _Sampler(target, max_bytes, np.random.default_rng(seed), reject=False)
-    return await sampler.weighted(draws, budget, at_once)
+    if draws is not None:
+        await sampler.weighted(draws, budget, at_once)
+        return sampler.posterior(None)
+    await sampler.weighted(MOST_DRAWS, max(1, int(TREE * budget)), at_once)
+    left = budget - sampler.spent
+    if left <= 0:
+        return sampler.posterior(None)
+    if sampler.nearly_known:
+        await sampler.weighted(MOST_DRAWS, left, at_once)
+        return sampler.posterior(None)
+    return sampler.posterior(await _staged(target, max_bytes, left, sampler.new_seed()))
+
+
+async def _staged(target: Any, max_bytes: int, budget: int, seed: int) -> StagedResult | None:
+    """Run `smc` in stages; None where all die, or a target that it does not take."""
+    size = min(PARTICLES, max(budget // 8, 1))
+    try:
+        found = await smc(
+            target, size, max_bytes=max_bytes, lookahead="auto", budget=budget, seed=seed,
+            progress=False,
+        )  # fmt: skip
+    except (AllParticlesDeadError, ValueError):
+        return None
+    assert isinstance(found, StagedResult)
+    return found
 
 
 class _Sampler:
@@ -130,6 +162,7 @@ class _Sampler:
         leaves: list[Any] = []
         compile_rows(target, leaves)
         self._engines = engines_of(leaves)
+        self._start = self._rows()
         self._root: Prefix | None = None
         self._accepted: list[float] = []  # bound at the start of each finished draw, or 0
         self._texts: list[bytes] = []
@@ -158,10 +191,26 @@ class _Sampler:
         draws, rows = len(self._accepted), self._rows() - before
         return ExactSamples(self._texts[:n], estimate, draws, rows, low, self._root.bound)
 
-    async def weighted(self, draws: int, budget: int, at_once: int) -> Posterior:
-        """Draw until there are so many draws, or rows are used up."""
+    @property
+    def spent(self) -> int:
+        """Rows that were computed since this was made."""
+        return self._rows() - self._start
+
+    @property
+    def nearly_known(self) -> bool:
+        """Whether what was seen holds nine tenths of the most mass there can be."""
+        assert self._root is not None
+        return bool(self._root.row @ self._root.lower >= READ_OFF * self._root.bound)
+
+    def new_seed(self) -> int:
+        """Return a seed for other draws."""
+        return int(self._rng.integers(2**32))
+
+    async def weighted(self, draws: int, budget: int, at_once: int) -> None:
+        """Draw until there are so many more draws, or rows are used up."""
         before = self._rows()
-        (self._root,) = await self._know([(b"", None)])
+        if self._root is None:
+            (self._root,) = await self._know([(b"", None)])
         going: list[Draw] = []
         begun = 0
         while self._root.bound > 0:
@@ -172,11 +221,14 @@ class _Sampler:
             if not going:
                 break
             going = await self._advance(going)
-        if not any(d.weight > 0 for d in self._finished):
+
+    def posterior(self, run: StagedResult | None) -> Posterior:
+        """Return what the draws, or another run that was made after them, found."""
+        if run is None and not any(d.weight > 0 for d in self._finished):
             raise ValueError("no text of weight was found: a larger budget may help")
-        low = float(self._root.row @ self._root.lower)
-        rows = self._rows() - before
-        return Posterior(self._finished, self._seen(), rows, low, self._root.bound)
+        assert self._root is not None
+        low, high = float(self._root.row @ self._root.lower), self._root.bound
+        return Posterior(self._finished, self._seen(), self.spent, low, high, run)
 
     def _seen(self) -> dict[bytes, float]:
         """Return the log weights of all texts whose weight is known, nats."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -33,6 +34,7 @@ from genlm_bytes_smc.smc.runs import (
 
 SALT_STREAM, MOVE_STREAM = 1, 2  # random numbers of a step besides those of its draws
 
+_STAGES = "genlm_bytes_smc.lookahead.auto"  # loaded where it is asked for: it runs `run` below
 _ROUNDING = 1e-9  # relative, of an effective sample size
 _UNCOVERED = 1e-6  # share of a row from which on a proposal's gaps are worth a warning
 
@@ -62,6 +64,8 @@ async def smc(
     on_step: Callable[[SMCState], object] | None = None,
     record: bool = False,
     resume: SMCResult | SMCState | None = None,
+    lookahead: Any = None,
+    budget: int | None = None,
 ) -> SMCResult:
     """Draw weighted texts from a target by sequential Monte Carlo.
 
@@ -125,6 +129,16 @@ async def smc(
             so with a `Lookahead` that looks to the run's own `max_bytes`, as it does unless
             told otherwise: as a twist it has given up what cannot end in time, so a larger
             limit is refused then; as a proposal it draws other texts. Give it a `max_bytes`.)
+        lookahead: a `Lookahead` as proposal and as twist; or "auto": a quarter of the particles
+            are a plain run, which teaches a look-ahead to further runs with the others. All are
+            pooled, with the mean weight of the target, and `log_ml` is at least the plain run's
+            less log 4. The result is a `StagedResult`. It goes with every other option but
+            `proposal`, `twist` and `resume`; `progress` and `on_step` see one run after the other.
+        budget: with "auto", rows of the language models to spend, the plain run's included.
+            `n_particles` is then the size of the plain run, and further runs follow until the
+            rows are spent (the last one may go over). `log_ml` is at least the plain run's less
+            log 16. With `prune="topk"` texts that are known before a run count with their exact
+            weight, as further particles.
 
     Returns:
         Texts, weights, and what the run tells about itself.
@@ -139,30 +153,34 @@ async def smc(
         asyncio.CancelledError: cancelled; nothing is left running, and the last state that
             `on_step` saw can be resumed.
     """
-    plan = make_plan(
-        target,
-        n_particles,
-        ess_threshold,
-        max_bytes,
-        proposal=proposal,
-        twist=twist,
-        tempering=tempering,
-        critic=critic,
-        twist_with_critic=twist_with_critic,
-        terminate_when=terminate_when,
-        resampling_method=resampling_method,
-        seed=seed,
-        beam_seed=beam_seed,
-        share_beams=share_beams,
-        rollout=rollout,
-        rejuvenate=rejuvenate,
-        draft=draft,
-        block=block,
-        resample_at=resample_at,
-        record=record,
-        resume=resume,
-    )
-    (outcome,) = await run([plan], progress, on_step)
+    options: SMCOptions = {
+        "proposal": proposal,
+        "twist": twist,
+        "tempering": tempering,
+        "critic": critic,
+        "twist_with_critic": twist_with_critic,
+        "terminate_when": terminate_when,
+        "resampling_method": resampling_method,
+        "seed": seed,
+        "beam_seed": beam_seed,
+        "share_beams": share_beams,
+        "rollout": rollout,
+        "rejuvenate": rejuvenate,
+        "draft": draft,
+        "block": block,
+        "resample_at": resample_at,
+        "record": record,
+        "resume": resume,
+    }
+    size = n_particles, ess_threshold, max_bytes
+    if isinstance(lookahead, str) and lookahead == "auto":
+        watched = {"budget": budget, "progress": progress, "on_step": on_step}
+        staged: SMCResult = await import_module(_STAGES).auto(target, *size, **options, **watched)
+        return staged
+    if budget is not None:
+        raise ValueError('a budget needs lookahead="auto"')
+    options["lookahead"] = lookahead
+    (outcome,) = await run([make_plan(target, *size, **options)], progress, on_step)
     return alive(outcome)
 
 

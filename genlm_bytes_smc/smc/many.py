@@ -17,7 +17,7 @@ from genlm_bytes_smc.smc.particles import SMCState, Weights
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
 from genlm_bytes_smc.smc.resampling import FloatArray
 from genlm_bytes_smc.smc.result import SMCResult
-from genlm_bytes_smc.smc.runs import Outcome, RunFailedError
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError, Outcome, RunFailedError
 from genlm_bytes_smc.smc.samples import TextSamples
 
 
@@ -141,6 +141,10 @@ async def smc_repeat(
     if not given or len(set(given)) < len(given):
         raise ValueError(f"seeds must be one or more different integers, got {given}")
     beam_seed = options.get("beam_seed")
+    if options.get("lookahead") == "auto":
+        return Repeats(
+            await _staged(target, given, (n_particles, ess_threshold, max_bytes), options)
+        )
     plans = []
     for seed in given:
         beams = seed if beam_seed is None else beam_seed
@@ -152,6 +156,22 @@ async def smc_repeat(
         parts = [plans[i : i + at_once] for i in range(0, len(plans), at_once)]
         outcomes = [outcome for part in parts for outcome in await run(part)]
     return Repeats([outcome.result for outcome in outcomes])
+
+
+async def _staged(
+    target: Any, seeds: Sequence[int], size: tuple[int, float, int], options: SMCOptions
+) -> list[SMCResult]:
+    """Run `smc` in stages once a seed, one run after the other: they share the rows kept."""
+    results = []
+    for seed in seeds:
+        beam_seed = options.get("beam_seed")
+        beams = seed if beam_seed is None else beam_seed
+        mine: Any = {**options, "seed": seed, "beam_seed": beams}
+        try:
+            results.append(await smc(target, *size, progress=False, **mine))
+        except AllParticlesDeadError as error:
+            results.append(error.result)
+    return results
 
 
 def can_batch(plan: Plan) -> bool:

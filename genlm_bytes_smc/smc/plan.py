@@ -66,6 +66,7 @@ class SMCOptions(TypedDict, total=False):
     resample_at: str | bytes | Sequence[str | bytes] | None
     record: bool
     resume: SMCResult | SMCState | None
+    lookahead: Any
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def make_plan(
     resample_at: str | bytes | Sequence[str | bytes] | None = None,
     record: bool = False,
     resume: SMCResult | SMCState | None = None,
+    lookahead: Any = None,
 ) -> Plan:
     """Check the arguments of `smc`.
 
@@ -144,6 +146,7 @@ def make_plan(
     check_count("n_particles", n_particles, 1)
     check_count("max_bytes", max_bytes, 1)
     check_threshold(ess_threshold)
+    proposal, twist = _both(lookahead, proposal, twist)
     leaves: list[Any] = []
     rows = compile_rows(target, leaves)
     _check_target(leaves, terminated=terminate_when is not None)
@@ -248,6 +251,25 @@ def _proposal(proposal: Any, target: Tree, leaves: list[Any]) -> Combine | None:
     if isinstance(proposal, Ahead):
         return proposal_rows(target, _place(proposal, leaves), proposal)
     return None if proposal is None else compile_rows(proposal, leaves)
+
+
+def _both(lookahead: Any, proposal: Any, twist: Any) -> tuple[Any, Any]:
+    """Return proposal and twist, which a look-ahead is both of.
+
+    Raises:
+        TypeError, ValueError: no look-ahead, or one besides a proposal or a twist.
+    """
+    if lookahead is None:
+        return proposal, twist
+    if isinstance(lookahead, str) and lookahead == "auto":
+        raise ValueError('lookahead="auto" is an option of smc and smc_repeat alone')
+    if not isinstance(lookahead, Ahead):
+        raise TypeError(f'lookahead must be None, "auto" or a Lookahead, got {lookahead!r}')
+    if proposal is not None or twist is not None:
+        raise ValueError(
+            "lookahead is proposal and twist at once, so neither can be given besides it"
+        )
+    return lookahead, lookahead
 
 
 def _twists(target: Any, twist: Any, tempering: Any, leaves: list[Any]) -> list[Weigher]:

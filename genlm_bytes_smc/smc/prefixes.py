@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.smc.particles import Weights
+from genlm_bytes_smc.smc.pooled import StagedResult
 from genlm_bytes_smc.smc.resampling import FloatArray
 from genlm_bytes_smc.smc.samples import LogMLBounds, TextSamples
 
@@ -134,38 +136,102 @@ class Posterior(TextSamples):
         draws: how many were made, dead ones included.
         rows: rows that the language models computed.
         seen: log weights of all texts whose weight is known, nats, by text.
-        read_off: whether the texts are those of `seen`, weighted by what they weigh; else they
-            are the draws.
+        source: what the texts are. "seen": those whose weight is known, weighted by it; "draws";
+            "particles": of the last of some runs of `smc`, and texts that were known before it.
+        error: the total variation from the target's law that is to be expected, estimated.
         log_ml_bounds: low, high (nats), between which the log marginal likelihood lies for sure.
         log_ml_of_draws: log of the mean weight of the draws, nats; unbiased on the linear scale if
             `draws` of them were made, so that the budget did not end them.
-        log_ml: the same, moved between the bounds where it is outside.
+        log_ml: the same, or that of the particles, moved between the bounds where it is outside.
     """
 
     def __init__(
-        self, finished: list[Draw], seen: dict[bytes, float], rows: int, low: float, high: float
+        self,
+        finished: list[Draw],
+        seen: dict[bytes, float],
+        rows: int,
+        low: float,
+        high: float,
+        run: StagedResult | None = None,
     ) -> None:
         with np.errstate(divide="ignore"):
             weights = np.log([d.weight for d in finished])
             bounds = np.log([low, high])
         log_ml = float(np.logaddexp.reduce(weights) - np.log(len(weights)))
-        self.read_off = bool(bounds[0] >= bounds[1] + np.log(READ_OFF))
-        texts = list(seen) if self.read_off else [d.text for d in finished]
-        logs = np.array(list(seen.values())) if self.read_off else weights
-        ended = np.isfinite(logs)
-        super().__init__(texts, ended, logs)
+        drawn = [d.text for d in finished]
+        found = {"draws": (drawn, weights, expected_error(drawn, weights))}
+        if bounds[0] >= bounds[1] + np.log(READ_OFF):
+            known = np.array(list(seen.values()))
+            found = {"seen": (list(seen), known, float(-np.expm1(bounds[0] - bounds[1])))}
+        estimate = log_ml
+        if run is not None:
+            found["particles"] = particles_of(run)
+        self.source = min(found, key=lambda name: found[name][2])
+        texts, logs, self.error = found[self.source]
+        super().__init__(texts, np.isfinite(logs), logs)
+        if self.source == "particles":
+            estimate = self.log_total
         self.draws, self.rows, self.seen = len(finished), rows, seen
         self.log_ml_of_draws = log_ml
         self.log_ml_bounds = LogMLBounds(float(bounds[0]), float(bounds[1]), 1.0)
-        self.log_ml = self.log_ml_bounds.nearest(log_ml)
+        self.log_ml = self.log_ml_bounds.nearest(estimate)
+
+    @property
+    def read_off(self) -> bool:
+        """Whether the texts are those of `seen`."""
+        return self.source == "seen"
 
     def summary(self) -> dict[str, str]:
         """Return what is shown above the texts, name by name."""
         low, high = self.log_ml_bounds[:2] if self.log_ml_bounds else (-np.inf, np.inf)
-        source = "texts that were seen, by their weights" if self.read_off else "weighted draws"
+        source = {
+            "seen": "texts that were seen, by their weights",
+            "draws": "weighted draws",
+            "particles": "texts that were seen, and particles of smc for the rest",
+        }[self.source]
         return {
             "log marginal likelihood": f"{self.log_ml:.4f}, between {low:.4f} and {high:.4f}",
-            "from": f"{source}; {self.draws} draws",
+            "from": f"{source}; {self.draws} draws; expected error {self.error:.3f}",
             "effective sample size": f"{self.ess:.1f} of {self.size}",
             "language model": f"{self.rows} rows",
         }
+
+
+def particles_of(run: StagedResult) -> tuple[list[bytes], FloatArray, float]:
+    """Return texts with log weights (nats) that sum to the marginal likelihood, and their error.
+
+    They are the texts that were known before the last run, and its particles with other texts.
+    """
+    last = run.stages[-1]
+    logs = last.rest().particles.log_weights - np.log(last.result.size)
+    kept = np.flatnonzero(logs > -np.inf)
+    texts = [last.result.texts[i] for i in kept]
+    known = np.array(list(last.known.values()))
+    total = np.logaddexp.reduce(np.concatenate([known, logs[kept]]))
+    rest = float(np.exp(np.logaddexp.reduce(logs[kept]) - total)) if len(kept) else 0.0
+    # A run of N particles that found nothing else may have missed a share of 1 / N.
+    error = rest * expected_error(texts, logs[kept]) + (1 - rest) / (last.result.size + 1)
+    if total == -np.inf:
+        error = 1.0
+    return [*last.known, *texts], np.concatenate([known, logs[kept]]), min(error, 1.0)
+
+
+def expected_error(texts: Sequence[bytes], logs: FloatArray) -> float:
+    """Estimate the expected total variation of weighted texts from their law.
+
+    As of independent draws as many as the effective sample size n: the mean of |p' - p| is
+    sqrt(2 p (1 - p) / (pi n)) for a share p. To it comes 1 / (n + 1) for what was missed.
+
+    Args:
+        texts: of the draws.
+        logs: float64[N], their log weights, nats.
+    """
+    weights = Weights(logs) if len(logs) else None
+    if weights is None or weights.ess == 0:
+        return 1.0
+    share: dict[bytes, float] = {}
+    for text, w in zip(texts, weights.normalised.tolist(), strict=True):
+        share[text] = share.get(text, 0.0) + w
+    p = np.array(list(share.values())).clip(0, 1)
+    spread = float(np.sqrt(p * (1 - p) / (2 * np.pi * weights.ess)).sum())
+    return min(spread + 1 / (weights.ess + 1), 1.0)

@@ -1,0 +1,211 @@
+"""`smc(..., lookahead="auto")`: a plain run, then runs that look ahead along what was seen.
+
+The first run is plain: no look-ahead, the settings that were asked for, a share of at least a
+quarter. Each further one has a `SeenLookahead` that the ones before taught, as proposal and as
+twist. All are pooled by shares that are chosen before a run is drawn (`smc.pooled`). Hence
+
+- E[exp(log_ml)] is the target's total weight, over the draws of all runs, the first one's too;
+- log_ml is at least that of the first run less `LOSS` (with a budget: less `LOSS_OF_BUDGET`),
+  however bad a look-ahead is;
+- a step of a further run draws from (1 - d) look-ahead + d target and weighs by that mixture, so
+  its weight is at most 1 / d times that of a plain step.
+
+The rows of every run teach the next one, and what is known already costs no row again. With a
+budget, and beams whose rows are their weights (`prune="topk"`), whole texts that are known count
+with their exact weight, and runs estimate the rest alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.lookahead.seen import SeenLookahead, settings_of
+from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.smc.diagnostics import Progress
+from genlm_bytes_smc.smc.factors import engines_of, has_language_model, name_of
+from genlm_bytes_smc.smc.loop import run
+from genlm_bytes_smc.smc.particles import SMCState
+from genlm_bytes_smc.smc.plan import Plan, make_plan
+from genlm_bytes_smc.smc.pooled import Stage, StagedResult
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError
+from genlm_bytes_smc.smc.seen import Recorder, Seen
+
+FIRST = 0.25  # share of the first, plain run
+LOSS = -math.log(FIRST)  # nats: most that log_ml may be below the plain run's
+FIRST_OF_BUDGET = (
+    1 / 16
+)  # the same where a budget pays for many more particles than the first run's
+LOSS_OF_BUDGET = -math.log(FIRST_OF_BUDGET)
+DEFENSIVE = 0.02  # share of the target's own row in the proposals of further runs
+MOST_STAGES = 8
+LEAST = 4  # particles of a run that a budget pays for
+PART = 1 / 3  # of what is left of a budget, for the next run
+LEAST_PART = 0.1  # of a budget, below which what is left is for the last run
+MOST_PARTICLES = 4096  # of a run that a budget pays for
+SEED_STREAM = 3  # of the seeds of further runs
+_TWO = 8  # particles below which there is one further run, and not two
+
+
+async def auto(
+    target: Any,
+    n_particles: int,
+    ess_threshold: float,
+    max_bytes: int,
+    *,
+    budget: int | None = None,
+    progress: Progress = None,
+    on_step: Callable[[SMCState], object] | None = None,
+    **options: Any,
+) -> StagedResult:
+    """Run `smc` in stages and pool them; the arguments are those of `smc`.
+
+    Raises:
+        TypeError, ValueError: as `smc`, before any work; an option that cannot be had.
+        AllParticlesDeadError: the particles of every stage died; it carries all of them.
+    """
+    for name in ("proposal", "twist", "resume"):
+        if options.pop(name, None) is not None:
+            raise ValueError(f'{name} cannot be given with lookahead="auto", which sets its own')
+    for name in ("draft", "resample_at"):
+        if options.get(name) is not None:
+            raise ValueError(f'{name} and lookahead="auto" cannot be combined; give one of them')
+    plan = make_plan(target, n_particles, ess_threshold, max_bytes, **options)
+    if budget is not None:
+        check_count("budget", budget, 1)
+        if not engines_of(plan.leaves):
+            raise ValueError(
+                f"a budget counts rows that a ByteLLM computes, and {name_of(target)} holds none"
+            )
+    return await _Stages(plan, options, progress, on_step).run(budget)
+
+
+class _Stages:
+    """The stages of a run, and what they have seen.
+
+    Args:
+        plan: of a plain run of all particles.
+        options: of `make_plan`.
+        progress, on_step: see `smc`; they see one stage after the other.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        options: dict[str, Any],
+        progress: Progress,
+        on_step: Callable[[SMCState], object] | None,
+    ) -> None:
+        self._plan, self._options = plan, options
+        self._progress, self._on_step = progress, on_step
+        self._engines = engines_of(plan.leaves)
+        self._start = self._rows()
+        self._seen, self._start_weight = Seen(), 0.0
+        self._sums = _sums(plan, options)
+        self._stages: list[Stage] = []
+        self._error: AllParticlesDeadError | None = None
+        self._settings: list[dict[str, Any] | None] = []  # of the tables, once known
+
+    def _rows(self) -> int:
+        return sum(engine.counts.rows for engine in self._engines)
+
+    async def run(self, budget: int | None) -> StagedResult:
+        """Run the stages that N particles, or a budget, pay for."""
+        n = self._plan.n_particles
+        first = math.ceil(FIRST * n)
+        if budget is None:
+            sizes = [first, n - first] if n < _TWO else [first, first, n - 2 * first]
+            for size in sizes[: n if n < 2 else None]:
+                await self._stage(size, size / n, exact=False)
+        else:
+            await self._spend(n, budget)
+        result = StagedResult(self._stages)
+        if result.log_ml == -np.inf:
+            assert self._error is not None
+            error = self._error
+            raise AllParticlesDeadError(str(error), error.byte, error.causes, result.state)
+        return result
+
+    async def _spend(self, size: int, budget: int) -> None:
+        """Run stages until the rows are spent.
+
+        Each may cost a third of what is left, reckoned by the rows a particle of the one before.
+        The price falls as more is known, so stages grow. The last one takes what is left. Shares
+        are those of stages that double, up to the most there may be.
+
+        Args:
+            size: particles of the first stage.
+            budget: rows.
+        """
+        left, most = 1.0 - FIRST_OF_BUDGET, max(MOST_PARTICLES, size)
+        await self._stage(size, FIRST_OF_BUDGET)
+        for k in range(1, MOST_STAGES):
+            rows = self._stages[-1].rows
+            price = max(rows, 1) / size
+            rest = max(budget - (self._rows() - self._start), 0)
+            last = rest < LEAST_PART * budget or k == MOST_STAGES - 1
+            size = min(max(int((1.0 if last else PART) * rest / price), LEAST), most)
+            share = left if last else left / (2 ** (MOST_STAGES - k) - 1)
+            await self._stage(size, share)
+            left -= share
+            if last:
+                return
+
+    async def _stage(self, size: int, share: float, *, exact: bool = True) -> None:
+        """Run one stage of `size` particles.
+
+        Args:
+            size: how many.
+            share: see `Stage`.
+            exact: whether texts that are known count with their weights, if these are exact.
+        """
+        before, k = self._rows(), len(self._stages)
+        known = self._seen.rows().whole() if k and exact and self._sums else {}
+        options = {**self._options, "seed": _seed(self._plan.seed, k)}
+        ahead = self._ahead() if k else None
+        if ahead is not None:
+            options |= {"proposal": ahead, "twist": ahead}
+        p = self._plan
+        plan = make_plan(p.potential, size, p.ess_threshold, p.max_bytes, **options)
+        recorder = Recorder(self._seen, plan)
+        plan = dataclasses.replace(plan, weighers=(*plan.weighers, recorder))
+        (outcome,) = await run([plan], self._progress, self._on_step)
+        if isinstance(outcome, AllParticlesDeadError):
+            self._error = self._error or outcome
+        self._start_weight = outcome.state.start
+        trust = 0.0 if ahead is None else ahead.line.slope
+        rows = self._rows() - before
+        known = {text: logw + self._start_weight for text, logw in known.items()}
+        stage = Stage(outcome.result, share, ahead is not None, trust, rows, known)
+        self._stages.append(stage)
+
+    def _ahead(self) -> SeenLookahead | None:
+        """Return the look-ahead that was learned so far."""
+        if not len(self._seen):
+            return None
+        seen = self._seen.rows()
+        target = self._plan.potential
+        if not self._settings:
+            terminated = self._plan.terminate_when is not None
+            self._settings.append(settings_of(target, seen, terminated=terminated))
+        return SeenLookahead.learned(target, seen, DEFENSIVE, self._settings[0])
+
+
+def _sums(plan: Plan, options: dict[str, Any]) -> bool:
+    """Return whether the weight of a whole text is the sum of the target's rows along it."""
+    models = [leaf for leaf in plan.leaves if has_language_model(leaf)]
+    fixed = all(isinstance(m, ByteLLM) and m.params.prune == "topk" for m in models)
+    return fixed and options.get("critic") is None
+
+
+def _seed(seed: int, k: int) -> int:
+    """Return the seed of stage k: that of the run for the first, independent ones after it."""
+    if k == 0:
+        return seed
+    sequence = np.random.SeedSequence(seed, spawn_key=(SEED_STREAM, k))
+    return int(sequence.generate_state(1, np.uint32)[0])

@@ -1,0 +1,287 @@
+"""Runs of one target pooled to one result, weighted by shares that sum to one.
+
+Let run k have N_k particles, the estimate Z_k and the share a_k, and N = N_1 + N_2 + ... . With its
+weights times a_k N / N_k, the mean weight of all N particles is a_1 Z_1 + a_2 Z_2 + ... . It has
+the mean Z if E[Z_k | the runs before k] = Z and the shares sum to one, where a_k may depend on
+the runs before k but not on run k itself: each a_k (Z_k - Z) then has the mean zero.
+
+What is pooled is a run like another, of N particles of which each group is resampled by itself.
+
+Where a text's weight is the sum of the rows along it, the texts S_k that are known before run k
+need no draws. In place of Z_k stands
+
+    (total weight of S_k) + (mean weight of the particles of run k whose text is not in S_k),
+
+which has the same mean and varies less: only what was not known is estimated. The known texts
+come in as further particles, one each, and particles of run k with such a text weigh nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SMCState, StepInfo
+from genlm_bytes_smc.smc.resampling import FloatArray
+from genlm_bytes_smc.smc.result import SMCResult
+
+GAPE_NATS, GAPE_ERRORS = 2.0, 4.0  # between log evidences, from which on the summary warns
+
+
+class Stage(NamedTuple):
+    """One of the runs that were pooled.
+
+    Attributes:
+        result: what it found (all weights are -inf if every particle died).
+        share: its share in the estimate of the marginal likelihood.
+        lookahead: whether it looked ahead.
+        trust: beta, how far guesses about texts that were not seen were trusted; see
+            `lookahead.seen`.
+        rows: rows that the language models computed for it, those of fitting included.
+        known: log weights of the texts S_k that were known before it, nats.
+    """
+
+    result: SMCResult
+    share: float
+    lookahead: bool
+    trust: float
+    rows: int
+    known: Mapping[bytes, float] = MappingProxyType({})
+
+    def rest(self) -> SMCState:
+        """Return the run, with no weight on the texts that were known."""
+        state = self.result.state
+        if not self.known:
+            return state
+        weights, ended = state.particles.log_weights.copy(), state.particles.ended
+        drawn = zip(self.result.texts, ended.tolist(), strict=True)
+        weights[[done and text in self.known for text, done in drawn]] = -np.inf
+        return state._replace(particles=state.particles._replace(log_weights=weights))
+
+
+class StagedResult(SMCResult):
+    """What `smc(..., lookahead="auto")` returns: its runs, pooled.
+
+    Args:
+        stages: the runs in their order; the first one is plain.
+
+    Attributes:
+        stages: the same.
+        gap: by how much the log evidences of the first run and of the last one differ, nats.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        rests, shares = [s.rest() for s in stages], [s.share for s in stages]
+        self._variance = _log_variance(rests, shares)
+        known = _known(stages)
+        if known is not None:
+            rests, shares = [*rests, known], [*shares, 1.0]
+        super().__init__(pooled(rests, shares))
+        self.stages = tuple(stages)
+
+    @property
+    def ml_relative_variance(self) -> float:
+        """The same of `log_ml`, from the genealogy of each run; what was known has none."""
+        return float(np.exp(self._variance - 2 * self.log_ml)) if self.log_ml > -np.inf else np.nan
+
+    @property
+    def rows(self) -> int:
+        """Rows that the language models computed."""
+        return sum(stage.rows for stage in self.stages)
+
+    @property
+    def gap(self) -> float:
+        """The last run's `log_ml` less the first one's, nats; 0 for one run, NaN if both died."""
+        first, last = self.stages[0].result, self.stages[-1].result
+        with np.errstate(invalid="ignore"):
+            return float(np.float64(last.log_ml) - first.log_ml) if first is not last else 0.0
+
+    @property
+    def gapes(self) -> bool:
+        """Whether that is far more than the spread of the two runs explains."""
+        first, last = self.stages[0].result, self.stages[-1].result
+        errors = np.nan_to_num([first.log_ml_error, last.log_ml_error])
+        spread = float(np.hypot(*errors))
+        return abs(self.gap) > max(GAPE_NATS, GAPE_ERRORS * spread)
+
+    def summary(self) -> dict[str, str]:
+        """Return what is shown above the texts, name by name."""
+        out = super().summary()
+        out["stages"] = "; ".join(_told(stage) for stage in self.stages)
+        if self.gapes:
+            first, last = self.stages[0].result, self.stages[-1].result
+            out["warning"] = (
+                f"log evidence of the plain run is {first.log_ml:.2f}, of the last one "
+                f"{last.log_ml:.2f}: more particles, or a larger budget, are due"
+            )
+        return out
+
+
+def _log_variance(states: Sequence[SMCState], shares: Sequence[float]) -> float:
+    """Return the log of the estimated variance of the pooled estimate, nats.
+
+    Of each run it is the estimator of Lee & Whiteley 2018 for the sum of the weights that are
+    left; see `SMCResult.ml_relative_variance`. One particle has none, and counts as its square.
+    """
+    terms = [-np.inf]
+    for state, share in zip(states, shares, strict=True):
+        n = len(state.particles.length)
+        top = float(state.particles.log_weights.max())
+        if top == -np.inf:
+            continue
+        w = np.exp(state.particles.log_weights - top)
+        families = np.bincount(state.particles.eve, weights=w, minlength=n) / n
+        times = sum(info.ancestors is not None for info in state.history) + 1
+        apart = families.sum() ** 2 - np.square(families).sum()
+        v = families.sum() ** 2 - (n / max(n - 1, 1)) ** times * apart
+        if v > 0:
+            terms.append(float(np.log(v)) + 2 * (top + float(np.log(share))))
+    return float(np.logaddexp.reduce(terms))
+
+
+def _known(stages: Sequence[Stage]) -> SMCState | None:
+    """Return the texts that were known before some stage as particles of their weights.
+
+    A text counts with the shares of the stages that knew it.
+    """
+    weights: dict[bytes, float] = {}
+    for stage in stages:
+        for text, logw in stage.known.items():
+            weights[text] = weights.get(text, 0.0) + stage.share * float(
+                np.exp(logw - _top(stages))
+            )
+    if not weights:
+        return None
+    texts, n = list(weights), len(weights)
+    length = np.array([len(text) for text in texts])
+    block = np.zeros((n, int(length.max(initial=0))), dtype=np.uint8)
+    for row, text in zip(block, texts, strict=True):
+        row[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+    log_weights = np.log(np.array(list(weights.values()))) + _top(stages) + np.log(n)
+    particles = Particles(
+        block, length, np.ones(n, dtype=bool), log_weights, np.zeros(n), np.arange(n)
+    )
+    first = stages[0].result.state
+    info = StepInfo(0, 0.0, -np.inf, active=0, ended=n, dead=0, lanes=0)
+    return first._replace(particles=particles, step=0, history=(info,))
+
+
+def _top(stages: Sequence[Stage]) -> float:
+    """Return the largest known log weight, nats."""
+    return max((w for stage in stages for w in stage.known.values()), default=0.0)
+
+
+def _told(stage: Stage) -> str:
+    kind = f"look-ahead, trusted {stage.trust:.0%}" if stage.lookahead else "plain"
+    return f"{stage.result.size} {kind} ({stage.rows} rows, log_ml {stage.result.log_ml:.2f})"
+
+
+def pooled(states: Sequence[SMCState], shares: Sequence[float]) -> SMCState:
+    """Return runs as one.
+
+    Args:
+        states: of the runs, all over.
+        shares: of each, summing to one.
+    """
+    n = sum(len(state.particles.length) for state in states)
+    gains = [
+        float(np.log(share * n / len(state.particles.length)))
+        for state, share in zip(states, shares, strict=True)
+    ]
+    first = states[0]
+    steps = max(len(state.history) for state in states)
+    return SMCState(
+        _joined([state.particles for state in states], gains),
+        max(state.step for state in states),
+        first.seed,
+        first.beam_seed,
+        first.start,
+        tuple(_step(states, gains, t) for t in range(steps)),
+        first.max_bytes,
+    )
+
+
+def _joined(parts: Sequence[Particles], gains: Sequence[float]) -> Particles:
+    """Return particles side by side, their log weights raised by `gains` (nats)."""
+    width = max(part.text.shape[1] for part in parts)
+    sizes = [len(part.length) for part in parts]
+    offset = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+    texts = [np.pad(p.text, ((0, 0), (0, width - p.text.shape[1]))) for p in parts]
+    return Particles(
+        np.concatenate(texts),
+        np.concatenate([p.length for p in parts]),
+        np.concatenate([p.ended for p in parts]),
+        np.concatenate([p.log_weights + g for p, g in zip(parts, gains, strict=True)]),
+        np.concatenate([p.twist for p in parts]),
+        np.concatenate([p.eve for p in parts]) + offset,
+    )
+
+
+def _step(states: Sequence[SMCState], gains: Sequence[float], t: int) -> StepInfo:
+    """Return step t of all runs as one; a run that was over by then has not changed since."""
+    sizes = [len(state.particles.length) for state in states]
+    infos = [state.history[min(t, len(state.history) - 1)] for state in states]
+    now = [t < len(state.history) for state in states]
+    here = [info for info, on in zip(infos, now, strict=True) if on]
+    moved = [info.moved for info in here if info.moved is not None]
+    deaths: dict[str, int] = {}
+    for name, k in (death for info in here for death in info.deaths):
+        deaths[name] = deaths.get(name, 0) + k
+    mass, squares = _moments(infos, sizes, gains)
+    return StepInfo(
+        step=t,
+        ess=float(np.exp(2 * mass - squares)) if mass > -np.inf else 0.0,
+        log_ml=float(mass - np.log(sum(sizes))),
+        active=sum(info.active for info in here),
+        ended=sum(info.ended for info in infos),
+        dead=sum(info.dead for info in infos),
+        lanes=sum(info.lanes for info in here),
+        forced=any(info.forced for info in here),
+        deaths=tuple(deaths.items()),
+        ancestors=_ancestors(infos, now, sizes),
+        moved=sum(moved) if moved else None,
+        uncovered=max(info.uncovered for info in here),
+        rows=sum(info.rows for info in here),
+        forwards=sum(info.forwards for info in here),
+        seconds=sum(info.seconds for info in here),
+        **_record(infos, now, sizes, gains),
+    )
+
+
+def _moments(
+    infos: Sequence[StepInfo], sizes: Sequence[int], gains: Sequence[float]
+) -> tuple[float, float]:
+    """Return the logs of the sums of all weights and of their squares after a step, nats."""
+    mass = np.array([i.log_ml + g + np.log(n) for i, g, n in zip(infos, gains, sizes, strict=True)])
+    with np.errstate(divide="ignore"):
+        ess = np.log([info.ess for info in infos])
+    squares = np.where(np.isneginf(mass), -np.inf, 2 * mass - np.where(np.isneginf(ess), 0, ess))
+    return float(np.logaddexp.reduce(mass)), float(np.logaddexp.reduce(squares))
+
+
+def _ancestors(infos: Sequence[StepInfo], now: Sequence[bool], sizes: Sequence[int]) -> Any:
+    """Return the ancestors of all, int64[N], where a group was resampled; else None."""
+    chosen = [i.ancestors if on else None for i, on in zip(infos, now, strict=True)]
+    if all(c is None for c in chosen):
+        return None
+    firsts = np.cumsum([0, *sizes[:-1]])
+    groups = zip(chosen, firsts.tolist(), sizes, strict=True)
+    return np.concatenate([a + (np.arange(n) if c is None else c) for c, a, n in groups])
+
+
+def _record(
+    infos: Sequence[StepInfo], now: Sequence[bool], sizes: Sequence[int], gains: Sequence[float]
+) -> dict[str, Any]:
+    """Return what a step has with `record`: the symbols and weights of all."""
+    if any(info.symbols is None or info.log_weights is None for info in infos):
+        return {}
+    symbols, weights = [], list[FloatArray]()
+    for info, on, n, gain in zip(infos, now, sizes, gains, strict=True):
+        assert info.symbols is not None
+        assert info.log_weights is not None
+        symbols.append(info.symbols if on else np.full(n, NO_SYMBOL, dtype=np.int16))
+        weights.append(info.log_weights + gain)
+    return {"symbols": np.concatenate(symbols), "log_weights": np.concatenate(weights)}
