@@ -36,11 +36,11 @@ from genlm_bytes_smc.beam.deferred_numba import (
     WEIGHT,
 )
 from genlm_bytes_smc.beam.deferred_rows import Fetched, RowSource, Wanted
-from genlm_bytes_smc.beam.kernels import N_BYTES
+from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import BeamState
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
+from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte, check_symbols
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import not_pickled
 
@@ -393,9 +393,9 @@ class DeferredLanes:
             dn.defer(nodes.ints, nodes.floats, nodes.count, ends)
 
     def _arrays(self) -> tuple[IntArray, npt.NDArray[Any]]:
-        steps = self.model.kernels.steps
-        assert steps is not None  # the model is on a CPU
-        return steps.arrays()
+        kernels = self.model.kernels
+        assert isinstance(kernels, NumbaKernels)  # the model is on a CPU
+        return kernels.arrays()
 
     def _row(self, nodes: Nodes, masses: FloatArray, guessed: FloatArray) -> torch.Tensor:
         """Return the next-symbol rows of lanes whose nodes have been judged.
