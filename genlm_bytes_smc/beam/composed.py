@@ -13,6 +13,8 @@ from genlm_bytes_smc.beam.kernels import (
     NOTHING,
     Followed,
     Kernels,
+    Lanes,
+    Limits,
     Look,
     Read,
     Run,
@@ -65,97 +67,75 @@ class Parts(Kernels, Protocol):
 class ComposedSteps:
     """Whole steps of `Kernels`, from `Parts`."""
 
-    def look(
-        self: Parts,
-        state: BeamState,
-        log_z: FloatArray,
-        log_dropped: FloatArray,
-        rules: Rules,
-        known: Look | None,
-        *,
-        row: bool,
-    ) -> Look:
+    def look(self: Parts, lanes: Lanes, known: Look | None, *, row: bool) -> Look:
         """See `Kernels`."""
         if known is None or known.extended is None:
-            roots = None if known is None else known.roots
+            state, roots = lanes.state, None if known is None else known.roots
             missing = self.store.missing(self.contexts(state))
             if len(missing):
-                return Look(None, log_z, missing=missing, roots=roots)
-            ext = _admitted(self, state, log_z, rules)
+                return Look(None, lanes.log_z, missing=missing, roots=roots)
+            ext = _admitted(self, state, lanes.log_z, lanes.rules)
             extended = self.extend(state, ext, children(self, state, ext))
             known = Look(extended, ext.dropped, roots=roots)
         contexts = self.contexts(known.extended)
         if len(self.store.missing(contexts)):
             return known._replace(missing=contexts.ravel())  # all, so that none goes meanwhile
         known = known._replace(missing=NOTHING)
-        return _with_row(self, state, log_z, log_dropped, rules, known) if row else known
+        return _with_row(self, lanes, known) if row else known
 
-    def step(self: Parts, state: BeamState, look: Look, symbols: IntArray, rules: Rules) -> Stepped:
+    def step(self: Parts, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
         """See `Kernels`."""
-        extended, cut = look.extended, rules.cut
+        extended, rules = look.extended, lanes.rules
         contexts = self.contexts(extended)
         if len(self.store.missing(contexts)):
-            nothing = np.full(len(symbols), -np.inf)
-            return Stepped(state, nothing, nothing, None, contexts.ravel())
+            return Stepped(lanes.state, lanes.log_z, lanes.log_z, None, contexts.ravel())
         ends = symbols == EOS_COLUMN
-        ending = self.next_block(extended, cut)[:, EOS_COLUMN] if ends.any() else None
-        after = self.advance(extended, np.where(ends, -1, symbols), cut)
+        ending = self.next_block(extended, rules.cut)[:, EOS_COLUMN] if ends.any() else None
+        after = self.advance(extended, np.where(ends, -1, symbols), rules.cut)
         if rules.random:
-            after = after._replace(key=read_keys(state.key, symbols))
+            after = after._replace(key=read_keys(lanes.state.key, symbols))
         after, pruned = _pruned(self, after, rules)
         log_z = self.log_z(after)
         if ending is not None:
             log_z = np.where(ends, ending.cpu().numpy(), log_z)
         return Stepped(after, log_z, pruned, Look(None, pruned, roots=look.roots))
 
-    def read(
-        self: Parts,
-        state: BeamState,
-        log_z: FloatArray,
-        log_dropped: FloatArray,
-        byte: IntArray,
-        rules: Rules,
-        *,
-        prune: bool = False,
-    ) -> Read:
+    def read(self: Parts, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
         """See `Kernels`."""
+        state, rules, log_dropped = lanes.state, lanes.rules, lanes.log_dropped
         if prune:
             state, pruned = _pruned(self, state, rules)
             log_dropped = np.logaddexp(log_dropped, pruned)
         missing = self.store.missing(self.contexts(state))
         if len(missing):
-            return Read(state, log_z, log_dropped, missing)
+            return Read(state, lanes.log_z, log_dropped, missing)
         if rules.random:
-            ext = _admitted(self, state, log_z, rules)
+            ext = _admitted(self, state, lanes.log_z, rules)
         else:
             ext = self.open_read(state, byte, rules.cut, rules.log_threshold)
         new = children(self, state, ext)
         if len(self.store.missing(new)):
-            return Read(state, log_z, log_dropped, new)
+            return Read(state, lanes.log_z, log_dropped, new)
         after, log_z = _read_on(self, state, ext, new, byte, rules)
         return Read(after, log_z, np.logaddexp(log_dropped, ext.dropped))
 
-    def prune(
-        self: Parts, state: BeamState, log_dropped: FloatArray, rules: Rules
-    ) -> tuple[BeamState, FloatArray, FloatArray]:
+    def prune(self: Parts, lanes: Lanes) -> Read:
         """See `Kernels`."""
-        state, pruned = _pruned(self, state, rules)
-        return state, self.log_z(state), np.logaddexp(log_dropped, pruned)
+        state, pruned = _pruned(self, lanes.state, lanes.rules)
+        return Read(state, self.log_z(state), np.logaddexp(lanes.log_dropped, pruned))
 
     def run_texts(
         self: Parts,
-        state: BeamState,
-        log_z: FloatArray,
-        log_dropped: FloatArray,
+        lanes: Lanes,
         texts: Texts,
         start: int,
-        rules: Rules,
-        limits: tuple[int, int],
+        limits: Limits,
         *,
         by_steps: bool,
-        sure: Any = None,
+        sure: Any,
     ) -> Run:
         """See `Kernels`; `sure` is not heeded."""
+        state, log_z, log_dropped, rules = lanes.state, lanes.log_z, lanes.log_dropped, lanes.rules
         kept, read = (state, log_z, log_dropped), start
         with Substitutes(self.store, texts.known, *limits) as substitutes:
             for at in range(start, texts.bytes.shape[1]):
@@ -181,9 +161,7 @@ class ComposedSteps:
                     kept, read = (state, log_z, log_dropped), at + 1
         return Run(*kept, read, *substitutes.all_missed())
 
-    def follow_likeliest(
-        self, state: BeamState, log_z: FloatArray, log_dropped: FloatArray, rules: Rules, steps: int
-    ) -> Followed | None:
+    def follow_likeliest(self, lanes: Lanes, steps: int) -> Followed | None:
         """See `Kernels`: not in one go."""
         return None
 
@@ -241,18 +219,12 @@ def _read_on(
     return after, kernels.log_z(after)
 
 
-def _with_row(
-    kernels: Parts,
-    state: BeamState,
-    log_z: FloatArray,
-    log_dropped: FloatArray,
-    rules: Rules,
-    look: Look,
-) -> Look:
+def _with_row(kernels: Parts, lanes: Lanes, look: Look) -> Look:
     """Return the look with its row; the lanes' best candidates often have the roots of before."""
-    block = kernels.next_block(look.extended, rules.cut)  # type: ignore[arg-type]
-    row = kernels.normalise(block, log_z if rules.random else None)
-    lossy, roots = rules.lossy(log_dropped, look.dropped), look.roots
+    state, rules, roots = lanes.state, lanes.rules, look.roots
+    block = kernels.next_block(look.extended, rules.cut)
+    row = kernels.normalise(block, lanes.log_z if rules.random else None)
+    lossy = rules.lossy(lanes.log_dropped, look.dropped)
     if lossy.any():
         best = kernels.roots(state)
         contexts = kernels.contexts(best)

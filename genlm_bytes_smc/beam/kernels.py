@@ -24,6 +24,8 @@ FloatArray = npt.NDArray[np.float64]
 
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
+Limits = tuple[int, int]
+
 
 class Look(NamedTuple):
     """What is known of lanes before they read a symbol.
@@ -139,6 +141,26 @@ class Run(NamedTuple):
     at: IntArray
 
 
+class Lanes(Protocol):
+    """N lanes as kernels take them: see `ByteLanes`."""
+
+    @property
+    def state(self) -> State:
+        """The candidates."""
+
+    @property
+    def log_z(self) -> FloatArray:
+        """Their weights, nats."""
+
+    @property
+    def log_dropped(self) -> FloatArray:
+        """Log mass dropped so far, nats."""
+
+    @property
+    def rules(self) -> Rules:
+        """How they prune."""
+
+
 class Kernels(Protocol):
     """Arithmetic of beams on one device.
 
@@ -151,36 +173,18 @@ class Kernels(Protocol):
 
     # -- whole steps -------------------------------------------------------------------
 
-    def look(
-        self,
-        state: State,
-        log_z: FloatArray,
-        log_dropped: FloatArray,
-        rules: Rules,
-        known: Look | None,
-        *,
-        row: bool,
-    ) -> Look:
+    def look(self, lanes: Lanes, known: Look | None, *, row: bool) -> Look:
         """Extend the candidates, unless `known` has them, and find their rows if asked to."""
         ...
 
-    def step(self, state: State, look: Look, symbols: IntArray, rules: Rules) -> Stepped:
+    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
         """Read one symbol int64[N] a lane in the candidates that `look` has extended, and prune.
 
         256 ends a text, -1 reads nothing: both empty the lane.
         """
         ...
 
-    def read(
-        self,
-        state: State,
-        log_z: FloatArray,
-        log_dropped: FloatArray,
-        byte: IntArray,
-        rules: Rules,
-        *,
-        prune: bool = False,
-    ) -> Read:
+    def read(self, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
         """Read one byte int64[N] a lane (-1 empties it), after pruning if told so.
 
         With top-K pruning the threshold on extensions is taken against the candidates that can
@@ -188,41 +192,26 @@ class Kernels(Protocol):
         """
         ...
 
-    def prune(
-        self, state: State, log_dropped: FloatArray, rules: Rules
-    ) -> tuple[State, FloatArray, FloatArray]:
-        """At most `rules.k` candidates a lane, best first; log_z; log of all mass dropped."""
+    def prune(self, lanes: Lanes) -> Read:
+        """Keep at most `rules.k` candidates a lane, best first; read nothing."""
         ...
 
     def run_texts(
-        self,
-        state: State,
-        log_z: FloatArray,
-        log_dropped: FloatArray,
-        texts: Texts,
-        start: int,
-        rules: Rules,
-        limits: tuple[int, int],
-        *,
-        by_steps: bool,
-        sure: Any = None,
+        self, lanes: Lanes, texts: Texts, start: int, limits: Limits, *, by_steps: bool, sure: Any
     ) -> Run:
         """Read texts from byte `start` on with the rows at hand; see `substitutes`.
 
         Args:
-            state, log_z, log_dropped: the lanes.
+            lanes: N of them.
             texts: one a lane.
             start: bytes that have been read.
-            rules: how to prune.
             limits: bytes to go on after the first missing row, and after the first guess.
             by_steps: whether to extend and prune as `step` does, or as `read` after pruning.
-            sure: `deferred_rows.Held`, extensions that are not thinned, if any.
+            sure: `deferred_rows.Held`, extensions that are not thinned; or None.
         """
         ...
 
-    def follow_likeliest(
-        self, state: State, log_z: FloatArray, log_dropped: FloatArray, rules: Rules, steps: int
-    ) -> Followed | None:
+    def follow_likeliest(self, lanes: Lanes, steps: int) -> Followed | None:
         """Prune, take the likeliest byte and read it, up to `steps` times, in one lane.
 
         None where that is not done in one go.

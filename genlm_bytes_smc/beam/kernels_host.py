@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam import candidates_numba as cn
+from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam import pruning_numba as pn
 from genlm_bytes_smc.beam import steps_numba as sn
 from genlm_bytes_smc.beam import texts_numba as tn
@@ -22,15 +23,15 @@ from genlm_bytes_smc.beam.kernels import (
     NOTHING,
     FloatArray,
     Followed,
+    Lanes,
+    Limits,
     Look,
     Read,
     Run,
     Stepped,
     Texts,
 )
-from genlm_bytes_smc.beam.masses_numba import TrieArrays
 from genlm_bytes_smc.beam.rng import KeyArray
-from genlm_bytes_smc.beam.rules import Rules
 from genlm_bytes_smc.beam.state import Extensions, HostState
 from genlm_bytes_smc.beam.substitutes import HEAVY
 from genlm_bytes_smc.lm.context_index import NO_ROOM
@@ -51,7 +52,7 @@ class NumbaKernels:
     def __init__(self, store: RowStore) -> None:
         self.store = store
         trie = store.trie
-        self._trie = TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
+        self._trie = nm.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
         self._handles = Handles(self._trie)
 
     def arrays(self) -> tuple[IntArray, npt.NDArray[Any]]:
@@ -59,35 +60,27 @@ class NumbaKernels:
         rows = self.store.host
         return self._handles.of(rows, self.store.engine.tree.arrays), rows.probs
 
-    def _with_room(self, call: Callable[[], tuple[Any, ...]], at: int) -> tuple[Any, ...]:
-        """Call until the tree has room for new contexts: item `at` says what is missing."""
+    def _with_room(self, call: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """Call until the tree has room for new contexts; the last item says what is missing."""
         while True:
             found = call()
-            missing = found[at]
-            if missing.size == 0 or missing.flat[0] != NO_ROOM:
+            missing = found[-1]
+            if len(missing) == 0 or missing[0] != NO_ROOM:
                 return found
             self.store.engine.tree.grow()
 
     # -- whole steps -------------------------------------------------------------------
 
-    def look(
-        self,
-        state: HostState,
-        log_z: FloatArray,
-        log_dropped: FloatArray,
-        rules: Rules,
-        known: Look | None,
-        *,
-        row: bool,
-    ) -> Look:
+    def look(self, lanes: Lanes, known: Look | None, *, row: bool) -> Look:
         """See `Kernels`."""
+        state, rules, log_z = lanes.state, lanes.rules, lanes.log_z
         looked = known is not None and known.extended is not None
         packed = known.extended.packed if looked else _NO_STATE  # type: ignore[union-attr]
         dropped = known.dropped if looked else log_z  # type: ignore[union-attr]
         rescues = rules.rescues
         while True:
             extended, left_out, missing, rows, done = sn.look(
-                *self.arrays(), state.packed, state.key, log_z, log_dropped, looked, packed,
+                *self.arrays(), state.packed, state.key, log_z, lanes.log_dropped, looked, packed,
                 dropped, rules.cut, rules.log_threshold, rules.random, rescues.line_of,
                 rescues.lines, rules.share, row,
             )  # fmt: skip
@@ -99,97 +92,80 @@ class NumbaKernels:
             elif missing[0] == NO_ROOM:
                 self.store.engine.tree.grow()
             else:
-                return (
-                    known._replace(missing=missing) if known else Look(None, log_z, None, missing)
-                )
+                return (known or Look(None, log_z))._replace(missing=missing)
 
-    def step(self, state: HostState, look: Look, symbols: IntArray, rules: Rules) -> Stepped:
+    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
         """See `Kernels`. The candidates kept are extended, too."""
-        packed = look.extended.packed  # type: ignore[union-attr]
-        while True:
-            kept, extended, key, numbers, missing = sn.step(
-                *self.arrays(), packed, state.key, symbols, rules.cut, rules.k,
+        state, rules, extended = lanes.state, lanes.rules, look.extended
+        packed, grown, key, numbers, missing = self._with_room(
+            lambda: sn.step(
+                *self.arrays(), extended.packed, state.key, symbols, rules.cut, rules.k,
                 rules.log_threshold, rules.random,
-            )  # fmt: skip
-            if len(missing) == 0:
-                after = Look(HostState(extended, key), numbers[2])
-                return Stepped(HostState(kept, key), numbers[0], numbers[1], after)
-            if missing[0] != NO_ROOM:
-                return Stepped(state, numbers[0], numbers[1], None, missing)
-            self.store.engine.tree.grow()
+            )
+        )  # fmt: skip
+        after = Look(HostState(grown, key), numbers[2])
+        return Stepped(HostState(packed, key), numbers[0], numbers[1], after, missing)
 
-    def read(
-        self,
-        state: HostState,
-        log_z: FloatArray,
-        log_dropped: FloatArray,
-        byte: IntArray,
-        rules: Rules,
-        *,
-        prune: bool = False,
-    ) -> Read:
+    def read(self, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
         """See `Kernels`."""
+        state, rules = lanes.state, lanes.rules
         k, log_prune = (rules.k, rules.log_threshold) if prune else (-1, -np.inf)
-        while True:
-            packed, key, numbers, missing = sn.read(
-                *self.arrays(), state.packed, state.key, log_z, log_dropped, byte, rules.cut, k,
-                log_prune, rules.log_threshold, rules.random,
-            )  # fmt: skip
-            if len(missing) == 0 or missing[0] != NO_ROOM:
-                return Read(HostState(packed, key), numbers[0], numbers[1], missing)
-            self.store.engine.tree.grow()
+        packed, key, numbers, missing = self._with_room(
+            lambda: sn.read(
+                *self.arrays(), state.packed, state.key, lanes.log_z, lanes.log_dropped, byte,
+                rules.cut, k, log_prune, rules.log_threshold, rules.random,
+            )
+        )  # fmt: skip
+        return Read(HostState(packed, key), numbers[0], numbers[1], missing)
 
-    def prune(
-        self, state: HostState, log_dropped: FloatArray, rules: Rules
-    ) -> tuple[HostState, FloatArray, FloatArray]:
+    def prune(self, lanes: Lanes) -> Read:
         """See `Kernels`."""
+        state, rules = lanes.state, lanes.rules
         packed, numbers = sn.prune(
-            state.packed, state.key, log_dropped, rules.k, rules.log_threshold, rules.random
+            state.packed, state.key, lanes.log_dropped, rules.k, rules.log_threshold, rules.random
         )
-        return HostState(packed, state.key), numbers[0], numbers[1]
+        return Read(HostState(packed, state.key), numbers[0], numbers[1])
 
     def run_texts(
-        self,
-        state: HostState,
-        log_z: FloatArray,
-        log_dropped: FloatArray,
-        texts: Texts,
-        start: int,
-        rules: Rules,
-        limits: tuple[int, int],
-        *,
-        by_steps: bool,
-        sure: Any = None,
+        self, lanes: Lanes, texts: Texts, start: int, limits: Limits, *, by_steps: bool, sure: Any
     ) -> Run:
         """See `Kernels`."""
+        state, rules = lanes.state, lanes.rules
         keys, width = (NOTHING, 0) if sure is None else (sure.keys, int(sure.width))
 
         def call() -> tuple[Any, ...]:
             self.store.cover()  # rows stand in for those of contexts made on the way
             found: tuple[Any, ...] = tn.run_texts(
-                *self.arrays(), state.packed, state.key, log_z, log_dropped, texts.bytes,
-                texts.lengths, start, texts.known, rules.cut, rules.k, rules.log_threshold,
-                rules.random, by_steps, keys, width, _LOG_GUESS, *limits, HEAVY,
+                *self.arrays(), state.packed, state.key, lanes.log_z, lanes.log_dropped,
+                texts.bytes, texts.lengths, start, texts.known, rules.cut, rules.k,
+                rules.log_threshold, rules.random, by_steps, keys, width, _LOG_GUESS, *limits,
+                HEAVY,
             )  # fmt: skip
             return found
 
-        packed, key, numbers, read, missed = self._with_room(call, 4)
-        missed = missed[:, missed[1] >= 0]
-        return Run(HostState(packed, key), numbers[0], numbers[1], read, missed[0], missed[1])
+        packed, key, numbers, read, at, missed = self._with_room(call)
+        near = at >= 0
+        state = HostState(packed, key)
+        return Run(state, numbers[0], numbers[1], read, missed[near], at[near])
 
-    def follow_likeliest(
-        self, state: HostState, log_z: FloatArray, log_dropped: FloatArray, rules: Rules, steps: int
-    ) -> Followed | None:
+    def follow_likeliest(self, lanes: Lanes, steps: int) -> Followed | None:
         """See `Kernels`."""
-        packed, key, numbers, symbols, missing, ends = self._with_room(
+        state, rules = lanes.state, lanes.rules
+        packed, key, numbers, symbols, ends, missing = self._with_room(
             lambda: sn.follow_likeliest(
-                *self.arrays(), state.packed, state.key, log_z, log_dropped, rules.cut, rules.k,
-                rules.log_threshold, rules.random, steps,
-            ),
-            4,
+                *self.arrays(), state.packed, state.key, lanes.log_z, lanes.log_dropped,
+                rules.cut, rules.k, rules.log_threshold, rules.random, steps,
+            )
         )  # fmt: skip
         state = HostState(packed, key)
         return Followed(state, numbers[0], numbers[1], symbols.tolist(), missing, ends)
+
+    def next_rows(self, state: HostState, cut: IntArray) -> FloatArray:
+        """Return log probabilities of the next symbol, float64[N, 257], without extensions."""
+        block = nm.next_block(self._trie, self.store.host, *_arrays(state), cut)
+        total = pn.logsumexp_rows(block)[:, None]
+        with np.errstate(invalid="ignore"):
+            return np.where(total > -np.inf, block - total, -np.inf)
 
     # -- states ------------------------------------------------------------------------
 

@@ -229,7 +229,7 @@ class ByteLanes:
             if look is None or look.extended is None:
                 look = await self._look(row=False)
             before = look
-            found = await self._with_rows(lambda: kernels.step(self.state, before, symbols, rules))
+            found = await self._with_rows(lambda: kernels.step(self, before, symbols))
             reads = (symbols >= 0) & ~self.ended
             dropped = np.logaddexp(np.logaddexp(self.log_dropped, look.dropped), found.pruned)
             log_z = np.where(reads, found.log_z, self.log_z)
@@ -260,9 +260,7 @@ class ByteLanes:
             bytes_ = check_symbols(byte, len(self))
         kernels, rules = self.model.kernels, self.rules
         with self.model.engine.tree.one_thread:
-            found = await self._with_rows(
-                lambda: kernels.read(self.state, self.log_z, self.log_dropped, bytes_, rules)
-            )
+            found = await self._with_rows(lambda: kernels.read(self, bytes_))
             after = self._at(found.state, found.log_z, found.log_dropped)
             if rules.heals and -np.inf in after.log_z.tolist():
                 dead = np.flatnonzero(self.alive & (bytes_ >= 0) & (after.log_z == -np.inf))
@@ -279,21 +277,20 @@ class ByteLanes:
         """`prune` and `read`, in one go where no row is missing for it and no lane dies."""
         bytes_ = np.full(len(self), byte, dtype=np.int64)
         with self.model.engine.tree.one_thread:
-            found = self.model.kernels.read(
-                self.state, self.log_z, self.log_dropped, bytes_, self.rules, prune=True
-            )
+            found = self.model.kernels.read(self, bytes_, prune=True)
             if len(found.missing) == 0 and -np.inf not in found.log_z.tolist():
                 return self._at(found.state, found.log_z, found.log_dropped)
             return await self.prune().read(byte)
 
     def prune(self) -> ByteLanes:
         """At most K candidates a lane, best first, as the parameters say."""
-        state, log_z, dropped = self.model.kernels.prune(self.state, self.log_dropped, self.rules)
+        found = self.model.kernels.prune(self)
+        log_z = found.log_z
         if self.rules.random:  # which keeps the total
             log_z = self.log_z
         elif True in self.ended.tolist():
             log_z = np.where(self.ended, self.log_z, log_z)
-        return self._at(state, log_z, dropped)
+        return self._at(found.state, log_z, found.log_dropped)
 
     async def follow_likeliest(self, steps: int) -> tuple[ByteLanes, list[int], bool] | None:
         """Prune, take the likeliest symbol and read it, `steps` times: one lane.
@@ -309,9 +306,7 @@ class ByteLanes:
         lanes, out, wanted = self, list[int](), NO_CUT
         with self.model.engine.tree.one_thread:
             while True:
-                found = self.model.kernels.follow_likeliest(
-                    lanes.state, lanes.log_z, lanes.log_dropped, self.rules, steps - len(out)
-                )
+                found = self.model.kernels.follow_likeliest(lanes, steps - len(out))
                 if found is None:
                     return None
                 if found.symbols:
@@ -414,9 +409,7 @@ class ByteLanes:
 
         def look() -> Look:
             known = ahead.look
-            found = kernels.look(
-                self.state, self.log_z, self.log_dropped, self.rules, known, row=row
-            )
+            found = kernels.look(self, known, row=row)
             if found.row is None and known is not None:
                 found = found._replace(row=known.row)
             ahead.look = found

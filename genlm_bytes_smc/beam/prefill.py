@@ -59,10 +59,8 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
             with tree.pinned(now):
                 await store.ensure(now)
             again = len(wanted) > 0
-            run = model.kernels.run_texts(
-                lanes.state, lanes.log_z, lanes.log_dropped, texts, at, lanes.rules,
-                limits_after(read, model.engine), by_steps=False, sure=sure,
-            )  # fmt: skip
+            limits = limits_after(read, model.engine)
+            run = model.kernels.run_texts(lanes, texts, at, limits, by_steps=False, sure=sure)
             read, at = run.read - at, run.read
             if read:
                 lanes = _after(lanes, run)
@@ -120,10 +118,8 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
             pins.enter_context(tree.pinned(wanted))
             await store.ensure(np.concatenate([now, wanted]))
             fetched.append(wanted)
-            run = model.kernels.run_texts(
-                lanes.state, lanes.log_z, lanes.log_dropped, known, at, lanes.rules,
-                limits_after(read, model.engine), by_steps=True,
-            )  # fmt: skip
+            limits = limits_after(read, model.engine)
+            run = model.kernels.run_texts(lanes, known, at, limits, by_steps=True, sure=None)
             lanes, read, at = _after(lanes, run), run.read - at, run.read
             wanted = first_of(run.missed, run.at, store)
     return np.concatenate(fetched)

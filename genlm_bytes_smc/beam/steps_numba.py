@@ -322,8 +322,8 @@ def follow_likeliest(
 
     Returns:
         The packed state after the last byte read, not pruned; its key; float64[2, 1] its log_z
-        and log mass dropped; the bytes int64[n]; contexts without rows; whether the text ends
-        next.
+        and log mass dropped; the bytes int64[n]; whether the text ends next; contexts without
+        rows.
     """
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = unpack(packed)
@@ -357,4 +357,4 @@ def follow_likeliest(
         ctx, node, logu, logw = unpack(state)
         symbols[done] = symbol
         done += 1
-    return pack(ctx, node, logu, logw), key, numbers, symbols[:done], missing, ends
+    return pack(ctx, node, logu, logw), key, numbers, symbols[:done], ends, missing

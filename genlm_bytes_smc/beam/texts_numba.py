@@ -141,8 +141,8 @@ def run_texts(
     Returns:
         The packed state before the first byte for which a row was missing (or that nothing
         could read); its keys; float64[2, N]: log_z, log mass dropped; how many bytes were read
-        in all; the contexts missed, and the byte at which (-1: too far after a guess to be worth
-        a row), int64[2, m], or [NO_ROOM] twice.
+        in all; the byte at which each context was missed (-1: too far after a guess to be worth a
+        row), int64[m], and the contexts missed, int64[m], or [NO_ROOM].
     """
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = unpack(packed)
@@ -214,8 +214,8 @@ def run_texts(
     for i in range(count):
         rows.slot_of[missed[0, i]] = -1  # nothing stands in for it any more
     if no_room:
-        return kept, kept_key, numbers, done, full((2, 1), NO_ROOM)
-    return kept, kept_key, numbers, done, missed[:, :count]
+        return kept, kept_key, numbers, done, missed[1, :0], full(1, NO_ROOM)
+    return kept, kept_key, numbers, done, missed[1, :count], missed[0, :count]
 
 
 @inner()
