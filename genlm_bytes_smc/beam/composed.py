@@ -150,7 +150,8 @@ class ComposedSteps:
                 ext, new = substitutes.lend(at, self.contexts(state), ext, log_z)
                 if by_steps:
                     state = self.advance(self.extend(state, ext, new), symbols, rules.cut)
-                    state = state._replace(key=read_keys(state.key, symbols))
+                    if rules.random:
+                        state = state._replace(key=read_keys(state.key, symbols))
                     state, pruned = _pruned(self, state, rules)
                     log_dropped, log_z = np.logaddexp(log_dropped, pruned), self.log_z(state)
                 else:

@@ -25,6 +25,7 @@ import numpy as np
 from genlm_bytes_smc.beam.deferred_text import rows_that_matter
 from genlm_bytes_smc.beam.foresight import HORIZON, Guide, first_of, limits_after
 from genlm_bytes_smc.beam.kernels import NOTHING, Run, Texts
+from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.lm.contexts import IntArray
 
@@ -82,7 +83,7 @@ def _guided(lanes: ByteLanes, text: bytes) -> bool:
     What is thinned at random need not be judged by the next byte alone where all are known.
     """
     alive = len(text) > 0 and lanes.log_z[0] > -np.inf
-    on_host = lanes.model.store.device.type == "cpu"  # what judges contexts
+    on_host = isinstance(lanes.model.kernels, NumbaKernels)  # what judges contexts
     return alive and lanes.params.unbiased and lanes.params.prune_threshold > 0 and on_host
 
 

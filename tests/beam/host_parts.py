@@ -1,4 +1,4 @@
-"""The compiled parts of a byte step on plain numpy states: what the torch kernels are held against."""
+"""The compiled parts of a byte step on numpy states, which torch's are held against."""
 
 import numba
 import numpy as np

@@ -633,7 +633,7 @@ def every_verb(kernels: TorchKernels, state: BeamState, world: World) -> list[An
         lanes = kernels.gather(kept, np.array([1, 2, 5, 6]))
         single = kernels.single(int(world.contexts[0]), -1.0, kept.key[:1])
         out.append(kernels.cat([kernels.roots(kept), lanes, single]))
-        out.append(torch.as_tensor(kernels.open_read(kept, byte, cut, -3.0).logw))
+        out.append(kernels._send(kernels.open_read(kept, byte, cut, -3.0).logw))
     return out
 
 
@@ -911,9 +911,8 @@ def test_whole_steps_are_the_composed_ones(prune, seed):
     other = Some(on("cpu", state), log_z, dropped, model.rules(params))
     byte = bytes_for(world, state, seed)
     symbols = np.where(np.arange(len(byte)) % 3 == 0, 256, byte)
-    texts = [
-        bytes(np.random.default_rng([seed, n]).choice(byte[byte >= 0], 4)) for n in range(len(byte))
-    ]
+    rng = np.random.default_rng(seed)
+    texts = [bytes(rng.choice(byte[byte >= 0], 4).tolist()) for _ in byte]
 
     def steps(kernels: Any, lanes: Some) -> list[Any]:
         look = settled(lambda: kernels.look(lanes, None, row=True), model.store)
