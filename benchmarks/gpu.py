@@ -49,7 +49,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.gpu_models import FULL, QUICK, Mixed, Shape, Worlds, small, wait_for
 from benchmarks.report import machine
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, byte_model
-from genlm_bytes_smc.beam.kernels import NumbaKernels
+from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.model import FUSED
 from genlm_bytes_smc.constraints import ByteRegex

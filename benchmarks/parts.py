@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.measure import K, Side, _ours
 from benchmarks.ngram import NgramLM
 from genlm_bytes_smc import BeamParams, ByteBeamState
-from genlm_bytes_smc.beam.steps import WholeSteps
+from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.lm import intake
 
 PARTS = ("LM rows", "taking rows in", "compiled steps", "Python")
@@ -34,17 +34,8 @@ _TIMED = (
     ("taking rows in", intake, ("take_32", "take_64")),
     (
         "compiled steps",
-        WholeSteps,
-        (
-            "read",
-            "prune",
-            "step",
-            "extend",
-            "extend_rows",
-            "next_rows",
-            "follow_likeliest",
-            "run_text",
-        ),
+        NumbaKernels,
+        ("look", "step", "read", "prune", "follow_likeliest", "run_texts"),
     ),
 )
 

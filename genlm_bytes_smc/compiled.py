@@ -25,11 +25,15 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 SOURCES = (
+    "beam/candidates_numba.py",
     "beam/deferred_numba.py",
     "beam/handles.py",
-    "beam/kernels_numba.py",
     "beam/masses_numba.py",
+    "beam/packing_numba.py",
+    "beam/pruning_numba.py",
+    "beam/rng.py",  # the numbers that keys are mixed with
     "beam/steps_numba.py",
+    "beam/texts_numba.py",
     "compiled.py",
     "constraints/automata/loops_numba.py",
     "lm/context_index.py",

@@ -24,7 +24,8 @@ import numpy as np
 from genlm_bytes_smc.beam import steps_numba
 state = np.zeros((4, 1, 2), dtype=np.int64)
 state[2:].view(np.float64)[:] = np.log([0.25, 0.75])
-out, _ = steps_numba.prune(state, np.full(1, -np.inf), 1, -np.inf)
+key = np.zeros(1, dtype=np.uint64)
+out, _ = steps_numba.prune(state, key, np.full(1, -np.inf), 1, -np.inf, False)
 found = np.exp(out[3].view(np.float64)).tolist()
 print(json.dumps({"found": found, "hits": sum(steps_numba.prune.stats.cache_hits.values())}))
 """
@@ -52,7 +53,7 @@ def test_code_is_kept_for_the_user_of_a_read_only_package_until_a_source_changes
     assert run(site, caches) == {"found": [[0.75]], "hits": 0}
     assert run(site, caches) == {"found": [[0.75]], "hits": 1}
     # A function of another file than the one that Python calls.
-    callee = site / PACKAGE.name / "beam" / "kernels_numba.py"
+    callee = site / PACKAGE.name / "beam" / "pruning_numba.py"
     source = callee.read_text(encoding="utf-8")
     assert source.count("order = _descending(logw[n])") == 2
     callee.write_text(source.replace("_descending(logw[n])", "_descending(-logw[n])"))

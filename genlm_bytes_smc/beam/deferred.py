@@ -36,11 +36,11 @@ from genlm_bytes_smc.beam.deferred_numba import (
     WEIGHT,
 )
 from genlm_bytes_smc.beam.deferred_rows import Fetched, RowSource, Wanted
-from genlm_bytes_smc.beam.kernels import N_BYTES
+from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.state import BeamState
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
+from genlm_bytes_smc.beam.state import HostState
+from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte, check_symbols
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import not_pickled
 
@@ -377,7 +377,7 @@ class DeferredLanes:
 
     def _follow(self, nodes: Nodes, lanes: IntArray, places: IntArray, first: IntArray) -> None:
         """Move live nodes along the text, and defer what ends on the way."""
-        handles, probs = self._arrays()
+        handles, probs = self._kernels.arrays()
         ends = np.empty((8 * len(lanes) + 64, 5))
         while True:
             found = dn.follow(
@@ -392,10 +392,11 @@ class DeferredLanes:
             nodes.make_room(int(np.bincount(ends[:, 0].astype(np.int64)).max()))
             dn.defer(nodes.ints, nodes.floats, nodes.count, ends)
 
-    def _arrays(self) -> tuple[IntArray, npt.NDArray[Any]]:
-        steps = self.model.kernels.steps
-        assert steps is not None  # the model is on a CPU
-        return steps.arrays()
+    @property
+    def _kernels(self) -> NumbaKernels:
+        kernels = self.model.kernels
+        assert isinstance(kernels, NumbaKernels)  # the model is on a CPU
+        return kernels
 
     def _row(self, nodes: Nodes, masses: FloatArray, guessed: FloatArray) -> torch.Tensor:
         """Return the next-symbol rows of lanes whose nodes have been judged.
@@ -413,15 +414,14 @@ class DeferredLanes:
         with np.errstate(divide="ignore"):
             weight = np.log(np.where(rides, nodes.floats[:, :, OWN], nodes.floats[:, :, WEIGHT]))
         weight = np.where((nodes.live | rides) & alive[:, None], weight, -np.inf)
-        state = BeamState(
+        state = HostState.of(
             ctx=np.where(rides, nodes.ints[:, :, ABOVE], nodes.ints[:, :, CTX]),
             node=np.where(rides, 0, nodes.ints[:, :, NODE]),
             logu=weight,
             logw=weight,
             key=np.zeros(len(weight), dtype=np.uint64),
         )
-        kernels = self.model.kernels
-        row = kernels.normalise(kernels.next_block(state, self.cut), None)
+        row = torch.from_numpy(self._kernels.next_rows(state, self.cut))
         with np.errstate(divide="ignore", invalid="ignore"):
             guess = np.where(masses > 0, guessed / (masses + guessed), 1.0)
         lossy = alive & (deferred.any(axis=1) | (self.log_dropped > -np.inf))
@@ -434,11 +434,11 @@ class DeferredLanes:
     # -- what is shown -------------------------------------------------------------------
 
     @property
-    def state(self) -> BeamState:
+    def state(self) -> HostState:
         """The tokens in flight and the contexts that end with the text, as candidates."""
         return self.nodes.candidates(self.model.engine.tree, self.log_scale)
 
-    async def extended(self) -> BeamState:
+    async def extended(self) -> HostState:
         """Return `state` once `logp_next` has fetched its rows."""
         await self.logp_next()
         looked: DeferredLanes = self._memo["looked"]

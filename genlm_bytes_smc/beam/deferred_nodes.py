@@ -18,7 +18,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
     TOKEN,
     WEIGHT,
 )
-from genlm_bytes_smc.beam.state import BeamState
+from genlm_bytes_smc.beam.state import HostState
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -74,7 +74,7 @@ class Nodes:
         nodes.count += np.bincount(lanes, minlength=n)
         return nodes
 
-    def candidates(self, tree: ContextTree, log_scale: FloatArray) -> BeamState:
+    def candidates(self, tree: ContextTree, log_scale: FloatArray) -> HostState:
         """Return the tokens in flight and the contexts that end with the text as a beam's state.
 
         Args:
@@ -92,7 +92,7 @@ class Nodes:
             flight = np.log(np.where(end, 1.0, self.floats[:, :, FLIGHT]))
         logu = np.where(shown, logu, -np.inf) + log_scale[:, None]
         logw = logu + flight
-        return BeamState(
+        return HostState.of(
             ctx=np.where(shown, ints[:, :, CTX], -1),
             node=np.where(shown, np.where(end, 0, ints[:, :, NODE]), -1),
             logu=logu,

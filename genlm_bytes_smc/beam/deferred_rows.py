@@ -70,6 +70,9 @@ class Held:
 
     Attributes:
         ids: the contexts, sorted, each once.
+        keys: int64[m], sorted: for each the context before its last token, times `width`, plus
+            that token.
+        width: more than any token id.
         noted: what was wanted and is not held.
     """
 
@@ -77,8 +80,8 @@ class Held:
         self.noted: list[Wanted] = []
         self.ids = np.unique(ids)
         tree = model.engine.tree
-        self._width = np.int64(model.trie.order.max() + 1)
-        self._keys = np.sort(tree.parent[self.ids] * self._width + tree.token[self.ids])
+        self.width = np.int64(model.trie.order.max() + 1)
+        self.keys = np.sort(tree.parent[self.ids] * self.width + tree.token[self.ids])
 
     async def bring(self, nodes: Nodes, wanted: Wanted) -> npt.NDArray[np.bool_]:
         """See `RowSource`."""
@@ -100,7 +103,7 @@ class Held:
         Args:
             above, tokens: int64 of one shape.
         """
-        keys = above * self._width + tokens
-        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        there: npt.NDArray[np.bool_] = self._keys[at] == keys
+        keys = above * self.width + tokens
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        there: npt.NDArray[np.bool_] = self.keys[at] == keys
         return there

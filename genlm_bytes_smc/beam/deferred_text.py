@@ -81,7 +81,8 @@ async def rows_that_matter(lanes: ByteLanes, text: bytes) -> Held:
 def from_candidates(lanes: ByteLanes) -> DeferredLanes:
     """Return one deferred lane with the candidates of a lane on a CPU."""
     model = lanes.model
-    ctx, node, logu, logw, _ = (np.asarray(x)[0] for x in lanes.state)
+    state = lanes.state
+    ctx, node, logu, logw = state.ctx[0], state.node[0], state.logu[0], state.logw[0]
     places = np.flatnonzero(node >= 0)
     partials = [model.trie.spell(int(n)) for n in node[places]]
     longest = max(partials, key=len, default=b"")

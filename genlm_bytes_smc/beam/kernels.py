@@ -1,397 +1,292 @@
-"""The verbs of the beam, over one array kind: `Kernels`, and its compiled CPU form.
+"""What a device does for N byte beams between two forwards of the language model: `Kernels`.
 
-A kernel set holds the trie's arrays and looks rows up in a `RowStore`; states go in and come
-out as `BeamState`s of its own array kind. Host decisions (which contexts to make, which rows
-to fetch) are taken elsewhere, from the small host arrays that `extensions` returns.
+There is one implementation a device: `kernels_host` on a CPU, `kernels_torch` elsewhere. A kernel
+set holds the trie's arrays and looks rows up in a `RowStore`; states go in and come out in its own
+kind of arrays. Nothing here waits for the language model: a step for which rows are missing says
+which, and is called again when they are there.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam import kernels_numba as nk
-from genlm_bytes_smc.beam import masses_numba as nm
-from genlm_bytes_smc.beam.rng import PRUNE, THIN, uniforms
-from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
-from genlm_bytes_smc.beam.steps import WholeSteps
+from genlm_bytes_smc.beam.rng import KeyArray
+from genlm_bytes_smc.beam.rules import Rules
+from genlm_bytes_smc.beam.state import Extensions, State
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 
-N_BYTES = 256
-
 FloatArray = npt.NDArray[np.float64]
+
+NOTHING: IntArray = np.empty(0, dtype=np.int64)
+
+Limits = tuple[int, int]
+
+
+class Look(NamedTuple):
+    """What is known of lanes before they read a symbol.
+
+    Attributes:
+        extended: the candidates and their admitted token-ending extensions; None: not yet known.
+        dropped: float64[N], log mass of the extensions left out, nats.
+        row: float64[N, 257], log probabilities of the next symbol, if asked for.
+        missing: int64[m], contexts whose rows are missing; unless it is empty `row` says nothing.
+        roots: what kernels keep of it for the next look.
+    """
+
+    extended: State | None
+    dropped: FloatArray
+    row: torch.Tensor | None = None
+    missing: IntArray = NOTHING
+    roots: Any = None
+
+
+class Stepped(NamedTuple):
+    """One symbol read in every lane, and pruned.
+
+    Attributes:
+        state: the candidates kept.
+        log_z: float64[N], nats: each lane's weight; of a text that ended, its own.
+        pruned: float64[N], log mass that pruning dropped, nats.
+        look: of the new state, as far as it is known.
+        missing: int64[m], contexts whose rows are missing; unless it is empty nothing was read.
+    """
+
+    state: State
+    log_z: FloatArray
+    pruned: FloatArray
+    look: Look | None
+    missing: IntArray = NOTHING
+
+
+class Read(NamedTuple):
+    """A known byte read in every lane, and not pruned.
+
+    Attributes:
+        state: the candidates, best first.
+        log_z: float64[N], their weights, nats; -inf where none could read the byte.
+        log_dropped: float64[N], log of all the mass dropped so far, nats.
+        missing: int64[m], contexts whose rows are missing; unless it is empty the rest says
+            nothing.
+    """
+
+    state: State
+    log_z: FloatArray
+    log_dropped: FloatArray
+    missing: IntArray = NOTHING
+
+
+class Followed(NamedTuple):
+    """The likeliest bytes read in one lane.
+
+    Attributes:
+        state, log_z, log_dropped: after the last byte, not pruned.
+        symbols: the bytes.
+        missing: int64[m], contexts whose rows are missing and stopped it.
+        ends: whether the likeliest symbol is now the end of the text.
+    """
+
+    state: State
+    log_z: FloatArray
+    log_dropped: FloatArray
+    symbols: list[int]
+    missing: IntArray
+    ends: bool
+
+
+class Texts(NamedTuple):
+    """Texts that are known, a line each.
+
+    Attributes:
+        bytes: uint8[N, L].
+        lengths: int64[N].
+        known: int64[N, L + 1], for each number of bytes a context that has read so many, -1 where
+            none is known; filled in while they are read. An id may have been freed and be another
+            context's by now: nothing but what is fetched early depends on it.
+    """
+
+    bytes: npt.NDArray[np.uint8]
+    lengths: IntArray
+    known: IntArray
+
+    @classmethod
+    def of(cls, texts: list[bytes]) -> Texts:
+        """Return the texts, of which nothing is known."""
+        lengths = np.array([len(t) for t in texts], dtype=np.int64)
+        longest = int(lengths.max(initial=0))
+        flat = b"".join(t.ljust(longest, b"\0") for t in texts)
+        lines = np.frombuffer(flat, dtype=np.uint8).reshape(len(texts), longest)
+        return cls(lines, lengths, np.full((len(texts), longest + 1), -1, dtype=np.int64))
+
+
+class Run(NamedTuple):
+    """Texts read with the rows at hand.
+
+    Attributes:
+        state, log_z, log_dropped: after the last byte for which nothing was missing.
+        read: how many bytes were read then, in all.
+        missed: int64[m], contexts whose rows were missed from there on.
+        at: int64[m], at which byte each was missed, ascending.
+    """
+
+    state: State
+    log_z: FloatArray
+    log_dropped: FloatArray
+    read: int
+    missed: IntArray
+    at: IntArray
+
+
+class Lanes(Protocol):
+    """N lanes as kernels take them: see `ByteLanes`."""
+
+    @property
+    def state(self) -> State:
+        """The candidates."""
+
+    @property
+    def log_z(self) -> FloatArray:
+        """Their weights, nats."""
+
+    @property
+    def log_dropped(self) -> FloatArray:
+        """Log mass dropped so far, nats."""
+
+    @property
+    def rules(self) -> Rules:
+        """How they prune."""
 
 
 class Kernels(Protocol):
-    """What a beam needs done to its arrays. `cut` is a sorted int64 array of trie positions
-    that are no text (end-of-sequence tokens); every context of a state has its row in the
-    store when a kernel is called.
+    """Arithmetic of beams on one device.
 
-    Attributes:
-        steps: whole steps of top-K beams in one call each, where rows are on the host.
+    `cut` is a sorted int64 array of trie positions that are no text (end-of-sequence tokens).
+    Every context of a state must have its row when a part of a step is called; whole steps say
+    which rows are missing.
     """
 
-    steps: WholeSteps | None
+    store: RowStore
 
-    def initial(self, context: int, keys: npt.NDArray[np.uint64]) -> BeamState:
-        """One candidate a lane: `context`, at the root, weight 0."""
+    # -- whole steps -------------------------------------------------------------------
+
+    def look(self, lanes: Lanes, known: Look | None, *, row: bool) -> Look:
+        """Extend the candidates, unless `known` has them, and find their rows if asked to."""
         ...
 
-    def contexts(self, state: BeamState) -> IntArray:
+    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
+        """Read one symbol int64[N] a lane in the candidates that `look` has extended, and prune.
+
+        256 ends a text, -1 reads nothing: both empty the lane.
+        """
+        ...
+
+    def read(self, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
+        """Read one byte int64[N] a lane (-1 empties it), after pruning if told so.
+
+        With top-K pruning the threshold on extensions is taken against the candidates that can
+        read the byte.
+        """
+        ...
+
+    def prune(self, lanes: Lanes) -> Read:
+        """Keep at most `rules.k` candidates a lane, best first; read nothing."""
+        ...
+
+    def run_texts(
+        self, lanes: Lanes, texts: Texts, start: int, limits: Limits, *, by_steps: bool, sure: Any
+    ) -> Run:
+        """Read texts from byte `start` on with the rows at hand; see `substitutes`.
+
+        Args:
+            lanes: N of them.
+            texts: one a lane.
+            start: bytes that have been read.
+            limits: bytes to go on after the first missing row, and after the first guess.
+            by_steps: whether to extend and prune as `step` does, or as `read` after pruning.
+            sure: `deferred_rows.Held`, extensions that are not thinned; or None.
+        """
+        ...
+
+    def follow_likeliest(self, lanes: Lanes, steps: int) -> Followed | None:
+        """Prune, take the likeliest byte and read it, up to `steps` times, in one lane.
+
+        None where that is not done in one go.
+        """
+        ...
+
+    # -- states ------------------------------------------------------------------------
+
+    def single(self, context: int, logw: float, key: KeyArray) -> State:
+        """One candidate a lane: `context`, at the root, of weight `logw`."""
+        ...
+
+    def contexts(self, state: State) -> IntArray:
         """Context ids on the host, any shape, -1 for empty places."""
         ...
 
-    def nodes(self, state: BeamState) -> IntArray:
+    def nodes(self, state: State) -> IntArray:
         """Trie nodes on the host, int64[N, C], -1 for empty places."""
         ...
 
-    def roots(self, state: BeamState) -> BeamState:
-        """Return the first candidate's context of each lane, at the root, weight 0: [N, 1]."""
-        ...
-
-    def reserve(
-        self, row: torch.Tensor, proxy: torch.Tensor, rescue: npt.NDArray[np.bool_], share: float
-    ) -> torch.Tensor:
-        """Rows [N, 257] in which impossible bytes that `rescue` bool[N, 256] marks share
-        `share` of the mass in proportion to exp(proxy) [N, 257]."""
-        ...
-
-    def log_z(self, state: BeamState) -> FloatArray:
+    def log_z(self, state: State) -> FloatArray:
         """Log of each lane's total weight, float64[N], on the host."""
         ...
 
-    def extensions(self, state: BeamState, cut: IntArray) -> Extensions:
+    def gather(self, state: State, lanes: IntArray) -> State:
+        """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
+        ...
+
+    def cat(self, states: list[State]) -> State:
+        """All lanes of several states."""
+        ...
+
+    # -- parts of steps, for what is seldom done ----------------------------------------
+
+    def extensions(self, state: State, cut: IntArray) -> Extensions:
         """Every token-ending extension, none left out."""
         ...
 
-    def extend(self, state: BeamState, ext: Extensions, contexts: IntArray) -> BeamState:
+    def extend(self, state: State, ext: Extensions, contexts: IntArray) -> State:
         """Append extensions, whose new contexts are given, as further candidates."""
         ...
 
-    def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
+    def advance(self, state: State, byte: IntArray, cut: IntArray) -> State:
         """Read one byte int64[N] a lane; -1 empties the lane. Keys stay as they are."""
         ...
 
-    def next_block(self, state: BeamState, cut: IntArray) -> torch.Tensor:
-        """Log mass per next byte, and of ending last: float64[N, 257], unnormalised."""
-        ...
-
-    def normalise(self, block: torch.Tensor, log_z: FloatArray | None) -> torch.Tensor:
-        """Return a block less the log of each row's sum, or less `log_z` float64[N] if given."""
-        ...
-
-    def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
+    def reweigh(self, state: State, cut: IntArray) -> State:
         """Return the same candidates with their weights under another `cut`."""
         ...
 
-    def select(
-        self, state: BeamState, k: int | None, log_threshold: float
-    ) -> tuple[BeamState, FloatArray]:
+    def select(self, state: State, k: int | None, log_threshold: float) -> tuple[State, FloatArray]:
         """Top-K and threshold pruning, which never drops a lane's best candidate, best first;
         and the log mass dropped, float64[N]."""
         ...
 
-    def resample(self, state: BeamState, k: int | None) -> BeamState:
-        """Unbiased pruning to K candidates, best first."""
-        ...
 
-    def open_read(
-        self,
-        state: BeamState,
-        byte: IntArray,
-        cut: IntArray,
-        log_threshold: float,
-        *,
-        prune: tuple[int | None, float] | None,
-    ) -> tuple[BeamState, FloatArray, Extensions]:
-        """`select` with the arguments `prune`, then the extensions that `keep_above` admits
-        beside candidates that can read `byte`: the pruned state, the log mass pruned
-        float64[N], the extensions."""
-        ...
-
-    def close_read(
-        self, state: BeamState, ext: Extensions, contexts: IntArray, byte: IntArray, cut: IntArray
-    ) -> tuple[BeamState, FloatArray]:
-        """`extend`, `advance`, and best first; with the new log_z, float64[N]."""
-        ...
-
-    def gather(self, state: BeamState, lanes: IntArray) -> BeamState:
-        """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
-        ...
-
-    def single(self, context: int, logw: float, key: Array) -> BeamState:
-        """One lane with one candidate, at the root, of weight `logw`."""
-        ...
-
-    def cat(self, states: list[BeamState]) -> BeamState:
-        """All lanes of several states."""
-        ...
+def children(kernels: Kernels, state: State, ext: Extensions) -> IntArray:
+    """Return the contexts of the extensions of a state, int64[E]; new ones are made."""
+    contexts = kernels.contexts(state)
+    tree = kernels.store.engine.tree
+    return tree.children(contexts[ext.lane, ext.cand], ext.token)
 
 
-def keep_above(
-    ext: Extensions, base: FloatArray, log_threshold: float, *, within: bool = False
-) -> Extensions:
-    """Extensions above the threshold of base + all extensions of their lane.
-
-    A threshold never drops the heaviest part of a lane: where no extension is above it, the
-    heaviest one is kept if it weighs more than what is left without extensions.
-
-    Args:
-        ext: all extensions.
-        base: float64[N] log weight that counts beside the extensions, nats.
-        log_threshold: nats.
-        within: whether `base` holds the weight of the extensions, too.
-    """
-    keep, dropped = nk.keep_extensions(ext.lane, ext.logw, base, log_threshold, within)
-    ext = ext if keep.all() else ext.take(keep)
-    return ext._replace(dropped=np.logaddexp(ext.dropped, dropped))
+async def commit(kernels: Kernels, state: State, ext: Extensions) -> State:
+    """Return `state` with the extensions as candidates, their rows fetched."""
+    if len(ext.lane) == 0:
+        return state
+    new = children(kernels, state, ext)
+    await kernels.store.ensure(np.concatenate([kernels.contexts(state).ravel(), new]))
+    return kernels.extend(state, ext, new)
 
 
-def thin(
-    ext: Extensions, log_z: FloatArray, log_threshold: float, keys: npt.NDArray[np.uint64]
-) -> Extensions:
-    """Extensions thinned at random below the threshold's share of `log_z`, unbiased."""
-    if log_threshold == -np.inf or len(ext.lane) == 0:
-        return ext
-    u = uniforms(keys, THIN)
-    keep, logw = nk.thin_extensions(ext.lane, ext.logw, log_z, log_threshold, u)
-    return ext._replace(logw=logw).take(keep)
-
-
-GUESS = 0.03  # probability of a byte that an extension is taken to give, at least
-
-
-def thin_after(
-    kernels: Kernels,
-    state: BeamState,
-    ext: Extensions,
-    bytes_: IntArray,
-    cut: IntArray,
-    log_threshold: float,
-    sure: npt.NDArray[np.bool_] | None = None,
-) -> Extensions:
-    """Thin extensions at random by their estimated share after a byte: unbiased for each byte.
-
-    An extension is taken to give the byte the probability that the tokens in flight gave it, and
-    at least `GUESS`. After a likely byte it is thinned as by `thin`. A byte that nothing in
-    flight led to expect leaves the extensions most of the weight, and the heavy ones are kept.
-
-    Args:
-        kernels: the beam's arithmetic.
-        state: candidates before the byte.
-        ext: their extensions.
-        bytes_: int64[N], what each lane reads.
-        cut: trie positions that are no text.
-        log_threshold: share from which on an extension is kept for sure, nats.
-        sure: bool[E], extensions that are kept whatever their share; None: no others. They must
-            not depend on what was drawn.
-    """
-    if log_threshold == -np.inf or len(ext.lane) == 0:
-        return ext
-    ends = np.full(len(bytes_), -np.inf)
-    np.logaddexp.at(ends, ext.lane, ext.logw)
-    flight = kernels.log_z(kernels.advance(state, bytes_, cut))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        before = np.log(np.maximum(np.exp(kernels.log_z(state)) - np.exp(ends), 0.0))
-        seen = np.where(flight > -np.inf, flight - before, -np.inf)
-    mass = np.logaddexp(flight - np.maximum(seen, np.log(GUESS)), ends)
-    if sure is None or not sure.any():
-        return thin(ext, mass, log_threshold, state.key)
-    rest, kept = thin(ext.take(~sure), mass, log_threshold, state.key), ext.take(sure)
-    lane, cand, token, logw = (
-        np.concatenate(pair) for pair in zip(kept[:4], rest[:4], strict=True)
-    )
-    order = np.lexsort((cand, lane))
-    return Extensions(lane[order], cand[order], token[order], logw[order], rest.dropped)
-
-
-class ComposedReads:
-    """`open_read` and `close_read` from the other verbs, for kernel sets without fused ones."""
-
-    def open_read(
-        self: Kernels,
-        state: BeamState,
-        byte: IntArray,
-        cut: IntArray,
-        log_threshold: float,
-        *,
-        prune: tuple[int | None, float] | None,
-    ) -> tuple[BeamState, FloatArray, Extensions]:
-        """See `Kernels`."""
-        state, pruned = self.select(state, *(prune or (None, -np.inf)))
-        able = self.log_z(self.advance(state, byte, cut))
-        return state, pruned, keep_above(self.extensions(state, cut), able, log_threshold)
-
-    def close_read(
-        self: Kernels,
-        state: BeamState,
-        ext: Extensions,
-        contexts: IntArray,
-        byte: IntArray,
-        cut: IntArray,
-    ) -> tuple[BeamState, FloatArray]:
-        """See `Kernels`."""
-        state = self.advance(self.extend(state, ext, contexts), byte, cut)
-        state, _ = self.select(state, None, -np.inf)
-        return state, self.log_z(state)
-
-
-class NumbaKernels:
-    """`Kernels` on numpy arrays; rows must live on the CPU."""
-
-    def __init__(self, store: RowStore) -> None:
-        self.store = store
-        trie = store.trie
-        self._trie = nm.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
-        self.steps: WholeSteps | None = WholeSteps(store, self._trie)
-
-    def initial(self, context: int, keys: npt.NDArray[np.uint64]) -> BeamState:
-        """See `Kernels`."""
-        shape = (len(keys), 1)
-        return BeamState(
-            ctx=np.full(shape, context, dtype=np.int64),
-            node=np.zeros(shape, dtype=np.int64),
-            logu=np.zeros(shape),
-            logw=np.zeros(shape),
-            key=keys,
-        )
-
-    def contexts(self, state: BeamState) -> IntArray:
-        """See `Kernels`."""
-        ctx: IntArray = state.ctx
-        return ctx
-
-    def nodes(self, state: BeamState) -> IntArray:
-        """See `Kernels`."""
-        return np.where(state.logw > -np.inf, state.node, -1)
-
-    def roots(self, state: BeamState) -> BeamState:
-        """See `Kernels`."""
-        logw = np.where(state.logw[:, :1] > -np.inf, 0.0, -np.inf)
-        return BeamState(state.ctx[:, :1], np.zeros_like(state.node[:, :1]), logw, logw, state.key)
-
-    def reserve(
-        self, row: torch.Tensor, proxy: torch.Tensor, rescue: npt.NDArray[np.bool_], share: float
-    ) -> torch.Tensor:
-        """See `Kernels`."""
-        return torch.from_numpy(nk.reserve(row.numpy(), proxy.numpy(), rescue, share))
-
-    def log_z(self, state: BeamState) -> FloatArray:
-        """See `Kernels`."""
-        out: FloatArray = nk.logsumexp_rows(state.logw)
-        return out
-
-    def extensions(self, state: BeamState, cut: IntArray) -> Extensions:
-        """See `Kernels`."""
-        ctx, node, logu, logw, key = state
-        found = nk.extensions(self._trie, self.store.host, ctx, node, logu, logw, cut)
-        return Extensions._make((*found, np.full(len(key), -np.inf)))
-
-    def extend(self, state: BeamState, ext: Extensions, contexts: IntArray) -> BeamState:
-        """See `Kernels`."""
-        if len(ext.lane) == 0:
-            return state
-        ctx, node, logu, logw, key = state
-        grown = nk.append_extensions(ctx, node, logu, logw, ext.lane, contexts, ext.logw)
-        return BeamState._make((*grown, key))
-
-    def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
-        """See `Kernels`."""
-        ctx, node, logu, logw, key = state
-        moved, weight = nk.advance(self._trie, self.store.host, ctx, node, logu, logw, byte, cut)
-        return BeamState(ctx, moved, logu, weight, key)
-
-    def next_block(self, state: BeamState, cut: IntArray) -> torch.Tensor:
-        """See `Kernels`."""
-        ctx, node, logu, logw, _ = state
-        block = nm.next_block(self._trie, self.store.host, ctx, node, logu, logw, cut)
-        return torch.from_numpy(block)
-
-    def normalise(self, block: torch.Tensor, log_z: FloatArray | None) -> torch.Tensor:
-        """See `Kernels`."""
-        values = block.numpy()
-        total = nk.logsumexp_rows(values) if log_z is None else log_z
-        return torch.from_numpy(nk.normalise(values, total))
-
-    def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
-        """See `Kernels`."""
-        ctx, node, logu, logw, key = state
-        weight = nk.node_logw(self._trie, self.store.host, ctx, node, logu, logw, cut)
-        return BeamState(ctx, node, logu, weight, key)
-
-    def select(
-        self, state: BeamState, k: int | None, log_threshold: float
-    ) -> tuple[BeamState, FloatArray]:
-        """See `Kernels`."""
-        ctx, node, logu, logw, key = state
-        pick, weight, dropped = nk.select_topk(logw, -1 if k is None else k, log_threshold)
-        pruned = BeamState._make((*nk.take(ctx, node, logu, logw, pick, weight), key))
-        return pruned, dropped
-
-    def resample(self, state: BeamState, k: int | None) -> BeamState:
-        """See `Kernels`."""
-        ctx, node, logu, logw, key = state
-        u = uniforms(key, PRUNE)
-        pick, weight = nk.select_unbiased(logw, -1 if k is None else k, u)
-        return BeamState._make((*nk.take(ctx, node, logu, logw, pick, weight), key))
-
-    def open_read(
-        self,
-        state: BeamState,
-        byte: IntArray,
-        cut: IntArray,
-        log_threshold: float,
-        *,
-        prune: tuple[int | None, float] | None,
-    ) -> tuple[BeamState, FloatArray, Extensions]:
-        """See `Kernels`; one compiled call."""
-        ctx, node, logu, logw, key = state
-        k, log_prune = prune or (None, -np.inf)
-        out = nk.open_read(
-            self._trie, self.store.host, ctx, node, logu, logw, byte, cut,
-            -1 if k is None else k, log_prune, log_threshold,
-        )  # fmt: skip
-        return BeamState(out[0], out[1], out[2], out[3], key), out[4], Extensions(*out[5:])
-
-    def close_read(
-        self, state: BeamState, ext: Extensions, contexts: IntArray, byte: IntArray, cut: IntArray
-    ) -> tuple[BeamState, FloatArray]:
-        """See `Kernels`; one compiled call."""
-        ctx, node, logu, logw, key = state
-        out = nk.close_read(
-            self._trie, self.store.host, ctx, node, logu, logw, ext.lane, contexts, ext.logw,
-            byte, cut,
-        )  # fmt: skip
-        return BeamState(out[0], out[1], out[2], out[3], key), out[4]
-
-    def gather(self, state: BeamState, lanes: IntArray) -> BeamState:
-        """See `Kernels`."""
-        return BeamState(*(a[lanes] for a in state))
-
-    def single(self, context: int, logw: float, key: Array) -> BeamState:
-        """See `Kernels`."""
-        state = self.initial(context, key)
-        return state._replace(logu=state.logu + logw, logw=state.logw + logw)
-
-    def cat(self, states: list[BeamState]) -> BeamState:
-        """See `Kernels`."""
-        if len(states) == 1:
-            return states[0]
-        width = max(s.logw.shape[1] for s in states)
-        empty = BeamState(ctx=-1, node=0, logu=-np.inf, logw=-np.inf, key=None)
-
-        def stack(name: str) -> Array:
-            parts = [getattr(s, name) for s in states]
-            if name == "key":
-                return np.concatenate(parts)
-            fill = getattr(empty, name)
-            pad = [((0, 0), (0, width - p.shape[1])) for p in parts]
-            return np.concatenate(
-                [np.pad(p, w, constant_values=fill) for p, w in zip(parts, pad, strict=True)]
-            )
-
-        return BeamState(*(stack(name) for name in BeamState._fields))
+def put_lanes(kernels: Kernels, state: State, lanes: IntArray, new: State) -> State:
+    """`state` with its lanes `lanes` int64[M] replaced by the M lanes of `new`, keys kept."""
+    both = kernels.cat([state, new])
+    index = np.arange(len(state.key))
+    index[lanes] = len(state.key) + np.arange(len(lanes))
+    return kernels.gather(both, index)._replace(key=state.key)

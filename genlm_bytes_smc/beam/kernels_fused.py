@@ -29,11 +29,12 @@ import torch
 
 from genlm_bytes_smc.beam import kernels_triton as tk
 from genlm_bytes_smc.beam.host_side import distinct
-from genlm_bytes_smc.beam.kernels import N_BYTES, FloatArray
+from genlm_bytes_smc.beam.kernels import FloatArray
 from genlm_bytes_smc.beam.kernels_torch import TorchKernels, most_of
 from genlm_bytes_smc.beam.range_sums import FLAT_LIMIT, Cut
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
 from genlm_bytes_smc.beam.state import Array, BeamState
+from genlm_bytes_smc.beam.symbols import N_BYTES
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore

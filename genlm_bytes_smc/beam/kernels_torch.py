@@ -14,8 +14,7 @@ as long as those live (`HostSide`), and a verb
    segmented sum (on CUDA, one block a segment, in a fixed order: equal runs, equal digits).
 
 `step` of `ByteLanes` then takes two syncs, the weights of `extensions` and what `select` or
-`resample` kept, and a third to see whether a lane died where healing could rescue it; a byte
-of a prompt takes three. `syncs` counts them.
+`resample` kept; a byte of a prompt takes three. `syncs` counts them.
 
 Root candidates read the whole vocabulary, and many share a row: `next_block` sums each
 distinct row once, straight from its storage. It keeps the masses of all children for the
@@ -35,8 +34,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genlm_bytes_smc.beam.admission import keep_above
+from genlm_bytes_smc.beam.composed import ComposedSteps
 from genlm_bytes_smc.beam.host_side import HostSide, distinct, widen
-from genlm_bytes_smc.beam.kernels import N_BYTES, ComposedReads, FloatArray, keep_above
+from genlm_bytes_smc.beam.kernels import FloatArray
 from genlm_bytes_smc.beam.pruning_torch import Kept, keep_largest, keep_unbiased
 from genlm_bytes_smc.beam.range_sums import (
     FLAT_LIMIT,
@@ -48,13 +49,13 @@ from genlm_bytes_smc.beam.range_sums import (
 )
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
 from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
-from genlm_bytes_smc.beam.steps import WholeSteps
+from genlm_bytes_smc.beam.symbols import N_BYTES
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 from genlm_bytes_smc.lm.transfer import send
 
 
-class TorchKernels(ComposedReads):
+class TorchKernels(ComposedSteps):
     """`Kernels` on torch tensors, on the device of the store's engine.
 
     Host arrays that verbs return may be shared with the states: read them only.
@@ -71,7 +72,6 @@ class TorchKernels(ComposedReads):
     def __init__(self, store: RowStore, flat_limit: int = FLAT_LIMIT) -> None:
         self.store = store
         self.device = store.engine.device
-        self.steps: WholeSteps | None = None  # the context tree is on the host, and rows are not
         self.sums = RangeSums(store, flat_limit)
         self.syncs = 0
         self._known = HostSide()
@@ -104,23 +104,16 @@ class TorchKernels(ComposedReads):
 
     # -- verbs -------------------------------------------------------------------------
 
-    def initial(self, context: int, keys: npt.NDArray[np.uint64]) -> BeamState:
+    def single(self, context: int, logw: float, key: npt.NDArray[np.uint64]) -> BeamState:
         """See `Kernels`. No sync."""
-        return self._alone(context, 0.0, keys)
-
-    def single(self, context: int, logw: float, key: Array) -> BeamState:
-        """See `Kernels`. No sync."""
-        return self._alone(context, logw, key)
-
-    def _alone(self, context: int, logw: float, keys: npt.NDArray[np.uint64]) -> BeamState:
-        n = len(keys)
+        n = len(key)
         weight = torch.full((n, 1), logw, dtype=torch.float64, device=self.device)
         state = BeamState(
             ctx=torch.full((n, 1), context, dtype=torch.int64, device=self.device),
             node=torch.zeros((n, 1), dtype=torch.int64, device=self.device),
             logu=weight,
             logw=weight,
-            key=keys,
+            key=key,
         )
         contexts = np.full((n, 1), context, dtype=np.int64)
         nodes = np.full((n, 1), 0 if logw > -torch.inf else -1, dtype=np.int64)
@@ -209,26 +202,16 @@ class TorchKernels(ComposedReads):
         return above + self.store.probs.view(-1)[where].log()
 
     def open_read(
-        self,
-        state: BeamState,
-        byte: IntArray,
-        cut: IntArray,
-        log_threshold: float,
-        *,
-        prune: tuple[int | None, float] | None,
-    ) -> tuple[BeamState, FloatArray, Extensions]:
-        """See `Kernels`. Two syncs: `select`'s, and the weights with what can read `byte`.
-
-        (`close_read` takes one, its `select`'s.)
-        """
-        state, pruned = self.select(state, *(prune or (None, -np.inf)))
+        self, state: BeamState, byte: IntArray, cut: IntArray, log_threshold: float
+    ) -> Extensions:
+        """See `Parts`. One sync, the weights with what can read `byte`."""
         ext, weight = self._endings(state, cut)
         if len(ext.lane) == 0:
-            return state, pruned, ext
+            return ext
         able = torch.logsumexp(self.advance(state, byte, cut).logw, dim=1)
         fetched = self._fetch(torch.cat([able, weight]))
         base, logw = np.split(fetched, [len(able)])
-        return state, pruned, keep_above(_possible(ext._replace(logw=logw)), base, log_threshold)
+        return keep_above(_possible(ext._replace(logw=logw)), base, log_threshold)
 
     def extend(self, state: BeamState, ext: Extensions, contexts: IntArray) -> BeamState:
         """See `Kernels`. No sync."""

@@ -12,9 +12,12 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.beam.kernels import N_BYTES, Kernels, NumbaKernels
+from genlm_bytes_smc.beam.kernels import Kernels
+from genlm_bytes_smc.beam.kernels_host import NumbaKernels
+from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.respell import NEVER, Span, first_ends, spans, splits_before
-from genlm_bytes_smc.beam.steps import Rescues
+from genlm_bytes_smc.beam.rules import Rescues, Rules
+from genlm_bytes_smc.beam.symbols import N_BYTES
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.adapter import as_engine
 from genlm_bytes_smc.lm.contexts import IntArray
@@ -56,8 +59,7 @@ class ByteModel:
         self.eos_ids = lru_cache(maxsize=64)(self._eos_ids)
         self.cut = lru_cache(maxsize=64)(self._cut)
         self._edges = lru_cache(maxsize=1024)(self._edges_of)
-        self._rescue_row = lru_cache(maxsize=4096)(self._rescue_row_of)
-        self.rescues = lru_cache(maxsize=16)(self._rescues_of)
+        self._rescues = lru_cache(maxsize=16)(self._rescues_of)
         self._single_bytes = lru_cache(maxsize=16)(self._has_single_bytes)
         self.rescuable = lru_cache(maxsize=1 << 16)(self._rescuable)
         self._guide_lost = False
@@ -185,42 +187,42 @@ class ByteModel:
             count += 1
         return tokens[:count], at
 
-    def rescue_rows(
-        self, nodes: IntArray, cut: IntArray, max_backoff: int | None, max_splits: int | None
+    def rules(self, params: BeamParams, *, in_prompt: bool = False, literal: bool = False) -> Rules:
+        """Return how lanes with these parameters prune and heal; see `ByteLanes`."""
+        if in_prompt:
+            cut = self.special_cut if literal else NO_CUT
+        else:
+            cut = self.cut(params.eos) if params.eos else NO_CUT
+        limits = params.heal_max_backoff, params.heal_max_splits
+        return Rules(
+            in_prompt=in_prompt,
+            literal=literal,
+            cut=cut,
+            k=-1 if params.K is None else int(params.K),
+            log_threshold=params.log_prune_threshold,
+            random=params.unbiased,
+            heals=params.heal,
+            max_backoff=limits[0],
+            max_splits=limits[1],
+            rescues=self._rescues(tuple(cut.tolist()), *limits),
+        )
+
+    def _rescues_of(self, cut: tuple[int, ...], *limits: int | None) -> Rescues:
+        return Rescues(len(self.trie), lambda node: self.rescuable(node, cut, *limits))
+
+    def _rescuable(
+        self, node: int, cut: tuple[int, ...], max_backoff: int | None, max_splits: int | None
     ) -> npt.NDArray[np.bool_]:
-        """Return which bytes healing could read in each lane, bool[N, 256].
+        """Return which bytes healing could read from a node, bool[256].
 
         Healing ends a token at an earlier byte of the partial one, then spells the rest anew;
         whether that can be done depends on the trie alone.
 
         Args:
-            nodes: int64[N, C], -1 for empty places.
+            node: trie node of the token in flight.
             cut: trie positions that are no text.
             max_backoff, max_splits: as in `BeamParams`.
         """
-        limits = (tuple(cut.tolist()), max_backoff, max_splits)
-        if len(nodes) == 1:
-            return self._rescue_row(tuple(nodes[0].tolist()), *limits)[None]
-        out = np.zeros((len(nodes), N_BYTES), dtype=bool)
-        for node in np.unique(nodes[nodes > 0]).tolist():  # at the root nothing is in flight
-            out[(nodes == node).any(axis=1)] |= self.rescuable(node, *limits)
-        return out
-
-    def _rescues_of(self, cut: tuple[int, ...], *limits: int | None) -> Rescues:
-        return Rescues(len(self.trie), lambda node: self.rescuable(node, cut, *limits))
-
-    def _rescue_row_of(
-        self, nodes: tuple[int, ...], cut: tuple[int, ...], *limits: int | None
-    ) -> npt.NDArray[np.bool_]:
-        out = np.zeros(N_BYTES, dtype=bool)
-        for node in nodes:
-            if node > 0:
-                out |= self.rescuable(node, cut, *limits)
-        return out
-
-    def _rescuable(
-        self, node: int, cut: tuple[int, ...], max_backoff: int | None, max_splits: int | None
-    ) -> npt.NDArray[np.bool_]:
         partial = self.trie.spell(node)
         out = np.zeros(N_BYTES, dtype=bool)
         if max_splits is None and self._single_bytes(cut):  # any rest can be spelled then

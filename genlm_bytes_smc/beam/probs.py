@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.kernels import N_BYTES
+from genlm_bytes_smc.beam.symbols import N_BYTES
 
 if TYPE_CHECKING:
     from genlm.bytes import Chart

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.kernels import N_BYTES
+from genlm_bytes_smc.beam.symbols import N_BYTES
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 from genlm_bytes_smc.lm.transfer import send

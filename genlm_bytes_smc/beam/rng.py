@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 KeyArray = npt.NDArray[np.uint64]
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_M1 = np.uint64(0xBF58476D1CE4E5B9)
-_M2 = np.uint64(0x94D049BB133111EB)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+M1 = np.uint64(0xBF58476D1CE4E5B9)
+M2 = np.uint64(0x94D049BB133111EB)
 
 PRUNE, THIN = 0, 1  # the draws of one step
 
@@ -23,25 +23,30 @@ PRUNE, THIN = 0, 1  # the draws of one step
 def mix(x: KeyArray) -> KeyArray:
     """SplitMix64's bijective mixer, elementwise over uint64."""
     with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * _M1
-        x = (x ^ (x >> np.uint64(27))) * _M2
+        x = (x ^ (x >> np.uint64(30))) * M1
+        x = (x ^ (x >> np.uint64(27))) * M2
         return x ^ (x >> np.uint64(31))
 
 
 def start_keys(seeds: npt.NDArray[np.uint64]) -> KeyArray:
     """Keys uint64[N] of lanes that have read nothing, from their seeds."""
     with np.errstate(over="ignore"):
-        return mix(seeds + _GOLDEN)
+        return mix(seeds + GOLDEN)
 
 
 def read_keys(keys: KeyArray, symbols: npt.NDArray[np.int64]) -> KeyArray:
     """Keys after one more symbol (0..256) a lane."""
     with np.errstate(over="ignore"):
-        return mix(keys + _GOLDEN * (symbols + 2).astype(np.uint64))
+        return mix(keys + GOLDEN * (symbols + 2).astype(np.uint64))
+
+
+def salt(draw: int) -> np.uint64:
+    """Return the number that a key is combined with for a draw."""
+    with np.errstate(over="ignore"):
+        return np.uint64(mix(np.full(1, draw + 1, dtype=np.uint64) * GOLDEN)[0])
 
 
 def uniforms(keys: KeyArray, draw: int) -> npt.NDArray[np.float64]:
     """One number in [0, 1) a key, float64[N]; `draw` numbers the draws at one string."""
-    with np.errstate(over="ignore"):
-        bits = mix(keys ^ mix(np.full(1, draw + 1, dtype=np.uint64) * _GOLDEN))
+    bits = mix(keys ^ salt(draw))
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 Array = Any  # numpy array (CPU kernels) or torch tensor (any device); one kind per state
 
 
@@ -30,6 +33,50 @@ class BeamState(NamedTuple):
     logu: Array
     logw: Array
     key: Array
+
+
+class HostState(NamedTuple):
+    """A `BeamState` on the host, in one array, as compiled steps take and return it.
+
+    Attributes:
+        packed: int64[4, N, C]: ctx, node, and the bits of logu and logw.
+        key: uint64[N].
+    """
+
+    packed: npt.NDArray[np.int64]
+    key: npt.NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, ctx: Array, node: Array, logu: Array, logw: Array, key: Array) -> HostState:
+        """Return a copy of the arrays of a `BeamState` on the host."""
+        packed = np.empty((4, *ctx.shape), dtype=np.int64)
+        packed[0], packed[1] = ctx, node
+        weights = packed.view(np.float64)
+        weights[2], weights[3] = logu, logw
+        return cls(packed, key)
+
+    @property
+    def ctx(self) -> npt.NDArray[np.int64]:
+        """See `BeamState`."""
+        return self.packed[0]
+
+    @property
+    def node(self) -> npt.NDArray[np.int64]:
+        """See `BeamState`."""
+        return self.packed[1]
+
+    @property
+    def logu(self) -> npt.NDArray[np.float64]:
+        """See `BeamState`."""
+        return self.packed[2].view(np.float64)
+
+    @property
+    def logw(self) -> npt.NDArray[np.float64]:
+        """See `BeamState`."""
+        return self.packed[3].view(np.float64)
+
+
+State = Any  # a HostState, or a BeamState of tensors
 
 
 class Extensions(NamedTuple):

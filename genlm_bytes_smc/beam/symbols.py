@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genlm_bytes_smc.beam.kernels import N_BYTES
 from genlm_bytes_smc.lm.contexts import IntArray
 
+N_BYTES = 256
 EOS_COLUMN = N_BYTES  # of a [N, 257] block; as a symbol to `step`, the end of the text
 
 

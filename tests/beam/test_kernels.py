@@ -21,7 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from genlm_bytes_smc.beam.kernels import Kernels, NumbaKernels, keep_above, thin
+from genlm_bytes_smc.beam import pruning_numba as pn
+from genlm_bytes_smc.beam.admission import keep_above, thin
+from genlm_bytes_smc.beam.kernels import Kernels, Texts
+from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
@@ -29,11 +32,12 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prefill import read_text
 from genlm_bytes_smc.beam.range_sums import chunks
 from genlm_bytes_smc.beam.rng import start_keys
-from genlm_bytes_smc.beam.state import BeamState, Extensions
+from genlm_bytes_smc.beam.state import BeamState, Extensions, HostState
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowStore, RowTransform
 from genlm_bytes_smc.trie import TokenTrie
 from genlm_bytes_smc.vocab import Vocabulary
+from tests.beam.host_parts import HostParts, back, packed
 
 DEVICES = [
     "cpu",
@@ -172,15 +176,15 @@ def bytes_for(world: World, state: BeamState, seed: int) -> np.ndarray:
     return rng.choice(letters, size=len(state.key))
 
 
-def kernel_sets(world: World, device: str) -> tuple[NumbaKernels, TorchKernels]:
-    """Numba kernels, and torch ones over the same rows on `device`."""
+def kernel_sets(world: World, device: str) -> tuple[HostParts, TorchKernels]:
+    """The compiled parts, and torch kernels over the same rows on `device`."""
     if device == "cpu":
-        return NumbaKernels(world.store), TorchKernels(world.store, flat_limit=300)
+        return HostParts(world.store), TorchKernels(world.store, flat_limit=300)
     engine = RandomEngine(world.tokens, device)
     engine.tree = world.engine.tree
     store = RowStore(engine, world.trie)
     store.ensure_sync(world.contexts)
-    return NumbaKernels(world.store), TorchKernels(store, flat_limit=300)
+    return HostParts(world.store), TorchKernels(store, flat_limit=300)
 
 
 def on(device: torch.device | str, state: BeamState) -> BeamState:
@@ -368,7 +372,7 @@ class Both:
     """A world, both kernel sets, and states that are the same for each."""
 
     world: World
-    numba: NumbaKernels
+    numba: HostParts
     torch: TorchKernels
     pairs: list[tuple[BeamState, BeamState]]
 
@@ -395,7 +399,7 @@ def both(request: pytest.FixtureRequest, seed: int, cut: bool) -> Both:
         (torch_.advance(mine, byte, world.cut), numba.advance(state, byte, world.cut)),
         (torch_.reweigh(mine, world.cut), numba.reweigh(state, world.cut)),
         (torch_.gather(mine, lanes), numba.gather(state, lanes)),
-        (torch_.initial(context, state.key), numba.initial(context, state.key)),
+        (torch_.single(context, 0.0, state.key), numba.single(context, 0.0, state.key)),
     ]
     for logw in (-3.5, -np.inf):
         key = state.key[:1]
@@ -451,24 +455,15 @@ def test_pruning_is_the_same_on_torch(both):
             knows_what_is_there(both.torch, kept)
 
 
-@pytest.mark.parametrize("prune", [None, (2, -np.inf), (None, math.log(0.05))])
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_reads_are_the_same_on_torch(both, seed, prune):
+def test_extensions_beside_a_byte_are_the_same_on_torch(both, seed):
     world, numba, torch_ = both.world, both.numba, both.torch
     for a, b in both.pairs:
         byte = bytes_for(world, b, seed)
-        state, pruned, ext = torch_.open_read(a, byte, world.cut, -3.0, prune=prune)
-        want, want_pruned, want_ext = numba.open_read(b, byte, world.cut, -3.0, prune=prune)
-        same_state(state, want)
-        close(pruned, want_pruned)
-        same_extensions(ext, want_ext)
-        new = np.resize(world.contexts, len(ext.lane))
-        state, log_z = torch_.close_read(state, ext, new, byte, world.cut)
-        want, want_z = numba.close_read(want, want_ext, new, byte, world.cut)
-        same_state(state, want)
-        close(log_z, want_z)
-        knows_what_is_there(torch_, state)
+        same_extensions(
+            torch_.open_read(a, byte, world.cut, -3.0), numba.open_read(b, byte, world.cut, -3.0)
+        )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -544,7 +539,7 @@ def test_syncs_of_each_verb():
     byte = bytes_for(world, start, 1)
     lanes = np.array([3, 3, 1])
     with counted(kernels, 0):
-        begun = kernels.initial(int(world.contexts[0]), start.key)
+        begun = kernels.single(int(world.contexts[0]), 0.0, start.key)
         kernels.single(int(world.contexts[0]), -1.0, start.key[:1])
         both = kernels.gather(kernels.cat([begun, start]), lanes)
         for state in (begun, start, both):
@@ -569,10 +564,8 @@ def test_syncs_of_each_verb():
     with counted(kernels, 1):
         kept = kernels.resample(state, 2)
         kernels.contexts(kept), kernels.nodes(kept), kernels.log_z(kept)
-    with counted(kernels, 2):
-        read, _, ext = kernels.open_read(start, byte, cut, -np.inf, prune=(3, -9.0))
     with counted(kernels, 1):
-        kernels.close_read(read, ext, np.full(len(ext.lane), world.contexts[0]), byte, cut)
+        assert len(kernels.open_read(start, byte, cut, -np.inf).lane)
     with counted(kernels, 1):
         kernels.log_z(state), kernels.log_z(state)
     with counted(kernels, 1):
@@ -640,7 +633,7 @@ def every_verb(kernels: TorchKernels, state: BeamState, world: World) -> list[An
         lanes = kernels.gather(kept, np.array([1, 2, 5, 6]))
         single = kernels.single(int(world.contexts[0]), -1.0, kept.key[:1])
         out.append(kernels.cat([kernels.roots(kept), lanes, single]))
-        out.append(kernels.open_read(kept, byte, cut, -3.0, prune=None)[0])
+        out.append(kernels._send(kernels.open_read(kept, byte, cut, -3.0).logw))
     return out
 
 
@@ -728,7 +721,7 @@ WEIGHTS = [
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_resample_is_unbiased_and_keeps_the_total(kind, weights, k):
     world = make_world(0, cut=False)
-    kernels = NumbaKernels(world.store) if kind == "numba" else TorchKernels(world.store)
+    kernels = HostParts(world.store) if kind == "numba" else TorchKernels(world.store)
     runs = 4000
     kept = survivors(kernels, weights, k, runs)
     assert kept.logw.shape == (runs, k)
@@ -860,10 +853,10 @@ async def test_beams_are_the_same_on_torch(seed, threshold, prune, device):
         assert beams[0].heals.any() == (prune == "topk")  # these seeds heal
 
 
-@pytest.mark.parametrize(
-    ("prune", "heal", "syncs"), [("unbiased", False, 2), ("topk", False, 2), ("topk", True, 3)]
-)
-async def test_a_byte_step_takes_two_syncs_and_healing_one_more(prune, heal, syncs):
+@pytest.mark.parametrize(("prune", "heal"), [("unbiased", False), ("topk", False), ("topk", True)])
+async def test_a_byte_step_takes_two_syncs(prune, heal):
+    """One for what ends a token, one for what pruning keeps."""
+    syncs = 2
     world = make_world(0, cut=False)
     params = BeamParams(K=4, prune=prune, heal=heal)
     model = ByteModel(RandomEngine(world.tokens), RowTransform(), 1 << 20)
@@ -878,6 +871,79 @@ async def test_a_byte_step_takes_two_syncs_and_healing_one_more(prune, heal, syn
         await lanes.extended()
         assert kernels.syncs - before <= 1
     assert lanes.alive.any()
+
+
+@dataclass
+class Some:
+    """Lanes as kernels take them."""
+
+    state: Any
+    log_z: np.ndarray
+    log_dropped: np.ndarray
+    rules: Any
+
+
+def settled(call: Callable[[], Any], *stores: RowStore) -> Any:
+    """What a step gives once its rows are there."""
+    while True:
+        found = call()
+        if len(found.missing) == 0:
+            return found
+        for store in stores:
+            store.ensure_sync(found.missing)
+
+
+@pytest.mark.parametrize("prune", ["topk", "unbiased"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whole_steps_are_the_composed_ones(prune, seed):
+    """Every whole step in one compiled call, and composed of torch's parts: equal to 1e-12."""
+    world = make_world(seed, cut=False)
+    model = ByteModel(world.engine, RowTransform(), 1 << 20)
+    ends = next(t for t in world.tokens if t)
+    params = BeamParams(3, 0.05, prune=prune, eos_byte_strings=[ends])
+    model.store.ensure_sync(world.contexts)
+    host_, torch_ = NumbaKernels(model.store), TorchKernels(model.store)
+    state = random_state(world, seed)
+    state = BeamState(*pn.take(*state[:4], *pn.select_topk(state.logw, -1, -np.inf)[:2]), state.key)
+    log_z = pn.logsumexp_rows(state.logw)
+    dropped = np.where(np.arange(len(log_z)) % 2, -40.0, -np.inf)
+    mine = Some(packed(state), log_z, dropped, model.rules(params))
+    other = Some(on("cpu", state), log_z, dropped, model.rules(params))
+    byte = bytes_for(world, state, seed)
+    symbols = np.where(np.arange(len(byte)) % 3 == 0, 256, byte)
+    rng = np.random.default_rng(seed)
+    texts = [bytes(rng.choice(byte[byte >= 0], 4).tolist()) for _ in byte]
+
+    def steps(kernels: Any, lanes: Some) -> list[Any]:
+        look = settled(lambda: kernels.look(lanes, None, row=True), model.store)
+        stepped = settled(lambda: kernels.step(lanes, look, symbols), model.store)
+        read = settled(lambda: kernels.read(lanes, byte), model.store)
+        both = settled(lambda: kernels.read(lanes, byte, prune=True), model.store)
+        pruned = kernels.prune(lanes)
+        out = [
+            look.extended,
+            look.dropped,
+            look.row,
+            *stepped[:3],
+            *read[:3],
+            *both[:3],
+            *pruned[:3],
+        ]
+        for by_steps in (False, True):
+            known = Texts.of(texts)
+            while True:  # until nothing is missing or every lane is dead
+                run = kernels.run_texts(lanes, known, 0, (9, 9), by_steps=by_steps, sure=None)
+                if len(run.missed) == 0:
+                    break
+                model.store.ensure_sync(run.missed)
+            out += [run.state, run.log_z, run.log_dropped, np.array([float(run.read)])]
+        return out
+
+    for got, want in zip(steps(host_, mine), steps(torch_, other), strict=True):
+        if isinstance(got, HostState):
+            same_state(back(got), want)
+        else:
+            close(got, want)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, load_model, trie
-from genlm_bytes_smc.beam import kernels_numba, steps_numba
+from genlm_bytes_smc.beam import candidates_numba, pruning_numba, steps_numba
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.prefill import read_text
 from tests.toys import EOS_TOKEN, ToyLM
@@ -202,9 +202,10 @@ async def test_bad_symbols(symbols, words):
         await lanes.step(symbols)
 
 
-async def test_a_byte_step_is_two_compiled_calls(tiny, monkeypatch):
-    """It was eleven: extensions twice, then advance, select and take, each with its total."""
-    lanes = await ByteLanes.start(byte_model(tiny), BeamParams(5, 0.01), 8)
+@pytest.mark.parametrize("prune", ["topk", "unbiased"])
+async def test_a_byte_step_is_two_compiled_calls(prune, tiny, monkeypatch):
+    """One looks and gives the rows, one reads, prunes and extends; with either pruning."""
+    lanes = await ByteLanes.start(byte_model(tiny), BeamParams(5, 0.01, prune=prune), 8)
 
     async def read(lanes, text):
         for byte in text:
@@ -219,10 +220,15 @@ async def test_a_byte_step_is_two_compiled_calls(tiny, monkeypatch):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args: (called.append(name), function(*args))[1])
 
-    for name in ("step", "next_rows", "extend", "extend_rows", "read", "prune"):
+    for name in ("step", "look", "read", "prune"):
         counted(steps_numba, name)
-    for name in ("advance", "logsumexp_rows", "select_topk", "take", "extensions"):
-        counted(kernels_numba, name)
+    for module, names in (
+        (candidates_numba, ("advance", "extensions")),
+        (pruning_numba, ("logsumexp_rows", "select_topk", "take")),
+    ):
+        for name in names:
+            counted(module, name)
     row, lanes = await read(lanes, b"An app")
-    assert called == [*["step", "next_rows"] * 5, "step"]
-    np.testing.assert_allclose(np.exp(row.numpy()).sum(axis=1), 1.0, rtol=1e-12)
+    assert called == [*["step", "look"] * 5, "step"]
+    if prune == "topk":
+        np.testing.assert_allclose(np.exp(row.numpy()).sum(axis=1), 1.0, rtol=1e-12)

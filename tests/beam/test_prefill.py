@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.ngram import NgramLM
-from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, load_model
+from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, ByteLLM, load_model
 from genlm_bytes_smc.beam import foresight
+from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 
 LICENCE = Path(__file__).parents[2].joinpath("LICENSE").read_bytes()[:400]
 
@@ -77,16 +78,19 @@ async def test_what_stood_in_for_a_row_is_none_afterwards(tiny, limit, monkeypat
 async def test_an_interrupted_guess_leaves_no_trace(tiny, monkeypatch):
     beam = await ByteBeamState.initial(tiny, BeamParams(5, 0.05, prune="unbiased"))
     forget(beam)
-    kernels, table = beam.lanes.model.kernels, beam.lanes.model.store.table
-    calls, close = [], kernels.close_read
+    model, table = beam.lanes.model, beam.lanes.model.store.table
+    kernels = TorchKernels(model.store)  # whose steps come back to Python
+    calls, extend = [], kernels.extend
 
     def broken(*args):
         calls.append(1)
-        if len(calls) == 40:
+        if len(calls) == 12:
             raise KeyboardInterrupt
-        return close(*args)
+        return extend(*args)
 
-    monkeypatch.setattr(kernels, "close_read", broken)
+    monkeypatch.setattr(kernels, "extend", broken)
+    monkeypatch.setattr(model, "kernels", kernels)
+    beam = ByteBeamState(await ByteLanes.start(model, beam.params))
     with pytest.raises(KeyboardInterrupt):
         await beam.prefill(LICENCE)
     held = np.flatnonzero(table.slot_of[:-1] >= 0)
@@ -125,13 +129,14 @@ async def test_a_guide_begun_inside_a_token_knows_what_it_says(tiny, begun, stre
     monkeypatch.setattr(foresight, "STRETCH", (stretch, 256))
     lanes = (await ByteBeamState.initial(tiny, BeamParams(5))).lanes
     model, text = lanes.model, b"le a day keeps the doctor away. " * 12
-    guide = foresight.Guide(lanes, text)
+    known = np.full(len(text) + 1, -1)
+    guide = foresight.Guide(model, lanes.state, text, known)
     guide._partial, guide._at = begun, -len(begun)  # as if a long token had begun so
-    while len(guide.further(lanes, -len(begun))):
+    while len(guide.further(lanes.state, -len(begun))):
         pass  # to the end, or to what the tokenizer cannot say
-    places = np.flatnonzero(guide.known >= 0).tolist()
+    places = np.flatnonzero(known >= 0).tolist()
     assert (len(places) > 40) == begun.isascii()
     for at in places:
-        ids = model.engine.tree.tokens(int(guide.known[at]))[len(model.engine.start) :]
+        ids = model.engine.tree.tokens(int(known[at]))[len(model.engine.start) :]
         spelled = b"".join(bytes(model.vocab[t]) for t in ids)
         assert spelled == begun + text[:at]

@@ -1,24 +1,19 @@
 """What compiled steps are given and give back: arrays by address, states in one array."""
 
-import numba
 import numpy as np
 import pytest
 import torch
 
 from genlm_bytes_smc import TokenTrie, Vocabulary, as_engine
 from genlm_bytes_smc.beam import masses_numba as nm
+from genlm_bytes_smc.beam import pruning_numba as pn
 from genlm_bytes_smc.beam.handles import Handles, opened
 from genlm_bytes_smc.beam.model import byte_model
-from genlm_bytes_smc.beam.state import BeamState
-from genlm_bytes_smc.beam.steps import packed_of, unpack
+from genlm_bytes_smc.beam.rng import PRUNE, THIN, read_keys, start_keys, uniforms
+from genlm_bytes_smc.beam.state import HostState
 from genlm_bytes_smc.lm.host_rows import FAN, HostRows
+from tests.beam.host_parts import called
 from tests.toys import ToyLM
-
-
-def called(function):
-    """A function for Python to call that only compiled code calls otherwise."""
-    return numba.njit(lambda *args: function(*args))
-
 
 sum_root, sum_roots = called(nm.sum_root), called(nm.sum_roots)
 child_mass, add_children = called(nm.child_mass), called(nm.add_children)
@@ -103,14 +98,27 @@ def test_arrays_by_address_are_the_arrays():
     assert handles.of(model.store.host, tree.arrays) is not given
 
 
-def test_states_go_in_as_they_came_out():
-    packed = np.arange(24, dtype=np.int64).reshape(4, 2, 3)
-    state = unpack(packed, np.zeros(2, dtype=np.uint64))
-    assert packed_of(state) is packed
-    changed = state._replace(node=state.node + 1)
-    np.testing.assert_array_equal(packed_of(changed)[1], packed[1] + 1)
-    plain = BeamState(*(a.copy() for a in state))
-    np.testing.assert_array_equal(packed_of(plain), packed)
+def test_a_state_is_one_array_and_its_views():
+    """What `of` packs comes back as it was given."""
+    rng = np.random.default_rng(0)
+    ctx, node = rng.integers(9, size=(2, 4, 3))
+    logu, logw = rng.normal(size=(2, 4, 3))
+    state = HostState.of(ctx, node, logu, logw, np.arange(4, dtype=np.uint64))
+    assert state.packed.shape == (4, 4, 3)
+    for got, want in zip(
+        (state.ctx, state.node, state.logu, state.logw), (ctx, node, logu, logw), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+        assert got.base is not None
+
+
+@pytest.mark.parametrize(("draw", "salt"), [(PRUNE, pn._PRUNE), (THIN, pn._THIN)])
+def test_compiled_random_numbers_are_those_of_keys(draw, salt):
+    """Keys and uniforms, bit for bit."""
+    keys = start_keys(np.arange(50, dtype=np.uint64))
+    symbols = np.arange(-1, 49)
+    np.testing.assert_array_equal(called(pn.keys_after)(keys, symbols), read_keys(keys, symbols))
+    np.testing.assert_array_equal(called(pn._uniforms)(keys, salt), uniforms(keys, draw))
 
 
 @pytest.mark.parametrize("cut", [[], [b"z"], [b" a", b" zz"]])

@@ -124,7 +124,7 @@ async def test_healing_is_off():
 
 
 async def test_weights_hundreds_of_nats_apart_do_not_underflow():
-    from genlm_bytes_smc.beam.kernels_numba import select_unbiased
+    from genlm_bytes_smc.beam.pruning_numba import select_unbiased
 
     pick, weight = select_unbiased(np.array([[0.0, -800.0, -801.0]]), 2, np.array([0.3]))
     assert pick[0, 0] == 0

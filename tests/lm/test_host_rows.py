@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from genlm_bytes_smc import BadRowError, BeamParams, ByteBeamState, as_engine
+from genlm_bytes_smc import BadRowError, BeamParams, ByteBeamState, ByteLanes, as_engine
+from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.fast_path import FastPathWarning
 from genlm_bytes_smc.lm.intake import LOWEST
@@ -92,14 +93,14 @@ async def test_a_row_that_is_no_distribution_is_refused(bad):
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
 async def test_compiled_steps_are_the_composed_ones(threshold):
-    """The same beam with the compiled whole steps and without them."""
+    """The same beam with whole steps in one compiled call each, and with composed ones."""
     ends = []
     for compiled in (True, False):
         beam = await ByteBeamState.initial(ToyLM(seed=4), BeamParams(3, threshold))
         if not compiled:
-            beam.lanes._steps = None
-            beam.lanes.model.kernels.steps = None
-        assert (beam.lanes._steps is None) != compiled
+            model = beam.lanes.model
+            model.kernels = TorchKernels(model.store)
+            beam = ByteBeamState(await ByteLanes.start(model, beam.params))
         for byte in b"abcabba":
             beam = await (beam.prune() << byte)
         row = await beam.logp_next()

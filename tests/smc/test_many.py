@@ -12,7 +12,7 @@ from genlm.control.sampler.token import DirectTokenSampler
 
 from genlm_bytes_smc import BeamParams, as_engine, load_model
 from genlm_bytes_smc.alphabet import BYTES, TABLES
-from genlm_bytes_smc.beam.kernels import NumbaKernels
+from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import ByteRegex

@@ -1,8 +1,7 @@
-"""The beam's candidates on the CPU, compiled: extend, move, weigh and choose them.
+"""Which candidates and extensions of N lanes are kept, compiled: top-K, and at random.
 
-Same functions and meaning as `kernels_torch`, which is the oracle in the tests. Loops over
-lanes and candidates are serial, and everything is float64. What candidates weigh in the rows
-comes from `masses_numba`.
+Everything is float64, and loops are serial. Random numbers are functions of a lane's key, as in
+`rng`, whose numbers these are.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -11,28 +10,38 @@ from __future__ import annotations
 
 import numpy as np
 
-from genlm_bytes_smc.beam.masses_numba import child_mass, sum_range
+from genlm_bytes_smc.beam import rng
 from genlm_bytes_smc.compiled import entry, full, inner
 
-# Not as literals, for which numba compiles what they are passed to once more.
-_FIRST = np.int64(0)
-_ALL = np.int64(-1)
+_GOLDEN, _M1, _M2 = rng.GOLDEN, rng.M1, rng.M2
+_THIN, _PRUNE = rng.salt(rng.THIN), rng.salt(rng.PRUNE)
+_R30, _R27, _R31, _R11 = (np.uint64(n) for n in (30, 27, 31, 11))
 
 
 @inner()
-def _child(trie, node, byte):
-    edge = trie.edge
-    a, b = trie.first_child[node], trie.first_child[node + 1]
-    end = b
-    while a < b:
-        mid = (a + b) >> 1
-        if edge[mid] < byte:
-            a = mid + 1
-        else:
-            b = mid
-    if a < end and edge[a] == byte:
-        return a
-    return -1
+def _mix(x):
+    """Mix as `rng.mix`."""
+    x = (x ^ (x >> _R30)) * _M1
+    x = (x ^ (x >> _R27)) * _M2
+    return x ^ (x >> _R31)
+
+
+@inner()
+def _uniforms(key, salt):
+    """Return `rng.uniforms` of keys uint64[N]; `salt` is of the draw."""
+    out = full(len(key), 0.0)
+    for n in range(len(key)):
+        out[n] = np.float64(_mix(key[n] ^ salt) >> _R11) * 2.0**-53
+    return out
+
+
+@inner()
+def keys_after(key, symbols):
+    """Return `rng.read_keys`."""
+    out = key.copy()
+    for n in range(len(key)):
+        out[n] = _mix(key[n] + _GOLDEN * np.uint64(symbols[n] + 2))
+    return out
 
 
 @entry()
@@ -51,43 +60,6 @@ def logsumexp_rows(logw):
             s += np.exp(logw[n, c] - top)
         out[n] = top + np.log(s)
     return out
-
-
-@entry()
-def extensions(trie, rows, ctx, node, logu, logw, cut):
-    """Every token that ends at a candidate's node: (lane, cand, token, logw)."""
-    count = 0
-    n_lanes, n_cands = logw.shape
-    for n in range(n_lanes):
-        for c in range(n_cands):
-            if logw[n, c] > -np.inf:
-                count += trie.ends[node[n, c]]
-    lane = full(count, 0)
-    cand = full(count, 0)
-    token = full(count, 0)
-    out = full(count, 0.0)
-    e = 0
-    for n in range(n_lanes):
-        for c in range(n_cands):
-            if logw[n, c] == -np.inf:
-                continue
-            first = trie.lo[node[n, c]]
-            last = first + trie.ends[node[n, c]]
-            if first == last:
-                continue
-            slot = rows.slot_of[ctx[n, c]]
-            row, scale = rows.probs[slot], rows.scale[slot]
-            for pos in range(first, last):
-                p = row[rows.order[pos]] * scale
-                kept = p > 0.0
-                for x in cut:
-                    if x == pos:
-                        kept = False
-                if kept:
-                    lane[e], cand[e], token[e] = n, c, rows.order[pos]
-                    out[e] = logu[n, c] + np.log(p)
-                    e += 1
-    return lane[:e], cand[:e], token[:e], out[:e]
 
 
 @entry()
@@ -147,10 +119,11 @@ def kept_of(keep, lane, cand, token, ext):
 
 
 @entry()
-def thin_extensions(lane, logw, log_z, log_threshold, uniform):
+def thin_extensions(sure, lane, logw, log_z, log_threshold, uniform):
     """Unbiased thinning: keep w >= tau Z, draw the rest systematically at weight tau Z.
 
-    `uniform` is float64[N], one number a lane. Returns (keep bool[E], new logw float64[E]).
+    `sure` bool[E] marks extensions that are kept in any case. `uniform` is float64[N], one
+    number a lane. Returns (keep bool[E], new logw float64[E]).
     """
     keep = full(len(lane), False)
     out = logw.copy()
@@ -158,7 +131,7 @@ def thin_extensions(lane, logw, log_z, log_threshold, uniform):
     for e in range(len(lane)):
         n = lane[e]
         floor = log_threshold + log_z[n]
-        if logw[e] >= floor:
+        if sure[e] or logw[e] >= floor:
             keep[e] = True
             continue
         point[n] -= np.exp(logw[e] - floor)
@@ -167,96 +140,6 @@ def thin_extensions(lane, logw, log_z, log_threshold, uniform):
             point[n] += 1.0
             out[e] = floor
     return keep, out
-
-
-@entry()
-def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
-    """Append extended candidates, at the root, after the others: [N, C + E']."""
-    n_lanes, n_cands = logw.shape
-    count = full(n_lanes, 0)
-    for n in lane:
-        count[n] += 1
-    width = n_cands
-    for n in range(n_lanes):
-        width = max(width, n_cands + count[n])
-    out_ctx = full((n_lanes, width), -1)
-    out_node = full((n_lanes, width), 0)
-    out_logu = full((n_lanes, width), -np.inf)
-    out_logw = full((n_lanes, width), -np.inf)
-    for n in range(n_lanes):
-        count[n] = n_cands
-        for c in range(n_cands):
-            out_ctx[n, c] = ctx[n, c]
-            out_node[n, c] = node[n, c]
-            out_logu[n, c] = logu[n, c]
-            out_logw[n, c] = logw[n, c]
-    for e in range(len(lane)):
-        n = lane[e]
-        c = count[n]
-        out_ctx[n, c] = new_ctx[e]
-        out_logu[n, c] = ext_logw[e]
-        out_logw[n, c] = ext_logw[e]
-        count[n] += 1
-    return out_ctx, out_node, out_logu, out_logw
-
-
-@entry()
-def normalise(block, total):
-    """Each row of float64[N, B] less its total float64[N]; -inf where the total is."""
-    out = full(block.shape, 0.0)
-    for n in range(block.shape[0]):
-        for b in range(block.shape[1]):
-            out[n, b] = block[n, b] - total[n] if total[n] > -np.inf else -np.inf
-    return out
-
-
-@inner()
-def _move(trie, rows, ctx, node, logu, logw, first, byte, cut, out_node, out_logw):
-    """`advance` of the candidates from place `first` on, into other arrays or the same."""
-    for n in range(logw.shape[0]):
-        for c in range(first, logw.shape[1]):
-            child, weight = -1, -np.inf
-            if logw[n, c] > -np.inf and byte[n] >= 0:
-                child = _child(trie, node[n, c], byte[n])
-            if child >= 0:
-                slot = rows.slot_of[ctx[n, c]]
-                mass = child_mass(trie, rows, slot, node[n, c], child, cut)
-                if mass > 0.0:
-                    weight = logu[n, c] + np.log(mass)
-            out_node[n, c] = child if weight > -np.inf else 0
-            out_logw[n, c] = weight
-
-
-@entry()
-def advance(trie, rows, ctx, node, logu, logw, byte, cut):
-    """Read one byte a lane: (node int64[N, C], logw float64[N, C]); lost ones at -inf.
-
-    `byte` int64[N]; a byte of -1 leaves its lane empty.
-    """
-    out_node = full(node.shape, 0)
-    out_logw = full(logw.shape, 0.0)
-    _move(trie, rows, ctx, node, logu, logw, _FIRST, byte, cut, out_node, out_logw)
-    return out_node, out_logw
-
-
-@entry()
-def node_logw(trie, rows, ctx, node, logu, logw, cut):
-    """Weights of the same candidates when the positions in `cut` are left out: [N, C]."""
-    out = full(logw.shape, -np.inf)
-    for n in range(logw.shape[0]):
-        for c in range(logw.shape[1]):
-            if logw[n, c] == -np.inf:
-                continue
-            x = node[n, c]
-            if x == 0:
-                out[n, c] = logu[n, c]
-                continue
-            slot = rows.slot_of[ctx[n, c]]
-            mass = sum_range(rows.probs[slot], rows.order, trie.lo[x], trie.hi[x], cut)
-            mass *= rows.scale[slot]
-            if mass > 0.0:
-                out[n, c] = logu[n, c] + np.log(mass)
-    return out
 
 
 @entry()
@@ -322,8 +205,8 @@ def _narrowed(pick, weight, width):
 def select_topk(logw, k, log_threshold):
     """Keep the K best candidates above the threshold of their lane's total, best first.
 
-    The best is kept in any case. k < 0 keeps all. Returns (pick int64[N, K'], logw float64[N, K'], dropped float64[N])
-    with K' the most that any lane keeps.
+    The best is kept in any case. k < 0 keeps all. Returns (pick int64[N, K'],
+    logw float64[N, K'], dropped float64[N]) with K' the most that any lane keeps.
     """
     n_lanes, n_cands = logw.shape
     most = n_cands if k < 0 else min(k, n_cands)
@@ -420,75 +303,62 @@ def select_unbiased(logw, k, uniform):
     return _narrowed(pick, out, widest)
 
 
-@entry()
-def reserve(row, proxy, rescue, share):
-    """Rows in which impossible but rescuable bytes hold `share` of the mass, by `proxy`.
+@inner()
+def prune_lanes(ctx, node, logu, logw, key, k, log_threshold, random):
+    """Keep `k` candidates a lane (k < 0: all), best first; with `random` by their keys.
 
-    row, proxy float64[N, B + 1] (logs); rescue bool[N, B].
+    Returns (ctx, node, logu, logw, log mass dropped float64[N]).
     """
-    out = row.copy()
-    n_bytes = rescue.shape[1]
-    for n in range(row.shape[0]):
-        total = 0.0
-        for b in range(n_bytes):
-            if rescue[n, b] and row[n, b] == -np.inf:
-                total += np.exp(proxy[n, b]) + 1e-9  # none of them reads as impossible
-        if total == 0.0:
-            continue
-        for b in range(n_bytes + 1):
-            if b < n_bytes and rescue[n, b] and row[n, b] == -np.inf:
-                out[n, b] = np.log(share * (np.exp(proxy[n, b]) + 1e-9) / total)
-            else:
-                out[n, b] = row[n, b] + np.log1p(-share)
+    if random:
+        pick, weight = select_unbiased(logw, k, _uniforms(key, _PRUNE))
+        lost = full(len(logw), -np.inf)
+    else:
+        pick, weight, lost = select_topk(logw, k, log_threshold)
+    ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
+    return ctx, node, logu, logw, lost
+
+
+@inner()
+def keep_thinned(sure, lane, ext, base, key, log_threshold):
+    """Return `thin_extensions` with the numbers of the keys."""
+    return thin_extensions(sure, lane, ext, base, log_threshold, _uniforms(key, _THIN))
+
+
+@inner()
+def admit(lane, cand, token, ext, base, key, log_threshold, random, within):
+    """Return the extensions that are kept, and the log mass of the others, float64[N].
+
+    `base` float64[N] is what they are held against: see `keep_extensions`; with `random` they
+    are thinned by the keys, below the threshold's share of it.
+    """
+    if random:
+        keep, ext = keep_thinned(full(len(lane), False), lane, ext, base, key, log_threshold)
+        dropped = full(len(base), -np.inf)
+    else:
+        keep, dropped = keep_extensions(lane, ext, base, log_threshold, within)
+    lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
+    return lane, cand, token, ext, dropped
+
+
+@inner()
+def _log_add(a, b):
+    """log(exp(a) + exp(b)), as numpy's `logaddexp`."""
+    top, low = max(a, b), min(a, b)
+    return top if low == -np.inf else top + np.log1p(np.exp(low - top))
+
+
+@entry()
+def mass_after(lane, ext, able, log_z, guess):
+    """Return the mass of each lane after a byte, float64[N] nats, if extensions give it the
+    probability that the tokens in flight gave it, and at least exp(`guess`).
+
+    `able` float64[N] is the weight of the candidates that can read the byte, `log_z` that of all.
+    """
+    out = full(len(able), -np.inf)
+    for e in range(len(lane)):
+        out[lane[e]] = _log_add(out[lane[e]], ext[e])
+    for n in range(len(able)):
+        before = np.log(max(np.exp(log_z[n]) - np.exp(out[n]), 0.0))
+        seen = able[n] - before if able[n] > -np.inf else -np.inf
+        out[n] = _log_add(able[n] - max(seen, guess), out[n])
     return out
-
-
-@entry()
-def open_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):
-    """`select_topk`, then the extensions that `keep_extensions` admits for `byte`, fused.
-
-    Returns (ctx, node, logu, logw, pruned float64[N], lane, cand, token, ext_logw,
-    dropped float64[N]).
-    """
-    ctx, node, logu, logw, pruned, _, _, lane, cand, token, ext, dropped = begin_read(
-        trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold
-    )
-    return ctx, node, logu, logw, pruned, lane, cand, token, ext, dropped
-
-
-@inner(inline="always")
-def begin_read(trie, rows, ctx, node, logu, logw, byte, cut, k, log_prune, log_threshold):
-    """`open_read` that also tells, before the extensions, where the candidates come to by
-    `byte` and what they weigh there: for `end_read`, which need not sum that again."""
-    pick, weight, pruned = select_topk(logw, k, log_prune)
-    ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
-    moved, able = advance(trie, rows, ctx, node, logu, logw, byte, cut)
-    lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
-    dropped = full(len(byte), -np.inf)
-    if len(lane):
-        keep, dropped = keep_extensions(lane, ext, logsumexp_rows(able), log_threshold, False)
-        lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
-    return ctx, node, logu, logw, pruned, moved, able, lane, cand, token, ext, dropped
-
-
-@entry()
-def close_read(trie, rows, ctx, node, logu, logw, lane, new_ctx, ext_logw, byte, cut):
-    """`append_extensions`, `advance` and a sort, best first, fused.
-
-    Returns (ctx, node, logu, logw, log_z float64[N]).
-    """
-    moved, able = advance(trie, rows, ctx, node, logu, logw, byte, cut)
-    return end_read(trie, rows, ctx, moved, logu, able, lane, new_ctx, ext_logw, byte, cut)
-
-
-@inner(inline="always")
-def end_read(trie, rows, ctx, moved, logu, able, lane, new_ctx, ext_logw, byte, cut):
-    """`close_read` of candidates that have come to `moved`, with weights `able`, already."""
-    node, logw = moved, able
-    if len(lane):
-        old = logw.shape[1]
-        ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw)
-        _move(trie, rows, ctx, node, logu, logw, old, byte, cut, node, logw)
-    pick, weight, _ = select_topk(logw, _ALL, -np.inf)
-    ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
-    return ctx, node, logu, logw, logsumexp_rows(logw)

@@ -1,0 +1,236 @@
+"""Whole steps of a beam from the parts of a kernel set: what `kernels_host` does in one call."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from genlm_bytes_smc.beam.admission import GUESS, FloatArray, keep_above, thin
+from genlm_bytes_smc.beam.kernels import (
+    NOTHING,
+    Followed,
+    Kernels,
+    Lanes,
+    Limits,
+    Look,
+    Read,
+    Run,
+    Stepped,
+    Texts,
+    children,
+)
+from genlm_bytes_smc.beam.pruning_numba import mass_after
+from genlm_bytes_smc.beam.rng import read_keys
+from genlm_bytes_smc.beam.rules import Rules
+from genlm_bytes_smc.beam.state import BeamState, Extensions
+from genlm_bytes_smc.beam.substitutes import Substitutes
+from genlm_bytes_smc.beam.symbols import EOS_COLUMN
+from genlm_bytes_smc.lm.contexts import IntArray
+
+
+class Parts(Kernels, Protocol):
+    """Parts of steps, beside those of `Kernels`."""
+
+    def roots(self, state: BeamState) -> BeamState:
+        """Return the first candidate's context of each lane, at the root, weight 0: [N, 1]."""
+        ...
+
+    def reserve(
+        self, row: torch.Tensor, proxy: torch.Tensor, rescue: npt.NDArray[np.bool_], share: float
+    ) -> torch.Tensor:
+        """Rows [N, 257] in which impossible bytes that `rescue` bool[N, 256] marks share
+        `share` of the mass in proportion to exp(proxy) [N, 257]."""
+        ...
+
+    def next_block(self, state: BeamState, cut: IntArray) -> torch.Tensor:
+        """Log mass per next byte, and of ending last: float64[N, 257], unnormalised."""
+        ...
+
+    def normalise(self, block: torch.Tensor, log_z: FloatArray | None) -> torch.Tensor:
+        """Return a block less the log of each row's sum, or less `log_z` float64[N] if given."""
+        ...
+
+    def resample(self, state: BeamState, k: int | None) -> BeamState:
+        """Unbiased pruning to K candidates, best first."""
+        ...
+
+    def open_read(
+        self, state: BeamState, byte: IntArray, cut: IntArray, log_threshold: float
+    ) -> Extensions:
+        """Return the extensions that `keep_above` admits beside candidates that can read `byte`."""
+        ...
+
+
+class ComposedSteps:
+    """Whole steps of `Kernels`, from `Parts`."""
+
+    def look(self: Parts, lanes: Lanes, known: Look | None, *, row: bool) -> Look:
+        """See `Kernels`."""
+        if known is None or known.extended is None:
+            state, roots = lanes.state, None if known is None else known.roots
+            missing = self.store.missing(self.contexts(state))
+            if len(missing):
+                return Look(None, lanes.log_z, missing=missing, roots=roots)
+            ext = _admitted(self, state, lanes.log_z, lanes.rules)
+            extended = self.extend(state, ext, children(self, state, ext))
+            known = Look(extended, ext.dropped, roots=roots)
+        contexts = self.contexts(known.extended)
+        if len(self.store.missing(contexts)):
+            return known._replace(missing=contexts.ravel())  # all, so that none goes meanwhile
+        known = known._replace(missing=NOTHING)
+        return _with_row(self, lanes, known) if row else known
+
+    def step(self: Parts, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
+        """See `Kernels`."""
+        extended, rules = look.extended, lanes.rules
+        contexts = self.contexts(extended)
+        if len(self.store.missing(contexts)):
+            return Stepped(lanes.state, lanes.log_z, lanes.log_z, None, contexts.ravel())
+        ends = symbols == EOS_COLUMN
+        ending = self.next_block(extended, rules.cut)[:, EOS_COLUMN] if ends.any() else None
+        after = self.advance(extended, np.where(ends, -1, symbols), rules.cut)
+        if rules.random:
+            after = after._replace(key=read_keys(lanes.state.key, symbols))
+        after, pruned = _pruned(self, after, rules)
+        log_z = self.log_z(after)
+        if ending is not None:
+            log_z = np.where(ends, ending.cpu().numpy(), log_z)
+        return Stepped(after, log_z, pruned, Look(None, pruned, roots=look.roots))
+
+    def read(self: Parts, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
+        """See `Kernels`."""
+        state, rules, log_dropped = lanes.state, lanes.rules, lanes.log_dropped
+        if prune:
+            state, pruned = _pruned(self, state, rules)
+            log_dropped = np.logaddexp(log_dropped, pruned)
+        missing = self.store.missing(self.contexts(state))
+        if len(missing):
+            return Read(state, lanes.log_z, log_dropped, missing)
+        if rules.random:
+            ext = _admitted(self, state, lanes.log_z, rules)
+        else:
+            ext = self.open_read(state, byte, rules.cut, rules.log_threshold)
+        new = children(self, state, ext)
+        if len(self.store.missing(new)):
+            return Read(state, lanes.log_z, log_dropped, new)
+        after, log_z = _read_on(self, state, ext, new, byte, rules)
+        return Read(after, log_z, np.logaddexp(log_dropped, ext.dropped))
+
+    def prune(self: Parts, lanes: Lanes) -> Read:
+        """See `Kernels`."""
+        state, pruned = _pruned(self, lanes.state, lanes.rules)
+        return Read(state, self.log_z(state), np.logaddexp(lanes.log_dropped, pruned))
+
+    def run_texts(
+        self: Parts,
+        lanes: Lanes,
+        texts: Texts,
+        start: int,
+        limits: Limits,
+        *,
+        by_steps: bool,
+        sure: Any,
+    ) -> Run:
+        """See `Kernels`; `sure` is not heeded."""
+        state, log_z, log_dropped, rules = lanes.state, lanes.log_z, lanes.log_dropped, lanes.rules
+        kept, read = (state, log_z, log_dropped), start
+        with Substitutes(self.store, texts.known, *limits) as substitutes:
+            for at in range(start, texts.bytes.shape[1]):
+                if substitutes.done(at):
+                    break
+                symbols = np.where(at < texts.lengths, texts.bytes[:, at].astype(np.int64), -1)
+                if not by_steps:
+                    state, pruned = _pruned(self, state, rules)
+                    log_dropped, log_z = np.logaddexp(log_dropped, pruned), self.log_z(state)
+                ext = _admitted_to_text(self, state, log_z, symbols, rules, by_steps=by_steps)
+                log_dropped = np.logaddexp(log_dropped, ext.dropped)
+                ext, new = substitutes.lend(at, self.contexts(state), ext, log_z)
+                if by_steps:
+                    state = self.advance(self.extend(state, ext, new), symbols, rules.cut)
+                    if rules.random:
+                        state = state._replace(key=read_keys(state.key, symbols))
+                    state, pruned = _pruned(self, state, rules)
+                    log_dropped, log_z = np.logaddexp(log_dropped, pruned), self.log_z(state)
+                else:
+                    state, log_z = _read_on(self, state, ext, new, symbols, rules)
+                if not (log_z > -np.inf).any():
+                    break
+                if not substitutes.missed:
+                    kept, read = (state, log_z, log_dropped), at + 1
+        return Run(*kept, read, *substitutes.all_missed())
+
+    def follow_likeliest(self, lanes: Lanes, steps: int) -> Followed | None:
+        """See `Kernels`: not in one go."""
+        return None
+
+
+def _pruned(kernels: Parts, state: BeamState, rules: Rules) -> tuple[BeamState, FloatArray]:
+    """Return the pruned state, and the log mass dropped, float64[N]."""
+    k = None if rules.k < 0 else rules.k
+    if rules.random:
+        return kernels.resample(state, k), np.full(len(state.key), -np.inf)
+    return kernels.select(state, k, rules.log_threshold)
+
+
+def _admitted(kernels: Parts, state: BeamState, log_z: FloatArray, rules: Rules) -> Extensions:
+    """Return the extensions to be read whatever comes next."""
+    ext = kernels.extensions(state, rules.cut)
+    if rules.random:
+        return thin(ext, log_z, rules.log_threshold, state.key)
+    return keep_above(ext, log_z, rules.log_threshold, within=True)
+
+
+def _admitted_to_text(
+    kernels: Parts,
+    state: BeamState,
+    log_z: FloatArray,
+    byte: IntArray,
+    rules: Rules,
+    *,
+    by_steps: bool,
+) -> Extensions:
+    """Return the extensions that reading a known byte admits.
+
+    At random they are thinned by their estimated share after it (`pruning_numba.mass_after`):
+    unbiased for each byte.
+    """
+    if by_steps:
+        return _admitted(kernels, state, log_z, rules)
+    if not rules.random:
+        return kernels.open_read(state, byte, rules.cut, rules.log_threshold)
+    ext = kernels.extensions(state, rules.cut)
+    if rules.log_threshold > -np.inf and len(ext.lane):
+        able = kernels.log_z(kernels.advance(state, byte, rules.cut))
+        base = mass_after(ext.lane, ext.logw, able, log_z, float(np.log(GUESS)))
+        ext = thin(ext, base, rules.log_threshold, state.key)
+    return ext
+
+
+def _read_on(
+    kernels: Parts, state: BeamState, ext: Extensions, new: IntArray, byte: IntArray, rules: Rules
+) -> tuple[BeamState, FloatArray]:
+    """Return the candidates and extensions after a byte, best first; and the lanes' log_z."""
+    after = kernels.advance(kernels.extend(state, ext, new), byte, rules.cut)
+    after, _ = kernels.select(after, None, -np.inf)
+    if rules.random:
+        after = after._replace(key=read_keys(state.key, byte))
+    return after, kernels.log_z(after)
+
+
+def _with_row(kernels: Parts, lanes: Lanes, look: Look) -> Look:
+    """Return the look with its row; the lanes' best candidates often have the roots of before."""
+    state, rules, roots = lanes.state, lanes.rules, look.roots
+    block = kernels.next_block(look.extended, rules.cut)
+    row = kernels.normalise(block, lanes.log_z if rules.random else None)
+    lossy = rules.lossy(lanes.log_dropped, look.dropped)
+    if lossy.any():
+        best = kernels.roots(state)
+        contexts = kernels.contexts(best)
+        if roots is None or not np.array_equal(roots[0], contexts):
+            roots = contexts, kernels.next_block(best, rules.cut)
+        rescue = rules.rescues.of(kernels.nodes(state)) & lossy[:, None]
+        row = kernels.reserve(row, roots[1], rescue, rules.share)
+    return look._replace(row=row, roots=roots)
