@@ -87,10 +87,10 @@ class ByteRegex(ByteDFA):
     def __new__(
         cls, pattern: str | None = None, flags: int = 0, *, device: Device = None, **limits: Any
     ) -> Any:
-        """Make an automaton, or a `PartialRegex` where there is none."""
+        """Make an automaton, or a `PartialRegex` where there is none (not of a subclass)."""
         new = super().__new__(cls)
-        if pattern is None:  # unpickled, or of a subclass whose `__init__` gives the pattern
-            return new
+        if pattern is None or cls is not ByteRegex:
+            return new  # unpickled, or of a subclass, whose `__init__` may take anything
         try:
             new._built = _table_of_pattern(pattern, flags, **limits)
         except NotRegularError as error:
