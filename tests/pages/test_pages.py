@@ -190,7 +190,10 @@ def test_all_can_be_reached_and_used_by_keys(tmp_path):
     assert all(outline != "none" for _, outline in walked)
     greatest, logarithmic, probability = used[:3]
     assert logarithmic > greatest > probability
-    assert used[3:5] == ["6 of 35: “u” 7.21 bits", "1 of 35: “O” 0.00 bits"]
+    assert used[3:5] == [
+        "6 of 35: “u” 7.21 bits; in tokens “e u”, “ upo”",
+        "1 of 35: “O” 0.00 bits; in tokens “Onc”, “Once”",
+    ]
     before, after = used[5:7]
     assert (before, after) == ("step 12 of 24", "step 11 of 24")
     assert used[7:10] == ["step 12 of 24", "step 10 of 24", "step 1 of 24"]
