@@ -13,7 +13,7 @@ Here belongs what happens to particles; models, constraints and look-aheads only
     resampling, particles     arrays: which particles go on; the particles and their weights
     records, samples          results as plain data; weighted texts
     files, result             states as JSON; what a run returns
-    factors, lanes            the tree of potentials; what each leaf proposes and weighs
+    factors, lanes, ensembles the tree of potentials; what each leaf proposes and weighs
     weighers, critics, draft  what changes weights after a byte, and where a block ends
     plan, frontier            checked settings; the distinct texts of all particles
     reading, diagnostics      one symbol in every particle; what is noted of it

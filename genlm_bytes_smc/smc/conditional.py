@@ -360,6 +360,9 @@ def _held(text: Any, plan: Plan, chain: int = 0) -> Held:
 def _plan(
     target: Any, n_particles: int, ess_threshold: float, max_bytes: int, **options: Any
 ) -> Plan:
+    for name in ("draft", "resample_at"):
+        if options.get(name) is not None:
+            raise ValueError(f"conditional SMC takes no {name}=, got {options[name]!r}")
     plan = make_plan(
         target, n_particles, ess_threshold, max_bytes, resampling_method="multinomial", **options
     )

@@ -214,7 +214,8 @@ class StepInfo(NamedTuple):
     """The record of one step; nothing later depends on it.
 
     Attributes:
-        step: how many bytes active particles had read before it (0 for the first step).
+        step: how many bytes active particles had read before it (0 for the first step; with
+            `resample_at`, how many steps were made).
         ess: effective sample size of all N particles after reading and before resampling.
         log_ml: log of their mean weight, nats (it includes the twists).
         active, ended, dead: how many particles are in each condition after reading; they
@@ -260,7 +261,7 @@ class SMCState(NamedTuple):
     Attributes:
         particles: the N particles; inside a roll-out all candidates of each, one after the
             other.
-        step: how many bytes the active ones have read.
+        step: how many bytes the active ones have read (with `resample_at`: steps made).
         seed: of the run's draws; those of a step are a function of (seed, step).
         beam_seed: of the beams' draws with `prune="unbiased"`; None: the beams' own.
         start: log weight of the empty text, nats.

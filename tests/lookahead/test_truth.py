@@ -204,7 +204,7 @@ async def test_a_wrong_weight_is_noticed(monkeypatch, mistake):
     truth = sum(w * soft_weight(t) for t, w in exact_weights(llm).items())
     options = {"proposal": ahead, "twist": ahead, "tempering": 3}
     if mistake == "kept":  # the loan is not taken back
-        monkeypatch.setattr(Particles, "untwisted", lambda self: self)
+        monkeypatch.setattr(Particles, "untwisted", lambda self, which: self)
     elif mistake == "proposal":  # weighted as if drawn from the target's row
         real = reading.draw
 
@@ -218,7 +218,7 @@ async def test_a_wrong_weight_is_noticed(monkeypatch, mistake):
         monkeypatch.setattr(
             Particles,
             "untwisted",
-            lambda self: self._replace(
+            lambda self, which: self._replace(
                 log_weights=self.log_weights - 1.2 * self.twist, twist=0 * self.twist
             ),
         )

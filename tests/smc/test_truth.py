@@ -193,7 +193,7 @@ async def test_a_wrong_weight_is_noticed(monkeypatch, mistake):
         critic = toy(seed=7) ** 0.5
         judged = exact_weights(toy(seed=7))
         truth = sum(w * judged[t] ** 0.5 for t, w in exact_weights(llm).items())
-        monkeypatch.setattr(Particles, "untwisted", lambda self: self)
+        monkeypatch.setattr(Particles, "untwisted", lambda self, which: self)
         options = {"critic": critic}
     else:
 

@@ -9,7 +9,15 @@ import pytest
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential.power_mean import mixture
-from genlm_bytes_smc.smc import Particles, Suffix, reading, smc, smc_repeat, smc_steps
+from genlm_bytes_smc.smc import (
+    Particles,
+    Suffix,
+    particle_gibbs,
+    reading,
+    smc,
+    smc_repeat,
+    smc_steps,
+)
 from tests.smc.test_ensembles import DEFERRED, agrees, other, stepped
 from tests.smc.worlds import (
     EXACT,
@@ -159,5 +167,7 @@ async def test_refusals(options, message):
     """What does not go together, and strings that are none, are named before any work."""
     with pytest.raises(ValueError, match=message):
         await smc(finite(toy(1)), 4, **options)
+    with pytest.raises(ValueError, match="conditional SMC takes no resample_at="):
+        await particle_gibbs(finite(toy(1)), 4, 1, resample_at=b"b")
     with pytest.raises(TypeError, match="resample_at must be bytes, str or several of them, got 3"):
         await smc(finite(toy(1)), 4, resample_at=3)
