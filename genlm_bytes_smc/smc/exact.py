@@ -36,7 +36,7 @@ from genlm_bytes_smc.smc.pooled import StagedResult
 from genlm_bytes_smc.smc.prefixes import READ_OFF, Draw, ExactSamples, Posterior, Prefix
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
 
-TREE = 0.25  # share of a budget that draws have before `smc` takes over
+TREE, FEW_AT_ONCE = 0.25, 4  # share of a budget that draws have before `smc` takes over
 MOST_DRAWS, PARTICLES = 1000, 32  # of draws, and of the first run of `smc`
 _OVER = 1 + 1e-6  # most that a row may sum to, with rounding
 
@@ -121,7 +121,8 @@ async def posterior(
     if draws is not None:
         await sampler.weighted(draws, budget, at_once)
         return sampler.posterior(None)
-    await sampler.weighted(MOST_DRAWS, max(1, int(TREE * budget)), at_once)
+    few = min(at_once, FEW_AT_ONCE)  # or those under way would take the others' rows
+    await sampler.weighted(MOST_DRAWS, max(1, int(TREE * budget)), few)
     left = budget - sampler.spent
     if left <= 0:
         return sampler.posterior(None)

@@ -41,7 +41,7 @@ from tests.smc.worlds import (
 from tests.toys import EOS_TOKEN, Enumeration, ToyLM
 
 RUNS = 1000
-FEW = 200
+FEW = 120
 AUTO = {"lookahead": "auto"}
 STOPS = [b"ba", b"cab", b"bb", b"abab"]
 

@@ -1,5 +1,6 @@
 """Exact samples have the target's law, and bounds hold the truth."""
 
+import itertools
 import math
 import warnings
 from collections import Counter
@@ -13,7 +14,7 @@ from genlm_bytes_smc.constraints import ByteRegex, FiniteSet
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import exact_sample, log_ml_bounds, posterior, smc
 from genlm_bytes_smc.smc.bounds import _student
-from genlm_bytes_smc.smc.prefixes import Prefix
+from genlm_bytes_smc.smc.prefixes import Prefix, expected_error, particles_of
 from tests.toys import EOS_TOKEN, Enumeration, ToyLM
 
 TEXTS = [b"a", b"ab", b"abc", b"acb", b"bca", b"cab", b"ccc", b""]
@@ -207,3 +208,65 @@ async def test_an_unlikely_end_does_not_starve_a_likely_text():
     assert found.log_ml == pytest.approx(exact, abs=0.3)
     plain = await smc(target, 500, 0.5, max_bytes=10, seed=1, progress=False)
     assert plain.log_ml < exact - 1
+
+
+async def rarely_known(budget, seed, **options):
+    """A posterior of many texts from few rows, and the enumerated law."""
+    llm = toy(seed=3)
+    every = itertools.product(b"abc", repeat=6)
+    texts = [bytes(t) for t in every if sum(t) % 4 == 0 and t[0] != t[-1]]
+    exact = truth(llm, texts)
+    target = llm * FiniteSet(texts)
+    found = await posterior(target, budget, 6, seed=seed, **options)
+    law = dict(zip(texts, exact / exact.sum(), strict=True))
+    apart = 0.5 * sum(abs(found.byte_posterior.get(t, 0.0) - p) for t, p in law.items())
+    return found, exact.sum(), apart
+
+
+async def test_a_posterior_says_where_it_comes_from():
+    """Particles where little is known, and the expected error is near the real one."""
+    real, expected, alone = [], [], []
+    for seed in range(5):
+        found, total, apart = await rarely_known(400, seed)
+        assert found.source == "particles"
+        assert "particles of smc" in found.summary()["from"]
+        assert found.log_ml == pytest.approx(math.log(total), abs=0.5)
+        low, high, _ = found.log_ml_bounds
+        assert low - 1e-9 <= math.log(total) <= high + 1e-9
+        real.append(apart)
+        expected.append(found.error)
+        alone.append((await rarely_known(400, seed, draws=1000))[2])
+    assert np.mean(real) < np.mean(alone)
+    assert 0.4 < np.mean(expected) / np.mean(real) < 2.5
+
+
+async def test_particles_and_known_texts_estimate_the_marginal_likelihood():
+    """The total of what a posterior takes from runs of `smc` is unbiased, over their draws."""
+    llm = toy(seed=5)
+    exact = truth(llm, TEXTS).sum()
+    found = []
+    for seed in range(80):
+        llm.clear_cache()
+        llm.model.store.clear()
+        run = await smc(llm * FiniteSet(TEXTS), 4, 1.0, 10, seed=seed, progress=False,
+                        lookahead="auto", budget=20)  # fmt: skip
+        texts, logs, error = particles_of(run)
+        assert len(texts) == len(logs)
+        assert 0 <= error <= 1
+        found.append(math.exp(np.logaddexp.reduce(logs)))
+    assert abs(np.mean(found) - exact) < 4 * np.std(found) / 80**0.5
+
+
+def test_the_expected_error_of_draws():
+    """It is the mean total variation of independent draws, within a third."""
+    rng = np.random.default_rng(1)
+    p = np.array([0.5, 0.2, 0.2, 0.05, 0.05])
+    real, told = [], []
+    for _ in range(300):
+        texts = [b"abcde"[i : i + 1] for i in rng.choice(5, 60, p=p)]
+        share = np.array([texts.count(b"abcde"[i : i + 1]) for i in range(5)]) / 60
+        real.append(0.5 * np.abs(share - p).sum())
+        told.append(expected_error(texts, np.zeros(60)))
+    assert np.mean(told) == pytest.approx(np.mean(real), rel=0.35)
+    assert expected_error([], np.empty(0)) == 1.0
+    assert expected_error([b"a"], np.array([-np.inf])) == 1.0
