@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +39,10 @@ from genlm_bytes_smc.beam.deferred_rows import Fetched, RowSource, Wanted
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.sharing import SharedLanes
 from genlm_bytes_smc.beam.state import HostState
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte, check_symbols
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import not_pickled
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -53,7 +53,7 @@ AT_ONCE = 4  # rows that a lane asks for in one request
 
 
 @dataclass(frozen=True, eq=False)
-class DeferredLanes:
+class DeferredLanes(SharedLanes):
     """N byte beams with `BeamParams(prune="deferred")` over one `ByteModel`; a value.
 
     Attributes:
@@ -65,7 +65,7 @@ class DeferredLanes:
         ended: bool[N], lanes that read the end-of-sequence symbol.
         forgotten: float64[N], log of the weight of contexts that were forgotten, nats.
         pending: float64[N], log of the weight of contexts that no row stands for, nats.
-        in_prompt, literal: see `ByteLanes`.
+        in_prompt, literal: see `Rules`.
     """
 
     model: ByteModel
@@ -104,24 +104,6 @@ class DeferredLanes:
                 model, params, Nodes.first(n, node), zero, zero, np.zeros(n, dtype=bool),
                 np.full(n, -np.inf), np.full(n, -np.inf),
             )  # fmt: skip
-
-    def __len__(self) -> int:
-        """Return the number of lanes, N."""
-        return len(self.log_z)
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise not_pickled()
-
-    @property
-    def alive(self) -> npt.NDArray[np.bool_]:
-        """Lanes that can read on, bool[N]."""
-        return (self.log_z > -np.inf) & ~self.ended
 
     @property
     def heals(self) -> IntArray:

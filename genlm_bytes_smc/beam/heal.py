@@ -30,7 +30,7 @@ MOST_TOKENS = 64
 async def heal_lanes(
     model: ByteModel, rules: Rules, before: State, after: State, dead: IntArray, bytes_: IntArray
 ) -> tuple[State, IntArray]:
-    """Heal dead lanes where that goes; return the candidates and which lanes were healed.
+    """Heal dead lanes where that goes; return the candidates, and int64[N], 1 for a healed lane.
 
     Args:
         model: the byte model.
@@ -40,7 +40,7 @@ async def heal_lanes(
         dead: int64[D], those that could not read their byte.
         bytes_: int64[N], what each was to read.
     """
-    kernels, healed = model.kernels, []
+    kernels, healed = model.kernels, np.zeros(len(before.key), dtype=np.int64)
     for n in dead.tolist():
         with model.engine.tree.pinned(kernels.contexts(after)):
             # Healing another lane may have evicted some.
@@ -49,8 +49,8 @@ async def heal_lanes(
             found = await _Healer(model, rules, lane, int(bytes_[n])).heal()
         if found is not None:
             after = put_lanes(kernels, after, np.array([n]), found)
-            healed.append(n)
-    return after, np.array(healed, dtype=np.int64)
+            healed[n] = 1
+    return after, healed
 
 
 class _Healer:

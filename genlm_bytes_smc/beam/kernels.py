@@ -8,6 +8,7 @@ which, and is called again when they are there.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -43,6 +44,17 @@ class Look(NamedTuple):
     row: torch.Tensor | None = None
     missing: IntArray = NOTHING
     roots: Any = None
+
+
+@dataclass
+class Ahead:
+    """What is known of lanes before they read on; computed once, when first asked for.
+
+    Attributes:
+        look: the candidates with their extensions, and the next-byte row.
+    """
+
+    look: Look | None = None
 
 
 class Stepped(NamedTuple):

@@ -15,23 +15,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam.heal import heal_lanes
-from genlm_bytes_smc.beam.kernels import Look, Read, Stepped, commit, put_lanes
+from genlm_bytes_smc.beam.kernels import Ahead, Look, Read, Stepped, put_lanes
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.rng import start_keys
+from genlm_bytes_smc.beam.rng import lane_keys
 from genlm_bytes_smc.beam.rules import Rules
+from genlm_bytes_smc.beam.sharing import SharedLanes
 from genlm_bytes_smc.beam.state import State
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
-from genlm_bytes_smc.beam.tokens import feed_token, foresee, look_before
+from genlm_bytes_smc.beam.tokens import feed_token, foresee, look_before, under
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.transfer import send
 
 FloatArray = npt.NDArray[np.float64]
@@ -39,19 +39,8 @@ FloatArray = npt.NDArray[np.float64]
 T = TypeVar("T", Look, Stepped, Read)
 
 
-@dataclass
-class Ahead:
-    """What is known of lanes before they read on; computed once, when first asked for.
-
-    Attributes:
-        look: the candidates with their extensions, and the next-byte row.
-    """
-
-    look: Look | None = None
-
-
 @dataclass(frozen=True, eq=False)
-class ByteLanes:
+class ByteLanes(SharedLanes):
     """N byte beams over one `ByteModel`; `start` makes them.
 
     Attributes:
@@ -101,44 +90,25 @@ class ByteLanes:
             lane_seeds: one further seed a lane, for independent beams; n of them.
         """
         tree = model.engine.tree
-        seeds = np.full(n, params.seed, dtype=np.uint64)
-        if lane_seeds is not None:
-            if len(lane_seeds) != n:
-                raise ValueError(f"lane_seeds must hold {n} numbers, got {len(lane_seeds)}")
-            seeds = start_keys(seeds) ^ np.asarray(lane_seeds, dtype=np.uint64)
+        keys = lane_keys(params.seed, n, lane_seeds)
         with tree.one_thread:
             node = tree.insert(model.engine.start if context is None else context)
             lanes = cls(
                 model, params, model.rules(params),
-                model.kernels.single(node, 0.0, start_keys(seeds)), np.zeros(n),
+                model.kernels.single(node, 0.0, keys), np.zeros(n),
                 np.full(n, -np.inf), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64),
             )  # fmt: skip
             await model.store.ensure(np.array([node], dtype=np.int64))
             return lanes
 
-    def __len__(self) -> int:
-        """Return the number of lanes, N."""
-        return len(self.log_z)
-
-    def __deepcopy__(self, memo: object) -> ByteLanes:
-        """Return the lanes themselves: they are a value, which nothing changes."""
-        return self
-
-    def __copy__(self) -> ByteLanes:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise not_pickled()
-
     @property
     def in_prompt(self) -> bool:
-        """Return whether end-of-sequence tokens are ordinary tokens (prompt) or ends."""
+        """See `Rules`."""
         return self.rules.in_prompt
 
     @property
     def literal(self) -> bool:
-        """Return whether, in a prompt, special tokens are left out, so that text which looks like
-        one is spelled from ordinary tokens."""
+        """See `Rules`."""
         return self.rules.literal
 
     @property
@@ -147,28 +117,19 @@ class ByteLanes:
         return self.rules.cut
 
     @property
-    def alive(self) -> npt.NDArray[np.bool_]:
-        """Lanes that can read on, bool[N]."""
-        return (self.log_z > -np.inf) & ~self.ended
-
-    @property
     def nbytes(self) -> int:
         """Memory of the arrays that belong to these lanes, in bytes."""
-        look = self.ahead.look
-        arrays = [*self.state, self.log_z, self.log_dropped, self.heals, self.ended]
-        if look is not None:
-            arrays += [*(look.extended or ()), *(() if look.row is None else (look.row,))]
-        return sum(int(a.nbytes) for a in arrays)
+        look = self.ahead.look or Look(None, self.log_dropped)
+        row = () if look.row is None else (look.row,)
+        arrays = [self.log_z, look.dropped, self.heals, self.ended, *row]
+        return sum(int(a.nbytes) for a in (*arrays, *self.state, *(look.extended or ())))
 
     def context_ids(self) -> IntArray:
         """Return the contexts that must stay valid while this object lives."""
-        contexts, look = self.model.kernels.contexts, self.ahead.look
-        held = [contexts(self.state).ravel()]
-        if look is not None and look.extended is not None:
-            held.append(contexts(look.extended).ravel())
-        if look is not None and look.roots is not None:
-            held.append(look.roots[0].ravel())
-        return np.concatenate(held)
+        look = self.ahead.look or Look(None, self.log_dropped)
+        states = [self.state] if look.extended is None else [self.state, look.extended]
+        held = [self.model.kernels.contexts(s).ravel() for s in states]
+        return np.concatenate([*held, NO_CUT if look.roots is None else look.roots[0].ravel()])
 
     def replace(self, state: State, **changes: Any) -> ByteLanes:
         """Return the same lanes with another state; what is not named is kept, log_z recomputed."""
@@ -240,9 +201,8 @@ class ByteLanes:
                 Ahead(found.look),
             )  # fmt: skip
             if rules.heals and -np.inf in log_z.tolist():
-                dead = np.flatnonzero(
-                    reads & self.alive & (symbols < EOS_COLUMN) & (log_z == -np.inf)
-                )
+                died = self.alive & reads & (log_z == -np.inf)
+                dead = np.flatnonzero(died & (symbols < EOS_COLUMN))
                 if len(dead):
                     return await self._read_again(after, dead, symbols[dead])
             return after
@@ -264,13 +224,9 @@ class ByteLanes:
             after = self._at(found.state, found.log_z, found.log_dropped)
             if rules.heals and -np.inf in after.log_z.tolist():
                 dead = np.flatnonzero(self.alive & (bytes_ >= 0) & (after.log_z == -np.inf))
-                if len(dead):
-                    state, healed = await heal_lanes(
-                        self.model, rules, self.state, after.state, dead, bytes_
-                    )
-                    heals = self.heals.copy()
-                    heals[healed] += 1
-                    return after.replace(state, heals=heals)
+                states = self.state, after.state
+                state, healed = await heal_lanes(self.model, rules, *states, dead, bytes_)
+                return after.replace(state, heals=self.heals + healed)
             return after
 
     async def prune_and_read(self, byte: int) -> ByteLanes:
@@ -285,11 +241,8 @@ class ByteLanes:
     def prune(self) -> ByteLanes:
         """At most K candidates a lane, best first, as the parameters say."""
         found = self.model.kernels.prune(self)
-        log_z = found.log_z
-        if self.rules.random:  # which keeps the total
-            log_z = self.log_z
-        elif True in self.ended.tolist():
-            log_z = np.where(self.ended, self.log_z, log_z)
+        keeps = self.ended | self.rules.random  # which keeps the total
+        log_z = np.where(keeps, self.log_z, found.log_z)
         return self._at(found.state, log_z, found.log_dropped)
 
     async def follow_likeliest(self, steps: int) -> tuple[ByteLanes, list[int], bool] | None:
@@ -368,13 +321,8 @@ class ByteLanes:
     async def _by(self, rules: Rules) -> ByteLanes:
         if np.array_equal(rules.cut, self.cut):
             return self.replace(self.state, log_z=self.log_z, rules=rules)
-        kernels = self.model.kernels
         with self.model.engine.tree.one_thread:
-            await self.model.store.ensure(kernels.contexts(self.state))
-            ext = kernels.extensions(self.state, self.cut)
-            gone = np.isin(self.model.trie.position[ext.token], rules.cut)
-            state = await commit(kernels, kernels.reweigh(self.state, rules.cut), ext.take(gone))
-            state, _ = kernels.select(state, None, -np.inf)  # best first
+            state = await under(self.model, self.state, self.cut, rules.cut)
             return self.replace(state, rules=rules)
 
     async def feed(self, tokens: Sequence[int]) -> ByteLanes:
@@ -386,9 +334,6 @@ class ByteLanes:
             ValueError: no token of the vocabulary.
         """
         lanes, model = self, self.model
-        for token in tokens:
-            if not 0 <= token < len(model.vocab):
-                raise ValueError(f"token ids run from 0 to {len(model.vocab) - 1}, got {token}")
         with model.engine.tree.one_thread:
             await foresee(model, self.state, tokens)
             for token in tokens:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +17,19 @@ from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.respell import NEVER, Span, first_ends, spans, splits_before
 from genlm_bytes_smc.beam.rules import Rescues, Rules
+from genlm_bytes_smc.beam.sharing import Shared
 from genlm_bytes_smc.beam.symbols import N_BYTES
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.adapter import as_engine
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import RowEngine, not_pickled
+from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import DEFAULT_ROW_BYTES, RowStore, RowTransform
 from genlm_bytes_smc.trie import shared_trie
 
 NO_CUT: IntArray = np.empty(0, dtype=np.int64)
 
 
-class ByteModel:
+class ByteModel(Shared):
     """A token-level model seen as a source of bytes.
 
     Use `byte_model(llm)` to get the one of an engine and transform.
@@ -63,16 +64,6 @@ class ByteModel:
         self._single_bytes = lru_cache(maxsize=16)(self._has_single_bytes)
         self.rescuable = lru_cache(maxsize=1 << 16)(self._rescuable)
         self._guide_lost = False
-
-    def __deepcopy__(self, memo: object) -> ByteModel:
-        """Return the model itself: copies of beams share it."""
-        return self
-
-    def __copy__(self) -> ByteModel:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise not_pickled()
 
     @cached_property
     def on_host(self) -> ByteModel:
@@ -188,7 +179,7 @@ class ByteModel:
         return tokens[:count], at
 
     def rules(self, params: BeamParams, *, in_prompt: bool = False, literal: bool = False) -> Rules:
-        """Return how lanes with these parameters prune and heal; see `ByteLanes`."""
+        """Return how lanes with these parameters prune and heal; see `Rules`."""
         if in_prompt:
             cut = self.special_cut if literal else NO_CUT
         else:

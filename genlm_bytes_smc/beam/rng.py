@@ -8,6 +8,8 @@ is the finaliser of SplitMix64 (Steele, Lea & Flood 2014, OOPSLA).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -32,6 +34,25 @@ def start_keys(seeds: npt.NDArray[np.uint64]) -> KeyArray:
     """Keys uint64[N] of lanes that have read nothing, from their seeds."""
     with np.errstate(over="ignore"):
         return mix(seeds + GOLDEN)
+
+
+def lane_keys(seed: int, n: int, lane_seeds: Sequence[int] | None) -> KeyArray:
+    """Return the keys uint64[n] of lanes that have read nothing.
+
+    Args:
+        seed: of all lanes.
+        n: their number.
+        lane_seeds: one further seed a lane, for independent beams; or None.
+
+    Raises:
+        ValueError: not n `lane_seeds`.
+    """
+    seeds = np.full(n, seed, dtype=np.uint64)
+    if lane_seeds is not None:
+        if len(lane_seeds) != n:
+            raise ValueError(f"lane_seeds must hold {n} numbers, got {len(lane_seeds)}")
+        seeds = start_keys(seeds) ^ np.asarray(lane_seeds, dtype=np.uint64)
+    return start_keys(seeds)
 
 
 def read_keys(keys: KeyArray, symbols: npt.NDArray[np.int64]) -> KeyArray:

@@ -67,7 +67,9 @@ class Rules:
     """How lanes of one model prune and heal, as kernels take it.
 
     Attributes:
-        in_prompt, literal: see `ByteLanes`.
+        in_prompt: whether end-of-sequence tokens are ordinary tokens (prompt) or ends.
+        literal: in a prompt, whether special tokens are left out, so that text which looks
+            like one is spelled from ordinary tokens.
         cut: sorted int64[c], trie positions of the tokens that are no text.
         k: most candidates kept, -1 for all.
         log_threshold: log share below which candidates and extensions are dropped or thinned.

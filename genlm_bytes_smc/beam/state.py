@@ -58,22 +58,26 @@ class HostState(NamedTuple):
     @property
     def ctx(self) -> npt.NDArray[np.int64]:
         """See `BeamState`."""
-        return self.packed[0]
+        ctx: npt.NDArray[np.int64] = self.packed[0]
+        return ctx
 
     @property
     def node(self) -> npt.NDArray[np.int64]:
         """See `BeamState`."""
-        return self.packed[1]
+        node: npt.NDArray[np.int64] = self.packed[1]
+        return node
 
     @property
     def logu(self) -> npt.NDArray[np.float64]:
         """See `BeamState`."""
-        return self.packed[2].view(np.float64)
+        logu: npt.NDArray[np.float64] = self.packed[2].view(np.float64)
+        return logu
 
     @property
     def logw(self) -> npt.NDArray[np.float64]:
         """See `BeamState`."""
-        return self.packed[3].view(np.float64)
+        logw: npt.NDArray[np.float64] = self.packed[3].view(np.float64)
+        return logw
 
 
 State = Any  # a HostState, or a BeamState of tensors

@@ -1,4 +1,4 @@
-"""Exactly one token read: what a chat template or a caller has cut already."""
+"""Tokens that a chat template or a caller has cut already, and tokens that are no text any more."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ FloatArray = npt.NDArray[np.float64]
 
 
 async def foresee(model: ByteModel, state: State, tokens: Sequence[int]) -> None:
-    """Fetch the rows all along a known continuation of a lone candidate, in one forward."""
+    """Check tokens, and fetch the rows all along a lone candidate's, in one forward.
+
+    Raises:
+        ValueError: no token of the vocabulary.
+    """
+    size = len(model.vocab)
+    for token in tokens:
+        if not 0 <= token < size:
+            raise ValueError(f"token ids run from 0 to {size - 1}, got {token}")
     contexts = model.kernels.contexts(state)
     if contexts.size == 1 and len(tokens) > 1:
         at = int(contexts.ravel()[0])
@@ -48,6 +56,25 @@ async def feed_token(
     fed = kernels.extend(empty, ext, new)
     fed = fed._replace(key=read_keys(state.key, np.full(n, token + N_BYTES)))
     return kernels.select(fed, None, -np.inf)[0]
+
+
+async def under(
+    model: ByteModel,
+    state: State,
+    cut: npt.NDArray[np.int64],
+    new_cut: npt.NDArray[np.int64],
+) -> State:
+    """Return the candidates under another `cut`, best first.
+
+    Those in flight lose the share of the tokens that are no text any more; one whose token was
+    spelled to its end is committed.
+    """
+    kernels = model.kernels
+    await model.store.ensure(kernels.contexts(state))
+    ext = kernels.extensions(state, cut)
+    gone = np.isin(model.trie.position[ext.token], new_cut)
+    state = await commit(kernels, kernels.reweigh(state, new_cut), ext.take(gone))
+    return kernels.select(state, None, -np.inf)[0]
 
 
 async def look_before(model: ByteModel, state: State, rules: Rules, token: int) -> Look:

@@ -54,7 +54,7 @@ PARAMS = {
 
 # Ends of tokens and what was kept (and, where healing may be called for, who died); besides,
 # whether new rows are distributions, and what was drawn.
-FETCHES = {"topk": 3, "unbiased": 2}
+FETCHES = {"topk": 2, "unbiased": 2}
 
 
 @pytest.mark.parametrize("prune", PARAMS)
