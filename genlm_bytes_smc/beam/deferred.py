@@ -23,20 +23,17 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam import deferred_numba as dn
+from genlm_bytes_smc.beam.deferred_judge import Judge
 from genlm_bytes_smc.beam.deferred_nodes import Nodes
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
     NODE,
-    NOT_NOW,
     OWN,
     POS,
-    TEXT,
-    TOKEN,
     WEIGHT,
 )
-from genlm_bytes_smc.beam.deferred_rows import Fetched, RowSource, Wanted
-from genlm_bytes_smc.beam.kernels_host import NumbaKernels
+from genlm_bytes_smc.beam.deferred_rows import Fetched, RowSource
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.sharing import SharedLanes
@@ -49,7 +46,6 @@ FloatArray = npt.NDArray[np.float64]
 RESERVE = 1e-5  # least share of a row that all bytes have together, for what has no row
 FEW = 0.1  # share of a row below which the bytes that are admitted are few
 LEAST_ADMITTED = 1e-4  # least share of the admitted bytes that thresholds are taken from
-AT_ONCE = 4  # rows that a lane asks for in one request
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,11 +221,11 @@ class DeferredLanes(SharedLanes):
     async def _judged_at_end(
         self, threshold: float | FloatArray
     ) -> tuple[Nodes, FloatArray, FloatArray]:
-        """Return nodes with the rows that proposals need, and what `_have_rows` returns."""
+        """Return nodes with the rows that proposals need, and what `Judge.have_rows` returns."""
         with self.model.engine.tree.one_thread:
             nodes = self.nodes.take(np.arange(len(self)))
             await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
-            found = await self._have_rows(
+            found = await self._judge.have_rows(
                 nodes, threshold, threshold, Fetched(self.model), at_end=True
             )
             return nodes, *found
@@ -249,7 +245,9 @@ class DeferredLanes(SharedLanes):
         reads = np.flatnonzero((symbols >= 0) & ~ends & self.alive)
         with self.model.engine.tree.one_thread:
             # Not from what `logp_next` fetched: weights must not depend on who asked for rows.
-            nodes, masses, rest = await self._read(self.nodes.take(reads), symbols[reads], rows)
+            nodes, masses, rest = await self._judge.read(
+                self.nodes.take(reads), symbols[reads], rows
+            )
         lost = np.zeros(len(reads))
         limit = self.params.deferred_limit
         dn.settle(nodes.ints, nodes.floats, nodes.count, nodes.length, masses, limit, lost)
@@ -288,103 +286,15 @@ class DeferredLanes(SharedLanes):
         """Return these lanes: `step` has pruned them."""
         return self
 
-    async def _read(
-        self, nodes: Nodes, symbols: IntArray, rows: RowSource
-    ) -> tuple[Nodes, FloatArray, FloatArray]:
-        """Read a byte in every lane of `nodes`, and fetch the rows that may matter after it.
-
-        Returns:
-            The nodes, each lane's mass float64[N], and float64[N, 2] of what no row stands for.
-        """
-        lanes, places = np.nonzero(nodes.live)
-        before = nodes.length.copy()
-        nodes.text[np.arange(len(before)), before % TEXT] = symbols
-        nodes.length += 1
-        store = self.model.store
-        await store.ensure(nodes.ints[lanes, places, CTX])
-        self._follow(nodes, lanes, places, before[lanes])
-        lanes, places = rows.adopt(nodes)
-        if len(lanes):
-            ints = nodes.ints
-            above, token = ints[lanes, places, ABOVE], ints[lanes, places, TOKEN]
-            ints[lanes, places, CTX] = self.model.engine.tree.children(above, token)
-            self._follow(nodes, lanes, places, ints[lanes, places, POS])
-        params = self.params
-        return nodes, *await self._have_rows(
-            nodes, params.deferred_share, params.deferred_merge, rows
-        )
-
-    async def _have_rows(
-        self,
-        nodes: Nodes,
-        share: float | FloatArray,
-        merge: float | FloatArray,
-        rows: RowSource,
-        *,
-        at_end: bool = False,
-    ) -> tuple[FloatArray, FloatArray]:
-        """Fetch rows until no deferred node's estimated share is above its limit.
-
-        Args:
-            nodes: judged by `deferred_numba.judge`; changed in place.
-            share, merge, at_end: see there.
-            rows: where they come from. What it cannot bring now is not asked for again.
-
-        Returns:
-            As `_read`.
-        """
-        tree = self.model.engine.tree
-        wanted = np.empty((len(nodes.count), AT_ONCE), dtype=np.int64)
-        shares = np.empty(wanted.shape)
-        rest = np.empty((len(nodes.count), 2))
-        share, merge = (np.full(len(nodes.count), limit) for limit in (share, merge))
-        requests = -(-self.params.deferred_rows // AT_ONCE)
-        for turn in range(requests + 1):
-            masses: FloatArray = dn.judge(
-                nodes.ints, nodes.floats, nodes.count, nodes.length,
-                share, merge, self.params.deferred_guess, at_end, wanted, shares, rest,
-            )  # fmt: skip
-            lanes, at = np.nonzero(wanted >= 0)
-            if len(lanes) == 0 or turn == requests:
-                break
-            places = wanted[lanes, at]
-            chosen = nodes.ints[lanes, places]
-            ids = tree.children(chosen[:, ABOVE], chosen[:, TOKEN])
-            there = await rows.bring(nodes, Wanted(ids, shares[lanes, at]))
-            nodes.ints[lanes, places, NODE] = np.where(there, -1, NOT_NOW)
-            lanes, places = lanes[there], places[there]
-            nodes.ints[lanes, places, CTX] = ids[there]
-            self._follow(nodes, lanes, places, chosen[there, POS])
-        return masses, rest
-
-    def _follow(self, nodes: Nodes, lanes: IntArray, places: IntArray, first: IntArray) -> None:
-        """Move live nodes along the text, and defer what ends on the way."""
-        handles, probs = self._kernels.arrays()
-        ends = np.empty((8 * len(lanes) + 64, 5))
-        while True:
-            found = dn.follow(
-                handles, probs, self.cut, nodes.ints, nodes.floats, nodes.length, nodes.text,
-                lanes, places, first, ends,
-            )  # fmt: skip
-            if found <= len(ends):
-                break
-            ends = np.empty((found, 5))
-        ends = ends[:found]
-        if found:
-            nodes.make_room(int(np.bincount(ends[:, 0].astype(np.int64)).max()))
-            dn.defer(nodes.ints, nodes.floats, nodes.count, ends)
-
     @property
-    def _kernels(self) -> NumbaKernels:
-        kernels = self.model.kernels
-        assert isinstance(kernels, NumbaKernels)  # the model is on a CPU
-        return kernels
+    def _judge(self) -> Judge:
+        return Judge(self.model, self.params, self.cut)
 
     def _row(self, nodes: Nodes, masses: FloatArray, guessed: FloatArray) -> torch.Tensor:
         """Return the next-symbol rows of lanes whose nodes have been judged.
 
         Args:
-            nodes, masses: from `_have_rows`.
+            nodes, masses: from `Judge.have_rows`.
             guessed: float64[N], mass that nodes without any row are taken to hold: bytes share
                 it as they begin tokens, so that none is out of reach that such a node may spell.
         """
@@ -403,7 +313,7 @@ class DeferredLanes(SharedLanes):
             logw=weight,
             key=np.zeros(len(weight), dtype=np.uint64),
         )
-        row = torch.from_numpy(self._kernels.next_rows(state, self.cut))
+        row = torch.from_numpy(self._judge.kernels.next_rows(state, self.cut))
         with np.errstate(divide="ignore", invalid="ignore"):
             guess = np.where(masses > 0, guessed / (masses + guessed), 1.0)
         lossy = alive & (deferred.any(axis=1) | (self.log_dropped > -np.inf))
@@ -453,8 +363,8 @@ class DeferredLanes(SharedLanes):
             # Where nothing of a token is read, none can turn out to be excluded.
             lanes, places = np.nonzero(nodes.live & (nodes.ints[:, :, NODE] > 0))
             await self.model.store.ensure(nodes.ints[lanes, places, CTX])
-            other._follow(nodes, lanes, places, nodes.length[lanes])
-            masses, _ = await other._have_rows(nodes, np.inf, np.inf, Fetched(self.model))
+            other._judge.follow(nodes, lanes, places, nodes.length[lanes])
+            masses, _ = await other._judge.have_rows(nodes, np.inf, np.inf, Fetched(self.model))
         with np.errstate(divide="ignore"):
             log_z = np.where(self.ended, self.log_z, self.log_scale + np.log(masses))
         return dataclasses.replace(other, nodes=nodes, log_z=log_z, _memo={})
@@ -472,7 +382,7 @@ class DeferredLanes(SharedLanes):
             nodes = self.nodes.take(np.arange(len(self)))
             await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
             merge = self.params.deferred_merge
-            await self._have_rows(nodes, 0.0, merge, Fetched(self.model), at_end=True)
+            await self._judge.have_rows(nodes, 0.0, merge, Fetched(self.model), at_end=True)
             end = nodes.used & (nodes.ints[:, :, POS] == nodes.length[:, None])
             lanes, places = np.nonzero(end & nodes.live)
             contexts = nodes.ints[lanes, places, CTX]
