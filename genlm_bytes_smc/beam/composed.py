@@ -86,6 +86,7 @@ class ComposedSteps:
     def step(self: Parts, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
         """See `Kernels`."""
         extended, rules = look.extended, lanes.rules
+        assert extended is not None
         contexts = self.contexts(extended)
         if len(self.store.missing(contexts)):
             return Stepped(lanes.state, lanes.log_z, lanes.log_z, None, contexts.ravel())
@@ -138,10 +139,10 @@ class ComposedSteps:
         state, log_z, log_dropped, rules = lanes.state, lanes.log_z, lanes.log_dropped, lanes.rules
         kept, read = (state, log_z, log_dropped), start
         with Substitutes(self.store, texts.known, *limits) as substitutes:
-            for at in range(start, texts.bytes.shape[1]):
+            for at in range(start, texts.lines.shape[1]):
                 if substitutes.done(at):
                     break
-                symbols = np.where(at < texts.lengths, texts.bytes[:, at].astype(np.int64), -1)
+                symbols = np.where(at < texts.lengths, texts.lines[:, at].astype(np.int64), -1)
                 if not by_steps:
                     state, pruned = _pruned(self, state, rules)
                     log_dropped, log_z = np.logaddexp(log_dropped, pruned), self.log_z(state)
@@ -223,6 +224,7 @@ def _read_on(
 def _with_row(kernels: Parts, lanes: Lanes, look: Look) -> Look:
     """Return the look with its row; the lanes' best candidates often have the roots of before."""
     state, rules, roots = lanes.state, lanes.rules, look.roots
+    assert look.extended is not None
     block = kernels.next_block(look.extended, rules.cut)
     row = kernels.normalise(block, lanes.log_z if rules.random else None)
     lossy = rules.lossy(lanes.log_dropped, look.dropped)

@@ -22,12 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genlm_bytes_smc.alphabet import N_SYMBOLS
 from genlm_bytes_smc.beam import deferred_numba as dn
 from genlm_bytes_smc.beam.deferred_judge import Judge
 from genlm_bytes_smc.beam.deferred_nodes import Nodes
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
+    FLIGHT,
     NODE,
     OWN,
     POS,
@@ -38,7 +40,7 @@ from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.sharing import SharedLanes
 from genlm_bytes_smc.beam.state import HostState
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte, check_symbols
+from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
 from genlm_bytes_smc.lm.contexts import IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -239,9 +241,8 @@ class DeferredLanes(SharedLanes):
     async def stepped(self, symbols: IntArray, rows: RowSource) -> DeferredLanes:
         """As `step`, with checked symbols and rows from a given source."""
         ends = symbols == EOS_COLUMN
-        ending = (
-            self.log_z + (await self._next_rows())[:, EOS_COLUMN].numpy() if ends.any() else None
-        )
+        gone = np.flatnonzero(ends & self.alive)
+        ending = await self._whole(gone)
         reads = np.flatnonzero((symbols >= 0) & ~ends & self.alive)
         with self.model.engine.tree.one_thread:
             # Not from what `logp_next` fetched: weights must not depend on who asked for rows.
@@ -257,9 +258,7 @@ class DeferredLanes(SharedLanes):
         scale, log_z = self.log_scale.copy(), self.log_z.copy()
         scale[reads] += np.where(masses > 0, log_mass, 0.0)
         log_z[reads] = np.where(masses > 0, scale[reads], -np.inf)
-        gone = ends & self.alive
-        if ending is not None:
-            log_z = np.where(gone, ending, log_z)
+        log_z[gone] = ending
         log_z = np.where((symbols >= 0) & ~self.alive, -np.inf, log_z)
         forgotten, pending = self.forgotten.copy(), self.pending.copy()
         with np.errstate(divide="ignore"):
@@ -270,11 +269,42 @@ class DeferredLanes(SharedLanes):
             nodes=self.nodes.put(reads, nodes),
             log_scale=scale,
             log_z=log_z,
-            ended=self.ended | (gone & (log_z > -np.inf)),
+            ended=self.ended | (ends & self.alive & (log_z > -np.inf)),
             forgotten=forgotten,
             pending=pending,
             _memo={},
         )
+
+    async def _whole(self, lanes: IntArray) -> FloatArray:
+        """Return the log weights of the texts of some lanes as whole ones, float64[n], nats.
+
+        A token in flight is lost when the text ends. So contexts are judged against the mass of
+        those that end with the text, not against all: what hardly mattered may be all there is.
+        """
+        if not len(lanes):
+            return np.empty(0)
+        params, judge, rows = self.params, self._judge, Fetched(self.model)
+        nodes = self.nodes.take(lanes)
+        with self.model.engine.tree.one_thread:
+            await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
+            held = -1
+            while held < nodes.live.sum():
+                held = int(nodes.live.sum())
+                before = nodes.live & (nodes.ints[:, :, POS] < nodes.length[:, None])
+                nodes.floats[:, :, FLIGHT][before] = 0.0
+                await judge.have_rows(nodes, params.deferred_share, params.deferred_merge, rows)
+            least = params.prune_threshold
+            await judge.have_rows(nodes, least, least, rows, at_end=True)
+        end = nodes.live & (nodes.ints[:, :, POS] == nodes.length[:, None])
+        weight = np.where(end, nodes.floats[:, :, WEIGHT], 0.0)
+        with np.errstate(divide="ignore"):
+            log_weight, total = np.log(weight), np.log(weight.sum(axis=1))
+        key = np.zeros(len(weight), dtype=np.uint64)
+        ctx, node = nodes.ints[:, :, CTX], np.zeros_like(nodes.ints[:, :, NODE])
+        state = HostState.of(ctx=ctx, node=node, logu=log_weight, logw=log_weight, key=key)
+        ending: FloatArray = judge.kernels.next_rows(state, self.cut)[:, EOS_COLUMN]
+        ending = ending + total + self.log_scale[lanes]
+        return ending
 
     async def read(self, byte: int | Sequence[int] | IntArray) -> DeferredLanes:
         """Read a known byte in every lane, or one a lane."""
@@ -296,7 +326,8 @@ class DeferredLanes(SharedLanes):
         Args:
             nodes, masses: from `Judge.have_rows`.
             guessed: float64[N], mass that nodes without any row are taken to hold: bytes share
-                it as they begin tokens, so that none is out of reach that such a node may spell.
+                it as they begin tokens, and the end of the text is one symbol like the average,
+                so that none is out of reach that such a node may spell.
         """
         now = nodes.ints[:, :, POS] == nodes.length[:, None]
         deferred = nodes.used & (nodes.ints[:, :, CTX] < 0)
@@ -319,9 +350,9 @@ class DeferredLanes(SharedLanes):
         lossy = alive & (deferred.any(axis=1) | (self.log_dropped > -np.inf))
         share = torch.from_numpy(np.where(lossy, np.maximum(guess, RESERVE), 0.0))[:, None]
         row = row + torch.log1p(-share)
-        alike = torch.from_numpy(self.model.first_bytes)
-        row[:, :N_BYTES] = torch.logaddexp(row[:, :N_BYTES], torch.log(share * alike))
-        return row
+        end = 1 / N_SYMBOLS if self.params.eos and not self.in_prompt else 0.0
+        alike = torch.from_numpy(np.append(self.model.first_bytes * (1 - end), end))
+        return torch.logaddexp(row, torch.log(share * alike))
 
     # -- what is shown -------------------------------------------------------------------
 

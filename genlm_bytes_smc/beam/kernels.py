@@ -114,14 +114,14 @@ class Texts(NamedTuple):
     """Texts that are known, a line each.
 
     Attributes:
-        bytes: uint8[N, L].
+        lines: uint8[N, L].
         lengths: int64[N].
         known: int64[N, L + 1], for each number of bytes a context that has read so many, -1 where
             none is known; filled in while they are read. An id may have been freed and be another
             context's by now: nothing but what is fetched early depends on it.
     """
 
-    bytes: npt.NDArray[np.uint8]
+    lines: npt.NDArray[np.uint8]
     lengths: IntArray
     known: IntArray
 

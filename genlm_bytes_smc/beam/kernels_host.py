@@ -97,6 +97,7 @@ class NumbaKernels:
     def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
         """See `Kernels`. The candidates kept are extended, too."""
         state, rules, extended = lanes.state, lanes.rules, look.extended
+        assert extended is not None
         packed, grown, key, numbers, missing = self._with_room(
             lambda: sn.step(
                 *self.arrays(), extended.packed, state.key, symbols, rules.cut, rules.k,
@@ -137,7 +138,7 @@ class NumbaKernels:
             self.store.cover()  # rows stand in for those of contexts made on the way
             found: tuple[Any, ...] = tn.run_texts(
                 *self.arrays(), state.packed, state.key, lanes.log_z, lanes.log_dropped,
-                texts.bytes, texts.lengths, start, texts.known, rules.cut, rules.k,
+                texts.lines, texts.lengths, start, texts.known, rules.cut, rules.k,
                 rules.log_threshold, rules.random, by_steps, keys, width, _LOG_GUESS, *limits,
                 HEAVY,
             )  # fmt: skip
@@ -177,7 +178,7 @@ class NumbaKernels:
 
     def contexts(self, state: HostState) -> IntArray:
         """See `Kernels`."""
-        return state.packed[0]
+        return state.ctx
 
     def nodes(self, state: HostState) -> IntArray:
         """See `Kernels`."""
@@ -218,8 +219,10 @@ class NumbaKernels:
         """See `Kernels`."""
         if len(ext.lane) == 0:
             return state
-        grown = cn.append_extensions(*_arrays(state), ext.lane, contexts, ext.logw)
-        return HostState.of(*grown, state.key)
+        ctx, node, logu, logw = cn.append_extensions(
+            *_arrays(state), ext.lane, contexts, ext.logw
+        )
+        return HostState.of(ctx, node, logu, logw, state.key)
 
     def advance(self, state: HostState, byte: IntArray, cut: IntArray) -> HostState:
         """See `Kernels`."""

@@ -217,7 +217,7 @@ class ByteLanes(SharedLanes):
         if np.ndim(byte) == 0:
             bytes_ = np.full(len(self), check_byte(byte), dtype=np.int64)
         else:
-            bytes_ = check_symbols(byte, len(self))
+            bytes_ = check_symbols(np.asarray(byte), len(self))
         kernels, rules = self.model.kernels, self.rules
         with self.model.engine.tree.one_thread:
             found = await self._with_rows(lambda: kernels.read(self, bytes_))

@@ -29,7 +29,7 @@ import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.deferred_text import read_texts
-from genlm_bytes_smc.beam.foresight import NOTHING
+from genlm_bytes_smc.beam.kernels import NOTHING
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prefill import fetch_ahead
@@ -138,6 +138,8 @@ class Beams:
 
     async def weights(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
         """Log weights float64[N], nats: of the texts as prefixes or as whole texts."""
+        if complete and self.deferred:
+            return await self._whole(await self.entries(texts))
         if complete:
             return extended(await self.entries(texts, rows=True), [EOS_COLUMN] * len(texts))
         if self.deferred:
@@ -154,6 +156,16 @@ class Beams:
             last = [texts[n][-1] for n in unknown]
             before = await self.entries([texts[n][:-1] for n in unknown], rows=True)
             out[unknown] = extended(before, last)
+        return out
+
+    async def _whole(self, entries: Sequence[Entry | None]) -> FloatArray:
+        """Return log weights of deferred lanes' texts as whole ones, float64[N], nats."""
+        out = np.full(len(entries), -np.inf)
+        known = np.flatnonzero([entry is not None for entry in entries])
+        if len(known):
+            lanes, order = side_by_side([entry for entry in entries if entry])
+            ended = await lanes.step([EOS_COLUMN] * len(order))
+            out[known[order]] = self._weigh(ended)
         return out
 
     async def root(self) -> Any:
