@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genlm_bytes_smc.beam.deferred import DeferredLanes
+from genlm_bytes_smc.beam.deferred_text import to_candidates
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
@@ -31,7 +32,7 @@ Normalise = Literal["none", "end"]
 Option = str | bytes
 
 
-WIDTH, THRESHOLD = 32, 1e-4  # of beams where nothing is said: what they drop is counted
+WIDTH, THRESHOLD = 32, 1e-4  # of the answers' beams where nothing is said: drops are counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +171,8 @@ async def choose(
         normalise: "none" weighs an answer by the probability that what follows the prompt
             begins with it; a short answer then holds all that goes on from it. "end" weighs it by
             the probability that the text ends after it.
-        beam_params: how to prune; None: as the `ByteLLM` does, or for another model as
+        beam_params: how to prune; None: as the `ByteLLM` does. For another model, None reads
+            the prompt as `ByteLLM` does by default, and the answers with
             `BeamParams(K=32, prune_threshold=1e-4)`, which counts what it drops.
         transform: temperature, top-k and top-p of the token-level rows; likewise.
 
@@ -184,12 +186,15 @@ async def choose(
     if normalise not in ("none", "end"):
         raise ValueError(f'normalise must be "none" or "end", got {normalise!r}')
     given, texts = _checked(options, normalise)
-    if beam_params is None and not isinstance(llm, ByteLLM):
-        beam_params = BeamParams(K=WIDTH, prune_threshold=THRESHOLD)
+    counted = beam_params is None and not isinstance(llm, ByteLLM)
     llm = as_byte_llm(llm, prompt, beam_params, transform)
     if normalise == "end" and not llm.params.eos:
         raise ValueError('normalise="end" needs a token that ends a text, and there is none')
-    root = _uncounted(await llm.lanes(1))
+    root = await llm.lanes(1)
+    if counted:
+        wide = {"K": WIDTH, "prune": "topk", "prune_threshold": THRESHOLD}
+        root = to_candidates(root, dataclasses.replace(llm.params, **wide)).prune()
+    root = _uncounted(root)
     log_z, log_dropped = await _read_tree(root, texts, normalise)
     log_weights, log_neglected = log_z - root.log_z[0], log_dropped - root.log_z[0]
     if not (log_weights > -np.inf).any():

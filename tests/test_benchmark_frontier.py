@@ -38,12 +38,13 @@ def test_prose_is_twenty_kilobytes():
 
 
 def test_answers_are_compared_with_a_wider_beam(monkeypatch):
-    """The default of `choose` is nearer to a wide beam than K=5, at more rows."""
+    """A beam of 32 is nearer to a wider one than K=5, at more rows."""
     monkeypatch.setattr(choices, "CASES", (("The cat", (" sat", " ran", " is 5")),))
     llm = load_model("tiny")
-    found = [choices.measure(llm, params) for params in choices.WAYS.values()]
-    assert found[0][0] > found[-1][0]
-    assert found[0][1].max() <= found[-1][1].max()
+    exact = choices.wide(llm)
+    found = [choices.measure(llm, params, exact) for params in choices.WAYS.values()]
+    assert found[1][0] > found[-1][0]
+    assert found[1][1].max() <= found[-1][1].max()
 
 
 async def test_posteriors_are_measured_from_empty_caches(monkeypatch, tmp_path):

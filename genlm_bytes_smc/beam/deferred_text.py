@@ -34,6 +34,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
 )
 from genlm_bytes_smc.beam.deferred_rows import Held
 from genlm_bytes_smc.beam.lanes import ByteLanes
+from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.lm.contexts import IntArray
 
 SHORT = 128  # bytes up to which a text is read again while a missing row is heavy
@@ -103,6 +104,19 @@ def from_candidates(lanes: ByteLanes) -> DeferredLanes:
         model, params, nodes, zero, zero, np.zeros(1, dtype=bool), zero - np.inf, zero - np.inf,
         in_prompt=lanes.in_prompt, literal=lanes.literal,
     )  # fmt: skip
+
+
+def to_candidates(lanes: DeferredLanes, params: BeamParams) -> ByteLanes:
+    """Return lanes of top-K pruning with the candidates of deferred lanes.
+
+    Args:
+        lanes: N of them.
+        params: how the lanes prune from here on.
+    """
+    model, n = lanes.model, len(lanes)
+    rules = model.rules(params, in_prompt=lanes.in_prompt, literal=lanes.literal)
+    dropped, heals = np.full(n, -np.inf), np.zeros(n, dtype=np.int64)
+    return ByteLanes(model, params, rules, lanes.state, lanes.log_z, dropped, lanes.ended, heals)
 
 
 async def _read_stretch(

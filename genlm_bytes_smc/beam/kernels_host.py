@@ -219,9 +219,7 @@ class NumbaKernels:
         """See `Kernels`."""
         if len(ext.lane) == 0:
             return state
-        ctx, node, logu, logw = cn.append_extensions(
-            *_arrays(state), ext.lane, contexts, ext.logw
-        )
+        ctx, node, logu, logw = cn.append_extensions(*_arrays(state), ext.lane, contexts, ext.logw)
         return HostState.of(ctx, node, logu, logw, state.key)
 
     def advance(self, state: HostState, byte: IntArray, cut: IntArray) -> HostState:
