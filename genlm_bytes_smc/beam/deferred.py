@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.alphabet import N_SYMBOLS
 from genlm_bytes_smc.beam import deferred_numba as dn
 from genlm_bytes_smc.beam.deferred_judge import Judge
 from genlm_bytes_smc.beam.deferred_nodes import Nodes
@@ -40,7 +39,7 @@ from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.sharing import SharedLanes
 from genlm_bytes_smc.beam.state import HostState
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
+from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte, check_symbols
 from genlm_bytes_smc.lm.contexts import IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -326,8 +325,7 @@ class DeferredLanes(SharedLanes):
         Args:
             nodes, masses: from `Judge.have_rows`.
             guessed: float64[N], mass that nodes without any row are taken to hold: bytes share
-                it as they begin tokens, and the end of the text is one symbol like the average,
-                so that none is out of reach that such a node may spell.
+                it as they begin tokens, so that none is out of reach that such a node may spell.
         """
         now = nodes.ints[:, :, POS] == nodes.length[:, None]
         deferred = nodes.used & (nodes.ints[:, :, CTX] < 0)
@@ -350,9 +348,9 @@ class DeferredLanes(SharedLanes):
         lossy = alive & (deferred.any(axis=1) | (self.log_dropped > -np.inf))
         share = torch.from_numpy(np.where(lossy, np.maximum(guess, RESERVE), 0.0))[:, None]
         row = row + torch.log1p(-share)
-        end = 1 / N_SYMBOLS if self.params.eos and not self.in_prompt else 0.0
-        alike = torch.from_numpy(np.append(self.model.first_bytes * (1 - end), end))
-        return torch.logaddexp(row, torch.log(share * alike))
+        alike = torch.from_numpy(self.model.first_bytes)
+        row[:, :N_BYTES] = torch.logaddexp(row[:, :N_BYTES], torch.log(share * alike))
+        return row
 
     # -- what is shown -------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
     FLIGHT,
     NODE,
     OWN,
+    PARENT,
     POS,
     TEXT,
     TOKEN,
@@ -96,6 +97,39 @@ class Nodes:
             ctx=np.where(shown, ints[:, :, CTX], -1),
             node=np.where(shown, np.where(end, 0, ints[:, :, NODE]), -1),
             logu=logu,
+            logw=logw,
+            key=np.zeros(len(logw), dtype=np.uint64),
+        )
+
+    def in_flight(self, tree: ContextTree, log_scale: FloatArray) -> HostState:
+        """Return what other prunings take for candidates: tokens in flight, or ending here.
+
+        A context that ends with the text is part of the token in flight that ends there.
+
+        Args:
+            tree, log_scale: see `candidates`.
+        """
+        ints, floats = self.ints.copy(), self.floats
+        end = self.used & (ints[:, :, POS] == self.length[:, None])
+        flying = self.live & ~end
+        parent = np.maximum(ints[:, :, PARENT], 0)
+        part = end & (ints[:, :, PARENT] >= 0) & np.take_along_axis(flying, parent, axis=1)
+        weight = np.where(flying, floats[:, :, WEIGHT] * floats[:, :, FLIGHT], 0.0)
+        lanes, places = np.nonzero(part)
+        np.add.at(weight, (lanes, parent[lanes, places]), floats[lanes, places, OWN])
+        alone = end & ~part
+        weight = np.where(alone, floats[:, :, OWN], weight)
+        new = alone & (ints[:, :, CTX] < 0)
+        with tree.one_thread:
+            ints[new, CTX] = tree.children(ints[new, ABOVE], ints[new, TOKEN])
+        shown = weight > 0
+        with np.errstate(divide="ignore"):
+            logu = np.log(np.where(alone, floats[:, :, OWN], floats[:, :, WEIGHT]))
+            logw = np.log(weight) + log_scale[:, None]
+        return HostState.of(
+            ctx=np.where(shown, ints[:, :, CTX], -1),
+            node=np.where(shown, np.where(alone, 0, ints[:, :, NODE]), -1),
+            logu=np.where(shown, logu, -np.inf) + log_scale[:, None],
             logw=logw,
             key=np.zeros(len(logw), dtype=np.uint64),
         )

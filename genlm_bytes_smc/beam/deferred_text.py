@@ -115,8 +115,9 @@ def to_candidates(lanes: DeferredLanes, params: BeamParams) -> ByteLanes:
     """
     model, n = lanes.model, len(lanes)
     rules = model.rules(params, in_prompt=lanes.in_prompt, literal=lanes.literal)
+    state = lanes.nodes.in_flight(model.engine.tree, lanes.log_scale)
     dropped, heals = np.full(n, -np.inf), np.zeros(n, dtype=np.int64)
-    return ByteLanes(model, params, rules, lanes.state, lanes.log_z, dropped, lanes.ended, heals)
+    return ByteLanes(model, params, rules, state, lanes.log_z, dropped, lanes.ended, heals)
 
 
 async def _read_stretch(

@@ -134,7 +134,8 @@ async def smc(
             pooled, with the mean weight of the target, and `log_ml` is at least the plain run's
             less log 4. The result is a `StagedResult`. It goes with every other option but
             `proposal`, `twist` and `resume`; `progress` and `on_step` see one run after the other.
-        budget: with "auto", rows of the language models to spend, the plain run's included.
+        budget: with "auto", rows of the language models to spend, the plain run included, which is
+            made whatever it costs.
             `n_particles` is then the size of the plain run, and further runs follow until the
             rows are spent (the last one may go over). `log_ml` is at least the plain run's less
             log 16. With `prune="topk"` texts that are known before a run count with their exact

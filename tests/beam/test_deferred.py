@@ -1,5 +1,6 @@
 """Deferred pruning: exact without thresholds, the slow reading's equal, and near the truth."""
 
+import dataclasses
 import itertools
 import math
 
@@ -11,7 +12,7 @@ from benchmarks.lattice import Lattice, Rows
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, Prompt, smc
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_judge import AT_ONCE
-from genlm_bytes_smc.beam.deferred_text import read_texts
+from genlm_bytes_smc.beam.deferred_text import read_texts, to_candidates
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import FiniteSet
 from tests.toys import EOS_TOKEN, TOY_TOKENS, Enumeration, ToyLM
@@ -291,3 +292,22 @@ async def test_particles_are_weighed_after_the_byte(tiny):
 def test_options_out_of_range_are_refused(options, error):
     with pytest.raises(error, match=next(iter(options))):
         params(**options)
+
+
+async def test_a_text_that_ends_is_judged_among_what_ends_with_it():
+    """Where nearly all mass is in a longer token, its end is found by contexts without a row."""
+    llm = ToyLM([b"b", b"c", b"a", b"ca", b"bab", b"ac", b"<e>"], seed=3, sharpness=1.0)
+    exact = Enumeration(llm, frozenset([b"<e>"]))
+    deferred = ByteLLM(llm, BeamParams(None, prune="deferred", eos_byte_strings=[b"<e>"]))
+    for text in (b"", b"b", b"ba", b"bab", b"ca", b"ac", b"bac"):
+        truth = exact.ended(text)
+        assert await deferred.complete(text) == pytest.approx(np.log(truth), abs=0.1), text
+
+
+async def test_candidates_of_deferred_lanes_read_on_alike(tiny):
+    """Top-K lanes made of deferred ones weigh the next bytes as those do."""
+    deferred = await ByteLLM(tiny, prompt=b"An apple a day ").lanes(1)
+    other = to_candidates(deferred, dataclasses.replace(deferred.params, K=64, prune="topk"))
+    for byte in b"keeps":
+        deferred, other = await deferred.step([byte]), await other.step([byte])
+        assert other.log_z == pytest.approx(deferred.log_z, abs=0.05)

@@ -141,7 +141,7 @@ async def test_a_wrong_weight_is_noticed(monkeypatch, mistake):
     elif mistake == "shares":
         real = pooled.pooled
         monkeypatch.setattr(
-            pooled, "pooled", lambda states, shares: real(states, [s**0.8 for s in shares])
+            pooled, "pooled", lambda states, shares: real(states, [s**0.5 for s in shares])
         )
     else:
         real = reading.draw
