@@ -49,7 +49,7 @@ def test_answers_are_compared_with_a_wider_beam(monkeypatch):
 
 async def test_posteriors_are_measured_from_empty_caches(monkeypatch, tmp_path):
     """Each run counts its own rows; its estimate is near the enumerated one."""
-    texts = ["a cat", "no"]
+    texts = ["a cat", "a dog"]
     monkeypatch.setattr(posterior, "SENTENCES", texts)
     llm = load_model("tiny")
     exact = await posterior.enumerate_texts(llm, posterior.PROMPT, texts)
@@ -57,5 +57,5 @@ async def test_posteriors_are_measured_from_empty_caches(monkeypatch, tmp_path):
         await posterior.measure(llm, "deferred (default)", n, exact, seeds=1) for n in (2, 16)
     ]
     assert min(few.rows, many.rows) > 20
-    assert many.error == pytest.approx(0, abs=0.5)
+    assert many.error == pytest.approx(0, abs=1.0)
     posterior.draw([few, many], "tiny").savefig(tmp_path / "posterior.svg")
