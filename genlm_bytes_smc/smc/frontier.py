@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.alphabet import N_SYMBOLS
+from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.smc.ensembles import lanes_of
 from genlm_bytes_smc.smc.factors import random_beams
 from genlm_bytes_smc.smc.lanes import (
@@ -138,6 +138,25 @@ class Frontier(NamedTuple):
         except BadStepError as error:
             raise BadWeightError(f"{self.plan.names[error.leaf]} gave {error.what}") from error
         return after, np.where(going, change[lane_of], 0.0)
+
+    async def ending(self, rows: Rows, going: BoolArray) -> FloatArray | None:
+        """Return by how much the target weighs whole texts otherwise than their row, nats.
+
+        Args:
+            rows: of these lanes.
+            going: bool[N], the particles whose texts end.
+
+        Returns:
+            float64[N], 0 for the others; None if by nothing.
+        """
+        at = np.flatnonzero(going)
+        if not len(at) or not any(factor.forecasts for factor in self.lanes):
+            return None
+        used, place = _distinct(self.lane_of[at])
+        weights = [await f.gather(used).ended() if f.forecasts else None for f in self.lanes]
+        ends, change = np.full(len(used), EOS_COLUMN), np.zeros(len(going))
+        change[at] = revision(self.plan.exponents, rows.blocks, used, ends, weights)[place]
+        return change
 
     def parting(self, which: BoolArray) -> Frontier:
         """Return the frontier of the others, and those of bool[N] apart; they wait."""

@@ -49,9 +49,11 @@ class Lanes(ABC):
 
     Attributes:
         waits: whether `rows` may wait for something, so that factors should wait together.
+        forecasts: whether `ended` knows the weight of a whole text better than its row does.
     """
 
     waits = True
+    forecasts = False
 
     @abstractmethod
     async def rows(self) -> torch.Tensor:
@@ -71,12 +73,16 @@ class Lanes(ABC):
         """Read a byte in every lane.
 
         Args:
-            symbols: int64[D], 0..255. The end of a text is not read: its row weighs it.
+            symbols: int64[D], 0..255. The end of a text is not read: `ended` weighs it.
 
         Returns:
             The lanes after the bytes, and the log weight of each byte, float64[D], nats. None
             stands for the entries of `rows`. Where a row gives a byte -inf, so must the step.
         """
+
+    async def ended(self) -> FloatArray | None:
+        """Return the log weight of ending each text here, float64[D], nats; None: as `rows`."""
+        return None
 
     @abstractmethod
     def gather(self, lanes: IntArray) -> Lanes:
@@ -108,6 +114,7 @@ class BeamLanes(Lanes):
 
     def __init__(self, lanes: Any) -> None:
         self.lanes = lanes
+        self.forecasts = lanes.params.prune == "deferred"
 
     async def rows(self) -> torch.Tensor:
         """See `Lanes`."""
@@ -116,7 +123,7 @@ class BeamLanes(Lanes):
 
     async def rows_within(self, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """See `Lanes`."""
-        if self.lanes.params.prune != "deferred":
+        if not self.forecasts:
             return rows
         within = torch.where(torch.isneginf(target), -torch.inf, rows)
         share = torch.exp(torch.logsumexp(within, 1) - torch.logsumexp(rows, 1))
@@ -126,11 +133,19 @@ class BeamLanes(Lanes):
     async def step(self, symbols: IntArray) -> tuple[BeamLanes, FloatArray | None]:
         """See `Lanes`; deferred beams know the weight of a byte once they have read it."""
         after = await self.lanes.step(symbols)
-        if self.lanes.params.prune != "deferred":
-            return BeamLanes(after), None
+        return BeamLanes(after), self._gain(after) if self.forecasts else None
+
+    async def ended(self) -> FloatArray | None:
+        """See `Lanes`."""
+        if not self.forecasts:
+            return None
+        return self._gain(await self.lanes.step([EOS_COLUMN] * len(self.lanes)))
+
+    def _gain(self, after: Any) -> FloatArray:
+        """Return the log weight of what `after` has read since, float64[D], nats."""
         with np.errstate(invalid="ignore"):
             gain = np.where(after.log_z > -np.inf, after.log_z - self.lanes.log_z, -np.inf)
-        return BeamLanes(after), gain
+        return gain
 
     def gather(self, lanes: IntArray) -> BeamLanes:
         """See `Lanes`."""
@@ -294,7 +309,9 @@ def revision(
             continue
         bad = np.flatnonzero(np.isnan(weight) | (weight == np.inf))
         if len(bad):
-            what = f"{weight[bad[0]]} to the byte {bytes([symbols[bad[0]]])!r} that it has read"
+            read = int(symbols[bad[0]])
+            symbol = "the end" if read == EOS_COLUMN else f"the byte {bytes([read])!r}"
+            what = f"{weight[bad[0]]} to {symbol} that it has read"
             raise BadStepError(i, what)
         said = blocks[i].cpu().numpy()[parents, symbols]
         dead = weight == -np.inf

@@ -63,7 +63,11 @@ async def advance(
     """
     rows, weighers = await frontier.rows(), frontier.plan.weighers
     symbols, log_weights = _propose(particles, frontier, step, rows, uniform, forced, score)
-    going = (symbols >= 0) & (symbols != EOS_COLUMN) & (log_weights > -np.inf)
+    going = (symbols >= 0) & (log_weights > -np.inf)
+    ended = await frontier.ending(rows, going & (symbols == EOS_COLUMN))
+    if ended is not None:
+        log_weights = log_weights + ended
+    going &= symbols != EOS_COLUMN
     after, revision = await frontier.step(rows, symbols, going)
     if revision is not None:
         log_weights = log_weights + revision

@@ -15,6 +15,7 @@ from genlm_bytes_smc.beam.deferred_judge import AT_ONCE
 from genlm_bytes_smc.beam.deferred_text import read_texts, to_candidates
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import FiniteSet
+from genlm_bytes_smc.smc.ensembles import lanes_of
 from tests.toys import EOS_TOKEN, TOY_TOKENS, Enumeration, ToyLM
 
 EXACT = 1e-9
@@ -268,9 +269,10 @@ async def test_particles_are_weighed_after_the_byte(tiny):
     truth = np.exp(exact - np.logaddexp.reduce(exact))
     llm = ByteLLM(tiny, params(prune_threshold=0.05))
     own = await llm.batch_complete(texts)
-    for text, weight in zip(texts, exact, strict=True):
+    for text, weight, mine in zip(texts, exact, own, strict=True):
         one = await smc(llm * FiniteSet([text]), 1, max_bytes=10, progress=False)
-        assert one.log_ml == pytest.approx(weight, abs=0.2)
+        assert one.log_ml == pytest.approx(weight, abs=0.3)
+        assert one.log_ml == pytest.approx(mine, abs=1e-6)
     # Without resampling, which would give up the likeliest text for its unlikely end.
     result = await smc(llm * FiniteSet(texts), 2000, 0.0, seed=3, max_bytes=10, progress=False)
     assert result.log_ml == pytest.approx(np.logaddexp.reduce(own), abs=0.1)
@@ -311,3 +313,16 @@ async def test_candidates_of_deferred_lanes_read_on_alike(tiny):
     for byte in b"keeps":
         deferred, other = await deferred.step([byte]), await other.step([byte])
         assert other.log_z == pytest.approx(deferred.log_z, abs=0.05)
+
+
+async def test_a_drawn_text_weighs_what_it_is_worth(tiny):
+    """In a free run, too: an end that its row forecasts wrongly weighs what `complete` says."""
+    options = params(prune_threshold=0.1, eos_byte_strings=[b"\n"])
+    llm = ByteLLM(tiny, options, prompt=b"Who lives where:\nMarie lives in Paris.\n")
+    row = (await llm.logw_next(b"no")).weights[-1]
+    true = await llm.complete(b"no") - await llm.prefix(b"no")
+    assert row > true + 1
+    (lanes,) = [await lanes_of(llm)]
+    for byte in b"no":
+        lanes, _ = await lanes.step(np.array([byte]))
+    assert (await lanes.ended())[0] == pytest.approx(true, abs=1e-6)
