@@ -114,9 +114,7 @@ async def smc(
         draft: a small potential over bytes (such as another `ByteLLM`) that proposes blocks of
             bytes in place of the target's language models, together with the target's other
             factors. The language models read whole blocks, in a forward or two where
-            `prune="deferred"`, and weigh them by their `prefix` and `complete`. It must give
-            weight to every text that the target gives weight to. The better it agrees with the
-            target, the larger may be the blocks.
+            `prune="deferred"`. It must give weight to every text that the target gives weight to.
         block: bytes of a block; with a `rollout`, that says so instead.
         resample_at: weigh and resample only where texts end in this string, or in one of these:
             a particle whose text does waits until those of all particles do, or have ended (at
@@ -129,17 +127,14 @@ async def smc(
             so with a `Lookahead` that looks to the run's own `max_bytes`, as it does unless
             told otherwise: as a twist it has given up what cannot end in time, so a larger
             limit is refused then; as a proposal it draws other texts. Give it a `max_bytes`.)
-        lookahead: a `Lookahead` as proposal and as twist; or "auto": a quarter of the particles
-            are a plain run, which teaches a look-ahead to further runs with the others. All are
-            pooled, with the mean weight of the target, and `log_ml` is at least the plain run's
-            less log 4. The result is a `StagedResult`. It goes with every other option but
-            `proposal`, `twist` and `resume`; `progress` and `on_step` see one run after the other.
-        budget: with "auto", rows of the language models to spend, the plain run included, which is
-            made whatever it costs.
-            `n_particles` is then the size of the plain run, and further runs follow until the
-            rows are spent (the last one may go over). `log_ml` is at least the plain run's less
-            log 16. With `prune="topk"` texts that are known before a run count with their exact
-            weight, as further particles.
+        lookahead: a `Lookahead` as proposal and as twist; or "auto": a plain run of a quarter of
+            the particles teaches a look-ahead to further runs, and all are pooled, with the mean
+            weight of the target. `log_ml` is at least the plain run's less log 4. The result is a
+            `StagedResult`. Not with `proposal`, `twist`, `resume`, `draft` or `resample_at`.
+        budget: with "auto", rows of the language models to spend. The plain run then has all
+            `n_particles`, whatever they cost; further runs follow until the rows are spent (the
+            last one may go over). `log_ml` is at least the plain run's less log 16. With
+            `prune="topk"` texts known before a run count with their exact weight.
 
     Returns:
         Texts, weights, and what the run tells about itself.
