@@ -158,9 +158,9 @@ class ByteLanes(SharedLanes):
         `prune="unbiased"` rows are masses over the lane's weight, which sum to one in
         expectation. Rows of lanes that are dead or have ended are -inf.
         """
-        look = self.ahead.look
-        if look is None or look.row is None:
-            with self.model.engine.tree.one_thread:
+        with self.model.engine.tree.one_thread:
+            look = self.ahead.look
+            if look is None or look.row is None:
                 look = await self._look(row=True)
         assert look.row is not None
         return look.row

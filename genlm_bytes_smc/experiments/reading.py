@@ -58,10 +58,12 @@ class RowMeter:
 
 @contextmanager
 def metered(store: RowStore) -> Iterator[RowMeter]:
-    """Count the contexts that anybody asks a store for.
+    """Count the contexts that anybody asks a store for, which is emptied first.
 
-    Contexts are counted by their ids, so none may be freed meanwhile: they are pinned.
+    Only rows that are missing are asked for. Contexts are counted by their ids, so none may be
+    freed meanwhile: they are pinned.
     """
+    store.clear()
     meter, ensure = RowMeter(), store.ensure
 
     async def counted(contexts: IntArray) -> None:
