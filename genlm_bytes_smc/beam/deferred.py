@@ -104,7 +104,7 @@ class DeferredLanes(SharedLanes):
 
     @property
     def heals(self) -> IntArray:
-        """How often each lane was healed, int64[N]: never, as nothing dies while it is spelled."""
+        """Return how often each lane was healed, int64[N]: never; no spelled text dies."""
         return np.zeros(len(self), dtype=np.int64)
 
     @property

@@ -170,7 +170,7 @@ class Lanes(Protocol):
 
     @property
     def rules(self) -> Rules:
-        """How they prune."""
+        """Return how they prune."""
 
 
 class Kernels(Protocol):

@@ -228,8 +228,13 @@ class ByteModel(Shared):
         return out
 
     def spans(self, partial: bytes, cut: tuple[int, ...], count: int | None = None) -> list[Span]:
-        """How the trie goes on from each position (or the first `count`) of a partial token; see
-        `respell`."""
+        """Return how the trie goes on from each position of a partial token; see `respell`.
+
+        Args:
+            partial: the bytes of the token so far.
+            cut: trie positions that are no text.
+            count: only from so many first positions.
+        """
         return spans(self.trie, partial, lambda node: self._ends(node, cut), count)
 
     def _has_single_bytes(self, cut: tuple[int, ...]) -> bool:

@@ -126,7 +126,7 @@ class ByteJsonSchema(ByteMatcher):
     def _read_schema(
         self, source: str, options: dict[str, Any], device: Any, max_states: int
     ) -> None:
-        """Have llguidance compile a schema."""
+        """Compile a schema by llguidance."""
         try:
             grammar = on_large_stack(len(source), _grammar, source, options)
         except ValueError as e:

@@ -327,7 +327,7 @@ def _table_of_pattern(
 
 @cache
 def _compile_loops() -> None:
-    """Have numba compile what it has not yet, which is no time that a pattern takes."""
+    """Compile the loops beforehand: no pattern takes this time."""
     table_of_characters(letter(0), 2, Deadline())
 
 

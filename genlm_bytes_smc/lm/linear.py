@@ -74,7 +74,7 @@ def _is_conv(module: Any) -> bool:
 
 
 def layout(weight: torch.Tensor) -> Way:
-    """How weights like this one are kept: "packed" where oneDNN can and it pays, else "plain"."""
+    """Return how to keep such weights: "packed" where oneDNN can and it pays, else "plain"."""
     dtype = str(weight.dtype).removeprefix("torch.")
     if weight.device.type != "cpu" or weight.dtype not in _PACKABLE:
         return Way(

@@ -58,7 +58,7 @@ class Entry:
 
 
 async def fill_rows(entries: Sequence[Entry | None]) -> None:
-    """Have the next-symbol rows of all beams computed that are not yet."""
+    """Compute the next-symbol rows that beams still lack."""
     lacking = {(id(e.block), e.lane): e for e in entries if e and not e.block.has_row[e.lane]}
     if not lacking:
         return
