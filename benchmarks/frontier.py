@@ -146,16 +146,22 @@ def _cut(text: str, n: int) -> Iterator[bytes]:
 def read_all(
     llm: Any, ways: Sequence[Way], texts: Sequence[bytes], about: str
 ) -> dict[Way, list[Reading]]:
-    """Read every text in every way."""
-    return {
-        way: [way.read(llm, t) for t in track(texts, f"{about}: {way.family}, {way.label}")]
-        for way in ways
-    }
+    """Read every text in every way; rows are kept for one text (Gemma's take 1 MB each)."""
+    kept = KeptRows(llm)
+    found: dict[Way, list[Reading]] = {way: [] for way in ways}
+    for text in track(texts, about):
+        kept.clear()
+        for way in ways:
+            found[way].append(way.read(llm, text))
+    kept.close()
+    return found
 
 
 def seconds(llm: Any, ways: Sequence[Way], texts: Sequence[bytes]) -> dict[Way, float]:
     """Return the processor time of each way, seconds a byte."""
     spent = dict.fromkeys(ways, 0.0)
+    for way in ways:
+        way.read(llm, b"warm")
     for text in track(texts, "times"):
         for way in ways:
             begun = time.process_time()
@@ -201,8 +207,18 @@ def prose_lines(found: dict[Way, list[Reading]], tokens: int) -> list[list[str]]
     return out
 
 
+def save(figure: Figure, name: str, docs: bool) -> None:
+    """Write the figure to docs/images or to benchmarks/out."""
+    out = report.DOCS / "images" if docs else Path("benchmarks/out")
+    out.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "genlm-bytes-smc"}):
+        figure.savefig(out / f"frontier_{name}.svg", metadata={"Date": None})
+        figure.savefig(out / f"frontier_{name}.png", dpi=110)
+
+
 def draw(found: dict[Way, list[Reading]], times: dict[Way, float], size: int, model: str) -> Figure:
     """Return the figure: what is lost against rows a byte, and against time a byte."""
+    mpl.rcParams.update({"font.size": 9, "text.color": report.INK})
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     grid = figure.subplots(2, 2, sharex="col")
     lost = errors(found)
@@ -247,7 +263,7 @@ def main() -> None:
     """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--texts", type=int, default=len(TEXTS), help="so many, spread out")
+    parser.add_argument("--texts", type=int, default=len(TEXTS), help="so many, spread out; or 0")
     parser.add_argument("--pieces", type=int, default=PIECES, help="of prose, 512 bytes each")
     parser.add_argument("--timed", type=int, default=16, help="every so many-th string is timed")
     parser.add_argument("--docs", action="store_true", help="update docs/performance.md")
@@ -255,12 +271,13 @@ def main() -> None:
     torch.set_num_threads(1)
     console, llm = Console(), load_model(arguments.model)
     name = "gemma" if "gemma" in arguments.model else arguments.model
-    strings = [t.encode() for t in TEXTS[:: max(1, len(TEXTS) // arguments.texts)]]
-    times = seconds(llm, WAYS[:-2], strings[:: arguments.timed])
-    KeptRows(llm)
-    found = read_all(llm, WAYS, strings, "strings")
-    size = sum(map(len, strings))
-    tables = [(f"frontier {name}", HEADS, lines(found, times, size), f"{len(strings)} strings")]
+    tables: list[tuple[str, Sequence[str], list[list[str]], str]] = []
+    if arguments.texts:
+        strings = [t.encode() for t in TEXTS[:: max(1, len(TEXTS) // arguments.texts)]]
+        times = seconds(llm, WAYS[:-2], strings[:: arguments.timed])
+        found, size = read_all(llm, WAYS, strings, "strings"), sum(map(len, strings))
+        tables = [(f"frontier {name}", HEADS, lines(found, times, size), f"{len(strings)} strings")]
+        save(draw(found, times, size, name), name, arguments.docs)
     if arguments.pieces:
         chosen = pieces()[:: max(1, PIECES // arguments.pieces)]
         prose = read_all(llm, [w for w in WAYS if w.prose], chosen, "prose")
@@ -272,13 +289,6 @@ def main() -> None:
         console.print(text)
         if arguments.docs:
             report.put(report.DOCS / "performance.md", text, mark)
-    style = {"svg.hashsalt": "genlm-bytes-smc", "font.size": 9, "text.color": report.INK}
-    with mpl.rc_context(style):
-        out = report.DOCS / "images" if arguments.docs else Path("benchmarks/out")
-        out.mkdir(parents=True, exist_ok=True)
-        figure = draw(found, times, size, name)
-        figure.savefig(out / f"frontier_{name}.svg", metadata={"Date": None})
-        figure.savefig(out / f"frontier_{name}.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,16 @@ class KeptRows:
                 self._place[tuple(map(int, line.split()))] = len(self._place)
         llm.evaluate = self._evaluate
 
+    def clear(self) -> None:
+        """Forget all rows of a temporary file."""
+        self._place.clear()
+        self._file.truncate(0)
+
+    def close(self) -> None:
+        """Give the engine back its own `evaluate`."""
+        self._file.close()
+        self._llm.evaluate = self._compute
+
     def _evaluate(self, nodes: IntArray) -> torch.Tensor:
         contexts = [tuple(self._llm.tree.tokens(int(n))) for n in nodes]
         new = [i for i, context in enumerate(contexts) if context not in self._place]
