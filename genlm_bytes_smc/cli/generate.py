@@ -35,7 +35,7 @@ from genlm_bytes_smc.cli.output import (
     visible,
     write_json,
 )
-from genlm_bytes_smc.cli.readings import read_again
+from genlm_bytes_smc.cli.show import read_again
 from genlm_bytes_smc.constraints import ByteConstraint, ConstraintError, Utf8
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM

@@ -1,4 +1,4 @@
-"""The commands `next`, `beam`, `complete` and `demo`."""
+"""The commands `next`, `beam`, `complete`, `demo` and `info`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ import torch
 
 from genlm_bytes_smc import ByteBeamState, ByteLanes
 from genlm_bytes_smc.beam import display
+from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN
-from genlm_bytes_smc.cli.compiling import announce_compilation
-from genlm_bytes_smc.cli.inputs import as_prompt, new_beam, open_model, read_argument, seed_of
-from genlm_bytes_smc.cli.options import BeamOptions
+from genlm_bytes_smc.cli.inputs import (
+    announce_compilation,
+    as_prompt,
+    eos_spellings,
+    new_beam,
+    open_model,
+    read_argument,
+    seed_of,
+)
+from genlm_bytes_smc.cli.options import BeamOptions, ModelOptions
 from genlm_bytes_smc.cli.output import (
     ByteStream,
     CliError,
@@ -24,9 +32,11 @@ from genlm_bytes_smc.cli.output import (
     bar,
     console,
     say,
+    table,
     visible,
     write_json,
 )
+from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.streaming import Completion, NoCandidateError
 
 SHOWN, DEMO_STEPS = 5, 60  # next bytes and most bytes of the demo
@@ -226,3 +236,76 @@ async def _timed(lanes: ByteLanes, most: int) -> float:
         lanes = await lanes.step(np.where(lanes.alive, symbols, -1))
         read += int(lanes.alive.sum())
     return read / (time.perf_counter() - start)
+
+
+# -- info ----------------------------------------------------------------------------------
+
+
+async def show_info(options: ModelOptions) -> None:
+    """Run the command `info`."""
+    start = time.perf_counter()
+    llm = open_model(options)
+    loaded = time.perf_counter()
+    facts = _facts(options, llm) | {"load_seconds": loaded - start}
+    facts["trie_seconds"] = time.perf_counter() - loaded
+    if options.json:
+        write_json(facts)
+    else:
+        table([(name.replace("_", " "), _fact(name, value)) for name, value in facts.items()])
+
+
+def _facts(options: ModelOptions, llm: RowEngine) -> dict[str, Any]:
+    bytes_ = byte_model(llm)
+    model: Any = getattr(llm, "base", None)
+    weights = list(model.parameters()) if hasattr(model, "parameters") else []
+    return {
+        "model": options.model,
+        "class": type(model or getattr(llm, "llm", llm)).__name__,
+        "backend": str(options.backend or "hf"),
+        "device": str(llm.device),
+        "parameters": sum(w.numel() for w in weights) or None,
+        "weight_bytes": sum(w.numel() * w.element_size() for w in weights) or None,
+        "dtype": str(weights[0].dtype).removeprefix("torch.") if weights else None,
+        "window_tokens": llm.window,
+        "vocabulary": len(bytes_.vocab),
+        "tokens_that_spell": bytes_.trie.n_tokens,
+        "row_columns": llm.width,
+        "special_tokens": [display.escape(bytes_.vocab[i]) for i in bytes_.special_ids],
+        "start": [display.escape(bytes_.vocab[i]) for i in llm.start],
+        "end": sorted(display.escape(s) for s in eos_spellings(llm)),
+        "trie_nodes": len(bytes_.trie),
+        "trie_depth": int(bytes_.trie.depth.max()),
+        "trie_bytes": bytes_.trie.nbytes,
+        "forward": str(llm.forward),
+        "forward_reason": llm.forward.reason,
+        "kernels": type(bytes_.kernels).__name__,
+        "tree_cache": getattr(llm, "cached", None),
+        "cache_limit_bytes": getattr(llm, "limit_bytes", None),
+        "row_dtype": "float64" if bytes_.store.exact else "float32",
+        "row_bytes": bytes_.store.row_bytes,
+        "row_limit_bytes": bytes_.store.limit_bytes,
+    }
+
+
+def _fact(name: str, value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        shown = "  ".join(value[:8])
+        return shown + (f"  and {len(value) - 8} more" if len(value) > 8 else "") or "none"
+    if name.endswith("_bytes"):
+        return _size(value)
+    if name.endswith("_seconds"):
+        return f"{value:.2f} s"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _size(n: int) -> str:
+    size = float(n)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

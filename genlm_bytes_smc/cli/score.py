@@ -1,9 +1,12 @@
-"""The command `score`: the log probability of a whole file."""
+"""The commands `score` and `choose`: the weights of given texts."""
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,36 +16,42 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from genlm_bytes_smc.cli.inputs import (
     as_prompt,
-    eos_spellings,
     new_beam,
+    open_llm,
     open_model,
-    parameters,
+    read_argument,
     read_file,
     seed_of,
 )
-from genlm_bytes_smc.cli.options import ScoreOptions
-from genlm_bytes_smc.cli.output import CliError, UsageError, say, table, write_json
+from genlm_bytes_smc.cli.options import ChooseOptions, ScoreOptions
+from genlm_bytes_smc.cli.output import (
+    CliError,
+    UsageError,
+    as_text,
+    bar,
+    say,
+    table,
+    visible,
+    write_json,
+)
 from genlm_bytes_smc.html import printable
 from genlm_bytes_smc.scoring import ScoreError, score
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `score` alone needs neither
+    from genlm_bytes_smc.choosing import Choice
     from genlm_bytes_smc.surprisals import Surprisal
 
 
 async def show_surprisal(options: ScoreOptions, file: str) -> None:
     """Run the command `score` with --per, --lines or --jsonl."""
-    from genlm_bytes_smc.surprisals import surprisal  # not needed for a score
+    from genlm_bytes_smc.surprisals import surprisal
 
     if options.html is not None and options.per is None:
         raise UsageError("--html shows parts of a text: say which by --per")
     if options.special_tokens:
         raise UsageError("--special-tokens goes with the score of a whole file only")
     texts = _texts(options, file)
-    from genlm_bytes_smc.potential import ByteLLM
-
-    engine = open_model(options)
-    params, transform = parameters(options, eos_spellings(engine), seed_of(options))
-    llm = ByteLLM(engine, params, transform=transform, model_eos=bool(params.eos))
+    llm = open_llm(options)
     per = "byte" if options.per is None else options.per
     with _progress() as progress:
         task = progress.add_task("reading", total=sum(map(len, texts)))
@@ -168,3 +177,58 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+# -- choose --------------------------------------------------------------------------------
+
+
+async def show_choice(options: ChooseOptions, prompt: str, answers: list[str]) -> None:
+    """Run the command `choose`."""
+    from genlm_bytes_smc.choosing import THRESHOLD, WIDTH, choose
+
+    if options.normalise == "end" and options.no_eos:
+        raise UsageError("--normalise end weighs the end of the text, which --no-eos rules out")
+    texts = [os.fsencode(answer) for answer in answers]
+    if options.options_file is not None:
+        texts += read_file(options.options_file).splitlines()
+    if not texts:
+        raise UsageError("give one answer or more, as arguments or by --options-file")
+    if options.prune is None and options.width is None:
+        least = THRESHOLD if options.threshold is None else options.threshold
+        options = dataclasses.replace(options, width=WIDTH, threshold=least)
+    text, llm = read_argument(prompt), open_llm(options)
+    start = time.perf_counter()
+    try:
+        found = await choose(llm, as_prompt(options, text, llm.model), texts, options.normalise)
+    except ValueError as error:
+        raise CliError(str(error)) from None
+    seconds = time.perf_counter() - start
+    if options.json:
+        entries = [
+            {"option": as_text(texts[i]), "option_base64": base64.b64encode(texts[i]).decode()}
+            | {k: v for k, v in record.items() if k != "option"}
+            for i, record in enumerate(found.to_records())
+        ]
+        write_json(
+            {
+                "prompt": as_text(text),
+                "normalise": options.normalise,
+                "best": as_text(found.top(1)[0][0]),
+                "options": entries,
+                "bound": found.bound,
+                "seconds": seconds,
+                "lm_forwards": llm.model.engine.counts.forwards,
+            }
+        )
+    else:
+        _print_choice(found, llm.params.prune)
+
+
+def _print_choice(found: Choice, prune: str) -> None:
+    say(("probability  log weight  option", "dim"))
+    weights = dict(zip(found.options, found.log_weights.tolist(), strict=True))
+    for option, p in found.top():
+        shown = visible(as_text(bytes(option))).replace("\n", "\\n")
+        say(f"{p:11.5f}  {weights[option]:10.4f}  ", (shown, "green"), "  ", (bar(p), "green"))
+    if prune == "topk":
+        say((f"what the beam dropped can change a probability by {found.bound:.2g}", "dim"))
