@@ -14,9 +14,9 @@ from rich.table import Table
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.blocking import run_sync
 from genlm_bytes_smc.experiments.models import ending
 from genlm_bytes_smc.experiments.reading import FloatArray, Reading, read_texts
-from genlm_bytes_smc.smc.many import run_blocking
 
 REFERENCE = BeamParams(K=128)
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -185,7 +185,7 @@ def calibrate_sync(
     llm: Any, texts: Iterable[bytes | str], tolerance: float, **options: Any
 ) -> Calibration:
     """Run `calibrate` from a script."""
-    return run_blocking(calibrate(llm, texts, tolerance, **options))
+    return run_sync(calibrate(llm, texts, tolerance, **options))
 
 
 def margin(differences: FloatArray, lengths: FloatArray, confidence: float) -> tuple[float, float]:
