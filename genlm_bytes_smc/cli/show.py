@@ -19,8 +19,7 @@ from genlm_bytes_smc.cli.output import CliError, UsageError, say
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.scoring import ScoreError
 from genlm_bytes_smc.smc import SMCResult, files
-from genlm_bytes_smc.surprisals import Surprisal, surprisal
-from genlm_bytes_smc.text_parts import Cut, spans_of
+from genlm_bytes_smc.surprisals import Cut, Surprisal, spans_of, surprisal
 from genlm_bytes_smc.viz import run_page
 
 TEXTS = 4  # the likeliest are read again
