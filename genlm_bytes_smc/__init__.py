@@ -65,8 +65,7 @@ if TYPE_CHECKING:
         surprisal_sync,
     )
     from genlm_bytes_smc.token_proposal import ByteTokenSampler
-    from genlm_bytes_smc.trie import TokenTrie
-    from genlm_bytes_smc.vocab import Vocabulary
+    from genlm_bytes_smc.trie import TokenTrie, Vocabulary
 
 # Where each name is defined, imported when it is first asked for: torch and transformers take
 # seconds, which a help page need not wait for, and in which Ctrl-C shall end the command line
@@ -112,8 +111,7 @@ _HOMES = {
         "surprisal_sync",
     ),
     "token_proposal": ("ByteTokenSampler",),
-    "trie": ("TokenTrie",),
-    "vocab": ("Vocabulary",),
+    "trie": ("TokenTrie", "Vocabulary"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _PARTS = {home.partition(".")[0] for home in _HOMES} | {

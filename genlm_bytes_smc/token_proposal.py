@@ -22,8 +22,7 @@ from genlm.control.sampler.token import TokenSampler
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN
 from genlm_bytes_smc.proposal import check_bytes
-from genlm_bytes_smc.trie import TokenTrie, shared_trie
-from genlm_bytes_smc.vocab import Vocabulary
+from genlm_bytes_smc.trie import TokenTrie, Vocabulary, shared_trie
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

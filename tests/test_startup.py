@@ -105,7 +105,7 @@ def test_formats_are_checked_all_the_same():
 
 STAND_IN = """
 import sys
-from genlm_bytes_smc.late_import import imported_late
+from genlm_bytes_smc.alphabet import imported_late
 with imported_late("rfc3987_syntax", "is_valid_syntax"):
     from rfc3987_syntax import is_valid_syntax
     assert "rfc3987_syntax.syntax_helpers" not in sys.modules
