@@ -356,7 +356,7 @@ def _from_interrupt(error: BaseException | None) -> bool:
 
 def _one_line(error: Exception) -> str:
     told = error.format_message() if hasattr(error, "format_message") else str(error)
-    text = " ".join(told.split())
+    text = " ".join(told.split()).replace("lower threshold", "lower --threshold")
     if isinstance(error, MemoryError):
         return text or "out of memory"
     known = (CliError, ValueError, OSError, ImportError)

@@ -32,11 +32,12 @@ from genlm_bytes_smc.cli.output import (
     console,
     say,
     table,
-    visible,
+    write_file,
     write_json,
 )
 from genlm_bytes_smc.cli.show import read_again
 from genlm_bytes_smc.constraints import ByteConstraint, ConstraintError, Utf8
+from genlm_bytes_smc.html import printable
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, StagedResult, files, smc
@@ -148,11 +149,7 @@ def _save(
 ) -> None:
     """Write the run as `SMCResult.save` does; beside it what it was asked for, and `readings`."""
     beside = {"about": about, "readings": list(readings)}
-    data = files.pack(result.state, result.resumable) | beside
-    try:
-        files.write(path, json.dumps(data))
-    except OSError as error:
-        raise CliError(f"cannot write {path}: {error.strerror or error}") from None
+    write_file(path, json.dumps(files.pack(result.state, result.resumable) | beside))
 
 
 def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
@@ -219,7 +216,7 @@ def _print(facts: dict[str, Any]) -> None:
     shown.add_column("particles", justify="right", no_wrap=True)
     shown.add_column("text", overflow="fold")
     for entry in facts["posterior"][:SHOWN]:
-        text = Text(visible(entry["text"]).replace("\n", "\\n").replace("\t", "\\t"), "green")
+        text = Text(printable(entry["text"]), "green")
         shown.add_row(f"{entry['probability']:.4f}", str(entry["particles"]), text)
     left = len(facts["posterior"]) - SHOWN
     if left > 0:

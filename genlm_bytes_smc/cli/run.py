@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import sys
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from genlm_bytes_smc.cli.output import (
     write_json,
 )
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.streaming import Completion, NoCandidateError
+from genlm_bytes_smc.streaming import Completion
 
 SHOWN, DEMO_STEPS = 5, 60  # next bytes and most bytes of the demo
 TIMED_BYTES, TIMED_LANES = 256, 16
@@ -78,7 +77,7 @@ async def write_completion(
     out, start = bytearray(), time.perf_counter()
     completion = Completion(state, steps, None if greedy else seed)
     try:
-        async for byte in _told(completion):
+        async for byte in completion:
             out.append(byte)
             if stream:
                 stream.write(bytes([byte]))
@@ -109,7 +108,7 @@ async def demonstrate(options: BeamOptions, prompt: str) -> None:
     room = _room(state)
     start = time.perf_counter()
     completed = bytearray()
-    async for byte in _told(Completion(state, min(DEMO_STEPS, room))):
+    async for byte in Completion(state, min(DEMO_STEPS, room)):
         completed.append(byte)
         if byte in b".!?\n":
             break
@@ -140,19 +139,6 @@ async def demonstrate(options: BeamOptions, prompt: str) -> None:
     say(("Speed", "bold underline"))
     say(f"one text drawn byte by byte      {one:6.0f} bytes/s")
     say(f"{TIMED_LANES} texts drawn side by side      {many:6.0f} bytes/s")
-
-
-async def _told(completion: Completion) -> AsyncIterator[int]:
-    """Yield the bytes of a completion, its errors in the words of the command line.
-
-    Raises:
-        CliError: no candidate is left.
-    """
-    try:
-        async for byte in completion:
-            yield byte
-    except NoCandidateError as error:
-        raise CliError(str(error).replace("lower threshold", "lower --threshold")) from None
 
 
 async def _after(options: BeamOptions, text: bytes, seed: int | None = None) -> ByteBeamState:

@@ -8,7 +8,8 @@ import json
 import math
 import os
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -31,11 +32,11 @@ from genlm_bytes_smc.cli.output import (
     bar,
     say,
     table,
-    visible,
+    write_file,
     write_json,
 )
 from genlm_bytes_smc.html import printable
-from genlm_bytes_smc.scoring import ScoreError, score
+from genlm_bytes_smc.scoring import score
 
 if TYPE_CHECKING:  # `score` alone needs neither
     from genlm_bytes_smc.choosing import Choice
@@ -44,7 +45,7 @@ if TYPE_CHECKING:  # `score` alone needs neither
 
 async def show_surprisal(options: ScoreOptions, file: str) -> None:
     """Run the command `score` with --per, --lines or --jsonl."""
-    from genlm_bytes_smc.surprisals import surprisal
+    from genlm_bytes_smc.surprisals import page, surprisal
 
     if options.html is not None and options.per is None:
         raise UsageError("--html shows parts of a text: say which by --per")
@@ -53,14 +54,10 @@ async def show_surprisal(options: ScoreOptions, file: str) -> None:
     texts = _texts(options, file)
     llm = open_llm(options)
     per = "byte" if options.per is None else options.per
-    with _progress() as progress:
-        task = progress.add_task("reading", total=sum(map(len, texts)))
-        try:
-            found = await surprisal(llm, texts, per, advance=lambda n: progress.advance(task, n))
-        except ScoreError as error:
-            raise CliError(str(error).replace("lower threshold", "lower --threshold")) from None
+    with _reading(sum(map(len, texts))) as advance:
+        found = await surprisal(llm, texts, per, advance=advance)
     if options.html is not None:
-        _write_page(options.html, file, found)
+        write_file(options.html, page(found, f"Surprisal of {file}"))
     if options.json:
         write_json({"file": file, "texts": [_facts(r, options.per) for r in found]})
         return
@@ -112,15 +109,6 @@ def _facts(result: Surprisal, per: str | None) -> dict[str, Any]:
     return facts if per is None else facts | {"per": per, "parts": result.to_records()}
 
 
-def _write_page(path: str, file: str, found: list[Surprisal]) -> None:
-    from genlm_bytes_smc.surprisals import page
-
-    try:
-        Path(path).write_text(page(found, f"Surprisal of {file}"), encoding="utf-8")
-    except OSError as error:
-        raise CliError(f"cannot write {path}: {error.strerror or error}") from None
-
-
 async def show_score(options: ScoreOptions, file: str) -> None:
     """Run the command `score`."""
     text = read_file(file)
@@ -130,12 +118,8 @@ async def show_score(options: ScoreOptions, file: str) -> None:
     begin = await new_beam(options, llm, seed_of(options))
     prompt = as_prompt(options, text, begin.lanes.model)
     forwards, start = llm.counts.forwards, time.perf_counter()
-    with _progress() as progress:
-        task = progress.add_task("reading", total=len(text))
-        try:
-            found = await score(begin, prompt, lambda n: progress.advance(task, n))
-        except ScoreError as error:
-            raise CliError(str(error).replace("lower threshold", "lower --threshold")) from None
+    with _reading(len(text)) as advance:
+        found = await score(begin, prompt, advance)
     seconds = time.perf_counter() - start
     facts = {
         "file": file,
@@ -167,7 +151,9 @@ async def show_score(options: ScoreOptions, file: str) -> None:
     )
 
 
-def _progress() -> Progress:
+@contextmanager
+def _reading(total: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar on a terminal's stderr; yield what moves it on by some bytes."""
     err = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -176,7 +162,9 @@ def _progress() -> Progress:
         TextColumn("bytes"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task("reading", total=total)
+        yield lambda n: progress.advance(task, n)
 
 
 # -- choose --------------------------------------------------------------------------------
@@ -198,10 +186,7 @@ async def show_choice(options: ChooseOptions, prompt: str, answers: list[str]) -
         options = dataclasses.replace(options, width=WIDTH, threshold=least)
     text, llm = read_argument(prompt), open_llm(options)
     start = time.perf_counter()
-    try:
-        found = await choose(llm, as_prompt(options, text, llm.model), texts, options.normalise)
-    except ValueError as error:
-        raise CliError(str(error)) from None
+    found = await choose(llm, as_prompt(options, text, llm.model), texts, options.normalise)
     seconds = time.perf_counter() - start
     if options.json:
         entries = [
@@ -228,7 +213,7 @@ def _print_choice(found: Choice, prune: str) -> None:
     say(("probability  log weight  option", "dim"))
     weights = dict(zip(found.options, found.log_weights.tolist(), strict=True))
     for option, p in found.top():
-        shown = visible(as_text(bytes(option))).replace("\n", "\\n")
+        shown = printable(as_text(bytes(option)))
         say(f"{p:11.5f}  {weights[option]:10.4f}  ", (shown, "green"), "  ", (bar(p), "green"))
     if prune == "topk":
         say((f"what the beam dropped can change a probability by {found.bound:.2g}", "dim"))

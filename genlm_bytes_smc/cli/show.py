@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from genlm_bytes_smc.cli.output import CliError, UsageError, say
+from genlm_bytes_smc.cli.output import CliError, UsageError, say, write_file
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.scoring import ScoreError
 from genlm_bytes_smc.smc import SMCResult, files
@@ -41,10 +41,7 @@ def show_run(run: str, out: str | None, browse: bool) -> None:
     target = Path(run).with_suffix(".html") if out is None else Path(out)
     if target.exists() and target.samefile(run):
         raise UsageError(f"--out {target} is the run itself")
-    try:
-        files.write(target, page)
-    except OSError as error:
-        raise CliError(f"cannot write {target}: {error.strerror or error}") from None
+    write_file(target, page)
     say(f"wrote {target}")
     if browse:
         webbrowser.open(target.resolve().as_uri())
