@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -31,6 +30,7 @@ from genlm_bytes_smc.lm.engine import ContextTooLongError
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.streaming import draw
 from genlm_bytes_smc.surprisals import surprisal
 
 
@@ -276,7 +276,7 @@ async def _continued(
         for _ in range(most):
             if not going:
                 break
-            symbols = _symbols(await lanes.prune().logp_next(), rng)
+            symbols = draw(await lanes.prune().logp_next(), rng)
             for k, i in enumerate(going):
                 if symbols[k] != EOS_COLUMN:
                     texts[i].append(symbols[k])
@@ -291,14 +291,6 @@ async def _continued(
     except ContextTooLongError:  # the window is full: the texts end here
         pass
     return [bytes(text) for text in texts]
-
-
-def _symbols(rows: torch.Tensor, rng: np.random.Generator | None) -> list[int]:
-    if rng is None:
-        return [int(s) for s in rows.argmax(dim=1).tolist()]
-    sums = rows.softmax(dim=1).cpu().numpy().cumsum(axis=1)
-    drawn = (sums < rng.random((len(rows), 1)) * sums[:, -1:]).sum(axis=1)
-    return [int(s) for s in drawn]
 
 
 def _before(text: bytes, stops: Sequence[bytes]) -> bytes:

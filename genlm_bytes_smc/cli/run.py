@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
 
 from genlm_bytes_smc import ByteBeamState, ByteLanes
 from genlm_bytes_smc.beam import display
@@ -36,7 +35,7 @@ from genlm_bytes_smc.cli.output import (
     write_json,
 )
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.streaming import Completion
+from genlm_bytes_smc.streaming import Completion, draw
 
 SHOWN, DEMO_STEPS = 5, 60  # next bytes and most bytes of the demo
 TIMED_BYTES, TIMED_LANES = 256, 16
@@ -217,9 +216,7 @@ async def _timed(lanes: ByteLanes, most: int) -> float:
     start, read = time.perf_counter(), 0
     for _ in range(steps):
         rows = (await lanes.logp_next())[:, :EOS_COLUMN]
-        p = torch.softmax(rows, dim=1).cpu().numpy().cumsum(axis=1)
-        symbols = (p < rng.random((len(lanes), 1)) * p[:, -1:]).sum(axis=1)
-        lanes = await lanes.step(np.where(lanes.alive, symbols, -1))
+        lanes = await lanes.step(np.where(lanes.alive, draw(rows, rng), -1))
         read += int(lanes.alive.sum())
     return read / (time.perf_counter() - start)
 
