@@ -71,59 +71,37 @@ if TYPE_CHECKING:
 # seconds, which a help page need not wait for, and in which Ctrl-C shall end the command line
 # without a traceback.
 _HOMES = {
-    "beam.lanes": ("ByteLanes",),
-    "beam.model": ("ByteModel", "byte_model"),
-    "beam.params": ("BeamParams",),
-    "beam.probs": ("LazyByteProbs",),
-    "beam.prompt": ("Prompt",),
-    "beam.single": ("ByteBeamState",),
-    "blocking": ("run_sync",),
-    "choosing": ("Choice", "choose", "choose_sync"),
-    "constraints": ("ByteGrammar", "ByteJsonSchema", "BytePredicate", "ByteRegex", "ByteWFSA"),
-    "fast_path": ("FastPathWarning",),
-    "llamppl": ("ByteContext",),
-    "lm.adapter": ("as_engine",),
-    "lm.engine": ("BadRowError", "ContextTooLongError", "EngineError", "LMCounts", "RowEngine"),
-    "lm.load": ("load_model",),
-    "lm.rows": ("RowTransform",),
-    "lm.size": ("ModelTooLargeError",),
-    "lm.vllm.engine": ("VLLMEngine",),
-    "potential": ("ByteLLM",),
-    "potential.power_mean": ("PowerMean", "mixture", "power_mean", "proxy_tuning"),
-    "proposal": ("ByteAWRS", "ByteProposalSampler", "byte_sampler"),
-    "smc": (
-        "SMCResult",
-        "exact_sample",
-        "exact_sample_sync",
-        "log_ml_bounds",
-        "log_ml_bounds_sync",
-        "posterior",
-        "posterior_sync",
-        "smc_many_sync",
-        "smc_repeat_sync",
-        "smc_sync",
-    ),
-    "surprisals": (
-        "Surprisal",
-        "compare_surprisal",
-        "compare_surprisal_sync",
-        "surprisal",
-        "surprisal_sync",
-    ),
-    "token_proposal": ("ByteTokenSampler",),
-    "trie": ("TokenTrie", "Vocabulary"),
+    "beam.lanes": "ByteLanes",
+    "beam.model": "ByteModel byte_model",
+    "beam.params": "BeamParams",
+    "beam.probs": "LazyByteProbs",
+    "beam.prompt": "Prompt",
+    "beam.single": "ByteBeamState",
+    "blocking": "run_sync",
+    "choosing": "Choice choose choose_sync",
+    "constraints": "ByteGrammar ByteJsonSchema BytePredicate ByteRegex ByteWFSA",
+    "fast_path": "FastPathWarning",
+    "llamppl": "ByteContext",
+    "lm.adapter": "as_engine",
+    "lm.engine": "BadRowError ContextTooLongError EngineError LMCounts RowEngine",
+    "lm.load": "load_model",
+    "lm.rows": "RowTransform",
+    "lm.size": "ModelTooLargeError",
+    "lm.vllm.engine": "VLLMEngine",
+    "potential": "ByteLLM",
+    "potential.power_mean": "PowerMean mixture power_mean proxy_tuning",
+    "proposal": "ByteAWRS ByteProposalSampler byte_sampler",
+    "smc": "SMCResult exact_sample exact_sample_sync log_ml_bounds log_ml_bounds_sync posterior "
+    "posterior_sync smc_many_sync smc_repeat_sync smc_sync",
+    "surprisals": "Surprisal compare_surprisal compare_surprisal_sync surprisal surprisal_sync",
+    "token_proposal": "ByteTokenSampler",
+    "trie": "TokenTrie Vocabulary",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_PARTS = {home.partition(".")[0] for home in _HOMES} | {
-    "alphabet",
-    "cli",
-    "experiments",
-    "html",
-    "lookahead",
-    "scoring",
-    "streaming",
-    "viz",
-}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+_PARTS = {home.partition(".")[0] for home in _HOMES}
+_PARTS.update(
+    ("alphabet", "cli", "experiments", "html", "lookahead", "scoring", "streaming", "viz")
+)
 
 __all__ = [
     "BadRowError",
