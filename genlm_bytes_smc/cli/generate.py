@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import time
@@ -20,6 +21,7 @@ from genlm_bytes_smc.cli.inputs import (
     eos_spellings,
     open_model,
     parameters,
+    pruning_of,
     read_argument,
     seed_of,
 )
@@ -43,6 +45,7 @@ from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, StagedResult, files, smc
 
 SHOWN = 10  # texts that are printed
+BLOCK = 16  # bytes that a draft proposes at once, as in `smc`
 _PILOT_SEED = 1_000_003
 
 
@@ -50,22 +53,24 @@ async def show_generated(options: GenerateOptions, prompt: str) -> None:
     """Run the command `generate`."""
     if options.no_eos:
         raise UsageError("--no-eos leaves no text that ends: every particle would weigh zero")
-    if options.budget is not None and options.lookahead != "auto":
-        raise UsageError(f"--budget needs --lookahead auto, got --lookahead {options.lookahead}")
+    options = _combined(options)
     about, constraint = _constraint(options)
     save = options.save
     if save is not None:
         _check_place(save)
     text, seed = read_argument(prompt), seed_of(options)
     engine = open_model(options)
-    params, transform = parameters(options, eos_spellings(engine), seed)
-    llm = ByteLLM(engine, params, transform=transform)
-    llm = llm.with_prompt(as_prompt(options, text, llm.model))
+    llm = _after(text, engine, options, seed)
+    draft = None
+    if options.draft is not None:  # deferred: no text is left out that the target may weigh
+        small = dataclasses.replace(options, model=options.draft, prune="deferred")
+        draft = _after(text, open_model(small), small, seed)
     target = llm * constraint
     about = {"prompt": as_text(text), "model": options.model, **about}
     before = engine.counts.rows
-    ahead = await _lookahead(options.lookahead, target, options.max_bytes, seed)
+    ahead = await _lookahead(options.lookahead or "auto", target, options.max_bytes, seed)
     rows, forwards = engine.counts.rows, engine.counts.forwards
+    drafted = 0 if draft is None else draft.model.engine.counts.rows
     start = time.perf_counter()
     try:
         result = await smc(
@@ -78,6 +83,9 @@ async def show_generated(options: GenerateOptions, prompt: str) -> None:
             record=save is not None,
             lookahead=ahead,
             budget=options.budget,
+            draft=draft,
+            block=options.block or BLOCK,
+            resample_at=[os.fsencode(string) for string in options.resample_at or ()] or None,
         )
     except AllParticlesDeadError as error:
         if save is not None:
@@ -92,6 +100,7 @@ async def show_generated(options: GenerateOptions, prompt: str) -> None:
         "lookahead_rows": rows - before,
         "lm_rows": lm_rows,
         "lm_forwards": lm_forwards,
+        "draft_rows": 0 if draft is None else draft.model.engine.counts.rows - drafted,
     }
     if options.json:
         write_json(facts)
@@ -109,8 +118,42 @@ def _constraint(options: GenerateOptions) -> tuple[dict[str, Any], ByteConstrain
     for option, source in given:
         told, constraint = f"{option[2:]} {source}", constraint_of(option, source)
     about = {"constraint": told, "ess_threshold": options.ess}
-    about |= {name: getattr(options, name) for name in ("resampling", "lookahead", "max_bytes")}
-    return about, constraint
+    names = ("resampling", "lookahead", "max_bytes", "draft", "block", "resample_at")
+    return about | {name: getattr(options, name) for name in names}, constraint
+
+
+def _combined(options: GenerateOptions) -> GenerateOptions:
+    """Return the options with the look-ahead and the block that follow from the others.
+
+    Raises:
+        UsageError: two of them do not go together.
+    """
+    units = ["--draft"] * (options.draft is not None) + ["--resample-at"] * bool(
+        options.resample_at
+    )
+    ahead = options.lookahead or ("none" if units else "auto")
+    if len(units) == 2:
+        raise UsageError("--draft does not go with --resample-at: each says where to resample")
+    if units and ahead != "none":
+        raise UsageError(f"{units[0]} does not go with --lookahead {ahead}, only with none")
+    if options.budget is not None and ahead != "auto":
+        got = f"got {units[0]}" if units else f"got --lookahead {ahead}"
+        raise UsageError(f"--budget needs --lookahead auto, {got}")
+    if options.draft is not None and pruning_of(options) == "unbiased":
+        raise UsageError("--draft does not go with --prune unbiased: the model reads whole blocks")
+    if options.draft is None and options.block is not None:
+        raise UsageError("--block is the length of what a draft proposes: it needs --draft")
+    if "" in (options.resample_at or ()):
+        raise UsageError("--resample-at needs a string of at least a byte, got ''")
+    block = None if options.draft is None else options.block or BLOCK
+    return dataclasses.replace(options, lookahead=ahead, block=block)
+
+
+def _after(text: bytes, engine: Any, options: GenerateOptions, seed: int) -> ByteLLM:
+    """Return a model that has read the prompt."""
+    params, transform = parameters(options, eos_spellings(engine), seed)
+    llm = ByteLLM(engine, params, transform=transform)
+    return llm.with_prompt(as_prompt(options, text, llm.model))
 
 
 async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Lookahead | str | None:
@@ -210,6 +253,15 @@ def _told_ahead(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [("look-ahead", f"{facts['lookahead']}, {facts['lookahead_rows']:,} LM rows to fit")]
 
 
+def _told_draft(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a line about the draft, or about the strings at which particles wait."""
+    if facts["draft"] is not None:
+        rows = f"{facts['draft_rows']:,} rows of its own"
+        return [("draft", f"{facts['draft']}, blocks of {facts['block']} bytes, {rows}")]
+    strings = " ".join(map(repr, facts["resample_at"] or ()))
+    return [("resampled after", strings)] if strings else []
+
+
 def _print(facts: dict[str, Any]) -> None:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("probability", justify="right", no_wrap=True)
@@ -234,6 +286,7 @@ def _print(facts: dict[str, Any]) -> None:
         ("resamplings", f"{facts['resamplings']} in {facts['steps']} steps"),
         ("time", f"{facts['seconds']:.2f} s, {facts['bytes_per_second']:,.0f} bytes/s"),
         ("LM rows", f"{facts['lm_rows']:,} in {facts['lm_forwards']:,} forwards"),
+        *_told_draft(facts),
         *_told_ahead(facts),
         ("seed", str(facts["seed"])),
     ]

@@ -234,15 +234,16 @@ class GenerateOptions(BeamOptions, ConstraintOptions):
         Resampling, typer.Option("--resampling", help="How particles are resampled.")
     ] = "systematic"
     lookahead: Annotated[
-        LookaheadKind,
+        LookaheadKind | None,
         typer.Option(
             "--lookahead",
             help="Steer particles by what the constraint forces later. auto: a quarter of the "
             "particles run without it and teach it to the others. ngram guesses what the model "
             "writes there from 64 texts of it; pilot learns it from four small runs first: slower "
-            "to start, estimates that vary less. None of them changes what is estimated.",
+            "to start, estimates that vary less. None of them changes what is estimated. "
+            "[default: auto; with --draft or --resample-at: none]",
         ),
-    ] = "auto"
+    ] = None
     budget: Annotated[
         int | None,
         typer.Option(
@@ -250,6 +251,28 @@ class GenerateOptions(BeamOptions, ConstraintOptions):
             min=1,
             help="With --lookahead auto: go on with further particles until the model has "
             "computed so many rows.",
+        ),
+    ] = None
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            "--draft",
+            metavar="MODEL",
+            help="A small model, named as by --model, that proposes blocks of bytes; the model "
+            "reads them whole and weighs them.",
+        ),
+    ] = None
+    block: Annotated[
+        int | None,
+        typer.Option("--block", min=1, help="With --draft: bytes of a block. [default: 16]"),
+    ] = None
+    resample_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--resample-at",
+            metavar="STRING",
+            help="Weigh and resample only where texts end in this string, such as $'\\n' in bash. "
+            "Give it once for each string.",
         ),
     ] = None
     save: Annotated[
