@@ -259,7 +259,7 @@ def show(
     browse: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Write a page that shows a saved RUN: posterior, particles by step, ancestry."""
-    from genlm_bytes_smc.cli.show import show_run
+    from genlm_bytes_smc.cli.generate import show_run
 
     show_run(run, out, browse)
 
