@@ -89,36 +89,36 @@ def run_experiment(
         ExperimentError: a job failed, or lost its worker again and again; another run is
             writing to the folder.
     """
-    chosen = experiment
-    if isinstance(chosen, str):
-        named = studies()
-        if chosen not in named:
-            raise ValueError(f"unknown experiment {chosen!r}; known: {', '.join(named)}")
-        chosen = named[chosen]
+    if isinstance(experiment, str):
+        known = studies()
+        if experiment not in known:
+            raise ValueError(f"unknown experiment {experiment!r}; known: {', '.join(known)}")
+        experiment = known[experiment]
     if workers is not None and (isinstance(workers, bool) or workers < 0):
         raise ValueError(f"workers must be an integer of at least 0, got {workers!r}")
     model = model or TINY
     if model.get("device") is not None and model.get("backend", "hf") == "hf":
         device_of(model["device"], known=True)
-    configs = chosen.jobs(quick, model)
+    configs = experiment.jobs(quick, model)
     with RowFile.alone(Path(out) / ROWS) as file:
-        known = file.done(chosen.name)
-        jobs = [Job(chosen.name, chosen.run, c) for c in configs if key_of(c) not in known]
+        before = file.done(experiment.name)
+        jobs = [Job(experiment.name, experiment.run, c) for c in configs if key_of(c) not in before]
         if jobs:
-            results = closing(_where(chosen, jobs, model, workers, ray))
-            with _bar(progress) as shown, results as rows:
+            results = closing(_where(experiment, jobs, model, workers, ray))
+            with _bar(progress) as shown, results as found:
                 done = len(configs) - len(jobs)
-                task = shown.add_task(chosen.name, total=len(configs), completed=done)
-                for row in rows:
+                task = shown.add_task(experiment.name, total=len(configs), completed=done)
+                for row in found:
                     file.append(row)
                     shown.advance(task)
-        every = file.settle(chosen.name, configs)
-        report = chosen.report(every)
-        report.about |= every[0]["versions"]
+        rows = file.settle(experiment.name, configs)
+        report = experiment.report(rows)
+        report.about |= rows[0]["versions"]
         if command is None:
-            command = f"genlm-bytes-smc experiment {chosen.name} --out {out}" + " --quick" * quick
+            command = f"genlm-bytes-smc experiment {experiment.name} --out {out}"
+            command += " --quick" * quick
             command += "" if model == TINY else f" --model {model['name']}"
-        return Done(every, report.write(Path(out), command), len(jobs))
+        return Done(rows, report.write(Path(out), command), len(jobs))
 
 
 def studies() -> dict[str, Experiment]:
@@ -152,20 +152,11 @@ def _where(
     if ray is not None:
         return run_ray(jobs, ray, workers or None)
     if workers is None:
-        workers = _cores() if _on_cpu(model) else 1
+        from joblib import cpu_count  # of the cores that this process may use
+
+        device = model.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+        workers = cpu_count() if str(device) == "cpu" else 1
     return run_pool(jobs, workers) if workers else (attempt(job) for job in jobs)
-
-
-def _on_cpu(model: Config) -> bool:
-    device = model.get("device")
-    return str(device) == "cpu" if device else not torch.cuda.is_available()
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _bar(wanted: bool | None) -> bars.Progress:
@@ -263,22 +254,18 @@ def run_ray(jobs: Sequence[Job], address: str, at_once: int | None) -> Generator
         ) from None
     mine = not ray.is_initialized()
     if mine:
-        _connect(ray, address)
+        options = {"include_dashboard": False} if address == "local" else {}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="error", **options)
+        except (ConnectionError, ValueError, OSError) as error:
+            told = " ".join(str(error).split())
+            raise ExperimentError(f"no Ray cluster at {address!r}: {told}") from None
     try:
         most = at_once or max(1, 2 * int(ray.cluster_resources().get("CPU", 1)))
         yield from _on_cluster(ray, jobs, most)
     finally:
         if mine:
             ray.shutdown()
-
-
-def _connect(ray: Any, address: str) -> None:
-    options = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
-    except (ConnectionError, ValueError, OSError) as error:
-        told = " ".join(str(error).split())
-        raise ExperimentError(f"no Ray cluster at {address!r}: {told}") from None
 
 
 def _on_cluster(ray: Any, jobs: Sequence[Job], most: int) -> Generator[Row, None, None]:
