@@ -153,7 +153,9 @@ class ByteLM(LM):  # type: ignore[misc]
         roots = await self._after(contexts, most // 2, llm)
         rng = np.random.default_rng([self.seed, first]) if draw else None
         texts = await _continued(roots, most, stops, rng)
-        return [_before(text, stops).decode("utf-8", errors="replace") for text in texts]
+        for stop in stops:
+            texts = [text.split(stop)[0] for text in texts]
+        return [text.decode("utf-8", errors="replace") for text in texts]
 
     # -- contexts ------------------------------------------------------------------------
 
@@ -291,12 +293,6 @@ async def _continued(
     except ContextTooLongError:  # the window is full: the texts end here
         pass
     return [bytes(text) for text in texts]
-
-
-def _before(text: bytes, stops: Sequence[bytes]) -> bytes:
-    for stop in stops:
-        text = text.split(stop)[0]
-    return text
 
 
 if __name__ == "__main__":

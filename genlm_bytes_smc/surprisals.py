@@ -29,6 +29,7 @@ IntArray = npt.NDArray[np.int64]
 Per = Literal["byte", "character", "word"] | Sequence[tuple[int, int]]
 
 LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # bits: the colour changes above each
+LEGEND = list(enumerate([f"up to {LEVELS[0]:g}", *map("{:g}".format, LEVELS[1:]), "more"]))
 IMPOSSIBLE = len(LEVELS) + 1  # the colour of what the model cannot read
 MOST_COLUMNS = 2000  # bytes of a text up to which tokens are shown under it
 _SHOWN = {"\n": "↵", "\t": "⇥", "\r": "␍"}
@@ -131,7 +132,7 @@ class Surprisal:
         return {
             "model": self.model,
             "told": f"{bits:.2f} bits, {self.bits_per_byte:.3f} a byte",
-            "legend": _legend(),
+            "legend": LEGEND,
             "cuts": [probability(cut.share) for cut in self.cuts] if in_columns else [],
             "cells": [
                 {
@@ -291,14 +292,10 @@ def _characters(text: bytes) -> Iterator[int]:
     return itertools.accumulate(sizes)
 
 
-def _words(text: bytes) -> Iterator[int]:
-    return (m.end() for m in _WORD.finditer(text))
-
-
 _CUTS: dict[str, Callable[[bytes], Iterator[int]]] = {
     "byte": lambda text: iter(range(1, len(text) + 1)),
     "character": _characters,
-    "word": _words,
+    "word": lambda text: (m.end() for m in _WORD.finditer(text)),
 }
 
 
@@ -331,13 +328,6 @@ def _track(cut: Cut, spans: IntArray) -> Iterator[str]:
             yield "u"
         else:
             yield "ib"[int((ends <= a).sum()) % 2]
-
-
-def _legend() -> list[tuple[int, str]]:
-    """Return (colour, what it stands for), from the least to the most surprising."""
-    edges = [f"{edge:g}" for edge in LEVELS]
-    names = [f"up to {edges[0]}", *edges[1:], "more"]
-    return list(enumerate(names))
 
 
 __all__ = [

@@ -45,6 +45,7 @@ _MOST_READ = 4  # texts that are coloured
 _MOST_COLUMNS = 500  # bytes of coloured texts, in all, under which tokens are shown
 _MOST_COLOURED = 4000  # bytes of coloured texts in all
 _MOST_POINTS = 400  # of a line in a chart
+_DIGITS = [*(f"{b:02x}" for b in range(256)), "##", "--"]  # of bytes, the end, nothing (-1)
 _DECADES = 6  # of the logarithmic bars
 _LEFT, _RIGHT, _TOP, _BASE = 48, 450, 10, 190  # of a chart's area, pixels
 
@@ -381,7 +382,7 @@ def _stepping(found: Sequence[_Stretch], first: int, *, recorded: bool) -> dict[
                 "i": s.particles.tolist(),
                 "p": s.parents.tolist(),
                 "k": "".join("01"[k] for k in s.kept.tolist()),
-                "s": ["".join(map(_digits, x)) for x in s.read.T.tolist()] if recorded else [],
+                "s": ["".join(_DIGITS[x] for x in row) for row in s.read.T.tolist() if recorded],
                 "w": [
                     [round(w, 3) if w > -np.inf else None for w in row]
                     for row in (s.log_shares.T.tolist() if recorded else ())
@@ -390,7 +391,3 @@ def _stepping(found: Sequence[_Stretch], first: int, *, recorded: bool) -> dict[
             for s in found
         ],
     }
-
-
-def _digits(symbol: int) -> str:
-    return "##" if symbol == EOS_COLUMN else "--" if symbol < 0 else f"{symbol:02x}"

@@ -356,7 +356,9 @@ def _load(path: str) -> tuple[SMCResult, dict[str, Any], list[Surprisal]]:
     try:
         data = files.read(path)
         result, field = SMCResult(*files.unpack(data)), files.Field("run", data)
-        return result, _about(field), _readings(field)
+        noted = field.members().get("readings")
+        found = [] if noted is None else [_reading(item) for item in noted.items()]
+        return result, _about(field), found
     except OSError as error:
         raise CliError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
@@ -372,12 +374,6 @@ def _about(run: files.Field) -> dict[str, Any]:
     if "ess_threshold" in given:
         found["ess_threshold"] = given["ess_threshold"].number(0, 1)
     return found
-
-
-def _readings(run: files.Field) -> list[Surprisal]:
-    """Return what `_read_again` noted in a file; nothing of a file without it."""
-    noted = run.members().get("readings")
-    return [] if noted is None else [_reading(item) for item in noted.items()]
 
 
 def _reading(item: files.Field) -> Surprisal:
