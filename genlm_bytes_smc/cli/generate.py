@@ -26,7 +26,6 @@ from rich.text import Text
 from genlm_bytes_smc.cli.inputs import (
     as_prompt,
     constraint_of,
-    eos_spellings,
     open_model,
     parameters,
     pruning_of,
@@ -38,6 +37,7 @@ from genlm_bytes_smc.cli.output import (
     CliError,
     UsageError,
     as_text,
+    both_ways,
     busy,
     console,
     say,
@@ -163,7 +163,7 @@ def _combined(options: GenerateOptions) -> GenerateOptions:
 
 def _after(text: bytes, engine: Any, options: GenerateOptions, seed: int) -> ByteLLM:
     """Return a model that has read the prompt."""
-    params, transform = parameters(options, eos_spellings(engine), seed)
+    params, transform = parameters(options, engine, seed)
     llm = ByteLLM(engine, params, transform=transform)
     return llm.with_prompt(as_prompt(options, text, llm.model))
 
@@ -232,12 +232,7 @@ def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
     read = sum(info.active for info in result.history)
     return {
         "posterior": [
-            {
-                "text": as_text(text),
-                "text_base64": base64.b64encode(text).decode(),
-                "probability": p,
-                "particles": n,
-            }
+            {**both_ways("text", text), "probability": p, "particles": n}
             for text, p, n, _ in result.grouped()
         ],
         "log_ml": result.log_ml,

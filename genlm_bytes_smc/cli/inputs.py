@@ -42,7 +42,7 @@ def open_model(options: ModelOptions) -> RowEngine:
         UsageError: a beam option out of range; said before the model is loaded.
     """
     if isinstance(options, BeamOptions):
-        parameters(options, set(), seed_of(options))
+        parameters(options, None, seed_of(options))
     announce_compilation()
     with busy(f"loading {options.model}"):
         opts = {"trust_remote_code": True} if options.trust_remote_code else None
@@ -56,7 +56,7 @@ def open_llm(options: BeamOptions) -> ByteLLM:
     from genlm_bytes_smc.potential import ByteLLM  # not needed for a beam
 
     engine = open_model(options)
-    params, transform = parameters(options, eos_spellings(engine), seed_of(options))
+    params, transform = parameters(options, engine, seed_of(options))
     return ByteLLM(engine, params, transform=transform, model_eos=bool(params.eos))
 
 
@@ -77,13 +77,10 @@ def pruning_of(options: BeamOptions) -> Pruning:
     return "topk" if options.width is not None else options.usual_pruning
 
 
-def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamParams, RowTransform]:
-    """Return beam parameters and row transform.
-
-    Args:
-        options: what was asked for.
-        eos: spellings that end a text, unless the options say that none does.
-        seed: of unbiased pruning.
+def parameters(
+    options: BeamOptions, llm: RowEngine | None, seed: int
+) -> tuple[BeamParams, RowTransform]:
+    """Return beam parameters, with the model's ends of text if it is loaded, and row transform.
 
     Raises:
         UsageError: a value out of range.
@@ -95,7 +92,7 @@ def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamPa
             K=5 if options.width is None else options.width,
             prune_threshold=usual if options.threshold is None else options.threshold,
             prune=prune,
-            eos_byte_strings=set() if options.no_eos else eos,
+            eos_byte_strings=set() if options.no_eos or llm is None else eos_spellings(llm),
             seed=seed,
         )
         return params, RowTransform(temperature=options.temperature)
@@ -105,7 +102,7 @@ def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamPa
 
 async def new_beam(options: BeamOptions, llm: RowEngine, seed: int) -> ByteBeamState:
     """Return a beam that has read nothing."""
-    params, transform = parameters(options, eos_spellings(llm), seed)
+    params, transform = parameters(options, llm, seed)
     return await ByteBeamState.initial(llm, params, transform=transform)
 
 

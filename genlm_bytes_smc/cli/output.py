@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
 import json
 import logging
@@ -61,6 +62,11 @@ def bar(share: float) -> str:
 def as_text(spelling: bytes) -> str:
     """Return bytes as text, with a mark for what is no UTF-8."""
     return spelling.decode("utf-8", errors="replace")
+
+
+def both_ways(name: str, spelling: bytes) -> dict[str, str]:
+    """Return bytes as JSON has them: as text under a name, and exactly, in base64."""
+    return {name: as_text(spelling), f"{name}_base64": base64.b64encode(spelling).decode()}
 
 
 def visible(text: str) -> str:

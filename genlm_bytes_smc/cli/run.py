@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import sys
 import time
 from typing import Any
@@ -28,6 +27,7 @@ from genlm_bytes_smc.cli.output import (
     CliError,
     as_text,
     bar,
+    both_ways,
     console,
     say,
     table,
@@ -88,8 +88,7 @@ async def write_completion(
         write_json(
             {
                 "prompt": as_text(text),
-                "completion": as_text(bytes(out)),
-                "completion_base64": base64.b64encode(out).decode(),
+                **both_ways("completion", bytes(out)),
                 "bytes": len(out),
                 "ended": completion.ended,
                 "log_p": completion.log_z - state.logZ,

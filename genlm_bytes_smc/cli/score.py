@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import math
@@ -30,6 +29,7 @@ from genlm_bytes_smc.cli.output import (
     UsageError,
     as_text,
     bar,
+    both_ways,
     say,
     table,
     write_file,
@@ -190,9 +190,8 @@ async def show_choice(options: ChooseOptions, prompt: str, answers: list[str]) -
     seconds = time.perf_counter() - start
     if options.json:
         entries = [
-            {"option": as_text(texts[i]), "option_base64": base64.b64encode(texts[i]).decode()}
-            | {k: v for k, v in record.items() if k != "option"}
-            for i, record in enumerate(found.to_records())
+            record | both_ways("option", text)
+            for text, record in zip(texts, found.to_records(), strict=True)
         ]
         write_json(
             {
