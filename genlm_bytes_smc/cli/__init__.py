@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from genlm_bytes_smc import __version__
 from genlm_bytes_smc.cli.options import (
     PROGRAM,
     BeamOptions,
@@ -77,13 +78,7 @@ def _command(kind: type[Options], *examples: str) -> Callable[[Any], Any]:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            found = version("genlm-bytes-smc")
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            from genlm_bytes_smc import __version__ as found
-        typer.echo(f"{PROGRAM} {found}")
+        typer.echo(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from genlm_bytes_smc import __version__
 from genlm_bytes_smc.experiments.report import Report
 from genlm_bytes_smc.smc.files import Field, parse, write
 
@@ -124,15 +125,8 @@ def key_of(config: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for name in (OWN, *PACKAGES):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            from genlm_bytes_smc import __version__
-
-            found[name] = __version__ if name == OWN else "?"
-    return found
+    found = {"python": platform.python_version(), OWN: __version__}
+    return found | {name: version(name) for name in PACKAGES}
 
 
 def plain(value: Any) -> Any:
