@@ -8,29 +8,21 @@ a help page, so they import neither numpy nor torch; the other modules when thei
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from importlib import import_module
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from genlm_bytes_smc import __version__
-from genlm_bytes_smc.cli.options import (
-    PROGRAM,
-    BeamOptions,
-    ChooseOptions,
-    GenerateOptions,
-    JobOptions,
-    ModelOptions,
-    Options,
-    ScoreOptions,
-    StudyOptions,
-    UserInterruptError,
-    expand,
-)
+from genlm_bytes_smc.cli import options
 from genlm_bytes_smc.cli.output import CliError, UsageError
 
+PROGRAM = options.PROGRAM
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 _ABOUT = """
@@ -58,23 +50,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Prompt = Annotated[
-    str,
-    typer.Argument(help="What the text begins with; - reads it from stdin.", show_default=False),
-]
-
-
-def _command(kind: type[Options], *examples: str) -> Callable[[Any], Any]:
-    """Register a function or coroutine function as a command with the options of `kind`."""
-
-    def register(run: Callable[..., Coroutine[Any, Any, None] | None]) -> Callable[..., Any]:
-        lines = "\n\n".join(f"[cyan]{PROGRAM} {example}[/cyan]" for example in examples)
-        epilog = f"[bold]Examples[/bold]\n\n{lines}"
-        name, text = run.__name__.rstrip("_"), _unwrapped(run.__doc__)
-        return app.command(name, help=text, epilog=epilog)(expand(kind, run))
-
-    return register
-
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -96,214 +71,130 @@ def _program(
         typer.echo(context.get_help())
 
 
-@_command(BeamOptions, "demo", 'demo "To be, or not to be" --model gpt2')
-async def demo(
-    options: BeamOptions,
-    prompt: Annotated[
-        str, typer.Argument(help="What the text begins with; - reads it from stdin.")
-    ] = "An apple a day keeps the ",
-) -> None:
-    """Complete a text; show its beam, its next bytes and the speed."""
-    from genlm_bytes_smc.cli.run import demonstrate
-
-    await demonstrate(options, prompt)
-
-
-@_command(
-    BeamOptions,
-    'next "An apple a day keeps the "',
-    "next --top 3 --json 'import numpy as '",
-    "next --model gpt2 --special-tokens '<|endoftext|>The'",
-)
-async def next_(
-    options: BeamOptions,
-    prompt: Prompt,
-    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many bytes to show.")] = 10,
-) -> None:
-    """Show the likeliest next bytes after PROMPT."""
-    from genlm_bytes_smc.cli.run import show_next
-
-    await show_next(options, prompt, top)
-
-
-@_command(
-    BeamOptions,
-    'beam "An apple a day keeps the "',
-    "beam --threshold 0 -K 8 'Grüße'",
-)
-async def beam(options: BeamOptions, prompt: Prompt) -> None:
-    """Show the beam after PROMPT: how it may be cut into tokens, and what each way weighs.
-
-    In a line: share of the beam, log weight in nats, the tokens, and what has been read of the
-    token in flight.
-    """
-    from genlm_bytes_smc.cli.run import show_beam
-
-    await show_beam(options, prompt)
-
-
-@_command(
-    BeamOptions,
-    'complete "An apple a day keeps the " --greedy',
-    "complete 'The module provides ' --steps 200 --seed 7 --temperature 0.8",
-    "complete - --no-echo < prompt.txt > completion.txt",
-)
-async def complete(
-    options: BeamOptions,
-    prompt: Prompt,
-    steps: Annotated[int, typer.Option("--steps", "-n", min=0, help="Most bytes to add.")] = 100,
-    greedy: Annotated[
-        bool, typer.Option("--greedy", help="Take the likeliest byte. [default: draw]")
-    ] = False,
-    no_echo: Annotated[
-        bool, typer.Option("--no-echo", help="Print the completion without the prompt.")
-    ] = False,
-) -> None:
-    """Add bytes to PROMPT, printed as they come, up to the end of the text.
-
-    To a pipe or a file the bytes are written as they are. On a terminal a character appears
-    when its last byte has come, bytes that are no UTF-8 as �, and control characters by their
-    escapes.
-    """
-    from genlm_bytes_smc.cli.run import write_completion
-
-    await write_completion(options, prompt, steps, greedy=greedy, echo=not no_echo)
-
-
-@_command(
-    ScoreOptions,
-    "score README.md",
-    "score --json --threshold 0.01 - < notes.txt",
-    "score --per word notes.txt --html notes.html",
-    "score --per word --jsonl sentence data.jsonl --json",
-)
-async def score(
-    options: ScoreOptions,
-    file: Annotated[str, typer.Argument(help="Any file; - is stdin.", show_default=False)],
-) -> None:
-    """Print bits per byte of FILE: minus log2 of its prefix probability, divided by its bytes.
-
-    The probability is summed over the ways to cut the file into tokens that the beam keeps, and
-    so is a lower bound with --prune topk. What follows the file (its end, or more) does not
-    count.
-
-    A file longer than the model's window is read in stretches: when the window is nearly full,
-    a new beam begins at the model's start token with the last half window of text, which it
-    reads without counting it, and goes on from there.
-
-    With --per, --lines or --jsonl the texts of FILE are read side by side, and what is printed is
-    each one's surprisal: minus log2 of the probability, in bits.
-    """
-    from genlm_bytes_smc.cli.score import show_score, show_surprisal
-
-    if options.per is not None or options.lines or options.jsonl is not None:
-        await show_surprisal(options, file)
-    else:
-        await show_score(options, file)
-
-
-@_command(
-    ChooseOptions,
-    "choose 'The capital of France is' ' Paris' ' Rome' ' Berlin'",
-    "choose 'Is the sky blue? ' yes no --normalise end --json",
-    "choose 'The word for a dog is ' --options-file words.txt",
-)
-async def choose(
-    options: ChooseOptions,
-    prompt: Prompt,
-    answers: Annotated[
-        list[str] | None,
-        typer.Argument(help="The answers, with the space before them where there is one."),
-    ] = None,
-) -> None:
-    """Print the probabilities of given ANSWERS after PROMPT, among these answers.
-
-    Each is summed over the ways to cut it into tokens. All are read as one prefix tree.
-    """
-    from genlm_bytes_smc.cli.score import show_choice
-
-    await show_choice(options, prompt, answers or [])
-
-
-@_command(
-    GenerateOptions,
-    "generate 'Write to me at ' --regex '[a-z]+@[a-z]+[.]com' --max-bytes 40",
-    "generate 'The answer: ' --json-schema schema.json --particles 64 --json",
-    "generate 'A point: ' --json-schema point.json --lookahead pilot",
-    "generate 'Once upon a time' --save run.json",
-)
-async def generate(options: GenerateOptions, prompt: Prompt) -> None:
-    """Draw weighted texts after PROMPT that satisfy a constraint, by sequential Monte Carlo.
-
-    Without a constraint the texts are valid UTF-8.
-    """
-    from genlm_bytes_smc.cli.generate import show_generated
-
-    await show_generated(options, prompt)
-
-
-@app.command(
-    epilog=f"[bold]Examples[/bold]\n\n[cyan]{PROGRAM} show run.json --out page.html --open[/cyan]"
-)
-def show(
-    run: Annotated[str, typer.Argument(help="What generate --save wrote.", show_default=False)],
-    out: Annotated[
-        str | None,
-        typer.Option("--out", "-o", help="The page; - is stdout. [default: RUN with .html]"),
-    ] = None,
-    browse: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-) -> None:
-    """Write a page that shows a saved RUN: posterior, particles by step, ancestry."""
-    from genlm_bytes_smc.cli.generate import show_run
-
-    show_run(run, out, browse)
-
-
-@_command(
-    JobOptions,
-    "experiment bias --out out/bias --quick",
-    "experiment approximation --out out/approximation --ray auto",
-)
-def experiment(
-    options: JobOptions,
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="approximation, bias, boundary, constraints or scaling.", show_default=False
+# Of each command: its class, the function that runs it, and examples. The module is imported when
+# the command runs.
+_COMMANDS: dict[str, tuple[type[Any], str, tuple[str, ...]]] = {
+    "demo": (
+        options.DemoOptions,
+        "run.demonstrate",
+        ("demo", 'demo "To be, or not to be" --model gpt2'),
+    ),
+    "next": (
+        options.NextOptions,
+        "run.show_next",
+        (
+            'next "An apple a day keeps the "',
+            "next --top 3 --json 'import numpy as '",
+            "next --model gpt2 --special-tokens '<|endoftext|>The'",
         ),
-    ],
-) -> None:
-    """Run one of the package's experiments; leave its rows, figures and a report in a folder.
+    ),
+    "beam": (
+        options.ShowBeamOptions,
+        "run.show_beam",
+        ('beam "An apple a day keeps the "', "beam --threshold 0 -K 8 'Grüße'"),
+    ),
+    "complete": (
+        options.CompleteOptions,
+        "run.write_completion",
+        (
+            'complete "An apple a day keeps the " --greedy',
+            "complete 'The module provides ' --steps 200 --seed 7 --temperature 0.8",
+            "complete - --no-echo < prompt.txt > completion.txt",
+        ),
+    ),
+    "score": (
+        options.ScoreOptions,
+        "score.show_score",
+        (
+            "score README.md",
+            "score --json --threshold 0.01 - < notes.txt",
+            "score --per word notes.txt --html notes.html",
+            "score --per word --jsonl sentence data.jsonl --json",
+        ),
+    ),
+    "choose": (
+        options.ChooseOptions,
+        "score.show_choice",
+        (
+            "choose 'The capital of France is' ' Paris' ' Rome' ' Berlin'",
+            "choose 'Is the sky blue? ' yes no --normalise end --json",
+            "choose 'The word for a dog is ' --options-file words.txt",
+        ),
+    ),
+    "generate": (
+        options.GenerateOptions,
+        "generate.show_generated",
+        (
+            "generate 'Write to me at ' --regex '[a-z]+@[a-z]+[.]com' --max-bytes 40",
+            "generate 'The answer: ' --json-schema schema.json --particles 64 --json",
+            "generate 'A point: ' --json-schema point.json --lookahead pilot",
+            "generate 'Once upon a time' --save run.json",
+        ),
+    ),
+    "show": (options.ShowOptions, "generate.show_run", ("show run.json --out page.html --open",)),
+    "experiment": (
+        options.ExperimentOptions,
+        "experiment.show_experiment",
+        (
+            "experiment bias --out out/bias --quick",
+            "experiment approximation --out out/approximation --ray auto",
+        ),
+    ),
+    "study": (
+        options.StudyOptions,
+        "experiment.show_study",
+        (
+            "study --prompt 'Date:' --regex ' [0-9]{4}-[0-9]{2}-[0-9]{2}' --out out/dates",
+            "study --model gpt2 --prompt 'The answer: ' --json-schema schema.json "
+            "--out out/answers",
+        ),
+    ),
+    "info": (options.InfoOptions, "run.show_info", ("info", "info --model gpt2 --json")),
+}
 
-    What has been done is kept: the same command goes on where it was interrupted.
+
+class _UserInterruptError(Exception):
+    """The user pressed Ctrl-C."""
+
+
+def _command(kind: type[Any], target: str) -> Callable[..., None]:
+    """Return a function with the fields of an options class as parameters, as typer reads them.
+
+    It calls the function `target` of this package with an object of that class.
     """
-    from genlm_bytes_smc.cli.experiment import show_experiment
+    hints = get_type_hints(kind)
+    shared = options.BeamOptions if issubclass(kind, options.BeamOptions) else options.ModelOptions
+    last = {f.name for f in fields(shared)}
+    parameters = [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if f.default is MISSING else f.default,
+            annotation=Annotated[hints[f.name], f.metadata["typer"]],
+        )
+        for f in sorted(fields(kind), key=lambda f: f.name in last)  # a command's own first
+    ]
 
-    show_experiment(options, name)
+    def command(**given: Any) -> None:
+        module, _, name = target.partition(".")
+        try:
+            answer = getattr(import_module(f"{__name__}.{module}"), name)(kind(**given))
+            if inspect.iscoroutine(answer):
+                import asyncio  # the help page need not wait for it
+
+                asyncio.run(answer)
+        except KeyboardInterrupt:  # told apart from typer's own, which says nothing
+            raise _UserInterruptError from None
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
 
 
-@_command(
-    StudyOptions,
-    "study --prompt 'Date:' --regex ' [0-9]{4}-[0-9]{2}-[0-9]{2}' --out out/dates",
-    "study --model gpt2 --prompt 'The answer: ' --json-schema schema.json --out out/answers",
-)
-def study(options: StudyOptions) -> None:
-    """Try the methods on your model, prompt and constraint, and recommend settings.
-
-    The truth is summed up exactly where the constraint admits few texts, and else estimated
-    by pooling many particles; which of the two is said.
-    """
-    from genlm_bytes_smc.cli.experiment import show_study
-
-    show_study(options)
-
-
-@_command(ModelOptions, "info", "info --model gpt2 --json")
-async def info(options: ModelOptions) -> None:
-    """Show the model, its vocabulary and trie, its window, and what memory they take."""
-    from genlm_bytes_smc.cli.run import show_info
-
-    await show_info(options)
+for _name, (_kind, _target, _examples) in _COMMANDS.items():
+    _lines = "\n\n".join(f"[cyan]{PROGRAM} {example}[/cyan]" for example in _examples)
+    _epilog = f"[bold]Examples[/bold]\n\n{_lines}"
+    app.command(_name, help=_unwrapped(_kind.__doc__), epilog=_epilog)(_command(_kind, _target))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -320,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = sys.argv[1:] if argv is None else list(argv)
         code = app(given, prog_name=PROGRAM, standalone_mode=False)
         return code if isinstance(code, int) else OK
-    except (UserInterruptError, KeyboardInterrupt, typer.Abort):
+    except (_UserInterruptError, KeyboardInterrupt, typer.Abort):
         return _say_interrupted()
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else the exit would flush and fail

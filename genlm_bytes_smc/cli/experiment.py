@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from genlm_bytes_smc.cli.inputs import constraint_of, read_argument, source_text
-from genlm_bytes_smc.cli.options import PROGRAM, JobOptions, StudyOptions
+from genlm_bytes_smc.cli.options import PROGRAM, ExperimentOptions, JobOptions, StudyOptions
 from genlm_bytes_smc.cli.output import CliError, UsageError, say, table, write_json
 from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.experiments import (
@@ -23,8 +23,9 @@ from genlm_bytes_smc.experiments import (
 from genlm_bytes_smc.experiments.advice import truth_of
 
 
-def show_experiment(options: JobOptions, name: str) -> None:
+def show_experiment(options: ExperimentOptions) -> None:
     """Run the command `experiment`."""
+    name = options.name
     if name not in EXPERIMENTS:
         raise UsageError(f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}")
     words = [PROGRAM, "experiment", name, "--out", options.out, *["--quick"] * options.quick]

@@ -32,7 +32,7 @@ from genlm_bytes_smc.cli.inputs import (
     read_argument,
     seed_of,
 )
-from genlm_bytes_smc.cli.options import PROGRAM, GenerateOptions
+from genlm_bytes_smc.cli.options import PROGRAM, GenerateOptions, ShowOptions
 from genlm_bytes_smc.cli.output import (
     CliError,
     UsageError,
@@ -61,7 +61,7 @@ BLOCK = 16  # bytes that a draft proposes at once, as in `smc`
 _PILOT_SEED = 1_000_003
 
 
-async def show_generated(options: GenerateOptions, prompt: str) -> None:
+async def show_generated(options: GenerateOptions) -> None:
     """Run the command `generate`."""
     if options.no_eos:
         raise UsageError("--no-eos leaves no text that ends: every particle would weigh zero")
@@ -70,7 +70,7 @@ async def show_generated(options: GenerateOptions, prompt: str) -> None:
     save = options.save
     if save is not None:
         _check_place(save)
-    text, seed = read_argument(prompt), seed_of(options)
+    text, seed = read_argument(options.prompt), seed_of(options)
     engine = open_model(options)
     llm = _after(text, engine, options, seed)
     draft = None
@@ -326,15 +326,16 @@ def _print(facts: dict[str, Any]) -> None:
 # -- show ----------------------------------------------------------------------------------
 
 
-def show_run(run: str, out: str | None, browse: bool) -> None:
+def show_run(options: ShowOptions) -> None:
     """Run the command `show`."""
+    run, out = options.run, options.out
     result, about, surprisals = _load(run)
     try:
         page = run_page(result, about, title=Path(run).name, surprisals=surprisals)
     except ValueError as error:
         raise CliError(f"cannot show {run}: {error}") from None
     if out == "-":
-        if browse:
+        if options.browse:
             raise UsageError("--open needs a file, not --out -")
         sys.stdout.write(page)
         return
@@ -343,7 +344,7 @@ def show_run(run: str, out: str | None, browse: bool) -> None:
         raise UsageError(f"--out {target} is the run itself")
     write_file(target, page)
     say(f"wrote {target}")
-    if browse:
+    if options.browse:
         webbrowser.open(target.resolve().as_uri())
 
 

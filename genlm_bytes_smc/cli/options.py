@@ -1,29 +1,22 @@
-"""The options of the commands, in groups that commands share.
+"""The commands' arguments and options: a class each, on groups that commands share.
 
-An options class is a dataclass whose fields carry their declaration for typer. `expand` turns a
-function that takes such an object first into one that takes its fields as parameters, which
-is what typer reads.
+A class is a dataclass whose fields carry their declaration for typer; its docstring is the
+command's help.
 """
 
 # ruff: noqa: RUF009 - what declares an option returns a field of the dataclass
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Coroutine
-from dataclasses import MISSING, dataclass, field, fields
-from functools import partial, wraps
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
+from dataclasses import MISSING, dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import typer
 
 from genlm_bytes_smc.beam.params import Pruning
 
 PROGRAM = "genlm-bytes-smc"
-
-
-class UserInterruptError(Exception):
-    """The user pressed Ctrl-C."""
 
 
 # As `load_model`, `smc.RESAMPLING` and `Lookahead` know them; those modules take seconds to load.
@@ -34,9 +27,16 @@ LookaheadKind = Literal["auto", "none", "ngram", "pilot"]
 
 def _option(default: Any, *names: str, **settings: Any) -> Any:
     """Return a field of an options class; names and settings as for `typer.Option`."""
-    return field(default=default, metadata={"option": typer.Option(*names, **settings)})
+    return field(default=default, metadata={"typer": typer.Option(*names, **settings)})
 
 
+def _argument(default: Any, told: str) -> Any:
+    """Return a field that is given without a name; `told` is its help."""
+    shown = default is not MISSING and default is not None
+    return field(default=default, metadata={"typer": typer.Argument(help=told, show_default=shown)})
+
+
+_PROMPT = "What the text begins with; - reads it from stdin."
 _model = partial(_option, rich_help_panel="Model")
 _beam = partial(_option, rich_help_panel="Beam")
 _output = partial(_option, rich_help_panel="Output")
@@ -122,10 +122,72 @@ class BeamOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InfoOptions(ModelOptions):
+    """Show the model, its vocabulary and trie, its window, and what memory they take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(BeamOptions):
+    """Complete a text; show its beam, its next bytes and the speed."""
+
+    prompt: str = _argument("An apple a day keeps the ", _PROMPT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions(BeamOptions):
+    """What the text begins with as well."""
+
+    prompt: str = _argument(MISSING, _PROMPT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowBeamOptions(PromptOptions):
+    """Show the beam after PROMPT: how it may be cut into tokens, and what each way weighs.
+
+    In a line: share of the beam, log weight in nats, the tokens, and what has been read of the
+    token in flight.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextOptions(PromptOptions):
+    """Show the likeliest next bytes after PROMPT."""
+
+    top: int = _option(10, "--top", "-n", min=1, help="How many bytes to show.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteOptions(PromptOptions):
+    """Add bytes to PROMPT, printed as they come, up to the end of the text.
+
+    To a pipe or a file the bytes are written as they are. On a terminal a character appears
+    when its last byte has come, bytes that are no UTF-8 as �, and control characters by their
+    escapes.
+    """
+
+    steps: int = _option(100, "--steps", "-n", min=0, help="Most bytes to add.")
+    greedy: bool = _option(False, "--greedy", help="Take the likeliest byte. [default: draw]")
+    no_echo: bool = _option(False, "--no-echo", help="Print the completion without the prompt.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreOptions(BeamOptions):
-    """The options of `score`, whose result is a weight."""
+    """Print bits per byte of FILE: minus log2 of its prefix probability, divided by its bytes.
+
+    The probability is summed over the ways to cut the file into tokens that the beam keeps, and
+    so is a lower bound with --prune topk. What follows the file (its end, or more) does not
+    count.
+
+    A file longer than the model's window is read in stretches: when the window is nearly full,
+    a new beam begins at the model's start token with the last half window of text, which it
+    reads without counting it, and goes on from there.
+
+    With --per, --lines or --jsonl the texts of FILE are read side by side, and what is printed is
+    each one's surprisal: minus log2 of the probability, in bits.
+    """
 
     usual_pruning: ClassVar[Pruning] = "deferred"
+    file: str = _argument(MISSING, "Any file; - is stdin.")
     per: Literal["byte", "character", "word"] | None = _option(
         None, "--per", help="Print the surprisal of each part, in bits."
     )
@@ -144,9 +206,15 @@ class ScoreOptions(BeamOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChooseOptions(BeamOptions):
-    """The options of `choose`, whose beams are wide where nothing is said."""
+class ChooseOptions(PromptOptions):
+    """Print the probabilities of given ANSWERS after PROMPT, among these answers.
 
+    Each is summed over the ways to cut it into tokens. All are read as one prefix tree.
+    """
+
+    answers: list[str] | None = _argument(
+        None, "The answers, with the space before them where there is one."
+    )
     normalise: Literal["none", "end"] = _option(
         "none",
         "--normalise",
@@ -178,8 +246,11 @@ class ConstraintOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(BeamOptions, ConstraintOptions):
-    """The options of `generate`."""
+class GenerateOptions(PromptOptions, ConstraintOptions):
+    """Draw weighted texts after PROMPT that satisfy a constraint, by sequential Monte Carlo.
+
+    Without a constraint the texts are valid UTF-8.
+    """
 
     usual_pruning: ClassVar[Pruning] = "deferred"
     particles: int = _option(32, "--particles", "-N", min=1, help="Number of particles.")
@@ -231,6 +302,17 @@ class GenerateOptions(BeamOptions, ConstraintOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Write a page that shows a saved RUN: posterior, particles by step, ancestry."""
+
+    run: str = _argument(MISSING, "What generate --save wrote.")
+    out: str | None = _option(
+        None, "--out", "-o", help="The page; - is stdout. [default: RUN with .html]"
+    )
+    browse: bool = _option(False, "--open", help="Open the page in a browser.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobOptions(ModelOptions):
     """The folder of an experiment, and the place where its jobs run."""
 
@@ -265,8 +347,22 @@ class JobOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExperimentOptions(JobOptions):
+    """Run one of the package's experiments; leave its rows, figures and a report in a folder.
+
+    What has been done is kept: the same command goes on where it was interrupted.
+    """
+
+    name: str = _argument(MISSING, "approximation, bias, boundary, constraints or scaling.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyOptions(JobOptions, ConstraintOptions):
-    """The options of `study`."""
+    """Try the methods on your model, prompt and constraint, and recommend settings.
+
+    The truth is summed up exactly where the constraint admits few texts, and else estimated
+    by pooling many particles; which of the two is said.
+    """
 
     prompt: str = _option("", "--prompt", help="What texts come after; - reads it from stdin.")
     max_bytes: int = _option(100, "--max-bytes", min=1, help="Most bytes of a text.")
@@ -277,48 +373,3 @@ class StudyOptions(JobOptions, ConstraintOptions):
         0.01, "--tolerance", help="Most that the beam may be off, nats a byte."
     )
     seed: int = _option(0, "--seed", min=0, help="Of everything.")
-
-
-Options = TypeVar("Options", bound=ModelOptions)
-
-
-def expand(
-    kind: type[Options], run: Callable[..., Coroutine[Any, Any, None] | None]
-) -> Callable[..., None]:
-    """Return a plain function with the fields of `kind` as further parameters.
-
-    Args:
-        kind: an options class.
-        run: a function, or a coroutine function, whose first parameter is an object of that class.
-    """
-    own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
-    hints = get_type_hints(kind)
-    shared = BeamOptions if issubclass(kind, BeamOptions) else ModelOptions
-    last = {f.name for f in fields(shared)}
-    options = [
-        inspect.Parameter(
-            f.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if f.default is MISSING else f.default,
-            annotation=Annotated[hints[f.name], f.metadata["option"]],
-        )
-        for f in sorted(fields(kind), key=lambda f: f.name in last)  # a command's own first
-    ]
-
-    @wraps(run)
-    def command(**given: Any) -> None:
-        chosen = kind(**{p.name: given.pop(p.name) for p in options})
-        try:
-            answer = run(chosen, **given)
-            if inspect.iscoroutine(answer):
-                import asyncio  # the help page need not wait for it
-
-                asyncio.run(answer)
-        except KeyboardInterrupt:  # told apart from typer's own, which says nothing
-            raise UserInterruptError from None
-
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    command.__signature__ = inspect.Signature([*keyword, *options])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*keyword, *options)}
-    del command.__wrapped__  # typer must read the new signature
-    return command

@@ -21,7 +21,14 @@ from genlm_bytes_smc.cli.inputs import (
     read_argument,
     seed_of,
 )
-from genlm_bytes_smc.cli.options import BeamOptions, ModelOptions
+from genlm_bytes_smc.cli.options import (
+    BeamOptions,
+    CompleteOptions,
+    DemoOptions,
+    InfoOptions,
+    NextOptions,
+    ShowBeamOptions,
+)
 from genlm_bytes_smc.cli.output import (
     ByteStream,
     CliError,
@@ -41,20 +48,20 @@ SHOWN, DEMO_STEPS = 5, 60  # next bytes and most bytes of the demo
 TIMED_BYTES, TIMED_LANES = 256, 16
 
 
-async def show_next(options: BeamOptions, prompt: str, top: int) -> None:
+async def show_next(options: NextOptions) -> None:
     """Run the command `next`."""
-    text = read_argument(prompt)
+    text = read_argument(options.prompt)
     state = await _after(options, text)
-    entries = await _next_bytes(state, top)
+    entries = await _next_bytes(state, options.top)
     if options.json:
         write_json({"prompt": as_text(text), "log_z": state.logZ, "next": entries})
     else:
         _print_next(entries)
 
 
-async def show_beam(options: BeamOptions, prompt: str) -> None:
+async def show_beam(options: ShowBeamOptions) -> None:
     """Run the command `beam`."""
-    text = read_argument(prompt)
+    text = read_argument(options.prompt)
     state = (await _after(options, text)).prune()
     if options.json:
         write_json({"prompt": as_text(text), **_beam(state)})
@@ -62,19 +69,17 @@ async def show_beam(options: BeamOptions, prompt: str) -> None:
         _print_beam(state)
 
 
-async def write_completion(
-    options: BeamOptions, prompt: str, steps: int, *, greedy: bool, echo: bool
-) -> None:
+async def write_completion(options: CompleteOptions) -> None:
     """Run the command `complete`."""
-    text, seed = read_argument(prompt), seed_of(options)
+    text, seed = read_argument(options.prompt), seed_of(options)
     state = await _after(options, text, seed)
     await state.prune().lanes.logp_next()  # what must be compiled is, before the text appears
     announce_compilation().hushed = True
     stream = None if options.json else ByteStream()
-    if stream and echo:
+    if stream and not options.no_echo:
         stream.write(text, "dim")
     out, start = bytearray(), time.perf_counter()
-    completion = Completion(state, steps, None if greedy else seed)
+    completion = Completion(state, options.steps, None if options.greedy else seed)
     try:
         async for byte in completion:
             out.append(byte)
@@ -92,16 +97,16 @@ async def write_completion(
                 "bytes": len(out),
                 "ended": completion.ended,
                 "log_p": completion.log_z - state.logZ,
-                "seed": None if greedy and not state.params.unbiased else seed,
+                "seed": None if options.greedy and not state.params.unbiased else seed,
                 "seconds": seconds,
                 "bytes_per_second": len(out) / seconds,
             }
         )
 
 
-async def demonstrate(options: BeamOptions, prompt: str) -> None:
+async def demonstrate(options: DemoOptions) -> None:
     """Run the command `demo`."""
-    text, seed = read_argument(prompt), seed_of(options)
+    text, seed = read_argument(options.prompt), seed_of(options)
     state = await _after(options, text, seed)
     room = _room(state)
     start = time.perf_counter()
@@ -223,7 +228,7 @@ async def _timed(lanes: ByteLanes, most: int) -> float:
 # -- info ----------------------------------------------------------------------------------
 
 
-async def show_info(options: ModelOptions) -> None:
+async def show_info(options: InfoOptions) -> None:
     """Run the command `info`."""
     start = time.perf_counter()
     llm = open_model(options)
@@ -236,7 +241,7 @@ async def show_info(options: ModelOptions) -> None:
         table([(name.replace("_", " "), _fact(name, value)) for name, value in facts.items()])
 
 
-def _facts(options: ModelOptions, llm: RowEngine) -> dict[str, Any]:
+def _facts(options: InfoOptions, llm: RowEngine) -> dict[str, Any]:
     bytes_ = byte_model(llm)
     model: Any = getattr(llm, "base", None)
     weights = list(model.parameters()) if hasattr(model, "parameters") else []

@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # `score` alone needs neither
     from genlm_bytes_smc.surprisals import Surprisal
 
 
-async def show_surprisal(options: ScoreOptions, file: str) -> None:
+async def _show_surprisal(options: ScoreOptions) -> None:
     """Run the command `score` with --per, --lines or --jsonl."""
     from genlm_bytes_smc.surprisals import page, surprisal
 
@@ -51,7 +51,7 @@ async def show_surprisal(options: ScoreOptions, file: str) -> None:
         raise UsageError("--html shows parts of a text: say which by --per")
     if options.special_tokens:
         raise UsageError("--special-tokens goes with the score of a whole file only")
-    texts = _texts(options, file)
+    file, texts = options.file, _texts(options)
     llm = open_llm(options)
     per = "byte" if options.per is None else options.per
     with _reading(sum(map(len, texts))) as advance:
@@ -70,15 +70,15 @@ async def show_surprisal(options: ScoreOptions, file: str) -> None:
                 say(f"{part['bits']:10.3f}  ", (printable(part["text"]), "green"))
 
 
-def _texts(options: ScoreOptions, file: str) -> list[bytes]:
-    """Return the texts of a file.
+def _texts(options: ScoreOptions) -> list[bytes]:
+    """Return the texts of the file.
 
     Raises:
         UsageError: --lines and --jsonl. CliError: no texts, or a line without the field.
     """
     if options.lines and options.jsonl is not None:
         raise UsageError("give --lines or --jsonl, not both")
-    data = read_file(file)
+    file, data = options.file, read_file(options.file)
     if options.jsonl is not None:
         lines = enumerate(data.split(b"\n"), 1)
         texts = [_field(line, options.jsonl, file, n) for n, line in lines if line.strip()]
@@ -109,11 +109,14 @@ def _facts(result: Surprisal, per: str | None) -> dict[str, Any]:
     return facts if per is None else facts | {"per": per, "parts": result.to_records()}
 
 
-async def show_score(options: ScoreOptions, file: str) -> None:
+async def show_score(options: ScoreOptions) -> None:
     """Run the command `score`."""
-    text = read_file(file)
+    if options.per is not None or options.lines or options.jsonl is not None:
+        await _show_surprisal(options)
+        return
+    text = read_file(options.file)
     if not text:
-        raise CliError(f"nothing to score: {file} is empty")
+        raise CliError(f"nothing to score: {options.file} is empty")
     llm = open_model(options)
     begin = await new_beam(options, llm, seed_of(options))
     prompt = as_prompt(options, text, begin.lanes.model)
@@ -122,7 +125,7 @@ async def show_score(options: ScoreOptions, file: str) -> None:
         found = await score(begin, prompt, advance)
     seconds = time.perf_counter() - start
     facts = {
-        "file": file,
+        "file": options.file,
         "bytes": found.n_bytes,
         "bits_per_byte": found.bits_per_byte,
         "log_p": found.log_p,
@@ -170,13 +173,13 @@ def _reading(total: int) -> Iterator[Callable[[int], object]]:
 # -- choose --------------------------------------------------------------------------------
 
 
-async def show_choice(options: ChooseOptions, prompt: str, answers: list[str]) -> None:
+async def show_choice(options: ChooseOptions) -> None:
     """Run the command `choose`."""
     from genlm_bytes_smc.choosing import THRESHOLD, WIDTH, choose
 
     if options.normalise == "end" and options.no_eos:
         raise UsageError("--normalise end weighs the end of the text, which --no-eos rules out")
-    texts = [os.fsencode(answer) for answer in answers]
+    texts = [os.fsencode(answer) for answer in options.answers or ()]
     if options.options_file is not None:
         texts += read_file(options.options_file).splitlines()
     if not texts:
@@ -184,7 +187,7 @@ async def show_choice(options: ChooseOptions, prompt: str, answers: list[str]) -
     if options.prune is None and options.width is None:
         least = THRESHOLD if options.threshold is None else options.threshold
         options = dataclasses.replace(options, width=WIDTH, threshold=least)
-    text, llm = read_argument(prompt), open_llm(options)
+    text, llm = read_argument(options.prompt), open_llm(options)
     start = time.perf_counter()
     found = await choose(llm, as_prompt(options, text, llm.model), texts, options.normalise)
     seconds = time.perf_counter() - start
