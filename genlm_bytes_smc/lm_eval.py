@@ -162,10 +162,7 @@ class ByteLM(LM):  # type: ignore[misc]
     async def _after(self, contexts: list[str], room: int, llm: ByteLLM) -> Any:
         """Return a lane after each context, of which the beginning is left out if it is too long.
 
-        Args:
-            contexts: the texts.
-            room: tokens of the window that what follows may take.
-            llm: the model.
+        What follows may take `room` tokens of the window.
         """
         special = self._templated if self.special_tokens is None else self.special_tokens
         kept = [_end_of(context, room, llm) for context in contexts]
@@ -264,14 +261,7 @@ async def _greedy(lanes: Any, texts: Sequence[bytes]) -> list[bool]:
 async def _continued(
     lanes: Any, most: int, stops: Sequence[bytes], rng: np.random.Generator | None
 ) -> list[bytes]:
-    """Return at most `most` bytes after each lane, up to the end or to one of `stops`.
-
-    Args:
-        lanes: N of them.
-        most: bytes.
-        stops: what ends a text, and stays in it.
-        rng: of draws; None takes the likeliest byte.
-    """
+    """Return at most `most` bytes after each lane, up to the end, or with one of `stops`."""
     texts = [bytearray() for _ in range(len(lanes))]
     going = list(range(len(lanes)))
     try:

@@ -268,12 +268,7 @@ async def bytewise(
 
 
 def cuts_of(lanes: Any, text: bytes) -> tuple[Cut, ...]:
-    """Return the likeliest ways to cut a text into tokens in the beam that has read it.
-
-    Args:
-        lanes: one lane, of either class.
-        text: the last bytes that it read.
-    """
+    """Return the likeliest ways to cut the last bytes that a lane has read into tokens."""
     shares: dict[tuple[int, ...], float] = {}
     for candidate in ByteBeamState(lanes).candidates if text else ():
         at, ends = len(text) - len(candidate.partial), list[int]()

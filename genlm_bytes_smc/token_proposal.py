@@ -147,12 +147,9 @@ class ByteTokenSampler(TokenSampler):  # type: ignore[misc]
 
 
 class _Masses:
-    """The masses of a row on the trie of its tokens.
+    """The masses of a row, float64[V + 1] log weights with EOS last, on the trie of its tokens.
 
-    Args:
-        trie: over the target's tokens.
-        silent: columns of the tokens that spell nothing, which are in no range of the trie.
-        row: float64[V + 1] log weights, EOS last.
+    Tokens that spell nothing, the columns `silent`, are in no range of the trie.
     """
 
     def __init__(self, trie: TokenTrie, silent: IntArray, row: FloatArray) -> None:
@@ -201,11 +198,7 @@ def _row(lazy: Any) -> FloatArray:
 
 
 def _spelling(token: Any) -> bytes:
-    """Return the bytes of a token.
-
-    Raises:
-        TypeError: it spells none.
-    """
+    """Return the bytes of a token; `TypeError` if it spells none."""
     if isinstance(token, bytes):
         return bytes(token)
     if isinstance(token, int | np.integer) and not isinstance(token, bool) and 0 <= token < 256:

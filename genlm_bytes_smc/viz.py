@@ -164,13 +164,10 @@ def _tiles(result: SMCResult) -> list[tuple[str, str, str]]:
 def _chart(
     history: Sequence[StepInfo], values: Sequence[float], limit: float | None, bottom: float | None
 ) -> dict[str, Any] | None:
-    """Return pixel coordinates of a line over steps; None where no value is finite.
+    """Return pixel coordinates of a line of values over steps; None where none is finite.
 
-    Args:
-        history: T steps; a dot marks those after which the particles were resampled.
-        values: T numbers.
-        limit: height of a dashed line.
-        bottom: value at the lower edge; None: the smallest.
+    Dots mark steps after which the particles were resampled. At `limit` is a dashed line; at
+    the lower edge `bottom`, or (None) the smallest value.
     """
     steps = np.array([info.step + 1 for info in history])
     ys = np.array(values, dtype=np.float64)
@@ -357,16 +354,11 @@ def _sign(c: str) -> str:
 def _stepping(found: Sequence[_Stretch], first: int, *, recorded: bool) -> dict[str, Any]:
     """Return the same lines for the page's script, which steps through them.
 
-    Args:
-        found: what is drawn.
-        first: how many steps come before.
-        recorded: whether symbols and weights were noted; if not, "s" and "w" are empty.
-
     Returns:
-        "first", "recorded", sizes, and for each stretch: "b", "e" as `begin`, "end"; "i"
-        particles, "p" parents; "k" kept, a digit a row; "s" what each row read, two digits a
-        step ("--" nothing, "##" the end); "w" log shares of each row, one a step, None for a
-        dead particle.
+        "first", how many steps come before; "recorded"; sizes; and for each stretch: "b", "e" as
+        `begin`, "end"; "i" particles, "p" parents; "k" kept, a digit a row; and if symbols and
+        weights were recorded, "s" what each row read, two digits a step ("--" nothing, "##" the
+        end), and "w" log shares of each row, one a step, None for a dead particle.
     """
     return {
         "first": first,

@@ -168,11 +168,8 @@ class RowFile:
     def alone(cls, path: Path) -> Iterator[RowFile]:
         """Open the file, which nobody else opens by this method until the context ends.
 
-        A lock file beside it is held meanwhile; it stays there, and the system frees it if
-        this process dies.
-
-        Args:
-            path: the file; made with its folder if it is not there.
+        It is made with its folder if it is not there. A lock file beside it is held meanwhile;
+        it stays there, and the system frees it if this process dies.
 
         Raises:
             ExperimentError: another run has the file.

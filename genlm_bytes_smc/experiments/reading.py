@@ -89,11 +89,7 @@ async def read_texts(
 ) -> Reading:
     """Read T texts side by side, each from the model's start.
 
-    Args:
-        model: what reads.
-        params: how to prune.
-        texts: any lengths.
-        keep_rows: whether to keep every next-byte row (2 KiB a byte).
+    With `keep_rows`, every next-byte row is kept (2 KiB a byte).
     """
     symbols = symbol_table(texts)
     logp = np.full(symbols.shape, -np.inf)
