@@ -229,23 +229,17 @@ async def _read_again(llm: ByteLLM, result: SMCResult) -> list[dict[str, Any]]:
 
 
 def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
-    read = sum(info.active for info in result.history)
+    posterior = [
+        {**both_ways("text", text), "probability": p, "particles": n}
+        for text, p, n, _ in result.grouped()
+    ]
+    found = result.metrics()
     return {
-        "posterior": [
-            {**both_ways("text", text), "probability": p, "particles": n}
-            for text, p, n, _ in result.grouped()
-        ],
-        "log_ml": result.log_ml,
-        "log_ml_error": result.log_ml_error,
-        "ess": result.ess,
-        "particles": result.size,
-        "dead": int(result.state.particles.dead.sum()),
-        "steps": len(result.history),
-        "resamplings": len(result.ancestry),
+        "posterior": posterior,
+        **found,
         "seed": result.seed,
-        "bytes": read,
         "seconds": seconds,
-        "bytes_per_second": read / seconds,
+        "bytes_per_second": found["bytes"] / seconds,
         "stages": _stages(result),
         "warning": result.summary().get("warning"),
     }
