@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from genlm_bytes_smc.beam.probs import LazyByteProbs
     from genlm_bytes_smc.beam.prompt import Prompt
     from genlm_bytes_smc.beam.single import ByteBeamState
-    from genlm_bytes_smc.blocking import run_sync
+    from genlm_bytes_smc.calls import run_sync
     from genlm_bytes_smc.choosing import Choice, choose, choose_sync
     from genlm_bytes_smc.constraints import (
         ByteGrammar,
@@ -77,7 +77,7 @@ _HOMES = {
     "beam.probs": "LazyByteProbs",
     "beam.prompt": "Prompt",
     "beam.single": "ByteBeamState",
-    "blocking": "run_sync",
+    "calls": "run_sync",
     "choosing": "Choice choose choose_sync",
     "constraints": "ByteGrammar ByteJsonSchema BytePredicate ByteRegex ByteWFSA",
     "fast_path": "FastPathWarning",

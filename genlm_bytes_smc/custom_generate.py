@@ -12,7 +12,7 @@ import torch
 
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.blocking import run_sync
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import smc

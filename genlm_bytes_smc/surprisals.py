@@ -15,7 +15,7 @@ import regex
 
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.blocking import blocking
+from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.choosing import as_byte_llm, encoded
 from genlm_bytes_smc.html import printable, probability, render
 from genlm_bytes_smc.lm.rows import RowTransform

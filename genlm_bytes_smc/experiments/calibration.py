@@ -15,7 +15,7 @@ from rich.table import Table
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.blocking import blocking
+from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.experiments.models import ending
 from genlm_bytes_smc.experiments.reading import FloatArray, Reading, read_texts
 

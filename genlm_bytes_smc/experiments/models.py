@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.blocking import run_sync
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.experiments.job import Config
 from genlm_bytes_smc.experiments.reading import read_texts
 from genlm_bytes_smc.lm.adapter import AdapterEngine

@@ -18,7 +18,7 @@ import numpy as np
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
-from genlm_bytes_smc.blocking import run_sync
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.constraints import (
     ByteConstraint,
     ByteDFA,

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from genlm_bytes_smc.blocking import blocking
+from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.conditional import conditional_runs
 from genlm_bytes_smc.smc.exact import exact_sample
