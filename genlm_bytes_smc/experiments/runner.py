@@ -277,21 +277,17 @@ def _on_cluster(ray: Any, jobs: Sequence[Job], most: int) -> Generator[Row, None
             flying |= {task.remote(job): job for job in todo[:n]}
             todo = todo[n:]
             [ready], _ = ray.wait(list(flying))
-            yield _answer(ray, ready, flying.pop(ready))
+            job = flying.pop(ready)
+            try:
+                row: Row = ray.get(ready)
+            except ray.exceptions.RayTaskError as error:  # the job's own, or on its way there
+                if isinstance(error.cause, ExperimentError):
+                    raise error.cause from None
+                told = f"a job of {job.experiment} could not run on the cluster: {error}"
+                raise ExperimentError(told) from None
+            except ray.exceptions.RayError as error:
+                raise _lost(job, type(error).__name__) from None
+            yield row
     finally:
         for ref in flying:
             ray.cancel(ref, force=True)
-
-
-def _answer(ray: Any, ref: Any, job: Job) -> Row:
-    try:
-        row: Row = ray.get(ref)
-    except ray.exceptions.RayTaskError as error:  # the job's own error, or one on its way there
-        if isinstance(error.cause, ExperimentError):
-            raise error.cause from None
-        raise ExperimentError(
-            f"a job of {job.experiment} could not run on the cluster: {error}"
-        ) from None
-    except ray.exceptions.RayError as error:
-        raise _lost(job, type(error).__name__) from None
-    return row
