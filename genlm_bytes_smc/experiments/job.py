@@ -112,11 +112,6 @@ def attempt(job: Job) -> Row:
     return {name: plain(value) for name, value in row.items()}
 
 
-def timeless(row: Row) -> Row:
-    """Return a row without what differs from run to run: when, where and how fast."""
-    return {k: v for k, v in row.items() if k != "run"}
-
-
 def key_of(config: Mapping[str, Any]) -> str:
     """Return a configuration as one line of text, equal for equal configurations."""
     return json.dumps(plain(config), sort_keys=True)
