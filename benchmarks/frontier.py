@@ -128,9 +128,7 @@ def pieces() -> list[bytes]:
     pages = [(root / "docs" / f"{name}.md").read_text() for name in names]
     plain = [re.sub(r"[`*]|\]\([^)]*\)|\[", "", page) for page in pages]
     prose = [p for page in plain for p in page.split("\n\n") if re.match(r"[A-Z].{160}", p, re.S)]
-    code = "".join(
-        (root / "genlm_bytes_smc" / name).read_text() for name in ("trie.py", "vocab.py")
-    )
+    code = (root / "genlm_bytes_smc" / "trie.py").read_text()
     return [*_cut(" ".join(prose), PIECES * 3 // 4), *_cut(code, PIECES // 4)]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from genlm_bytes_smc.beam.probs import LazyByteProbs
     from genlm_bytes_smc.beam.prompt import Prompt
     from genlm_bytes_smc.beam.single import ByteBeamState
-    from genlm_bytes_smc.blocking import run_sync
+    from genlm_bytes_smc.calls import run_sync
     from genlm_bytes_smc.choosing import Choice, choose, choose_sync
     from genlm_bytes_smc.constraints import (
         ByteGrammar,
@@ -65,67 +65,43 @@ if TYPE_CHECKING:
         surprisal_sync,
     )
     from genlm_bytes_smc.token_proposal import ByteTokenSampler
-    from genlm_bytes_smc.trie import TokenTrie
-    from genlm_bytes_smc.vocab import Vocabulary
+    from genlm_bytes_smc.trie import TokenTrie, Vocabulary
 
 # Where each name is defined, imported when it is first asked for: torch and transformers take
 # seconds, which a help page need not wait for, and in which Ctrl-C shall end the command line
 # without a traceback.
 _HOMES = {
-    "beam.lanes": ("ByteLanes",),
-    "beam.model": ("ByteModel", "byte_model"),
-    "beam.params": ("BeamParams",),
-    "beam.probs": ("LazyByteProbs",),
-    "beam.prompt": ("Prompt",),
-    "beam.single": ("ByteBeamState",),
-    "blocking": ("run_sync",),
-    "choosing": ("Choice", "choose", "choose_sync"),
-    "constraints": ("ByteGrammar", "ByteJsonSchema", "BytePredicate", "ByteRegex", "ByteWFSA"),
-    "fast_path": ("FastPathWarning",),
-    "llamppl": ("ByteContext",),
-    "lm.adapter": ("as_engine",),
-    "lm.engine": ("BadRowError", "ContextTooLongError", "EngineError", "LMCounts", "RowEngine"),
-    "lm.load": ("load_model",),
-    "lm.rows": ("RowTransform",),
-    "lm.size": ("ModelTooLargeError",),
-    "lm.vllm.engine": ("VLLMEngine",),
-    "potential": ("ByteLLM",),
-    "potential.power_mean": ("PowerMean", "mixture", "power_mean", "proxy_tuning"),
-    "proposal": ("ByteAWRS", "ByteProposalSampler", "byte_sampler"),
-    "smc": (
-        "SMCResult",
-        "exact_sample",
-        "exact_sample_sync",
-        "log_ml_bounds",
-        "log_ml_bounds_sync",
-        "posterior",
-        "posterior_sync",
-        "smc_many_sync",
-        "smc_repeat_sync",
-        "smc_sync",
-    ),
-    "surprisals": (
-        "Surprisal",
-        "compare_surprisal",
-        "compare_surprisal_sync",
-        "surprisal",
-        "surprisal_sync",
-    ),
-    "token_proposal": ("ByteTokenSampler",),
-    "trie": ("TokenTrie",),
-    "vocab": ("Vocabulary",),
+    "beam.lanes": "ByteLanes",
+    "beam.model": "ByteModel byte_model",
+    "beam.params": "BeamParams",
+    "beam.probs": "LazyByteProbs",
+    "beam.prompt": "Prompt",
+    "beam.single": "ByteBeamState",
+    "calls": "run_sync",
+    "choosing": "Choice choose choose_sync",
+    "constraints": "ByteGrammar ByteJsonSchema BytePredicate ByteRegex ByteWFSA",
+    "fast_path": "FastPathWarning",
+    "llamppl": "ByteContext",
+    "lm.adapter": "as_engine",
+    "lm.engine": "BadRowError ContextTooLongError EngineError LMCounts RowEngine",
+    "lm.load": "load_model",
+    "lm.rows": "RowTransform",
+    "lm.size": "ModelTooLargeError",
+    "lm.vllm.engine": "VLLMEngine",
+    "potential": "ByteLLM",
+    "potential.power_mean": "PowerMean mixture power_mean proxy_tuning",
+    "proposal": "ByteAWRS ByteProposalSampler byte_sampler",
+    "smc": "SMCResult exact_sample exact_sample_sync log_ml_bounds log_ml_bounds_sync posterior "
+    "posterior_sync smc_many_sync smc_repeat_sync smc_sync",
+    "surprisals": "Surprisal compare_surprisal compare_surprisal_sync surprisal surprisal_sync",
+    "token_proposal": "ByteTokenSampler",
+    "trie": "TokenTrie Vocabulary",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_PARTS = {home.partition(".")[0] for home in _HOMES} | {
-    "alphabet",
-    "cli",
-    "experiments",
-    "html",
-    "lookahead",
-    "scoring",
-    "streaming",
-    "viz",
-}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+_PARTS = {home.partition(".")[0] for home in _HOMES}
+_PARTS.update(
+    ("alphabet", "cli", "experiments", "html", "lookahead", "scoring", "streaming", "viz")
+)
 
 __all__ = [
     "BadRowError",

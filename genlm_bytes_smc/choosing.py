@@ -20,7 +20,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN
-from genlm_bytes_smc.blocking import blocking
+from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.html import printable, probability, render
 from genlm_bytes_smc.lm.adapter import as_engine
 from genlm_bytes_smc.lm.load import load_model

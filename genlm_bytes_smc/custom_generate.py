@@ -12,7 +12,7 @@ import torch
 
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.blocking import run_sync
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import smc
@@ -44,9 +44,8 @@ def smc_generate(
     have no place here: an attempt to use some is an error.
 
     Args:
-        model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs:
-            given by `generate`; input_ids int64[B, length], padded on the left as the attention
-            mask says.
+        model, logits_processor, stopping_criteria, generation_config, model_kwargs: of `generate`.
+        input_ids: int64[B, length], padded on the left as the attention mask says.
         smc_tokenizer: the model's tokenizer (transformers keeps the name `tokenizer` to itself).
         constraint: a potential over bytes, such as `ByteRegex`; None: the model alone.
         n_particles, ess_threshold, max_bytes: as for `smc`.

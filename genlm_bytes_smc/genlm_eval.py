@@ -55,7 +55,11 @@ class ByteAdaptor:
         Raises:
             ImportError: genlm-eval is not installed.
         """
-        theirs = _genlm_eval()
+        try:
+            theirs = import_module("genlm.eval")
+        except ImportError:
+            told = "ByteAdaptor needs the package genlm-eval, which is missing"
+            raise ImportError(told) from None
         target, seed = self.target(instance), self.seed + replicate
         try:
             result = await smc(target, *self.settings, seed=seed, **self.options)
@@ -66,10 +70,3 @@ class ByteAdaptor:
         return theirs.ModelOutput(
             responses=responses, runtime_seconds=result.seconds, metadata=result.metrics()
         )
-
-
-def _genlm_eval() -> Any:
-    try:
-        return import_module("genlm.eval")
-    except ImportError:
-        raise ImportError("ByteAdaptor needs the package genlm-eval, which is missing") from None

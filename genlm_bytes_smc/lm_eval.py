@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -25,12 +24,13 @@ from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import lanes_for
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN
-from genlm_bytes_smc.blocking import run_sync
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.choosing import as_byte_llm
 from genlm_bytes_smc.lm.engine import ContextTooLongError
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.streaming import draw
 from genlm_bytes_smc.surprisals import surprisal
 
 
@@ -153,17 +153,16 @@ class ByteLM(LM):  # type: ignore[misc]
         roots = await self._after(contexts, most // 2, llm)
         rng = np.random.default_rng([self.seed, first]) if draw else None
         texts = await _continued(roots, most, stops, rng)
-        return [_before(text, stops).decode("utf-8", errors="replace") for text in texts]
+        for stop in stops:
+            texts = [text.split(stop)[0] for text in texts]
+        return [text.decode("utf-8", errors="replace") for text in texts]
 
     # -- contexts ------------------------------------------------------------------------
 
     async def _after(self, contexts: list[str], room: int, llm: ByteLLM) -> Any:
         """Return a lane after each context, of which the beginning is left out if it is too long.
 
-        Args:
-            contexts: the texts.
-            room: tokens of the window that what follows may take.
-            llm: the model.
+        What follows may take `room` tokens of the window.
         """
         special = self._templated if self.special_tokens is None else self.special_tokens
         kept = [_end_of(context, room, llm) for context in contexts]
@@ -262,21 +261,14 @@ async def _greedy(lanes: Any, texts: Sequence[bytes]) -> list[bool]:
 async def _continued(
     lanes: Any, most: int, stops: Sequence[bytes], rng: np.random.Generator | None
 ) -> list[bytes]:
-    """Return at most `most` bytes after each lane, up to the end or to one of `stops`.
-
-    Args:
-        lanes: N of them.
-        most: bytes.
-        stops: what ends a text, and stays in it.
-        rng: of draws; None takes the likeliest byte.
-    """
+    """Return at most `most` bytes after each lane, up to the end, or with one of `stops`."""
     texts = [bytearray() for _ in range(len(lanes))]
     going = list(range(len(lanes)))
     try:
         for _ in range(most):
             if not going:
                 break
-            symbols = _symbols(await lanes.prune().logp_next(), rng)
+            symbols = draw(await lanes.prune().logp_next(), rng)
             for k, i in enumerate(going):
                 if symbols[k] != EOS_COLUMN:
                     texts[i].append(symbols[k])
@@ -291,20 +283,6 @@ async def _continued(
     except ContextTooLongError:  # the window is full: the texts end here
         pass
     return [bytes(text) for text in texts]
-
-
-def _symbols(rows: torch.Tensor, rng: np.random.Generator | None) -> list[int]:
-    if rng is None:
-        return [int(s) for s in rows.argmax(dim=1).tolist()]
-    sums = rows.softmax(dim=1).cpu().numpy().cumsum(axis=1)
-    drawn = (sums < rng.random((len(rows), 1)) * sums[:, -1:]).sum(axis=1)
-    return [int(s) for s in drawn]
-
-
-def _before(text: bytes, stops: Sequence[bytes]) -> bytes:
-    for stop in stops:
-        text = text.split(stop)[0]
-    return text
 
 
 if __name__ == "__main__":

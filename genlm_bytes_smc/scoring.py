@@ -1,21 +1,30 @@
-"""Log probability of a text of any length, also one that is longer than the model's window."""
+"""Log probability of texts of any length, also of one that is longer than the model's window."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
-from genlm_bytes_smc.beam.single import ByteBeamState, read_known
+from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for, read_known
+
+if TYPE_CHECKING:  # the score of one text needs nothing of genlm-control
+    from genlm_bytes_smc.potential import ByteLLM
+
+FloatArray = npt.NDArray[np.float64]
 
 CHUNK = 256  # bytes read at a time; with more, `read_text` guesses too far ahead
 DEFERRED_CHUNK = 4096  # the same with `prune="deferred"`, which reads a text as a whole
+LANES = 32  # texts that are read side by side
+CUTS = 4  # ways to cut a text into tokens that are kept
 
 
 class ScoreError(ValueError):
@@ -200,22 +209,82 @@ def _cut(text: bytes, most: int) -> int:
     return end
 
 
-def _first(lanes: ByteLanes) -> tuple[int, bytes]:
-    """Return context and partial token of the best candidate."""
-    kernels = lanes.model.kernels
-    best = int(np.argmax(np.asarray(lanes.state.logw[0].tolist())))
-    node = int(kernels.nodes(lanes.state)[0, best])
-    return int(kernels.contexts(lanes.state)[0, best]), lanes.model.trie.spell(max(node, 0))
-
-
 def _best(lanes: ByteLanes) -> list[bytes]:
     """Return what the best candidate's tokens spell: no start tokens, the partial one last."""
-    context, partial = _first(lanes)
-    tokens = lanes.model.engine.tree.tokens(context)[len(lanes.model.engine.start) :]
-    return [*(lanes.model.vocab[t] for t in tokens), partial]
+    model = lanes.model
+    best = int(np.argmax(np.asarray(lanes.state.logw[0].tolist())))
+    node = int(model.kernels.nodes(lanes.state)[0, best])
+    context = int(model.kernels.contexts(lanes.state)[0, best])
+    tokens = model.engine.tree.tokens(context)[len(model.engine.start) :]
+    return [*(model.vocab[t] for t in tokens), model.trie.spell(max(node, 0))]
 
 
 def _depth(lanes: ByteLanes) -> int:
     """Return the tokens of the longest context."""
     contexts = lanes.model.kernels.contexts(lanes.state)
     return int(lanes.model.engine.tree.depth[contexts[contexts >= 0]].max(initial=0))
+
+
+# -- many texts, byte by byte ----------------------------------------------------------------
+
+
+class Cut(NamedTuple):
+    """A way to cut a text into tokens, which a candidate of the beam used.
+
+    Attributes:
+        share: of the beam's weight after the text, in [0, 1].
+        ends: where tokens end inside the text, in bytes, increasing; 0 if one ends where the text
+            begins. The last token goes on beyond the text or ends with it.
+    """
+
+    share: float
+    ends: tuple[int, ...]
+
+
+async def bytewise(
+    llm: ByteLLM, texts: Sequence[bytes], advance: Callable[[int], object]
+) -> list[tuple[FloatArray, tuple[Cut, ...]]]:
+    """Return the surprisal of each byte of each text, nats, and how each may be cut."""
+    root = await (await llm.lanes(1)).as_prompt(literal=True)
+    engine = llm.model.engine
+    depth = len(engine.start) + len(llm.prompt_bytes)
+    room = DEFERRED_CHUNK if engine.window is None else engine.window - depth
+    out: list[tuple[FloatArray, tuple[Cut, ...]]] = [(np.empty(0), ())] * len(texts)
+    fits = sorted((i for i, t in enumerate(texts) if len(t) <= room), key=lambda i: len(texts[i]))
+    for at in range(0, len(fits), LANES):
+        batch = fits[at : at + LANES]
+        lanes = root.gather([0] * len(batch))
+        after, paths = await read_paths(lanes, [texts[i] for i in batch])
+        for lane, (i, path) in enumerate(zip(batch, paths, strict=True)):
+            out[i] = _steps(path, float(root.log_z[0])), cuts_of(after.gather([lane]), texts[i])
+            advance(len(texts[i]))
+    begin = await lanes_for(llm.params).start(llm.model, llm.params)
+    for i in set(range(len(texts))) - set(fits):
+        steps = list[float]()
+        reader = Reader(begin, advance, root, steps)  # type: ignore[arg-type]
+        await reader.read(texts[i])
+        out[i] = -np.array(steps), ()
+    return out
+
+
+def cuts_of(lanes: Any, text: bytes) -> tuple[Cut, ...]:
+    """Return the likeliest ways to cut the last bytes that a lane has read into tokens."""
+    shares: dict[tuple[int, ...], float] = {}
+    for candidate in ByteBeamState(lanes).candidates if text else ():
+        at, ends = len(text) - len(candidate.partial), list[int]()
+        for token in reversed(candidate.tokens):
+            if at < 0:
+                break
+            ends.append(at)
+            at -= len(token)
+        key = tuple(sorted({e for e in ends if e < len(text)}))
+        shares[key] = shares.get(key, 0.0) + candidate.share
+    best = sorted(shares.items(), key=lambda item: -item[1])[:CUTS]
+    return tuple(Cut(min(share, 1.0), ends) for ends, share in best if share > 0)
+
+
+def _steps(path: FloatArray, first: float) -> FloatArray:
+    """Return minus the differences of a path that begins at `first`; inf where it is dead."""
+    before = np.concatenate([[first], path[:-1]])[: len(path)]
+    with np.errstate(invalid="ignore"):
+        return np.where(path == -np.inf, np.inf, before - path)

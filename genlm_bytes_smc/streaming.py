@@ -54,7 +54,7 @@ class Completion:
                 raise NoCandidateError(
                     "no candidate is left; try a wider beam or a lower threshold"
                 )
-            symbol = int(row.argmax()) if self._rng is None else _draw(row, self._rng)
+            [symbol] = draw(row[None], self._rng)
             lanes = await lanes.step([symbol])
             self.log_z = float(lanes.log_z[0])
             if symbol == EOS_COLUMN:
@@ -64,6 +64,10 @@ class Completion:
             await asyncio.sleep(0)  # an interrupt is heard here
 
 
-def _draw(row: torch.Tensor, rng: np.random.Generator) -> int:
-    p = torch.softmax(row, dim=0).cpu().numpy()
-    return int(np.searchsorted(p.cumsum() / p.sum(), rng.random(), side="right"))
+def draw(rows: torch.Tensor, rng: np.random.Generator | None) -> list[int]:
+    """Return a symbol of each row of log weights, [N, symbols]; the likeliest without `rng`."""
+    if rng is None:
+        return [int(symbol) for symbol in rows.argmax(dim=1).tolist()]
+    p = torch.softmax(rows, dim=1).cpu().numpy()
+    below = p.cumsum(axis=1) / p.sum(axis=1, keepdims=True) <= rng.random((len(p), 1))
+    return [int(symbol) for symbol in below.sum(axis=1)]

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
-from genlm_bytes_smc.blocking import blocking
+from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.choosing import as_byte_llm, encoded
-from genlm_bytes_smc.html import printable, render
+from genlm_bytes_smc.html import printable, probability, render
 from genlm_bytes_smc.lm.rows import RowTransform
-from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.scoring import DEFERRED_CHUNK, Reader, ScoreError
-from genlm_bytes_smc.surprisal_view import view
-from genlm_bytes_smc.text_parts import Cut, Per, spans_of
+from genlm_bytes_smc.scoring import Cut, ScoreError, bytewise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-LANES = 32  # texts that are read side by side
-CUTS = 4  # ways to cut a text into tokens that are kept
+Per = Literal["byte", "character", "word"] | Sequence[tuple[int, int]]
+
+LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # bits: the colour changes above each
+LEGEND = list(enumerate([f"up to {LEVELS[0]:g}", *map("{:g}".format, LEVELS[1:]), "more"]))
+IMPOSSIBLE = len(LEVELS) + 1  # the colour of what the model cannot read
+MOST_COLUMNS = 2000  # bytes of a text up to which tokens are shown under it
+_SHOWN = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+_WORD = regex.compile(rb"\s*\S+|\s+$")
+_NO_SPANS = np.empty((0, 2), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +114,45 @@ class Surprisal:
     def _repr_html_(self) -> str:
         return render("surprisal", view=self.view())
 
-    def view(self) -> dict[str, Any]:
-        """Return what templates show."""
-        return view(self)
+    def view(self, most_columns: int = MOST_COLUMNS) -> dict[str, Any]:
+        """Return what the template `surprisal` shows.
+
+        Args:
+            most_columns: bytes of the text up to which the tokens of its cuts are shown; they are
+                if its parts are bytes or characters.
+        """
+        bits = self.total / math.log(2)
+        spans, units = self._units()
+        in_columns = (
+            bool(self.cuts)
+            and len(self.text) <= most_columns
+            and np.array_equal(spans, spans_of(self.text, "character"))
+        )
+        tracks = [list(_track(cut, spans)) for cut in self.cuts] if in_columns else []
+        return {
+            "model": self.model,
+            "told": f"{bits:.2f} bits, {self.bits_per_byte:.3f} a byte",
+            "legend": LEGEND,
+            "cuts": [probability(cut.share) for cut in self.cuts] if in_columns else [],
+            "cells": [
+                {
+                    "text": shown(self.text[a:b], columns=in_columns),
+                    "level": level(unit),
+                    "told": f"{abs(unit):.2f} bits",
+                    "breaks": self.text[a:b] == b"\n",
+                    "marks": [track[i] for track in tracks],
+                }
+                for i, ((a, b), unit) in enumerate(zip(spans.tolist(), units.tolist(), strict=True))
+            ],
+        }
+
+    def _units(self) -> tuple[IntArray, FloatArray]:
+        """Return what is coloured, and its bits: parts, but characters where those are bytes."""
+        if not np.array_equal(self.spans, spans_of(self.text, "byte")):
+            return self.spans, self.bits
+        spans = spans_of(self.text, "character")
+        sums = [self.bytewise[a:b].sum() for a, b in spans.tolist()]
+        return spans, np.array(sums, dtype=np.float64) / math.log(2)
 
     def __str__(self) -> str:
         lines = [
@@ -185,7 +225,7 @@ async def surprisal(
     spans = [spans_of(t, per) for t in texts]
     model = as_byte_llm(llm, prompt, beam_params, transform)
     name = llm if isinstance(llm, str) else ""
-    read = await _bytewise(model, texts, advance)
+    read = await bytewise(model, texts, advance)
     found = [Surprisal(t, p, s, name, c) for t, s, (p, c) in zip(texts, spans, read, strict=True)]
     return found if many else found[0]
 
@@ -221,61 +261,73 @@ async def compare_surprisal(
 compare_surprisal_sync = blocking(compare_surprisal)
 
 
-# -- reading -----------------------------------------------------------------------------
+# -- parts of texts --------------------------------------------------------------------------
 
 
-async def _bytewise(
-    llm: ByteLLM, texts: Sequence[bytes], advance: Callable[[int], object]
-) -> list[tuple[FloatArray, tuple[Cut, ...]]]:
-    """Return the surprisal of each byte of each text, nats, and how each may be cut."""
-    root = await (await llm.lanes(1)).as_prompt(literal=True)
-    engine = llm.model.engine
-    depth = len(engine.start) + len(llm.prompt_bytes)
-    room = DEFERRED_CHUNK if engine.window is None else engine.window - depth
-    out: list[tuple[FloatArray, tuple[Cut, ...]]] = [(np.empty(0), ())] * len(texts)
-    fits = sorted((i for i, t in enumerate(texts) if len(t) <= room), key=lambda i: len(texts[i]))
-    for at in range(0, len(fits), LANES):
-        batch = fits[at : at + LANES]
-        lanes = root.gather([0] * len(batch))
-        after, paths = await read_paths(lanes, [texts[i] for i in batch])
-        for lane, (i, path) in enumerate(zip(batch, paths, strict=True)):
-            out[i] = _steps(path, float(root.log_z[0])), cuts_of(after.gather([lane]), texts[i])
-            advance(len(texts[i]))
-    begin = await lanes_for(llm.params).start(llm.model, llm.params)
-    for i in set(range(len(texts))) - set(fits):
-        steps = list[float]()
-        reader = Reader(begin, advance, root, steps)  # type: ignore[arg-type]
-        await reader.read(texts[i])
-        out[i] = -np.array(steps), ()
-    return out
+def spans_of(text: bytes, per: Per) -> IntArray:
+    """Return begin and end of each part of a text, int64[N, 2]; see `surprisal`.
 
-
-def cuts_of(lanes: Any, text: bytes) -> tuple[Cut, ...]:
-    """Return the likeliest ways to cut a text into tokens in the beam that has read it.
-
-    Args:
-        lanes: one lane, of either class.
-        text: the last bytes that it read.
+    Raises:
+        ValueError: an unknown `per`, or a span outside the text.
     """
-    shares: dict[tuple[int, ...], float] = {}
-    for candidate in ByteBeamState(lanes).candidates if text else ():
-        at, ends = len(text) - len(candidate.partial), list[int]()
-        for token in reversed(candidate.tokens):
-            if at < 0:
-                break
-            ends.append(at)
-            at -= len(token)
-        key = tuple(sorted({e for e in ends if e < len(text)}))
-        shares[key] = shares.get(key, 0.0) + candidate.share
-    best = sorted(shares.items(), key=lambda item: -item[1])[:CUTS]
-    return tuple(Cut(min(share, 1.0), ends) for ends, share in best if share > 0)
+    if isinstance(per, str):
+        if per not in _CUTS:
+            raise ValueError(f"per must be one of {sorted(_CUTS)} or a list of spans, got {per!r}")
+        ends = list(_CUTS[per](text))
+        return np.array([[0, *ends[:-1]], ends], dtype=np.int64).T if ends else _NO_SPANS
+    spans = np.asarray(per, dtype=np.int64) if len(per) else _NO_SPANS
+    if spans.ndim != 2 or spans.shape[1] != 2:
+        raise ValueError(f"spans must be pairs (begin, end) of bytes, got {per!r}")
+    bad = (spans[:, 0] < 0) | (spans[:, 1] < spans[:, 0]) | (spans[:, 1] > len(text))
+    if bad.any():
+        begin, end = spans[bad][0].tolist()
+        raise ValueError(f"the span ({begin}, {end}) is none of a text of {len(text)} bytes")
+    return spans
 
 
-def _steps(path: FloatArray, first: float) -> FloatArray:
-    """Return minus the differences of a path that begins at `first`; inf where it is dead."""
-    before = np.concatenate([[first], path[:-1]])[: len(path)]
-    with np.errstate(invalid="ignore"):
-        return np.where(path == -np.inf, np.inf, before - path)
+def _characters(text: bytes) -> Iterator[int]:
+    """Yield where characters end; each byte that is part of none is one."""
+    escaped = text.decode("utf-8", errors="surrogateescape")
+    sizes = (len(c.encode("utf-8", errors="surrogateescape")) for c in escaped)
+    return itertools.accumulate(sizes)
+
+
+_CUTS: dict[str, Callable[[bytes], Iterator[int]]] = {
+    "byte": lambda text: iter(range(1, len(text) + 1)),
+    "character": _characters,
+    "word": lambda text: (m.end() for m in _WORD.finditer(text)),
+}
+
+
+# -- as templates show it --------------------------------------------------------------------
+
+
+def level(bits: float) -> int:
+    """Return the colour for a surprisal in bits: 0 to `IMPOSSIBLE`."""
+    return IMPOSSIBLE if bits == math.inf else sum(bits > edge for edge in LEVELS)
+
+
+def shown(text: bytes, *, columns: bool = False) -> str:
+    """Return bytes as they are shown; line ends and tabs have signs, other controls escapes."""
+    decoded = text.decode("utf-8", errors="backslashreplace")
+    signs = [_SHOWN.get(c, printable(c)) for c in decoded]
+    if columns:
+        return "".join(signs)
+    return "".join(s + ("\n" if c == "\n" else "") for s, c in zip(signs, decoded, strict=True))
+
+
+def _track(cut: Cut, spans: IntArray) -> Iterator[str]:
+    """Yield for each character which token of a cut it is in.
+
+    "i" and "b" in turn, a token each; "u" where a token ends inside the character: the elements
+    that show it.
+    """
+    ends = np.array(cut.ends, dtype=np.int64)
+    for a, b in spans.tolist():
+        if ((ends > a) & (ends < b)).any():
+            yield "u"
+        else:
+            yield "ib"[int((ends <= a).sum()) % 2]
 
 
 __all__ = [
@@ -284,6 +336,7 @@ __all__ = [
     "Surprisal",
     "compare_surprisal",
     "compare_surprisal_sync",
+    "page",
     "spans_of",
     "surprisal",
     "surprisal_sync",

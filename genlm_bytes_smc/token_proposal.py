@@ -22,8 +22,7 @@ from genlm.control.sampler.token import TokenSampler
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN
 from genlm_bytes_smc.proposal import check_bytes
-from genlm_bytes_smc.trie import TokenTrie, shared_trie
-from genlm_bytes_smc.vocab import Vocabulary
+from genlm_bytes_smc.trie import TokenTrie, Vocabulary, shared_trie
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -103,7 +102,7 @@ class ByteTokenSampler(TokenSampler):  # type: ignore[misc]
         text = [BYTES[b] for b in b"".join(map(_spelling, context))]
         node, logq = 0, 0.0
         while True:
-            here, below = masses.split(node)
+            here, symbols, below = masses.split(node)
             if here + below.sum() <= 0:
                 break
             stop = here / (here + below.sum())
@@ -112,7 +111,6 @@ class ByteTokenSampler(TokenSampler):  # type: ignore[misc]
                 logq += math.log(stop) + math.log(share)
                 return self.target.vocab[column], float(row[column]) - logq, logq
             logq += math.log1p(-stop)
-            symbols = masses.symbols(node)
             chosen = await self._choose(text, symbols, below)
             if chosen is None:
                 break
@@ -149,12 +147,9 @@ class ByteTokenSampler(TokenSampler):  # type: ignore[misc]
 
 
 class _Masses:
-    """The masses of a row on the trie of its tokens.
+    """The masses of a row, float64[V + 1] log weights with EOS last, on the trie of its tokens.
 
-    Args:
-        trie: over the target's tokens.
-        silent: columns of the tokens that spell nothing, which are in no range of the trie.
-        row: float64[V + 1] log weights, EOS last.
+    Tokens that spell nothing, the columns `silent`, are in no range of the trie.
     """
 
     def __init__(self, trie: TokenTrie, silent: IntArray, row: FloatArray) -> None:
@@ -165,24 +160,22 @@ class _Masses:
         self.p = p
         self.sorted = p[:-1][trie.order]
 
-    def split(self, node: int) -> tuple[float, FloatArray]:
-        """Return the mass of the tokens that end at a node, and of each choice that leads on."""
+    def split(self, node: int) -> tuple[float, IntArray, FloatArray]:
+        """Return the mass of the tokens that end at a node, and the choices that lead on.
+
+        These are the bytes below the node, at the root EOS too, and the mass of each.
+        """
         trie = self.trie
         first, last = int(trie.first_child[node]), int(trie.first_child[node + 1])
         starts = trie.lo[first:last]
         whole = self.sorted[: int(trie.hi[node])]
         below = np.add.reduceat(whole, starts) if len(starts) else np.zeros(0)
+        choices = trie.byte[first:last].astype(np.int64)
         if node > 0:
             at = int(trie.lo[node])
-            return float(self.sorted[at : at + int(trie.ends[node])].sum()), below
-        return float(self.p[self.silent].sum()), np.append(below, self.p[-1])
-
-    def symbols(self, node: int) -> IntArray:
-        """Return the choices that lead on: the bytes below the node, at the root EOS too, int64."""
-        trie = self.trie
-        bytes_below = trie.byte[int(trie.first_child[node]) : int(trie.first_child[node + 1])]
-        choices = bytes_below.astype(np.int64)
-        return np.append(choices, EOS_COLUMN) if node == 0 else choices
+            return float(self.sorted[at : at + int(trie.ends[node])].sum()), choices, below
+        here = float(self.p[self.silent].sum())
+        return here, np.append(choices, EOS_COLUMN), np.append(below, self.p[-1])
 
     def token(self, node: int, uniform: float) -> tuple[int, float]:
         """Draw a token that ends at a node, by its share of their mass: (column, share)."""
@@ -205,11 +198,7 @@ def _row(lazy: Any) -> FloatArray:
 
 
 def _spelling(token: Any) -> bytes:
-    """Return the bytes of a token.
-
-    Raises:
-        TypeError: it spells none.
-    """
+    """Return the bytes of a token; `TypeError` if it spells none."""
     if isinstance(token, bytes):
         return bytes(token)
     if isinstance(token, int | np.integer) and not isinstance(token, bool) and 0 <= token < 256:

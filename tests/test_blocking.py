@@ -14,7 +14,7 @@ import pytest
 
 import genlm_bytes_smc
 from genlm_bytes_smc import BeamParams, ByteLLM, run_sync, smc_sync
-from genlm_bytes_smc.blocking import blocking
+from genlm_bytes_smc.calls import blocking
 from tests.toys import EOS_TOKEN, ToyLM
 
 

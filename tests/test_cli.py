@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, __version__, as_engine, load_model
-from genlm_bytes_smc.cli import compiling, inputs, main, output, run
+from genlm_bytes_smc.cli import inputs, main, output, run
 from genlm_bytes_smc.cli.options import Backend, BeamOptions
 from genlm_bytes_smc.lm.load import BACKENDS
 from genlm_bytes_smc.scoring import Reader, _cut
@@ -255,7 +255,7 @@ def test_compilation_is_counted_on_a_line_of_a_terminal_only():
 
     def screen_after(hushed=False, **options):
         screen = io.StringIO()
-        notice = compiling._Notice(Console(file=screen, color_system=None, width=99, **options))
+        notice = inputs._Notice(Console(file=screen, color_system=None, width=99, **options))
         notice.hushed = hushed
         inner = numba.njit(lambda x: x + 1)
         with event.install_listener("numba:compile", notice):
@@ -266,7 +266,7 @@ def test_compilation_is_counted_on_a_line_of_a_terminal_only():
     seen = screen_after(force_terminal=True).split("\r\x1b[2K")
     told = [re.sub(", [0-9]+ s$", "", line) for line in seen]
     counts = ["1 functions", "2 functions", "", "3 functions", ""]  # the inner one within the other
-    assert told == ["", *(n and f"{compiling.UNKEPT}: {n}" for n in counts)]
+    assert told == ["", *(n and f"{inputs.UNKEPT}: {n}" for n in counts)]
     assert screen_after(force_terminal=False) == ""
     assert screen_after(force_terminal=True, hushed=True) == ""
 

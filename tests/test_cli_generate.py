@@ -184,6 +184,29 @@ def test_a_budget_of_rows():
     assert found["stages"][0]["share"] < 0.1
 
 
+def test_a_draft_proposes_blocks():
+    """The model weighs whole blocks, in few forwards; look-ahead is off, and the draft is told."""
+    given = ["generate", PROMPT, "--regex", "[a-z ]{24}", "-N", 4, "--max-bytes", 24, "--seed", 3]
+    found = json.loads(ask(*given, "--draft", "tiny", "--block", 8, "--json"))
+    assert found["lookahead"] == "none"
+    assert (found["draft"], found["block"], found["resample_at"]) == ("tiny", 8, None)
+    assert all(re.fullmatch("[a-z ]{24}", e["text"]) for e in found["posterior"])
+    out = ask(*given, "--draft", "tiny")
+    assert re.search(r"draft +tiny, blocks of 16 bytes, [\d,]+ rows of its own", out)
+    assert "look-ahead" not in out
+
+
+def test_particles_wait_at_the_strings_given():
+    """A run with two lines a text resamples at most where they end."""
+    given = ["generate", PROMPT, "--regex", "([a-c]{1,4}\n){2}", "-N", 6, "--max-bytes", 10,
+             "--ess", 1, "--seed", 3]  # fmt: skip
+    found = json.loads(ask(*given, "--resample-at", "\n", "--resample-at", "zz", "--json"))
+    assert found["resample_at"] == ["\n", "zz"]
+    assert found["lookahead"] == "none"
+    assert 1 <= found["resamplings"] <= 2
+    assert "resampled after" in ask(*given, "--resample-at", "\n")
+
+
 def test_markup_in_a_text_stays_text(tmp_path):
     run = tmp_path / "run.json"
     ask("generate", "</script><b>", "--regex", "<b>&", *FAST, "--save", run)
@@ -203,6 +226,14 @@ def test_markup_in_a_text_stays_text(tmp_path):
         (["--no-eos"], 2, "--no-eos"),
         (["--budget", 0], 2, "budget"),
         (["--budget", 9, "--lookahead", "none"], 2, "--budget needs --lookahead auto"),
+        (["--budget", 9, "--draft", "tiny"], 2, "--budget needs --lookahead auto, got --draft"),
+        (["--draft", "tiny", "--lookahead", "auto"], 2, "--draft does not go with --lookahead"),
+        (["--resample-at", ".", "--lookahead", "pilot"], 2, "--resample-at does not go with"),
+        (["--draft", "tiny", "--resample-at", "."], 2, "--draft does not go with --resample-at"),
+        (["--draft", "tiny", "--prune", "unbiased"], 2, "--draft does not go with --prune"),
+        (["--draft", "tiny", "--block", 0], 2, "block"),
+        (["--block", 8], 2, "--block is the length of what a draft proposes"),
+        (["--resample-at", ""], 2, "--resample-at needs a string of at least a byte"),
         (["--json-schema", "missing.json"], 1, "cannot read missing.json"),
         (["--regex", "a{20}", "--max-bytes", 5, "-N", 3], 1, "length limit"),
     ],

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from genlm_bytes_smc.coalesce import Coalesced
+from genlm_bytes_smc.calls import Coalesced
 
 
 class Squares:

@@ -16,8 +16,7 @@ from genlm_bytes_smc import (
 )
 from genlm_bytes_smc.scoring import score
 from genlm_bytes_smc.surprisal_figure import draw
-from genlm_bytes_smc.surprisal_view import level
-from genlm_bytes_smc.surprisals import spans_of
+from genlm_bytes_smc.surprisals import level, spans_of
 from tests.test_choosing import EXACT
 from tests.toys import Enumeration, ToyLM
 

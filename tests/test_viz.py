@@ -13,10 +13,8 @@ from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.smc import SMCResult, smc_sync
 from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo
-from genlm_bytes_smc.surprisals import Surprisal
-from genlm_bytes_smc.text_parts import Cut, spans_of
-from genlm_bytes_smc.viz import run_page
-from genlm_bytes_smc.viz_tree import DX, DY, GAP, LEFT, MOST_ROWS, letters_of
+from genlm_bytes_smc.surprisals import Cut, Surprisal, spans_of
+from genlm_bytes_smc.viz import DX, DY, GAP, LEFT, MOST_ROWS, letters_of, run_page
 from tests.smc.worlds import FREE, TOPK, toy
 
 N = 12  # particles

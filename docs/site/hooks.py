@@ -102,7 +102,7 @@ def command_line() -> str:
     import typer.main
     from typer.cli import get_docs_for_click
 
-    from genlm_bytes_smc.cli.app import app
+    from genlm_bytes_smc.cli import app
     from genlm_bytes_smc.cli.options import PROGRAM
 
     command: Any = typer.main.get_command(app)

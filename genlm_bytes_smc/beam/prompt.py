@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from genlm_bytes_smc.beam.model import ByteModel
-from genlm_bytes_smc.vocab import Vocabulary
+from genlm_bytes_smc.trie import Vocabulary
 
 
 @dataclass(frozen=True)

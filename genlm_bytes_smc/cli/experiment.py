@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import shlex
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from genlm_bytes_smc.cli.inputs import constraint_of, read_argument, source_text
-from genlm_bytes_smc.cli.options import PROGRAM, JobOptions, StudyOptions
+from genlm_bytes_smc.cli.options import PROGRAM, ExperimentOptions, JobOptions, StudyOptions
 from genlm_bytes_smc.cli.output import CliError, UsageError, say, table, write_json
 from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.experiments import (
@@ -21,18 +22,18 @@ from genlm_bytes_smc.experiments import (
 )
 from genlm_bytes_smc.experiments.advice import truth_of
 
-Result = TypeVar("Result")
 
-
-def show_experiment(options: JobOptions, name: str) -> None:
+def show_experiment(options: ExperimentOptions) -> None:
     """Run the command `experiment`."""
+    name = options.name
     if name not in EXPERIMENTS:
         raise UsageError(f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}")
     words = [PROGRAM, "experiment", name, "--out", options.out, *["--quick"] * options.quick]
     command = shlex.join(words + options.words())
     if not options.json:
         say((EXPERIMENTS[name].title, "bold"))
-    done = _finished(lambda: run_experiment(name, command=command, **options.how()), options)
+    with _in_one_line(options):
+        done = run_experiment(name, command=command, **options.how())
     if options.json:
         write_json({"experiment": name, **_told(done)})
         return
@@ -53,7 +54,8 @@ def show_study(options: StudyOptions) -> None:
     words = [PROGRAM, "study", "--prompt", options.prompt, option, source, "--out", options.out]
     target["command"] = shlex.join(words + options.words() + ["--quick"] * options.quick)
     try:
-        done, advice = _finished(lambda: run_study(prompt, (kind, constraint), **target), options)
+        with _in_one_line(options):
+            done, advice = run_study(prompt, (kind, constraint), **target)
     except ConstraintError as problem:
         raise CliError(f"{option} {source}: {problem}") from None
     truth = truth_of(done.rows)
@@ -104,15 +106,12 @@ def suggestion(options: StudyOptions, advice: Advice, option: str, source: str) 
     return shlex.join([*words, "--max-bytes", str(options.max_bytes)])
 
 
-def _finished(run: Callable[[], Result], options: JobOptions) -> Result:
-    """Return what a study returns, its errors in one line.
-
-    Raises:
-        CliError: it failed; what was done is kept.
-    """
+@contextmanager
+def _in_one_line(options: JobOptions) -> Iterator[None]:
+    """Raise `CliError` where a study fails; what was done is kept."""
     gc.enable()
     try:
-        return run()
+        yield
     except ExperimentError as error:
         first = str(error).splitlines()[0]
         raise CliError(f"{first} (rows so far are in {options.out})") from None

@@ -1,15 +1,24 @@
-"""The command `generate`: particles over a language model and a constraint."""
+"""The commands `generate`, particles over a model and a constraint, and `show`, their page.
+
+Beside a run's particles, its file holds what it was asked for, and the surprisal of its likeliest
+texts and how they may be cut, so that the page can be made without the model.
+"""
 
 from __future__ import annotations
 
 import base64
+import binascii
+import dataclasses
 import json
 import os
+import sys
 import time
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -17,54 +26,63 @@ from rich.text import Text
 from genlm_bytes_smc.cli.inputs import (
     as_prompt,
     constraint_of,
-    eos_spellings,
     open_model,
     parameters,
+    pruning_of,
     read_argument,
     seed_of,
 )
-from genlm_bytes_smc.cli.options import PROGRAM, GenerateOptions
+from genlm_bytes_smc.cli.options import PROGRAM, GenerateOptions, ShowOptions
 from genlm_bytes_smc.cli.output import (
     CliError,
     UsageError,
     as_text,
+    both_ways,
     busy,
     console,
     say,
     table,
-    visible,
+    write_file,
     write_json,
 )
-from genlm_bytes_smc.cli.readings import read_again
 from genlm_bytes_smc.constraints import ByteConstraint, ConstraintError, Utf8
+from genlm_bytes_smc.html import printable
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.scoring import ScoreError
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, StagedResult, files, smc
+from genlm_bytes_smc.surprisals import Cut, Surprisal, spans_of, surprisal
+from genlm_bytes_smc.viz import run_page
 
 SHOWN = 10  # texts that are printed
+TEXTS = 4  # the likeliest are read again
+LONGEST = 2000  # bytes: longer texts are left out
+BLOCK = 16  # bytes that a draft proposes at once, as in `smc`
 _PILOT_SEED = 1_000_003
 
 
-async def show_generated(options: GenerateOptions, prompt: str) -> None:
+async def show_generated(options: GenerateOptions) -> None:
     """Run the command `generate`."""
     if options.no_eos:
         raise UsageError("--no-eos leaves no text that ends: every particle would weigh zero")
-    if options.budget is not None and options.lookahead != "auto":
-        raise UsageError(f"--budget needs --lookahead auto, got --lookahead {options.lookahead}")
+    options = _combined(options)
     about, constraint = _constraint(options)
     save = options.save
     if save is not None:
         _check_place(save)
-    text, seed = read_argument(prompt), seed_of(options)
+    text, seed = read_argument(options.prompt), seed_of(options)
     engine = open_model(options)
-    params, transform = parameters(options, eos_spellings(engine), seed)
-    llm = ByteLLM(engine, params, transform=transform)
-    llm = llm.with_prompt(as_prompt(options, text, llm.model))
+    llm = _after(text, engine, options, seed)
+    draft = None
+    if options.draft is not None:  # deferred: no text is left out that the target may weigh
+        small = dataclasses.replace(options, model=options.draft, prune="deferred")
+        draft = _after(text, open_model(small), small, seed)
     target = llm * constraint
     about = {"prompt": as_text(text), "model": options.model, **about}
     before = engine.counts.rows
-    ahead = await _lookahead(options.lookahead, target, options.max_bytes, seed)
+    ahead = await _lookahead(options.lookahead or "auto", target, options.max_bytes, seed)
     rows, forwards = engine.counts.rows, engine.counts.forwards
+    drafted = 0 if draft is None else draft.model.engine.counts.rows
     start = time.perf_counter()
     try:
         result = await smc(
@@ -77,6 +95,9 @@ async def show_generated(options: GenerateOptions, prompt: str) -> None:
             record=save is not None,
             lookahead=ahead,
             budget=options.budget,
+            draft=draft,
+            block=options.block or BLOCK,
+            resample_at=[os.fsencode(string) for string in options.resample_at or ()] or None,
         )
     except AllParticlesDeadError as error:
         if save is not None:
@@ -85,12 +106,13 @@ async def show_generated(options: GenerateOptions, prompt: str) -> None:
     seconds = time.perf_counter() - start
     lm_rows, lm_forwards = engine.counts.rows - rows, engine.counts.forwards - forwards
     if save is not None:
-        _save(result, save, about, await read_again(llm, result))
+        _save(result, save, about, await _read_again(llm, result))
     facts = about | _facts(result, seconds) | {"saved": save}
     facts |= {
         "lookahead_rows": rows - before,
         "lm_rows": lm_rows,
         "lm_forwards": lm_forwards,
+        "draft_rows": 0 if draft is None else draft.model.engine.counts.rows - drafted,
     }
     if options.json:
         write_json(facts)
@@ -108,8 +130,42 @@ def _constraint(options: GenerateOptions) -> tuple[dict[str, Any], ByteConstrain
     for option, source in given:
         told, constraint = f"{option[2:]} {source}", constraint_of(option, source)
     about = {"constraint": told, "ess_threshold": options.ess}
-    about |= {name: getattr(options, name) for name in ("resampling", "lookahead", "max_bytes")}
-    return about, constraint
+    names = ("resampling", "lookahead", "max_bytes", "draft", "block", "resample_at")
+    return about | {name: getattr(options, name) for name in names}, constraint
+
+
+def _combined(options: GenerateOptions) -> GenerateOptions:
+    """Return the options with the look-ahead and the block that follow from the others.
+
+    Raises:
+        UsageError: two of them do not go together.
+    """
+    units = ["--draft"] * (options.draft is not None) + ["--resample-at"] * bool(
+        options.resample_at
+    )
+    ahead = options.lookahead or ("none" if units else "auto")
+    if len(units) == 2:
+        raise UsageError("--draft does not go with --resample-at: each says where to resample")
+    if units and ahead != "none":
+        raise UsageError(f"{units[0]} does not go with --lookahead {ahead}, only with none")
+    if options.budget is not None and ahead != "auto":
+        got = f"got {units[0]}" if units else f"got --lookahead {ahead}"
+        raise UsageError(f"--budget needs --lookahead auto, {got}")
+    if options.draft is not None and pruning_of(options) == "unbiased":
+        raise UsageError("--draft does not go with --prune unbiased: the model reads whole blocks")
+    if options.draft is None and options.block is not None:
+        raise UsageError("--block is the length of what a draft proposes: it needs --draft")
+    if "" in (options.resample_at or ()):
+        raise UsageError("--resample-at needs a string of at least a byte, got ''")
+    block = None if options.draft is None else options.block or BLOCK
+    return dataclasses.replace(options, lookahead=ahead, block=block)
+
+
+def _after(text: bytes, engine: Any, options: GenerateOptions, seed: int) -> ByteLLM:
+    """Return a model that has read the prompt."""
+    params, transform = parameters(options, engine, seed)
+    llm = ByteLLM(engine, params, transform=transform)
+    return llm.with_prompt(as_prompt(options, text, llm.model))
 
 
 async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Lookahead | str | None:
@@ -148,36 +204,42 @@ def _save(
 ) -> None:
     """Write the run as `SMCResult.save` does; beside it what it was asked for, and `readings`."""
     beside = {"about": about, "readings": list(readings)}
-    data = files.pack(result.state, result.resumable) | beside
+    write_file(path, json.dumps(files.pack(result.state, result.resumable) | beside))
+
+
+async def _read_again(llm: ByteLLM, result: SMCResult) -> list[dict[str, Any]]:
+    """Return the surprisal of the likeliest texts under the model, as JSON values.
+
+    The model has computed the rows already, so as long as its cache holds them this takes none.
+    """
+    likely = [text for text, *_ in result.grouped()[:TEXTS]]
+    texts = list(dict.fromkeys(text for text in likely if 0 < len(text) <= LONGEST))
     try:
-        files.write(path, json.dumps(data))
-    except OSError as error:
-        raise CliError(f"cannot write {path}: {error.strerror or error}") from None
+        found = await surprisal(llm, texts) if texts else []
+    except ScoreError:  # a beam too small for a text longer than the window
+        return []
+    return [
+        {
+            "text": base64.b64encode(r.text).decode("ascii"),
+            "nats": [round(x, 4) if np.isfinite(x) else None for x in r.bytewise.tolist()],
+            "cuts": [[float(f"{cut.share:.4g}"), list(cut.ends)] for cut in r.cuts],
+        }
+        for r in found
+    ]
 
 
 def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
-    read = sum(info.active for info in result.history)
+    posterior = [
+        {**both_ways("text", text), "probability": p, "particles": n}
+        for text, p, n, _ in result.grouped()
+    ]
+    found = result.metrics()
     return {
-        "posterior": [
-            {
-                "text": as_text(text),
-                "text_base64": base64.b64encode(text).decode(),
-                "probability": p,
-                "particles": n,
-            }
-            for text, p, n, _ in result.grouped()
-        ],
-        "log_ml": result.log_ml,
-        "log_ml_error": result.log_ml_error,
-        "ess": result.ess,
-        "particles": result.size,
-        "dead": int(result.state.particles.dead.sum()),
-        "steps": len(result.history),
-        "resamplings": len(result.ancestry),
+        "posterior": posterior,
+        **found,
         "seed": result.seed,
-        "bytes": read,
         "seconds": seconds,
-        "bytes_per_second": read / seconds,
+        "bytes_per_second": found["bytes"] / seconds,
         "stages": _stages(result),
         "warning": result.summary().get("warning"),
     }
@@ -213,13 +275,22 @@ def _told_ahead(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [("look-ahead", f"{facts['lookahead']}, {facts['lookahead_rows']:,} LM rows to fit")]
 
 
+def _told_draft(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a line about the draft, or about the strings at which particles wait."""
+    if facts["draft"] is not None:
+        rows = f"{facts['draft_rows']:,} rows of its own"
+        return [("draft", f"{facts['draft']}, blocks of {facts['block']} bytes, {rows}")]
+    strings = " ".join(map(repr, facts["resample_at"] or ()))
+    return [("resampled after", strings)] if strings else []
+
+
 def _print(facts: dict[str, Any]) -> None:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("probability", justify="right", no_wrap=True)
     shown.add_column("particles", justify="right", no_wrap=True)
     shown.add_column("text", overflow="fold")
     for entry in facts["posterior"][:SHOWN]:
-        text = Text(visible(entry["text"]).replace("\n", "\\n").replace("\t", "\\t"), "green")
+        text = Text(printable(entry["text"]), "green")
         shown.add_row(f"{entry['probability']:.4f}", str(entry["particles"]), text)
     left = len(facts["posterior"]) - SHOWN
     if left > 0:
@@ -237,9 +308,75 @@ def _print(facts: dict[str, Any]) -> None:
         ("resamplings", f"{facts['resamplings']} in {facts['steps']} steps"),
         ("time", f"{facts['seconds']:.2f} s, {facts['bytes_per_second']:,.0f} bytes/s"),
         ("LM rows", f"{facts['lm_rows']:,} in {facts['lm_forwards']:,} forwards"),
+        *_told_draft(facts),
         *_told_ahead(facts),
         ("seed", str(facts["seed"])),
     ]
     table([*rows, *([("saved", facts["saved"])] if facts["saved"] else [])])
     if facts["saved"]:
         say(("see it with: ", "dim"), f"{PROGRAM} show {facts['saved']} --open")
+
+
+# -- show ----------------------------------------------------------------------------------
+
+
+def show_run(options: ShowOptions) -> None:
+    """Run the command `show`."""
+    run, out = options.run, options.out
+    result, about, surprisals = _load(run)
+    try:
+        page = run_page(result, about, title=Path(run).name, surprisals=surprisals)
+    except ValueError as error:
+        raise CliError(f"cannot show {run}: {error}") from None
+    if out == "-":
+        if options.browse:
+            raise UsageError("--open needs a file, not --out -")
+        sys.stdout.write(page)
+        return
+    target = Path(run).with_suffix(".html") if out is None else Path(out)
+    if target.exists() and target.samefile(run):
+        raise UsageError(f"--out {target} is the run itself")
+    write_file(target, page)
+    say(f"wrote {target}")
+    if options.browse:
+        webbrowser.open(target.resolve().as_uri())
+
+
+def _load(path: str) -> tuple[SMCResult, dict[str, Any], list[Surprisal]]:
+    try:
+        data = files.read(path)
+        result, field = SMCResult(*files.unpack(data)), files.Field("run", data)
+        noted = field.members().get("readings")
+        found = [] if noted is None else [_reading(item) for item in noted.items()]
+        return result, _about(field), found
+    except OSError as error:
+        raise CliError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise CliError(f"{path} is no saved run: {error}") from None
+
+
+def _about(run: files.Field) -> dict[str, Any]:
+    """Return what the page shows of what the run was asked for."""
+    about = run.members().get("about")
+    given = {} if about is None else about.members()
+    named = ("prompt", "constraint", "model", "resampling")
+    found: dict[str, Any] = {name: given[name].text() for name in named if name in given}
+    if "ess_threshold" in given:
+        found["ess_threshold"] = given["ess_threshold"].number(0, 1)
+    return found
+
+
+def _reading(item: files.Field) -> Surprisal:
+    try:
+        text = base64.b64decode(item["text"].text(), validate=True)
+    except (ValueError, binascii.Error):
+        raise item["text"].refuse("base64") from None
+    nats = [np.inf if x.value is None else x.number() for x in item["nats"].items(len(text))]
+    cuts = list[Cut]()
+    for cut in item["cuts"].items():
+        share, ends = cut.items(2)
+        found = tuple(end.count(len(text)) for end in ends.items())
+        cuts.append(Cut(share.number(0, 1), found))
+    return Surprisal(
+        text, np.array(nats, dtype=np.float64), spans_of(text, "byte"), "", tuple(cuts)
+    )

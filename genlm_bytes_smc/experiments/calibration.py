@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -14,9 +15,9 @@ from rich.table import Table
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.experiments.models import ending
 from genlm_bytes_smc.experiments.reading import FloatArray, Reading, read_texts
-from genlm_bytes_smc.smc.many import run_blocking
 
 REFERENCE = BeamParams(K=128)
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -181,11 +182,7 @@ async def calibrate(
     return Calibration(fit.params, tolerance, confidence, curve, reference, rows, len(spelled), n)
 
 
-def calibrate_sync(
-    llm: Any, texts: Iterable[bytes | str], tolerance: float, **options: Any
-) -> Calibration:
-    """Run `calibrate` from a script."""
-    return run_blocking(calibrate(llm, texts, tolerance, **options))
+calibrate_sync = blocking(calibrate)
 
 
 def margin(differences: FloatArray, lengths: FloatArray, confidence: float) -> tuple[float, float]:
@@ -232,20 +229,12 @@ def _point(params: BeamParams, found: Reading, good: Reading, confidence: float,
 def _grid(
     widths: Sequence[int], thresholds: Sequence[float], prune: Sequence[str], seed: int
 ) -> Iterator[BeamParams]:
-    base = BeamParams(K=1, seed=seed)
     given = [("widths", widths), ("thresholds", thresholds), ("prune", prune)]
     for name, values in given:
         if isinstance(values, str) or not hasattr(values, "__iter__") or len(values) == 0:
             raise ValueError(f"{name} must be a list of one or more values, got {values!r}")
-    for how in prune:
-        for threshold in thresholds:
-            for width in widths:
-                yield replace(
-                    base,
-                    K=width,
-                    prune_threshold=threshold,
-                    prune=how,  # type: ignore[arg-type]
-                )
+    for how, threshold, width in itertools.product(prune, thresholds, widths):
+        yield BeamParams(K=width, prune_threshold=threshold, prune=how, seed=seed)  # type: ignore[arg-type]
 
 
 def _check(

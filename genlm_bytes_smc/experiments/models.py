@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.experiments.job import Config
 from genlm_bytes_smc.experiments.reading import read_texts
 from genlm_bytes_smc.lm.adapter import AdapterEngine
@@ -18,7 +19,6 @@ from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from genlm_bytes_smc.potential.ending import own_params, with_eos
-from genlm_bytes_smc.smc.many import run_blocking
 
 TINY: Config = {"name": "tiny"}
 
@@ -46,7 +46,7 @@ def fresh_engine(model: Config) -> RowEngine:
 def _loaded(model: str) -> RowEngine:
     given = json.loads(model)
     engine = load_model(given.pop("name"), given.pop("backend", None), **given)
-    run_blocking(_warm_up(engine))
+    run_sync(_warm_up(engine))
     return engine
 
 

@@ -43,50 +43,45 @@ class Reading:
 class RowMeter:
     """A count of distinct rows that were wanted: the cost of a run that finds nothing computed.
 
-    Attributes:
-        rows: so many.
+    Contexts are counted by their ids, so none may be freed meanwhile: the meter holds them.
     """
 
     def __init__(self) -> None:
-        self.seen: set[int] = set()
+        self._seen: set[int] = set()
 
     @property
     def rows(self) -> int:
         """Distinct contexts so far."""
-        return len(self.seen)
+        return len(self._seen)
+
+    def add(self, contexts: IntArray) -> None:
+        """Count contexts, by id; negative ones are none."""
+        self._seen.update(contexts[contexts >= 0].tolist())
+
+    def context_ids(self) -> IntArray:
+        """Return the contexts that may not be freed, int64."""
+        return np.fromiter(self._seen, dtype=np.int64)
 
 
 @contextmanager
 def metered(store: RowStore) -> Iterator[RowMeter]:
-    """Count the contexts that anybody asks a store for, which is emptied first.
+    """Count the contexts that anybody asks a store for: those whose rows are missing.
 
-    Only rows that are missing are asked for. Contexts are counted by their ids, so none may be
-    freed meanwhile: they are pinned.
+    The store is emptied first.
     """
     store.clear()
     meter, ensure = RowMeter(), store.ensure
 
     async def counted(contexts: IntArray) -> None:
-        meter.seen.update(contexts[contexts >= 0].tolist())
+        meter.add(contexts)
         await ensure(contexts)
 
     store.ensure = counted  # type: ignore[method-assign]
-    track = _Held(meter)
-    store.engine.tree.track(track)
+    store.engine.tree.track(meter)
     try:
         yield meter
     finally:
         del store.ensure
-
-
-class _Held:
-    """The metered contexts, kept alive."""
-
-    def __init__(self, meter: RowMeter) -> None:
-        self.meter = meter
-
-    def context_ids(self) -> IntArray:
-        return np.fromiter(self.meter.seen, dtype=np.int64)
 
 
 async def read_texts(
@@ -94,11 +89,7 @@ async def read_texts(
 ) -> Reading:
     """Read T texts side by side, each from the model's start.
 
-    Args:
-        model: what reads.
-        params: how to prune.
-        texts: any lengths.
-        keep_rows: whether to keep every next-byte row (2 KiB a byte).
+    With `keep_rows`, every next-byte row is kept (2 KiB a byte).
     """
     symbols = symbol_table(texts)
     logp = np.full(symbols.shape, -np.inf)

@@ -76,7 +76,11 @@ class Report:
             if section.figure is not None:
                 made += _save(section.figure, folder / section.name)
         page = folder / "report.html"
-        drawn = [(s, s.figure and _inline(s.figure)) for s in self.sections]
+        png = {"format": "png", "dpi": 160, "metadata": {"Software": None}}
+        drawn = [
+            (s, s.figure and base64.b64encode(_drawn(s.figure, **png)).decode())
+            for s in self.sections
+        ]
         about = {"command": command, **self.about}
         write(page, render("report", **{**vars(self), "sections": drawn, "about": about}))
         return [page, *made]
@@ -91,11 +95,6 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
     write(paths[0], _drawn(figure, format="png", dpi=130, metadata={"Software": None}))
     write(paths[1], _drawn(figure, format="svg", metadata={"Date": None}))
     return paths
-
-
-def _inline(figure: Figure) -> str:
-    drawn = _drawn(figure, format="png", dpi=160, metadata={"Software": None})
-    return base64.b64encode(drawn).decode()
 
 
 def _drawn(figure: Figure, **options: Any) -> bytes:

@@ -120,12 +120,10 @@ def estimate_quality(log_estimates: Sequence[float], log_truth: float) -> dict[s
 
 
 def summarise(rows: list[Row], log_truth: float | None = None) -> list[dict[str, Any]]:
-    """Return one entry a setting and method; locally constrained decoding from the runs of
-    importance sampling, which draw the same texts.
+    """Return one entry a setting and method, from the rows of jobs that make runs.
 
-    Args:
-        rows: of jobs that make runs.
-        log_truth: what they estimate, nats; None: each row says it.
+    Locally constrained decoding is told from importance sampling, which draws the same texts.
+    What runs estimate is `log_truth`, nats; None: each row says it.
     """
     out = []
     for row in rows:

@@ -18,6 +18,7 @@ import numpy as np
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.constraints import (
     ByteConstraint,
     ByteDFA,
@@ -25,17 +26,15 @@ from genlm_bytes_smc.constraints import (
     ByteJsonSchema,
     ByteRegex,
 )
-from genlm_bytes_smc.experiments.advice import Advice, recommend
+from genlm_bytes_smc.experiments.advice import Advice, recommend, report
 from genlm_bytes_smc.experiments.calibration import CalibrationError, Point, calibrate
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome
 from genlm_bytes_smc.experiments.models import TINY, beam, fresh_engine
 from genlm_bytes_smc.experiments.runner import Done, run_experiment
 from genlm_bytes_smc.experiments.runs import WIDE, enumerate_texts, one_run
-from genlm_bytes_smc.experiments.study_report import report
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, smc
-from genlm_bytes_smc.smc.many import run_blocking
 
 FEW_TEXTS = 400  # as many can be enumerated
 KINDS: dict[str, Callable[[str], ByteConstraint]] = {
@@ -122,7 +121,7 @@ def _jobs(spec: Config, quick: bool, model: Config) -> list[Config]:
 
 def run(config: Config) -> Outcome:
     """Do one part of the study."""
-    return _PARTS[config["part"]](config)
+    return run_sync(_PARTS[config["part"]](config))
 
 
 def _compiled(target: Config) -> ByteConstraint:
@@ -173,11 +172,7 @@ def _target(config: Config, params: BeamParams) -> tuple[ByteLLM, Any]:
     return llm, llm * _compiled(target)
 
 
-def _beam_part(config: Config) -> Outcome:
-    return run_blocking(_calibrated(config))
-
-
-async def _calibrated(config: Config) -> Outcome:
+async def _beam_part(config: Config) -> Outcome:
     """Draw texts that the target admits, and measure the beam that they need."""
     llm, target = _target(config, beam(_WIDE))
     found = dict[bytes, None]()
@@ -215,20 +210,16 @@ def _packed(point: Point) -> dict[str, Any]:
     return named | {"excess": point.excess, "bound": point.bound, "rows": point.rows}
 
 
-def _enumerate_part(config: Config) -> Outcome:
+async def _enumerate_part(config: Config) -> Outcome:
     texts = _few(config["target"])
     assert texts is not None
     model = byte_model(fresh_engine(config["model"]))
     prompt = _prompt(config["target"])
-    log_z, unsure = run_blocking(enumerate_texts(model, texts, WIDE, prompt))
+    log_z, unsure = await enumerate_texts(model, texts, WIDE, prompt)
     return Outcome({"log_truth": log_z, "log_unsure": unsure, "texts": len(texts)})
 
 
-def _runs_part(config: Config) -> Outcome:
-    return run_blocking(_runs(config))
-
-
-async def _runs(config: Config) -> Outcome:
+async def _runs_part(config: Config) -> Outcome:
     llm, target = _target(config, beam(config))
     options: dict[str, Any] = {"ess_threshold": 0.0 if config.get("method") == "is" else 0.5}
     if config.get("method") == "lookahead":

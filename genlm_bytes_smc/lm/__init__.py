@@ -2,7 +2,7 @@
 
 Here belongs what turns a model into a `RowEngine`, and what keeps its rows. All of it is
 synchronous but three places: `RowEngine.rows` and `RowStore.ensure`, where callers that ask at the
-same time are merged (`coalesce.py` in the folder above), and `AdapterEngine`, which waits for
+same time are merged (`calls.py` in the folder above), and `AdapterEngine`, which waits for
 somebody else's model. The files in the order of reading; each imports only those above it:
 
 - `context_index.py`, `contexts.py`: contexts as integers, nodes of a prefix tree;

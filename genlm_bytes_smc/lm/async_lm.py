@@ -16,7 +16,7 @@ import torch
 
 from genlm_bytes_smc.lm.bundled import BundledTokenizer
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
-from genlm_bytes_smc.vocab import Vocabulary
+from genlm_bytes_smc.trie import Vocabulary
 
 
 def _as_async_lm(name: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from genlm_bytes_smc.coalesce import Coalesced
+from genlm_bytes_smc.calls import Coalesced
 from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.async_lm import LateAsyncLM
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray

@@ -35,7 +35,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prefill import fetch_ahead
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
-from genlm_bytes_smc.coalesce import Coalesced
+from genlm_bytes_smc.calls import Coalesced
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.potential.blocks import (
     Block,

@@ -110,6 +110,21 @@ async def conditional_smc(
     return result
 
 
+async def conditional_runs(
+    target: Any,
+    texts: Sequence[bytes],
+    n_particles: int,
+    ess_threshold: float,
+    max_bytes: int,
+    seeds: Sequence[int],
+) -> list[SMCResult]:
+    """Return the results of `conditional_smc`, one a text with its seed, run side by side."""
+    size = n_particles, ess_threshold, max_bytes
+    plans = [_plan(target, *size, seed=seed) for seed in seeds]
+    held = [_held(text, plan) for text, plan in zip(texts, plans, strict=True)]
+    return [found.result for found in await _conditional(plans, held, False)]
+
+
 class Chains:
     """The chains that `particle_gibbs` made.
 

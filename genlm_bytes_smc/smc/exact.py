@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
-from genlm_bytes_smc.blocking import blocking
+from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows, engines_of
 from genlm_bytes_smc.smc.loop import smc

@@ -189,10 +189,15 @@ def names_of(leaves: Iterable[Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def prunings(leaves: Iterable[Any]) -> set[str]:
+    """Return the ways in which beams anywhere in the leaves are pruned."""
+    params = [getattr(part, "params", None) for leaf in leaves for part in _parts(leaf)]
+    return {p.prune for p in params if hasattr(p, "prune")}
+
+
 def random_beams(leaves: Iterable[Any]) -> bool:
     """Return whether beams anywhere in the leaves are random (`prune="unbiased"`)."""
-    params = [getattr(part, "params", None) for leaf in leaves for part in _parts(leaf)]
-    return any(getattr(p, "unbiased", False) for p in params)
+    return "unbiased" in prunings(leaves)
 
 
 def _sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from genlm_bytes_smc.blocking import blocking, run_sync
+from genlm_bytes_smc.calls import blocking, run_sync
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.lanes import together
 from genlm_bytes_smc.smc.loop import alive, run, smc

@@ -35,8 +35,7 @@ from genlm_bytes_smc.beam.rng import start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions, HostState
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowStore, RowTransform
-from genlm_bytes_smc.trie import TokenTrie
-from genlm_bytes_smc.vocab import Vocabulary
+from genlm_bytes_smc.trie import TokenTrie, Vocabulary
 from tests.beam.host_parts import HostParts, back, packed
 
 DEVICES = [

@@ -22,6 +22,11 @@ def jobs(quick, model):
     return [{"seed": seed, "fails": False} for seed in range(N_JOBS)]
 
 
+def timeless(row):
+    """A row without what differs from run to run: when, where and how fast."""
+    return {k: v for k, v in row.items() if k != "run"}
+
+
 def run(config):
     if config["fails"]:
         raise ValueError("this one cannot be done")

@@ -13,10 +13,11 @@ from genlm_bytes_smc.cli.experiment import suggestion
 from genlm_bytes_smc.cli.options import StudyOptions
 from genlm_bytes_smc.experiments import EXPERIMENTS, Advice, ExperimentError, recommend
 from genlm_bytes_smc.experiments.advice import truth_of
-from genlm_bytes_smc.experiments.job import Job, attempt, timeless
+from genlm_bytes_smc.experiments.job import Job, attempt
 from genlm_bytes_smc.experiments.runs import summarise
 from studies.constraints import PeerEngine
 from studies.texts import real_texts
+from tests.experiments.jobs import timeless
 from tests.toys import ToyLM
 
 TINY = {"name": "tiny", "device": "cpu"}

@@ -6,8 +6,7 @@ import torch
 
 from genlm_bytes_smc.lm.rows import RowStore
 from genlm_bytes_smc.lm.transformer import TreeTransformer
-from genlm_bytes_smc.trie import TokenTrie
-from genlm_bytes_smc.vocab import Vocabulary
+from genlm_bytes_smc.trie import TokenTrie, Vocabulary
 from tests.lm.families import make_model, use_forward
 
 DEVICES = [

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genlm_bytes_smc.cli.generate import show_run
+from genlm_bytes_smc.cli.options import ShowOptions
 from genlm_bytes_smc.cli.output import CliError
-from genlm_bytes_smc.cli.show import show_run
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.smc import AllParticlesDeadError, Rollout, SMCResult, files, smc_sync
 from genlm_bytes_smc.viz import run_page
@@ -230,7 +231,7 @@ def test_texts_that_are_no_run(tmp_path, text):
     with pytest.raises(ValueError, match=r"no saved result|other data"):
         SMCResult.load(path)
     with pytest.raises(CliError, match="is no saved run"):
-        show_run(str(path), "-", False)
+        show_run(ShowOptions(run=str(path), out="-"))
 
 
 def spots(value, path=()):
@@ -298,7 +299,7 @@ def test_mutated_runs_are_shown_or_refused_in_one_line(tmp_path_factory, text):
     page.unlink(missing_ok=True)
     refused = None
     try:
-        show_run(str(run), str(page), False)
+        show_run(ShowOptions(run=str(run), out=str(page)))
     except CliError as error:
         refused = str(error)
     assert page.exists() if refused is None else "\n" not in refused

@@ -1,29 +1,124 @@
-"""Calls that arrive together are answered together: the one place where callers are merged.
+"""Awaited calls: their plain forms for scripts, and callers that are merged.
 
-The first caller in line lets the event loop run until nobody new joins, and then serves all who
-stand in line. Who arrives while a batch is being served takes from it what it answers of the same
-questions, and waits for the next batch with the rest. There is no task, thread or lock behind it:
-a call that is cancelled while it serves hands its batch to another caller, and nothing stays
-behind when the last caller is gone. Callers of different event loops do not wait for each other: a
-loop that stands still (stopped in the middle, or behind one that runs in its stead) would never
-answer.
+`run_sync(call)` runs any coroutine of the package and returns its result. A function `f` of the
+package that is awaited has the plain form `f_sync`, which is `blocking(f)`.
+
+`Coalesced` answers calls that arrive together at once; it is the one place where callers are
+merged. The first caller in line lets the event loop run until nobody new joins, and then serves
+all who stand in line. Who arrives while a batch is being served takes from it what it answers of
+the same questions, and waits for the next batch with the rest. There is no task, thread or lock
+behind it: a call that is cancelled while it serves hands its batch to another caller, and nothing
+stays behind when the last caller is gone. Callers of different event loops do not wait for each
+other: a loop that stands still (stopped in the middle, or behind one that runs in its stead) would
+never answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
+import inspect
+import signal
+import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 Serve = Callable[[list[Question]], Awaitable[Mapping[Question, Answer]]]
 
 _TURN = 2e-3  # seconds between two turns of the loop where nobody else waits for one
 _FEW_TASKS = 8  # up to so many are counted at each call
+
+
+def run_sync(call: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine, from code that cannot await.
+
+    It has an event loop of its own. Where a loop is running already (a notebook), the new one
+    gets a thread, and the running one stands still meanwhile. Ctrl-C cancels the coroutine, which
+    ends before `KeyboardInterrupt` is raised.
+
+    Args:
+        call: a coroutine, such as `llm.prefix(b"a")`.
+
+    Raises:
+        TypeError: no coroutine.
+    """
+    _check(call)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(call)
+    return _in_thread(call)
+
+
+def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Return the plain form of an async function: same arguments, result and errors."""
+    name = f"{function.__name__}_sync"
+
+    @functools.wraps(function)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run_sync(function(*args, **kwargs))
+
+    plain.__name__ = plain.__qualname__ = name
+    plain.__doc__ = f"`{function.__name__}` for scripts and notebooks: blocks until done."
+    return plain
+
+
+def _check(call: object) -> None:
+    if not inspect.iscoroutine(call):
+        raise TypeError(f"a coroutine is due, as f(x) of an async f; got {type(call).__name__}")
+
+
+def _in_thread(call: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a thread and a loop of its own, and cancel it if we are interrupted."""
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+
+    async def noted() -> T:
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        return await call
+
+    context = contextvars.copy_context()
+    with _interruptible(), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(context.run, asyncio.run, noted())
+        try:
+            return future.result()
+        except BaseException:
+            for loop, task in running:
+                if task is not None and not loop.is_closed():
+                    loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise `KeyboardInterrupt` here.
+
+    `asyncio.run` has it cancel its own task, which stands still and would never notice.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):  # it is ignored, or handled by what is not Python
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# -- merged callers -------------------------------------------------------------------------
 
 
 class _Request(Generic[Question, Answer]):
