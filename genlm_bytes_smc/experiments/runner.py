@@ -24,7 +24,7 @@ from genlm_bytes_smc.experiments.job import (
 from genlm_bytes_smc.experiments.models import TINY
 from genlm_bytes_smc.experiments.rows import RowFile
 from genlm_bytes_smc.experiments.workers import cores, run_pool, run_ray
-from genlm_bytes_smc.lm.transfer import device_of
+from genlm_bytes_smc.lm.devices import device_of
 
 ROWS = "rows.jsonl"
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from genlm_bytes_smc.lm.async_lm import start_tokens
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import BadRowError, RowEngine, start_tokens
+from genlm_bytes_smc.lm.engine import BadRowError, RowEngine
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 _ENGINES = "_genlm_bytes_smc_engines"

@@ -19,10 +19,9 @@ import torch
 
 from genlm_bytes_smc.lm.adapter import AdapterEngine, as_engine
 from genlm_bytes_smc.lm.bundled import BundledGPT2, BundledTokenizer
+from genlm_bytes_smc.lm.devices import device_of
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.gguf import SMOLLM2, directory_of
-from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
-from genlm_bytes_smc.lm.transfer import device_of
+from genlm_bytes_smc.lm.files import SMOLLM2, check_fits, check_fits_vllm, directory_of, free_bytes
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 if TYPE_CHECKING:

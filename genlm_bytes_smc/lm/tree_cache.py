@@ -19,8 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.lm.context_index import spelled
-from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
+from genlm_bytes_smc.lm.contexts import ContextTree, IntArray, spelled
 
 _DEAD_TOLERATED = 512  # compaction copies the whole buffer: not for less than this
 _EVICT_SHARE = 4  # evict a quarter more than needed, so that it does not happen every call

@@ -17,7 +17,7 @@ from genlm.control.potential.built_in.ensemble import Ensemble
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.rng import KeyArray
 from genlm_bytes_smc.constraints.base import ByteConstraint
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.potential.power_mean import Mean, PowerMean, next_rows
 from genlm_bytes_smc.smc.factors import Tree, compile_rows

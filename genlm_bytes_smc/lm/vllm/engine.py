@@ -19,9 +19,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from genlm_bytes_smc.lm.async_lm import start_tokens
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import EngineError, RowEngine, start_tokens
-from genlm_bytes_smc.lm.transfer import device_of
+from genlm_bytes_smc.lm.devices import device_of
+from genlm_bytes_smc.lm.engine import EngineError, RowEngine
 from genlm_bytes_smc.lm.vllm.env import process_kept, setting
 
 _CAPTURE = "genlm_bytes_smc.lm.vllm.capture"
