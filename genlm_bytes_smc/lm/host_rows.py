@@ -253,10 +253,9 @@ class HostRows:
 
     A row is kept as it came, exponentiated: sums over the trie gather what they need. Rows of
     up to EXACT_WIDTH tokens are kept in float64. Wider ones that come in float32 are kept in
-    float32 (each probability to 1e-7 of itself, less than the rounding of the row it came
-    from; sums are taken in float64), with a bias in the exponent that keeps tokens alive down
-    to `LOWEST` nats. The first row that comes in float64 turns the store to float64, and
-    so does the first that goes lower, with a `FastPathWarning`.
+    float32 (each probability to 1e-7 of itself, less than the rounding of the row it came from;
+    sums are taken in float64). The first row that comes in float64 turns the store to float64,
+    and so does the first with a token below LOWEST, with a `FastPathWarning`.
 
     Args:
         trie: which tokens spell something, and where its nodes are.
@@ -302,8 +301,7 @@ class HostRows:
         if not self.exact and logp.dtype != np.float32:
             self._make_exact()
         self.used = max(self.used, *slots.tolist())
-        exact = self.exact
-        take = take_64 if exact else take_32
+        take = take_64 if (exact := self.exact) else take_32
         total: FloatArray
         total, low, odd = take(logp, slots, self._probs, self._scale, self._summed, ROUNDING)
         # Not normalised (their sum in float32 ends early), or a token out of range.

@@ -5,8 +5,7 @@ probabilities: sums are direct, keep full relative precision (a token at -120 na
 alive), and need no exponential. On a CPU a row is stored in the order it comes (`HostRows`):
 sorting 50,000 numbers costs more than the few sums that are made of most rows. On another
 device it is float64 in sorted order. Tokens that spell nothing and padding columns of the LM
-head are left out and the row is normalised over the rest: it is conditioned on a token that
-spells something.
+head are left out: a row is conditioned on a token that spells something.
 """
 
 from __future__ import annotations
@@ -216,9 +215,8 @@ class RowStore:
         *,
         on_host: bool = False,
     ) -> None:
-        self.engine = engine
+        self.engine, self.trie = engine, trie
         self.device = torch.device("cpu") if on_host else engine.device
-        self.trie = trie
         self.transform = transform or RowTransform()
         self.limit_bytes = limit_bytes
         self._order = torch.as_tensor(trie.order.astype(np.int64), device=self.device)
@@ -386,8 +384,7 @@ class RowStore:
         far = (sums - 1).abs() > (ROUNDING if whole else 0.0)
         scale = torch.where(far, sums, torch.ones_like(sums))
         self._probs[send(slots, self._probs.device)] = fresh / scale[:, None]
-        out: FloatArray = sums.cpu().numpy()
-        return out
+        return np.asarray(sums.cpu())
 
     def clear(self) -> None:
         """Drop every row but those that calls under way are waiting for.
