@@ -162,8 +162,6 @@ class AdapterEngine(RowEngine):
     async def evaluate_async(self, nodes: IntArray) -> torch.Tensor:
         """Rows of distinct contexts; see `RowEngine`."""
         contexts = [self.tree.tokens(n) for n in nodes.tolist()]
-        if not contexts:
-            return self._empty()
         if _rank(self.llm, _BATCH) <= _rank(self.llm, _ONE):
             result = await self.llm.batch_next_token_logprobs(contexts)
         else:
@@ -177,8 +175,6 @@ class AdapterEngine(RowEngine):
             RuntimeError: the model is only asynchronous and an event loop is running.
         """
         contexts = [self.tree.tokens(n) for n in nodes.tolist()]
-        if not contexts:
-            return self._empty()
         awaited = min(_rank(self.llm, _ONE), _rank(self.llm, _BATCH))
         if min(_rank(self.llm, _ONE_SYNC), _rank(self.llm, _BATCH_SYNC)) <= awaited:
             try:
@@ -198,9 +194,6 @@ class AdapterEngine(RowEngine):
         if _rank(self.llm, _BATCH_SYNC) <= _rank(self.llm, _ONE_SYNC):
             return self.llm.batch_next_token_logprobs_sync(contexts)
         return [self.llm.next_token_logprobs_sync(c) for c in contexts]
-
-    def _empty(self) -> torch.Tensor:
-        return torch.empty((0, self.width or self._least_width), device=self.device)
 
     def _rows(self, result: Any, nodes: IntArray) -> torch.Tensor:
         """Whatever the model returned as a checked block of rows."""

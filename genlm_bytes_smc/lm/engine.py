@@ -137,8 +137,8 @@ class RowEngine(LateAsyncLM):
         """Compute rows of distinct contexts, now.
 
         Args:
-            nodes: int64[B], distinct ids of `tree`, none of them empty contexts, all within
-                `window`, all kept alive by the caller.
+            nodes: int64[B], at least one; distinct ids of `tree`, none of them empty contexts,
+                all within `window`, all kept alive by the caller.
 
         Returns:
             Normalised log-probabilities in nats, float32 or float64 [B, width], on `device`.
@@ -198,6 +198,8 @@ class RowEngine(LateAsyncLM):
 
     def rows_sync(self, nodes: IntArray) -> torch.Tensor:
         """As `rows`, without an event loop."""
+        if len(nodes) == 0:
+            return torch.empty((0, self.width or len(self.vocab)), device=self.device)
         self.check(nodes)
         with self.tree.one_thread, self.tree.pinned(nodes):
             distinct, where = np.unique(nodes, return_inverse=True)
@@ -207,9 +209,7 @@ class RowEngine(LateAsyncLM):
             return rows[torch.from_numpy(where).to(rows.device)]
 
     def check(self, nodes: IntArray) -> None:
-        """Raise before any work if a context is empty or longer than the window."""
-        if len(nodes) == 0:
-            return
+        """Raise before any work if one of some contexts is empty or longer than the window."""
         depth = self.tree.depth[nodes].tolist()
         if min(depth) == 0:
             raise ValueError(NO_TOKEN)

@@ -162,9 +162,6 @@ class TreeTransformer(RowEngine):
         Raises:
             BadRowError: the model returned NaN or +inf.
         """
-        nodes = np.asarray(nodes, dtype=np.int64)
-        if len(nodes) == 0:
-            return self._empty(0)
         if self._forward.decoder is None:
             self._tell_forward()
         reach = self._architecture.reach
