@@ -106,9 +106,9 @@ class TreeTransformer(RowEngine):
         self._width, self._evicted = width, 0
         self._row_bytes = width * (sample.element_size() + 4)
         self._forward = TreeForward(self.base, self._architecture, self.tree, self.limit_bytes)
-        self._untold = set[str]()  # lost paths that a warning would tell of
+        self._told_forward, self._told_room = False, True
         self._choose(sample.dtype)
-        self._untold |= {"forward", "room"}
+        self._told_room = False
         self._tell_forward()
         self.clear_cache()  # and write the forward out anew, should its modules be changed by then
         self.tree.collect()
@@ -185,8 +185,8 @@ class TreeTransformer(RowEngine):
             evicted = self._forward.make_room(nodes, len(work.nodes))
         except MemoryError:
             if len(nodes) == 1:
-                if "room" in self._untold:
-                    self._untold.remove("room")
+                if not self._told_room:
+                    self._told_room = True
                     warn_lost(
                         f"a context of {self.tree.depth[nodes[0]]} tokens does not fit into "
                         f"limit_bytes={self.limit_bytes:,} of keys and values: it is computed as "
@@ -270,14 +270,16 @@ class TreeTransformer(RowEngine):
         forward = self._forward
         if forward.decoder is not None:
             forward.doubt = self._probe(dtype)
+            if forward.doubt is not None:
+                forward.clear()  # of keys that would spoil the next probe
         if forward.decoder is None and forward.refusal is None:
             reason = self._probe(dtype)
             forward.refusal = None if reason is None else Way("whole", reason, lost=True)
 
     def _tell_forward(self) -> None:
         """Warn, once, if a slower forward runs than models of this family should have."""
-        if "forward" in self._untold and (way := self.forward).lost:
-            self._untold.remove("forward")
+        if not self._told_forward and (way := self.forward).lost:
+            self._told_forward = True
             warn_lost(
                 f"{type(self.base).__name__} runs more slowly than it should: its forward is "
                 f"{way!r}, as {way.reason}"
