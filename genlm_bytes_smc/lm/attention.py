@@ -167,7 +167,8 @@ class _Plan:
         """Lay out one sequence of positions against keys that all may read: range or listed."""
         index, place, keys = None, None, self.high - self.low
         if layout == "listed":
-            index, place = self._listed()
+            seen = self._seen()
+            index, place = np.flatnonzero(seen) + self.low, np.cumsum(seen) - 1
             keys, known = len(index), index[: len(index) - self.positions]
             causal = self.positions == 1
         else:
@@ -179,16 +180,6 @@ class _Plan:
         full = self._mask(keys, place)
         sliding = self._slide(full, known, window)
         return Attention(layout, self.low, self.high, index, full, sliding)
-
-    def _listed(self) -> tuple[IntArray, IntArray]:
-        """Return the slots that some position reads, and the place of each `slot - low` in them."""
-        if len(self.segments) > 1:
-            seen = self._seen()
-            return np.flatnonzero(seen) + self.low, np.cumsum(seen) - 1
-        slots = np.concatenate([self.segments[0].path, np.arange(self.first, self.high)])
-        place = np.zeros(self.high - self.low, dtype=np.int64)
-        place[slots - self.low] = np.arange(len(slots))
-        return slots, place
 
     def rows(self, window: int | None) -> Attention:
         """Lay out each position as a batch row with its own path."""
