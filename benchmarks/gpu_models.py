@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from benchmarks.ngram import END, NgramLM, gpt2_tokens, llama_size_tokens
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 WINDOW = 4096  # tokens

@@ -25,13 +25,13 @@ from benchmarks.measure import K, Side, _ours
 from benchmarks.ngram import NgramLM
 from genlm_bytes_smc import BeamParams, ByteBeamState
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
-from genlm_bytes_smc.lm import intake
+from genlm_bytes_smc.lm import host_rows
 
 PARTS = ("LM rows", "taking rows in", "compiled steps", "Python")
 _REPEATS = 5
 _TIMED = (
     ("LM rows", NgramLM, ("rows",)),
-    ("taking rows in", intake, ("take_32", "take_64")),
+    ("taking rows in", host_rows, ("take_32", "take_64")),
     (
         "compiled steps",
         NumbaKernels,

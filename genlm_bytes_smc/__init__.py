@@ -38,9 +38,9 @@ if TYPE_CHECKING:
         LMCounts,
         RowEngine,
     )
+    from genlm_bytes_smc.lm.files import ModelTooLargeError
     from genlm_bytes_smc.lm.load import load_model
     from genlm_bytes_smc.lm.rows import RowTransform
-    from genlm_bytes_smc.lm.size import ModelTooLargeError
     from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
     from genlm_bytes_smc.potential import ByteLLM
     from genlm_bytes_smc.potential.power_mean import PowerMean, mixture, power_mean, proxy_tuning
@@ -86,7 +86,7 @@ _HOMES = {
     "lm.engine": "BadRowError ContextTooLongError EngineError LMCounts RowEngine",
     "lm.load": "load_model",
     "lm.rows": "RowTransform",
-    "lm.size": "ModelTooLargeError",
+    "lm.files": "ModelTooLargeError",
     "lm.vllm.engine": "VLLMEngine",
     "potential": "ByteLLM",
     "potential.power_mean": "PowerMean mixture power_mean proxy_tuning",

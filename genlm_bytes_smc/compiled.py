@@ -36,9 +36,8 @@ SOURCES = (
     "beam/texts_numba.py",
     "compiled.py",
     "constraints/automata/loops_numba.py",
-    "lm/context_index.py",
-    "lm/host_rows.py",  # the layout of its arrays
-    "lm/intake.py",
+    "lm/contexts.py",
+    "lm/host_rows.py",
 )
 
 
@@ -55,10 +54,23 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file._source_stamp = _stamp()
+        self._cache_file._load_index = self._index_of(self._cache_file._load_index)
 
         # numba writes index and code apart: of two processes at once, one could take the other's
         # code, or an older one, for its own.
         self._lock = FileLock(Path(self.cache_path) / "compiled.lock")
+
+    @staticmethod
+    def _index_of(load: Callable[[], dict[Any, str]]) -> Callable[[], dict[Any, str]]:
+        """Return what reads the index; one that names classes which are no more is empty."""
+
+        def read() -> dict[Any, str]:
+            try:
+                return load()
+            except (AttributeError, ImportError):
+                return {}
+
+        return read
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         """Return what was kept for a signature, or None."""

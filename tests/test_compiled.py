@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -101,3 +102,17 @@ def test_python_is_refused_what_only_compiled_functions_can_call():
         with pytest.raises(TypeError, match="_touches can only be called by compiled functions"):
             masses_numba._touches(1, 2, none)
         assert not numba.njit(lambda *args: masses_numba._touches(*args))(1, 2, none)
+
+
+def test_an_index_that_names_a_class_which_is_no_more_counts_as_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    function = numba.njit(double)
+    assert function(1) == 2
+    ((signature, result),) = function.overloads.items()
+    cache = compiled._Cache(double)
+    index = Path(cache._cache_file._index_path)
+    index.parent.mkdir(parents=True, exist_ok=True)
+    index.write_bytes(pickle.dumps(numba.__version__) + b"cgenlm_bytes_smc.gone\nArrays\n.")
+    assert cache.load_overload(signature, function.targetctx) is None
+    cache.save_overload(signature, result)
+    assert cache.load_overload(signature, function.targetctx) is not None

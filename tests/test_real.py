@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, load_model
 from genlm_bytes_smc.beam.model import byte_model
-from genlm_bytes_smc.lm import gguf as ours
+from genlm_bytes_smc.lm import files as ours
 
 pytestmark = [
     pytest.mark.real,

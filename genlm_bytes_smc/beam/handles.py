@@ -20,8 +20,7 @@ from numba.np import arrayobj
 
 from genlm_bytes_smc.beam.masses_numba import TrieArrays
 from genlm_bytes_smc.compiled import inner
-from genlm_bytes_smc.lm.context_index import TreeArrays
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts import IntArray, TreeArrays
 from genlm_bytes_smc.lm.host_rows import FAN, RowArrays
 
 _SIZES = 8

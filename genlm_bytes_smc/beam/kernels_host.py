@@ -34,8 +34,7 @@ from genlm_bytes_smc.beam.kernels import (
 from genlm_bytes_smc.beam.rng import KeyArray
 from genlm_bytes_smc.beam.state import Extensions, HostState
 from genlm_bytes_smc.beam.substitutes import HEAVY
-from genlm_bytes_smc.lm.context_index import NO_ROOM
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts import NO_ROOM, IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 
 _NO_STATE: IntArray = np.empty((4, 0, 0), dtype=np.int64)

@@ -51,8 +51,8 @@ from genlm_bytes_smc.beam.rng import PRUNE, uniforms
 from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
 from genlm_bytes_smc.beam.symbols import N_BYTES
 from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.rows import RowStore
-from genlm_bytes_smc.lm.transfer import send
 
 
 class TorchKernels(ComposedSteps):

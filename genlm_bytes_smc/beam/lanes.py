@@ -32,7 +32,7 @@ from genlm_bytes_smc.beam.state import State
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
 from genlm_bytes_smc.beam.tokens import feed_token, foresee, look_before, under
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.devices import send
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
 from genlm_bytes_smc.compiled import full, inner
-from genlm_bytes_smc.lm.context_index import NO_ROOM, child_of
+from genlm_bytes_smc.lm.contexts import NO_ROOM, child_of
 
 
 @intrinsic

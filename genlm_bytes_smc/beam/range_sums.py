@@ -19,8 +19,8 @@ import torch
 
 from genlm_bytes_smc.beam.symbols import N_BYTES
 from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.rows import RowStore
-from genlm_bytes_smc.lm.transfer import send
 
 FLAT_LIMIT = 1 << 22
 """Probabilities that one gather reads at most (unless one range alone has more)."""

@@ -21,7 +21,8 @@ from genlm_bytes_smc.beam.prefill import read_text
 from genlm_bytes_smc.beam.probs import EOS, LazyByteProbs
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte
-from genlm_bytes_smc.lm.engine import LMCounts, start_tokens
+from genlm_bytes_smc.lm.async_lm import start_tokens
+from genlm_bytes_smc.lm.engine import LMCounts
 from genlm_bytes_smc.lm.rows import RowTransform
 
 _TRIE_OPTIONS = {"max_batch_size", "device", "eot_sentinel", "eos_byte_strings"}

@@ -24,7 +24,7 @@ from genlm_bytes_smc.beam.masses_numba import ROOT, add_children, add_masses, su
 from genlm_bytes_smc.beam.packing_numba import add_logs, children, lacking, nothing, pack, unpack
 from genlm_bytes_smc.beam.pruning_numba import admit, keys_after, logsumexp_rows, prune_lanes
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.context_index import NO_ROOM
+from genlm_bytes_smc.lm.contexts import NO_ROOM
 
 _NONE = np.empty(0, np.int64)
 _WITHIN = np.bool_(True)

@@ -19,7 +19,7 @@ from genlm_bytes_smc.beam.pruning_numba import (
     prune_lanes,
 )
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.context_index import NO_ROOM
+from genlm_bytes_smc.lm.contexts import NO_ROOM
 
 _ALL = np.int64(-1)
 _BESIDE, _WITHIN = np.bool_(False), np.bool_(True)

@@ -31,7 +31,7 @@ from genlm.control.potential.base import Potential
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, TABLES, Context, as_bytes
 from genlm_bytes_smc.constraints.product import ByteProduct, times
 from genlm_bytes_smc.html import render
-from genlm_bytes_smc.lm.transfer import device_of
+from genlm_bytes_smc.lm.devices import device_of
 
 DEAD = -1
 _CONTEXTS_KEPT = 16_384

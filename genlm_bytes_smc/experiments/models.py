@@ -18,7 +18,7 @@ from genlm_bytes_smc.lm.adapter import AdapterEngine
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.transformer import TreeTransformer
-from genlm_bytes_smc.potential.ending import own_params, with_eos
+from genlm_bytes_smc.potential.byte_llm import own_params, with_eos
 
 TINY: Config = {"name": "tiny"}
 

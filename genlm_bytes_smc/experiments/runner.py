@@ -29,7 +29,7 @@ from genlm_bytes_smc.experiments.job import (
     key_of,
 )
 from genlm_bytes_smc.experiments.models import TINY
-from genlm_bytes_smc.lm.transfer import device_of
+from genlm_bytes_smc.lm.devices import device_of
 
 ROWS = "rows.jsonl"
 MOST_LOSSES = 3  # how often jobs are done again whose worker was killed

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from genlm_bytes_smc.lm.async_lm import start_tokens
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import BadRowError, RowEngine, start_tokens
+from genlm_bytes_smc.lm.engine import BadRowError, RowEngine
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 _ENGINES = "_genlm_bytes_smc_engines"
@@ -59,15 +60,14 @@ def as_engine(
     if isinstance(llm, (str, os.PathLike)):
         raise TypeError(f"expected a model, got {llm!r}; load_model loads models by name")
     key = (None if start is None else start_tokens(None, start), limit_bytes)
-    engines = getattr(llm, "__dict__", {}).get(_ENGINES)
+    if not hasattr(llm, "__dict__"):  # no place for attributes: an engine a call, then
+        return _new_engine(llm, start, limit_bytes)
+    engines: _Engines | None = vars(llm).get(_ENGINES)
     if engines is None or engines.owner() is not llm:  # none yet, or those of what it is a copy of
         engines = _Engines(llm)
     if key not in engines:
         engines[key] = _new_engine(llm, start, limit_bytes)
-        try:
-            setattr(llm, _ENGINES, engines)
-        except AttributeError:  # no place for attributes: an engine a call, then
-            return engines[key]
+        vars(llm)[_ENGINES] = engines
     return engines[key]
 
 
@@ -77,7 +77,7 @@ class _Engines(dict[Any, RowEngine]):
 
     def __init__(self, owner: Any) -> None:
         super().__init__()
-        self.owner = _reference(owner)
+        self.owner: Callable[[], Any] = weakref.ref(owner)
 
     def __deepcopy__(self, memo: object) -> None:
         return None
@@ -86,14 +86,7 @@ class _Engines(dict[Any, RowEngine]):
         return type(None), ()
 
 
-def _reference(llm: Any) -> Callable[[], Any]:
-    try:
-        return weakref.ref(llm)
-    except TypeError:  # a class with __slots__, where nothing is kept anyway
-        return lambda: llm
-
-
-def _new_engine(llm: Any, start: int | Sequence[int] | None, limit_bytes: int | None) -> RowEngine:
+def _new_engine(llm: Any, start: Any, limit_bytes: int | None) -> RowEngine:
     from genlm.backend.llm import AsyncTransformer
 
     if isinstance(llm, AsyncTransformer) and not overrides(llm, AsyncTransformer):
@@ -103,9 +96,7 @@ def _new_engine(llm: Any, start: int | Sequence[int] | None, limit_bytes: int | 
     return AdapterEngine(llm, start=start)
 
 
-def _check_same(
-    engine: RowEngine, start: int | Sequence[int] | None, limit_bytes: int | None
-) -> None:
+def _check_same(engine: RowEngine, start: Any, limit_bytes: int | None) -> None:
     if start is not None and start_tokens(None, start) != engine.start:
         raise ValueError(f"the engine begins contexts with {engine.start}, got start={start!r}")
     has = getattr(engine, "limit_bytes", None)
@@ -169,14 +160,8 @@ class AdapterEngine(RowEngine):
     # -- rows --------------------------------------------------------------------------
 
     async def evaluate_async(self, nodes: IntArray) -> torch.Tensor:
-        """Rows of distinct contexts: float32 or float64 [B, width], nats.
-
-        Raises:
-            BadRowError: rows too narrow for the vocabulary.
-        """
-        contexts = self._contexts(nodes)
-        if not contexts:
-            return self._empty()
+        """Rows of distinct contexts; see `RowEngine`."""
+        contexts = [self.tree.tokens(n) for n in nodes.tolist()]
         if _rank(self.llm, _BATCH) <= _rank(self.llm, _ONE):
             result = await self.llm.batch_next_token_logprobs(contexts)
         else:
@@ -189,9 +174,7 @@ class AdapterEngine(RowEngine):
         Raises:
             RuntimeError: the model is only asynchronous and an event loop is running.
         """
-        contexts = self._contexts(nodes)
-        if not contexts:
-            return self._empty()
+        contexts = [self.tree.tokens(n) for n in nodes.tolist()]
         awaited = min(_rank(self.llm, _ONE), _rank(self.llm, _BATCH))
         if min(_rank(self.llm, _ONE_SYNC), _rank(self.llm, _BATCH_SYNC)) <= awaited:
             try:
@@ -212,17 +195,9 @@ class AdapterEngine(RowEngine):
             return self.llm.batch_next_token_logprobs_sync(contexts)
         return [self.llm.next_token_logprobs_sync(c) for c in contexts]
 
-    def _contexts(self, nodes: IntArray) -> list[list[int]]:
-        return [self.tree.tokens(n) for n in nodes.tolist()]
-
-    def _empty(self) -> torch.Tensor:
-        return torch.empty((0, self.width or self._least_width), device=self.device)
-
     def _rows(self, result: Any, nodes: IntArray) -> torch.Tensor:
         """Whatever the model returned as a checked block of rows."""
-        rows = _as_tensor(result)
-        if rows.device != self.device:
-            rows = rows.to(self.device)
+        rows = _as_tensor(result).to(self.device)
         shape = rows.shape
         if len(shape) != 2 or shape[0] != len(nodes):
             raise BadRowError(
@@ -236,17 +211,16 @@ class AdapterEngine(RowEngine):
                 "(padding), not narrower"
             )
         self.width = int(shape[1])
-        counts = self.counts
-        counts.forwards += 1
-        counts.rows += len(nodes)
-        counts.positions += sum(self.tree.depth[nodes].tolist())
+        self.counts.forwards += 1
+        self.counts.rows += len(nodes)
+        self.counts.positions += sum(self.tree.depth[nodes].tolist())
         return rows
 
     def refuse_bad(self, nodes: IntArray, rows: torch.Tensor) -> None:
         """See `RowEngine`."""
-        if _below_infinity(rows):
-            return
         bad = ~(rows.amax(dim=1) < torch.inf).cpu().numpy()  # NaN compares false
+        if not bad.any():
+            return
         wrong = np.unique(nodes[bad])
         lengths = sorted(set(self.tree.depth[wrong].tolist()))
         raise BadRowError(
@@ -267,13 +241,6 @@ class AdapterEngine(RowEngine):
         cleanup = getattr(self.llm, "cleanup", None)
         if self._owned and cleanup is not None:
             cleanup()
-
-
-def _below_infinity(rows: torch.Tensor) -> bool:
-    """Return whether no entry is NaN or +inf."""
-    if rows.device.type == "cpu":  # numpy: no thread pool is woken for a small job
-        return bool(rows.numpy().max() < np.inf)
-    return bool(rows.amax() < torch.inf)
 
 
 def overrides(llm: Any, base: type) -> bool:
@@ -321,9 +288,7 @@ def _as_tensor(result: Any) -> torch.Tensor:
         else:
             out = torch.stack(rows)
     else:
-        out = result if isinstance(result, torch.Tensor) else torch.as_tensor(result)
-    if out.requires_grad:
-        out = out.detach()
+        out = torch.as_tensor(result).detach()
     if out.dtype in _EXACT:
         return out
     if out.dtype in (torch.float16, torch.bfloat16):

@@ -67,7 +67,7 @@ class Attention:
 
     Attributes:
         layout: how the keys lie (see the module's text).
-        low, high: slots `[low, high)` if the layout is ``range``.
+        low, high: the slots that are read lie in `[low, high)`.
         index: slots int64[C] (``listed``) or int64[T, C] (``rows``), else None.
         full: 0 where a position sees a key and `-inf` elsewhere, float32[T, C]; None if the
             plain causal rule says the same.
@@ -112,28 +112,26 @@ def attend(
     """
     if window is not None and int(depth.max()) <= window:
         window = None
-    plan = _Plan(cache, segments, len(depth))
-    if layout is None:
-        layout = plan.cheapest(most_copied, costs)
+    plan = _Plan(cache, segments, depth)
+    layout = layout or plan.cheapest(most_copied, costs)
     if layout == "rows":
-        return plan.rows(depth, window)
-    if layout == "listed":
-        return plan.listed(depth, window, always_mask)
-    return plan.range(depth, window, always_mask)
+        return plan.rows(window)
+    return plan.shared(layout, window, always_mask)
 
 
 class _Plan:
     """The sizes from which a layout is chosen, and the layouts themselves."""
 
-    def __init__(self, cache: TreeCache, segments: Sequence[Segment], positions: int) -> None:
-        self.cache, self.segments, self.positions = cache, segments, positions
-        self.first = cache.used
+    def __init__(self, cache: TreeCache, segments: Sequence[Segment], depth: IntArray) -> None:
+        self.cache, self.segments, self.depth = cache, segments, depth
+        self.first, self.positions = cache.used, len(depth)
         self.paths = [s.path for s in segments if len(s.path)]
         self.low = min((int(p[0]) for p in self.paths), default=self.first)
-        self.high = self.first + positions
+        self.high = self.first + self.positions
         self.longest = max((len(p) for p in self.paths), default=0)
 
     def cheapest(self, most_copied: int | None, costs: AttentionCosts) -> Layout:
+        """Return the layout that costs least."""
         most = np.inf if most_copied is None else most_copied
         reach = self.high - self.low
         key = max(costs.lone_key, costs.pair * self.positions)
@@ -165,35 +163,26 @@ class _Plan:
             seen[path - self.low] = True
         return seen
 
-    def range(self, depth: IntArray, window: int | None, always_mask: bool) -> Attention:
-        reach = self.high - self.low
-        whole = len(self.segments) == 1 and self.longest == self.first - self.low
-        causal = whole and (self.positions == 1 or reach == self.positions)
-        if causal and window is None and not always_mask:
-            return Attention("range", self.low, self.high, None, None, None)
-        full = self._mask(reach, None)
-        key_depth = np.concatenate([self.cache.depths(slice(self.low, self.first)), depth])
-        sliding = _slide(full, depth, key_depth, window)
-        return Attention("range", self.low, self.high, None, full, sliding)
-
-    def listed(self, depth: IntArray, window: int | None, always_mask: bool) -> Attention:
-        if len(self.segments) == 1:
-            own = np.arange(self.first, self.high)
-            seen_slots = np.concatenate([self.segments[0].path, own])
-            place = np.zeros(self.high - self.low, dtype=np.int64)
-            place[seen_slots - self.low] = np.arange(len(seen_slots))
-        else:
+    def shared(self, layout: Layout, window: int | None, always_mask: bool) -> Attention:
+        """Lay out one sequence of positions against keys that all may read: range or listed."""
+        index, place, keys = None, None, self.high - self.low
+        if layout == "listed":
             seen = self._seen()
-            seen_slots = np.flatnonzero(seen) + self.low
-            place = np.cumsum(seen) - 1
-        if self.positions == 1 and window is None and not always_mask:
-            return Attention("listed", 0, 0, seen_slots, None, None)
-        full = self._mask(len(seen_slots), place)
-        known = seen_slots[: len(seen_slots) - self.positions]
-        key_depth = np.concatenate([self.cache.depths(known), depth])
-        return Attention("listed", 0, 0, seen_slots, full, _slide(full, depth, key_depth, window))
+            index, place = np.flatnonzero(seen) + self.low, np.cumsum(seen) - 1
+            keys, known = len(index), index[: len(index) - self.positions]
+            causal = self.positions == 1
+        else:
+            known = np.arange(self.low, self.first)
+            whole = len(self.segments) == 1 and self.longest == self.first - self.low
+            causal = whole and (self.positions == 1 or keys == self.positions)
+        if causal and window is None and not always_mask:
+            return Attention(layout, self.low, self.high, index, None, None)
+        full = self._mask(keys, place)
+        sliding = self._slide(full, known, window)
+        return Attention(layout, self.low, self.high, index, full, sliding)
 
-    def rows(self, depth: IntArray, window: int | None) -> Attention:
+    def rows(self, window: int | None) -> Attention:
+        """Lay out each position as a batch row with its own path."""
         index = np.empty((self.positions, self.longest + 1), dtype=np.int64)
         index[:] = np.arange(self.first, self.high)[:, None]
         full = np.full(index.shape, -np.inf, dtype=np.float32)
@@ -201,13 +190,22 @@ class _Plan:
         for i, segment in enumerate(self.segments):
             index[i, : len(segment.path)] = segment.path
             full[i, : len(segment.path)] = 0.0
-        sliding = None
-        if window is not None:
-            key_depth = self.cache.depths(np.minimum(index, self.first - 1))
-            far = depth[:, None] - key_depth >= window
-            far[:, -1] = False
-            sliding = np.where(far, np.float32(-np.inf), full)
-        return Attention("rows", 0, 0, index, full, sliding)
+        known = np.minimum(index[:, :-1], self.first - 1)
+        sliding = self._slide(full, known, window)
+        return Attention("rows", self.low, self.high, index, full, sliding)
+
+    def _slide(self, full: MaskArray, known: IntArray, window: int | None) -> MaskArray | None:
+        """Return `full` without the keys `window` or more tokens above a position.
+
+        The first keys are those in the slots `known`, int64[C'] or int64[T, C']; the positions'
+        own come last.
+        """
+        if window is None:
+            return None
+        own = self.depth if known.ndim == 1 else self.depth[:, None]
+        key_depth = np.concatenate([self.cache.depths(known), own], axis=-1)
+        far = self.depth[:, None] - key_depth >= window
+        return np.where(far, np.float32(-np.inf), full)
 
     def _mask(self, keys: int, place: IntArray | None) -> MaskArray:
         """0 at each position's ancestors and itself, -inf elsewhere: float32[T, keys].
@@ -237,12 +235,3 @@ def _columns(path: IntArray, low: int, place: IntArray | None) -> slice | IntArr
     if last - first + 1 == len(path):
         return slice(first, last + 1)
     return path - low
-
-
-def _slide(
-    full: MaskArray, depth: IntArray, key_depth: IntArray, window: int | None
-) -> MaskArray | None:
-    """`full` without the keys `window` or more tokens above a position."""
-    if window is None:
-        return None
-    return np.where(depth[:, None] - key_depth[None, :] >= window, np.float32(-np.inf), full)

@@ -20,11 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class BundledConfig(SimpleNamespace):
-    """The configuration file's entries as attributes, under the names of other models too.
-
-    Args:
-        path: a directory in Hugging Face's format.
-    """
+    """The entries of a directory's configuration as attributes, under other models' names too."""
 
     _attn_implementation = "sdpa"
     dtype: Any

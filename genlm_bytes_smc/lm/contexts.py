@@ -4,43 +4,157 @@ A context (a string of token ids) is named by one integer, the id of its node. F
 lane, sharing a prompt between a thousand particles or asking whether two hypotheses have
 the same context is then integer work, and no list of tokens is ever copied.
 
-Layout (struct of arrays, one entry a node; node 0 is the empty context)::
-
-    parent  int64[n]   id of the context without its last token   (root: -1)
-    token   int64[n]   the last token                             (root: -1)
-    depth   int64[n]   number of tokens
-
 Nodes that nobody can reach any more are found by tracing (`collect`): the roots are the
 objects given to `track` that are still alive, the pinned ids, and their ancestors. Freed ids
 are used again; whoever keeps something per node hears of it through `on_free`.
+
+The children of a node are found through one hash table for the whole tree, in compiled code:
+open addressing with linear probing (Knuth, The Art of Computer Programming, volume 3, section
+6.4, algorithm L), whose places hold node ids and whose keys are the pairs (parent, token) of
+those nodes.
 """
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.lm.context_index import (
-    FREE,
-    SIZE,
-    TreeArrays,
-    child_of,
-    fill_table,
-    find_children,
-    find_path,
-    mark,
-    spelled,
-)
+from genlm_bytes_smc.compiled import entry, full, inner
 
 IntArray = npt.NDArray[np.int64]
 
+NO_ROOM = -2
+_SIZE, _FREE = 0, 1  # places in `TreeArrays.meta`
 _TOKEN_BITS = 32
 _HOLDERS = 1024  # references to holders, alive or not, before the first look at them
+
+
+class TreeArrays(NamedTuple):
+    """Arrays of a `ContextTree`, one entry a node; node 0 is the empty context.
+
+    Attributes:
+        parent: int64[n], id of the context without its last token (root: -1).
+        token: int64[n], the last token (root: -1).
+        depth: int64[n], number of tokens.
+        alive: bool[n], ids in use.
+        table: int64[2**k], a node id in each place that is taken, else -1; k so large that
+            at least half of the places are free.
+        free: int64[n], ids to use again: the first `meta[_FREE]` of them.
+        meta: int64[2], ids given out so far (_SIZE) and ids to use again (_FREE).
+    """
+
+    parent: IntArray
+    token: IntArray
+    depth: IntArray
+    alive: npt.NDArray[np.bool_]
+    table: IntArray
+    free: IntArray
+    meta: IntArray
+
+
+@inner()
+def _place(node, token, mask):
+    x = np.uint64(node) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(token)
+    x = (x ^ (x >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
+    return np.int64((x ^ (x >> np.uint64(29))) & np.uint64(mask))
+
+
+@entry()
+def child_of(tree, node, token):
+    """Return the child of `node` along `token`, made if new; NO_ROOM if the arrays are full."""
+    mask = len(tree.table) - 1
+    at = _place(node, token, mask)
+    while tree.table[at] >= 0:
+        found = tree.table[at]
+        if tree.parent[found] == node and tree.token[found] == token:
+            return found
+        at = (at + 1) & mask
+    if tree.meta[_FREE] > 0:
+        tree.meta[_FREE] -= 1
+        new = tree.free[tree.meta[_FREE]]
+    elif tree.meta[_SIZE] == len(tree.parent):
+        return np.int64(NO_ROOM)
+    else:
+        new = tree.meta[_SIZE]
+        tree.meta[_SIZE] += 1
+    tree.parent[new] = node
+    tree.token[new] = token
+    tree.depth[new] = tree.depth[node] + 1
+    tree.alive[new] = True
+    tree.table[at] = new
+    return new
+
+
+@entry()
+def find_children(tree, nodes, tokens, out):
+    """out[i] = child of nodes[i] along tokens[i]; how many were done before the room ended."""
+    for i in range(len(nodes)):
+        out[i] = child_of(tree, nodes[i], tokens[i])
+        if out[i] < 0:
+            return i
+    return len(nodes)
+
+
+@entry()
+def find_path(tree, node, tokens, out):
+    """out[i] = the context `node` followed by tokens[:i + 1]; how many were done."""
+    for i in range(len(tokens)):
+        node = child_of(tree, node, tokens[i])
+        if node < 0:
+            return i
+        out[i] = node
+    return len(tokens)
+
+
+@entry()
+def spelled(parent, of, node, out):
+    """out[-1 - i] = of[the i-th node from `node` up]; `out` is as long as `node` is deep."""
+    for i in range(len(out) - 1, -1, -1):
+        out[i] = of[node]
+        node = parent[node]
+
+
+@entry()
+def fill_table(tree):
+    """Enter every node in use into the table, which must be empty."""
+    mask = len(tree.table) - 1
+    for node in range(1, tree.meta[_SIZE]):
+        if tree.alive[node]:
+            at = _place(tree.parent[node], tree.token[node], mask)
+            while tree.table[at] >= 0:
+                at = (at + 1) & mask
+            tree.table[at] = node
+
+
+@entry()
+def mark(parent, roots, mask):
+    """Mark `roots` (negative ids ignored) and all their ancestors."""
+    for node in roots:
+        while node >= 0 and not mask[node]:
+            mask[node] = True
+            node = parent[node]
+
+
+@entry()
+def lacking(slot_of, contexts):
+    """Ids of `contexts` without a slot, as often as they occur."""
+    count = 0
+    for c in contexts:
+        count += slot_of[c] < 0
+    out = full(count, 0)
+    count = 0
+    for c in contexts:
+        if slot_of[c] < 0:
+            out[count] = c
+            count += 1
+    return out
 
 
 class HoldsContexts(Protocol):
@@ -101,24 +215,19 @@ class ContextTree:
     """
 
     def __init__(self, capacity: int = 1024) -> None:
-        self.parent = np.full(capacity, -1, dtype=np.int64)
-        self.token = np.full(capacity, -1, dtype=np.int64)
-        self.depth = np.zeros(capacity, dtype=np.int64)
-        self._alive = np.zeros(capacity, dtype=bool)
-        self._alive[0] = True
-        self._free = np.empty(capacity, dtype=np.int64)
         self._meta = np.array([1, 0], dtype=np.int64)
+        self._index(_columns(capacity))
+        self._alive[0] = True
         self.one_thread = OneThread()
         self._holders: list[weakref.ref[HoldsContexts]] = []
         self._most_holders = _HOLDERS
         self._pins: dict[Pin, IntArray] = {}
         self._on_free: list[weakref.WeakMethod[Callable[[IntArray], None]]] = []
         self._after_last_collect = 0
-        self._index()
 
     def __len__(self) -> int:
         """Return the number of contexts alive, the empty one included."""
-        return int(self._meta[SIZE] - self._meta[FREE])
+        return int(self._meta[_SIZE] - self._meta[_FREE])
 
     @property
     def capacity(self) -> int:
@@ -129,13 +238,7 @@ class ContextTree:
 
     def child(self, node: int, token: int) -> int:
         """Return the context `node` followed by `token`, made if it is new."""
-        if not 0 <= token < 1 << _TOKEN_BITS:
-            raise _no_token(token)
-        found = int(child_of(self.arrays, node, token))
-        while found < 0:
-            self.grow()
-            found = int(child_of(self.arrays, node, token))
-        return found
+        return int(self.along(node, [token])[0])
 
     def children(self, nodes: IntArray, tokens: IntArray) -> IntArray:
         """`child` for each pair of two int64 arrays of equal shape [m]."""
@@ -159,15 +262,6 @@ class ContextTree:
         path = self.along(0, tokens)
         return int(path[-1]) if len(path) else 0
 
-    def path(self, node: int) -> list[int]:
-        """List the ids from the first token's node to `node` itself (empty for the root)."""
-        out = []
-        while node > 0:
-            out.append(node)
-            node = int(self.parent[node])
-        out.reverse()
-        return out
-
     def tokens(self, node: int) -> list[int]:
         """Return the token ids that `node` stands for (a list of the caller's own)."""
         out = np.empty(int(self.depth[node]), dtype=np.int64)
@@ -175,31 +269,18 @@ class ContextTree:
         line: list[int] = out.tolist()
         return line
 
-    def alive(self, nodes: Sequence[int] | IntArray) -> npt.NDArray[np.bool_]:
-        """Return whether each id is in use, bool[m]."""
-        return self._alive[np.asarray(nodes, dtype=np.int64)]
-
     def grow(self) -> None:
         """Make room for as many nodes again."""
-        n = self.capacity
-        self.parent = np.concatenate([self.parent, np.full(n, -1, dtype=np.int64)])
-        self.token = np.concatenate([self.token, np.full(n, -1, dtype=np.int64)])
-        self.depth = np.concatenate([self.depth, np.zeros(n, dtype=np.int64)])
-        self._alive = np.concatenate([self._alive, np.zeros(n, dtype=bool)])
-        self._free = np.concatenate([self._free, np.empty(n, dtype=np.int64)])
-        self._index()
+        more = _columns(self.capacity)
+        self._index([np.concatenate(pair) for pair in zip(self._all, more, strict=True)])
 
-    def _index(self) -> None:
-        """Hash every node anew."""
-        places = 1 << (2 * self.capacity - 1).bit_length()
+    def _index(self, columns: Sequence[npt.NDArray[Any]]) -> None:
+        """Take the columns of `TreeArrays`, and hash every node anew."""
+        self._all = columns
+        self.parent, self.token, self.depth, self._alive, self._free = columns
+        table = np.full(1 << (2 * self.capacity - 1).bit_length(), -1, dtype=np.int64)
         self.arrays = TreeArrays(
-            self.parent,
-            self.token,
-            self.depth,
-            self._alive,
-            np.full(places, -1, dtype=np.int64),
-            self._free,
-            self._meta,
+            self.parent, self.token, self.depth, self._alive, table, self._free, self._meta
         )
         fill_table(self.arrays)
 
@@ -239,24 +320,19 @@ class ContextTree:
     def collect(self) -> IntArray:
         """Free every node that is not `live` and return the freed ids, int64[m]."""
         with self.one_thread:
-            return self._collect()
-
-    def _collect(self) -> IntArray:
-        mask = self.live()
-        freed = np.flatnonzero(self._alive & ~mask)
-        self._alive[freed] = False
-        first = int(self._meta[FREE])
-        self._free[first : first + len(freed)] = freed
-        self._meta[FREE] += len(freed)
-        self._index()
-        self._after_last_collect = len(self)
-        if len(freed):
-            listeners = [ref() for ref in self._on_free]
-            self._on_free = [r for r, f in zip(self._on_free, listeners, strict=True) if f]
-            for listener in listeners:
-                if listener is not None:
-                    listener(freed)
-        return freed
+            freed = np.flatnonzero(self._alive & ~self.live())
+            self._alive[freed] = False
+            first = int(self._meta[_FREE])
+            self._free[first : first + len(freed)] = freed
+            self._meta[_FREE] += len(freed)
+            self._index(self._all)
+            self._after_last_collect = len(self)
+            if len(freed):
+                self._on_free = [ref for ref in self._on_free if ref() is not None]
+                for listener in [ref() for ref in self._on_free]:
+                    if listener is not None:
+                        listener(freed)
+            return freed
 
 
 class Pin:
@@ -274,11 +350,19 @@ class Pin:
         del self._all[self]
 
 
+def _columns(n: int) -> list[npt.NDArray[Any]]:
+    """Make the columns of `n` nodes: parents, tokens, depths, ids in use and ids to use again."""
+    none = np.full((2, n), -1, dtype=np.int64)
+    return [
+        *none,
+        np.zeros(n, dtype=np.int64),
+        np.zeros(n, dtype=bool),
+        np.empty(n, dtype=np.int64),
+    ]
+
+
 def _check_tokens(tokens: IntArray) -> None:
     beyond = tokens >> _TOKEN_BITS  # -1 for negative numbers
     if np.count_nonzero(beyond):
-        raise _no_token(int(tokens[beyond != 0][0]))
-
-
-def _no_token(token: int) -> ValueError:
-    return ValueError(f"token ids must be integers in [0, 2**{_TOKEN_BITS}), got {token!r}")
+        first = int(tokens[beyond != 0][0])
+        raise ValueError(f"token ids must be integers in [0, 2**{_TOKEN_BITS}), got {first!r}")

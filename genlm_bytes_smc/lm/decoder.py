@@ -20,12 +20,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.bundled import BundledGPT2
+from genlm_bytes_smc.lm.devices import Linear, is_linear, layout
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
-from genlm_bytes_smc.lm.linear import Linear, is_linear, layout
 
 Masks = dict[str, torch.Tensor] | torch.Tensor | None
-
-
 _Norm = Callable[[torch.Tensor], torch.Tensor]
 _AttendLayer = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
@@ -36,12 +34,13 @@ class Decoder(ABC):
     Args:
         model: a transformers causal language model that `decoder_of` knows.
         pack_bytes: most memory for a second copy of the weights, laid out for few positions.
+        norm: what is applied before the head.
 
     Attributes:
         weights: "packed" if there is that copy, else "plain", and why.
     """
 
-    def __init__(self, model: Any, pack_bytes: int) -> None:
+    def __init__(self, model: Any, pack_bytes: int, norm: _Norm) -> None:
         config = model.config
         kinds = getattr(config, "layer_types", None)
         self.kinds: list[str] = list(kinds or ["full_attention"] * config.num_hidden_layers)
@@ -53,7 +52,8 @@ class Decoder(ABC):
             )
         self.packed = self.weights == "packed"
         self.embedding: torch.Tensor = model.get_input_embeddings().weight.detach()
-        self.head = Linear([model.lm_head], self.packed)
+        self._last, self._head = norm, Linear([model.lm_head], self.packed)
+        self._heads: int = config.num_attention_heads
 
     def __call__(
         self,
@@ -82,8 +82,7 @@ class Decoder(ABC):
         attend = _Attend(masks, buffer, batched)
         for i, kind in enumerate(self.kinds):
             x = self.layer(i, x, turn, attend.of(kind))
-        x = self.last(x if asked is None else x[asked])
-        return self.head(x)
+        return self._head(self._last(x if asked is None else x[asked]))
 
     @abstractmethod
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -96,10 +95,6 @@ class Decoder(ABC):
     @abstractmethod
     def layer(self, i: int, x: torch.Tensor, turn: Any, attend: _AttendLayer) -> torch.Tensor:
         """Layer `i`: float[T, d] to float[T, d]; may write on `x`."""
-
-    @abstractmethod
-    def last(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the norm before the head: float[R, d]."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +117,9 @@ class GPT2Decoder(Decoder):
     """GPT-2: learned positions, one product for queries, keys and values."""
 
     def __init__(self, model: Any, pack_bytes: int) -> None:
-        super().__init__(model, pack_bytes)
         body = model.transformer
+        super().__init__(model, pack_bytes, _layer_norm(body.ln_f))
         self._positions: torch.Tensor = body.wpe.weight.detach()
-        self._heads = model.config.num_attention_heads
-        self._norm = _layer_norm(body.ln_f)
         scale = (body.wte.weight.shape[1] / self._heads) ** -0.5
         scale = scale if model.config.scale_attn_weights else 1.0
         layered = model.config.scale_attn_by_inverse_layer_idx
@@ -155,22 +148,16 @@ class GPT2Decoder(Decoder):
         x = x + at.out(attend(i, q, k, v, at.scale))
         return x + at.down(at.act(at.up(at.norm_mlp(x))))
 
-    def last(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the last norm."""
-        return self._norm(x)
-
 
 class LlamaDecoder(Decoder):
     """Llama and its relatives: rotary positions, grouped heads, a gated MLP."""
 
     def __init__(self, model: Any, pack_bytes: int) -> None:
-        super().__init__(model, pack_bytes)
         body = model.model
+        super().__init__(model, pack_bytes, _rms_norm(body.norm))
         self._width = body.layers[0].self_attn.head_dim
-        self._heads = model.config.num_attention_heads
         self._turned = self._heads + model.config.num_key_value_heads
         self._rotary = body.rotary_emb
-        self._norm = _rms_norm(body.norm)
         self._layers = [self._layer_of(x) for x in body.layers[: len(self.kinds)]]
 
     def _layer_of(self, layer: Any) -> _Layer:
@@ -217,10 +204,6 @@ class LlamaDecoder(Decoder):
         gate, value = at.up(at.norm_mlp(x)).chunk(2, dim=-1)
         return x + at.down(at.act(gate) * value)
 
-    def last(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the last norm."""
-        return self._norm(x)
-
 
 class _Attend:
     """Attention of one forward: writes new keys and values and reads what positions see."""
@@ -264,11 +247,12 @@ class _Attend:
         if groups > 1 and not causal and count <= keys.shape[1] * width:
             # Queries that share a key/value head stand below each other: keys are not copied.
             q = q.reshape(batch, -1, groups * count, width)
-            out = _sdpa(q, keys, values, self._spread_mask(mask, groups), False, scale)
+            spread = self._spread_mask(mask, groups)
+            out = scaled_dot_product_attention(q, keys, values, spread, scale=scale)
             return out.reshape(batch, heads, count, width)
         if groups > 1:
             keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
-        return _sdpa(q, keys, values, mask, causal, scale)
+        return scaled_dot_product_attention(q, keys, values, mask, is_causal=causal, scale=scale)
 
     def _spread_mask(self, mask: torch.Tensor | None, groups: int) -> torch.Tensor | None:
         """Return the mask repeated for each query of a group, made once for all layers."""
@@ -278,17 +262,6 @@ class _Attend:
         if key not in self._spread:
             self._spread[key] = mask.repeat(1, 1, groups, 1)
         return self._spread[key]
-
-
-def _sdpa(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    causal: bool,
-    scale: float,
-) -> torch.Tensor:
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
 
 def _layer_norm(module: Any) -> _Norm:
@@ -314,7 +287,8 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 # By name, as importing one of these classes takes seconds. No two of transformers share a name.
-_KNOWN: dict[str, type[Decoder]] = {
+_Make = Callable[[Any, int], Decoder]
+_KNOWN: dict[str, _Make] = {
     "GPT2LMHeadModel": GPT2Decoder,
     "LlamaForCausalLM": LlamaDecoder,
     "MistralForCausalLM": LlamaDecoder,
@@ -336,8 +310,7 @@ def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | str:
     known = _known(type(model))
     if known is None:
         return f"the forward of {type(model).__name__} is not written out"
-    reason = _obstacle(model)
-    if reason is not None:
+    if reason := _obstacle(model):
         return reason
     try:
         with torch.inference_mode(False), torch.no_grad():
@@ -346,7 +319,7 @@ def decoder_of(model: Any, pack_bytes: int = 0) -> Decoder | str:
         return f"its modules are not as expected ({type(error).__name__}: {error})"
 
 
-def _known(kind: type) -> type[Decoder] | None:
+def _known(kind: type) -> _Make | None:
     if kind is BundledGPT2:
         return GPT2Decoder
     ours = kind.__module__.startswith("transformers.models.")  # no subclass of the same name

@@ -11,9 +11,8 @@ genlm-bytes run on it unchanged.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,15 +20,11 @@ import torch
 
 from genlm_bytes_smc.calls import Coalesced
 from genlm_bytes_smc.fast_path import Way
-from genlm_bytes_smc.lm.async_lm import LateAsyncLM
+from genlm_bytes_smc.lm.async_lm import NO_TOKEN, LateAsyncLM
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 Row = tuple[torch.Tensor, int]
 """One row: a block of rows, float[B, width], and the row's place in it."""
-
-
-# Document separators of models trained without a BOS token, likeliest first.
-_SEPARATORS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "</s>")
 
 
 class ContextTooLongError(ValueError):
@@ -87,7 +82,7 @@ class RowEngine(LateAsyncLM):
         str_vocab: as strings; made from `byte_vocab` if None.
 
     Attributes:
-        encoder: `tokenizer`, or what does its work here without transformers.
+        counts: what the model was asked to do.
     """
 
     request_bytes = 1 << 28
@@ -111,33 +106,21 @@ class RowEngine(LateAsyncLM):
         self.encoder = tokenizer
         if byte_vocab is not None:
             self.byte_vocab = list(byte_vocab)
-            self.str_vocab = _strings(self.byte_vocab) if str_vocab is None else list(str_vocab)
-        self.device = device
-        self.width = width
-        self.window = window
+            spelled = (bytes(getattr(t, "byte_string", t)) for t in byte_vocab)
+            strings = (s.decode("utf-8", "replace") for s in spelled)
+            self.str_vocab = list(strings if str_vocab is None else str_vocab)
+        self.device, self.width, self.window = device, width, window
         self.start = tuple(int(t) for t in start)
         self.tree = ContextTree()
         self.counts = LMCounts()
         self._requests = Coalesced[int, Row]()
 
     @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """Ids of the tokens that end a text and spell something: those that the tokenizer or the
-        model's configuration for generation name, sorted."""
-        inner = getattr(getattr(self, "llm", None), "model", None)
-        model = getattr(self, "base", None) or getattr(self, "model", None) or inner
-        ids: set[Any] = set()
-        for source in (self.encoder, getattr(model, "generation_config", None)):
-            named = getattr(source, "eos_token_id", None)
-            ids.update(named if isinstance(named, (list, tuple)) else [named])
-        vocab = self.vocab
-        known = (i for i in ids if isinstance(i, int) and 0 <= i < len(vocab))
-        return tuple(sorted(i for i in known if vocab[i]))
-
-    @property
     def input_size(self) -> int | None:
         """Token ids that the model takes are below it; None where that is not known."""
         return None
+
+    # -- what a subclass provides ------------------------------------------------------
 
     @property
     def forward(self) -> Way:
@@ -149,25 +132,13 @@ class RowEngine(LateAsyncLM):
         source = type(getattr(self, "llm", self))
         return Way("outside", f"rows come from {source.__module__}.{source.__qualname__}")
 
-    def __deepcopy__(self, memo: object) -> RowEngine:
-        """Return the engine itself: copies of what stands on a model share the model."""
-        return self
-
-    def __copy__(self) -> RowEngine:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise not_pickled()
-
-    # -- what a subclass provides ------------------------------------------------------
-
     @abstractmethod
     def evaluate(self, nodes: IntArray) -> torch.Tensor:
         """Compute rows of distinct contexts, now.
 
         Args:
-            nodes: int64[B], distinct ids of `tree`, none of them empty contexts, all within
-                `window`, all kept alive by the caller.
+            nodes: int64[B], at least one; distinct ids of `tree`, none of them empty contexts,
+                all within `window`, all kept alive by the caller.
 
         Returns:
             Normalised log-probabilities in nats, float32 or float64 [B, width], on `device`.
@@ -176,20 +147,6 @@ class RowEngine(LateAsyncLM):
     async def evaluate_async(self, nodes: IntArray) -> torch.Tensor:
         """As `evaluate`; engines whose model is asynchronous override it."""
         return self.evaluate(nodes)
-
-    def refuse_bad(self, nodes: IntArray, rows: torch.Tensor) -> None:
-        """Raise if rows of an outside model hold NaN or +inf; models of our own do not.
-
-        Whoever sums rows anyway (`RowStore`) asks only where a sum is no number: looking
-        first would be one more pass over every row.
-
-        Args:
-            nodes: int64[B], the contexts.
-            rows: float[B, width], what `evaluate` gave for them.
-
-        Raises:
-            ValueError: naming what came, and for which contexts.
-        """
 
     def _refuse_nan(self, rows: torch.Tensor, nodes: IntArray) -> None:
         """Raise a BadRowError if a row of normalised log-probabilities is NaN."""
@@ -201,7 +158,7 @@ class RowEngine(LateAsyncLM):
                 f"of {', '.join(map(str, lengths))} tokens); try another dtype"
             )
 
-    # -- what callers use --------------------------------------------------------------
+    # -- rows of contexts by their ids -------------------------------------------------
 
     async def rows(self, nodes: IntArray) -> torch.Tensor:
         """Compute rows of contexts, distinct or not; concurrent callers share one forward.
@@ -241,6 +198,8 @@ class RowEngine(LateAsyncLM):
 
     def rows_sync(self, nodes: IntArray) -> torch.Tensor:
         """As `rows`, without an event loop."""
+        if len(nodes) == 0:
+            return torch.empty((0, self.width or len(self.vocab)), device=self.device)
         self.check(nodes)
         with self.tree.one_thread, self.tree.pinned(nodes):
             distinct, where = np.unique(nodes, return_inverse=True)
@@ -250,19 +209,27 @@ class RowEngine(LateAsyncLM):
             return rows[torch.from_numpy(where).to(rows.device)]
 
     def check(self, nodes: IntArray) -> None:
-        """Raise before any work if a context is empty or longer than the window."""
-        if len(nodes) == 0:
-            return
+        """Raise before any work if one of some contexts is empty or longer than the window."""
         depth = self.tree.depth[nodes].tolist()
         if min(depth) == 0:
-            raise ValueError("a context needs at least one token (usually BOS), got none")
+            raise ValueError(NO_TOKEN)
         if self.window is not None and max(depth) > self.window:
             raise ContextTooLongError(
                 f"a context of {max(depth)} tokens does not fit the model's window of "
                 f"{self.window} tokens; shorten the prompt or the text"
             )
 
-    # -- ending ------------------------------------------------------------------------
+    # -- copying and ending ------------------------------------------------------------
+
+    def __deepcopy__(self, memo: object) -> RowEngine:
+        """Return the engine itself: copies of what stands on a model share the model."""
+        return self
+
+    def __copy__(self) -> RowEngine:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise not_pickled()
 
     def clear_cache(self) -> None:
         """Drop what the model keeps of contexts; rows come out the same.
@@ -299,75 +266,3 @@ def gathered(found: Sequence[Row]) -> torch.Tensor:
     if places == list(range(len(first))):
         return first
     return first[torch.from_numpy(np.array(places)).to(first.device)]
-
-
-def _strings(byte_vocab: Sequence[Any]) -> list[str]:
-    return [bytes(getattr(t, "byte_string", t)).decode("utf-8", "replace") for t in byte_vocab]
-
-
-# -- the tokens that every context of a text begins with ------------------------------
-
-
-def start_tokens(
-    tokenizer: Any, start: int | Sequence[int] | None = None, size: int | None = None
-) -> tuple[int, ...]:
-    """Token ids to put before a text, so that its first token has a context.
-
-    What the user gives comes first. Else the tokenizer's BOS token. A tokenizer without one
-    (the Qwen families) belongs to a model that has seen texts follow one another, so the
-    next choice is the token that stood between them: `<|endoftext|>` or another well-known
-    separator among the tokenizer's special tokens, then its EOS token, then its padding
-    token.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer, or anything with `bos_token_id`.
-        start: an id or a sequence of ids; None to choose.
-        size: token ids that the model takes are below it; None if that is not known.
-
-    Returns:
-        At least one token id.
-
-    Raises:
-        ValueError: `start` is empty, or has an id that is negative or too large; or nothing is
-            given and nothing can be chosen.
-        TypeError: `start` is neither an integer nor a sequence of integers.
-    """
-    if start is not None:
-        ids = _given(start)
-        if size is not None and max(ids) >= size:
-            raise ValueError(f"start must be token ids below {size}, got {start!r}")
-        return ids
-    for choice in (
-        getattr(tokenizer, "bos_token_id", None),
-        _separator(tokenizer),
-        getattr(tokenizer, "eos_token_id", None),
-        getattr(tokenizer, "pad_token_id", None),
-    ):
-        if isinstance(choice, Integral):
-            return (int(choice),)
-    raise ValueError(
-        "the tokenizer has no BOS, EOS or padding token to begin a text with; say which token "
-        "ids to begin with: start=..."
-    )
-
-
-def _given(start: int | Sequence[int]) -> tuple[int, ...]:
-    ids: Any = (start,) if isinstance(start, Integral) else start
-    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        raise TypeError(f"start must be a token id or a sequence of token ids, got {start!r}")
-    ids = tuple(ids)
-    if not all(isinstance(i, Integral) for i in ids):
-        raise TypeError(f"start must be a token id or a sequence of token ids, got {start!r}")
-    out = tuple(int(i) for i in ids)
-    if not out or min(out) < 0:
-        raise ValueError(f"start must be one or more token ids of at least 0, got {start!r}")
-    return out
-
-
-def _separator(tokenizer: Any) -> int | None:
-    """Id of a document separator among the special tokens, if there is one."""
-    special = getattr(tokenizer, "added_tokens_decoder", None)
-    if not isinstance(special, dict):
-        return None
-    ids = {str(token): i for i, token in special.items()}
-    return next((ids[name] for name in _SEPARATORS if name in ids), None)

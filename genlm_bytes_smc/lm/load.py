@@ -6,10 +6,8 @@ import importlib.util
 import os
 import pickle
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -19,10 +17,9 @@ import torch
 
 from genlm_bytes_smc.lm.adapter import AdapterEngine, as_engine
 from genlm_bytes_smc.lm.bundled import BundledGPT2, BundledTokenizer
+from genlm_bytes_smc.lm.devices import device_of
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.gguf import SMOLLM2, directory_of
-from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes
-from genlm_bytes_smc.lm.transfer import device_of
+from genlm_bytes_smc.lm.files import SMOLLM2, check_fits, check_fits_vllm, directory_of, free_bytes
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 if TYPE_CHECKING:
@@ -33,23 +30,16 @@ if TYPE_CHECKING:
 # transformers, genlm-backend and vLLM are imported by the functions that need them: the bundled
 # model needs none of them, and they take longer than all else.
 
+_TINY = Path(__file__).with_name("tiny")
 BACKENDS = ("hf", "vllm", "mlx", "sgl")
 
-_DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")
 }
 _PACKAGES = {"vllm": "vllm", "mlx": "mlx_lm", "sgl": "sglang"}
 _SHARED_OPTIONS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "token",
-    "trust_remote_code",
-)
+    "cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code",
+)  # fmt: skip
 
 
 def load_model(
@@ -108,60 +98,56 @@ def load_model(
                 f"{type(name).__name__} is loaded already"
             )
         return as_engine(name, start=start, limit_bytes=limit_bytes)
-    backend = backend or "hf"
+    backend, opts = backend or "hf", dict(engine_opts or {})
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     if backend == "hf":
-        return _load_here(name, _device(device), _dtype(dtype), engine_opts, start, limit_bytes)
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        place = device_of(device, known=True)
+        model, tokenizer = _load_here(name, place, _dtype(dtype), opts)
+        return TreeTransformer(
+            model, tokenizer, limit_bytes=limit_bytes, start=start,
+            device=None if "device_map" in opts else place,
+        )  # fmt: skip
     if device is not None or limit_bytes is not None:
         raise ValueError(
             f"device and limit_bytes apply to backend 'hf'; backend {backend!r} manages its "
             "memory itself (see engine_opts)"
         )
     if backend == "vllm":
-        return _load_vllm(name, _dtype(dtype), dict(engine_opts or {}), start)
-    llm = _load_other(os.fspath(name), backend, _dtype(dtype), dict(engine_opts or {}))
+        return _load_vllm(name, _dtype(dtype), opts, start)
+    llm = _load_other(os.fspath(name), backend, _dtype(dtype), opts)
     return AdapterEngine(llm, start=start, owned=True)
-
-
-# -- loading ---------------------------------------------------------------------------
 
 
 def _load_here(
     name: str | os.PathLike[str],
     device: torch.device,
     dtype: torch.dtype | None,
-    opts: Mapping[str, Any] | None,
-    start: int | Sequence[int] | None,
-    limit_bytes: int | None,
-) -> TreeTransformer:
-    """Load a model that runs here by tree attention, if it fits."""
+    opts: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    """Return a model that runs here, if it fits, and its tokenizer."""
     if name == "tiny":
-        with _bundled() as path:
-            if opts:
-                with _quiet():
-                    model, tokenizer = _load_hf(path, dtype, opts)
-            else:
-                model = BundledGPT2(path, dtype, lambda: _load_bundled(dtype))
-                tokenizer = BundledTokenizer(path, _load_bundled_tokenizer)
-    else:
-        name = directory_of(name, dtype)
-        # These spread the weights or shrink them, by rules that the check does not know.
-        if not {"device_map", "quantization_config"} & set(opts or {}):
-            advice = "a smaller dtype, engine_opts={'device_map': 'auto'} or backend 'vllm' may do"
-            free, where = free_bytes(device), str(device)
-            check_fits(_source(name), dtype, free=free, where=where, advice=advice)
-        model, tokenizer = _load_hf(name, dtype, opts)
-    placed = None if "device_map" in (opts or {}) else device
-    return TreeTransformer(model, tokenizer, limit_bytes=limit_bytes, start=start, device=placed)
+        if opts:
+            return _load_bundled(dtype, opts)
+        model = BundledGPT2(_TINY, dtype, lambda: _load_bundled(dtype, {})[0])
+        return model, BundledTokenizer(_TINY, _load_bundled_tokenizer)
+    name = directory_of(name, dtype)
+    # These spread the weights or shrink them, by rules that the check does not know.
+    if not {"device_map", "quantization_config"} & set(opts):
+        advice = "a smaller dtype, engine_opts={'device_map': 'auto'} or backend 'vllm' may do"
+        free, where = free_bytes(device), str(device)
+        check_fits(_source(name), dtype, free=free, where=where, advice=advice)
+    return _load_hf(name, dtype, opts)
 
 
 def _load_hf(
-    name: str | os.PathLike[str], dtype: torch.dtype | None, opts: Mapping[str, Any] | None
+    name: str | os.PathLike[str], dtype: torch.dtype | None, opts: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = {"dtype": "auto" if dtype is None else dtype, **(opts or {})}
+    options = {"dtype": "auto" if dtype is None else dtype, **opts}
     options["trust_remote_code"] = _trusted(opts)
     source = _source(name)
     if not Path(source).is_dir() and not _hub_in_reach():
@@ -177,30 +163,28 @@ def _load_hf(
     return model, tokenizer
 
 
-def _trusted(opts: Mapping[str, Any] | None) -> bool:
+def _trusted(opts: Mapping[str, Any]) -> bool:
     """Whether code that comes with a model may be run; transformers asks on stdin if not told."""
-    return bool((opts or {}).get("trust_remote_code"))
+    return bool(opts.get("trust_remote_code"))
 
 
-def _load_bundled(dtype: torch.dtype | None) -> Any:
-    """Load the bundled model in transformers' modules."""
-    with _bundled() as path, _quiet():
-        return _load_hf(path, dtype, None)[0]
+def _load_bundled(dtype: torch.dtype | None, opts: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Load the bundled model and its tokenizer as transformers has them, without progress bars."""
+    from transformers.utils import logging as hf_logging
+
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        return _load_hf(_TINY, dtype, opts)
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def _load_bundled_tokenizer() -> Any:
-    """Load the bundled tokenizer as transformers has it."""
     from transformers import AutoTokenizer
 
-    with _bundled() as path:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-
-
-@contextmanager
-def _bundled() -> Iterator[Path]:
-    """Give the directory of the bundled model."""
-    with resources.as_file(resources.files(__package__).joinpath("tiny")) as path:
-        yield path
+    return AutoTokenizer.from_pretrained(_TINY, trust_remote_code=False)
 
 
 def _load_vllm(
@@ -214,10 +198,7 @@ def _load_vllm(
     require_vllm()
     if dtype == torch.float64:
         raise ValueError("vLLM runs no float64; known: auto, float32, bfloat16, float16")
-    if name == "tiny":
-        with _bundled() as path:
-            return _load_vllm(path, dtype, opts, start)
-    source = _source(directory_of(name, dtype))
+    source = _source(_TINY if name == "tiny" else directory_of(name, dtype))
     if dtype is None and "dtype" not in opts:
         dtype = _stored_dtype(source, _trusted(opts))  # vLLM's "auto" would make float16 of float32
     check_fits_vllm(source, dtype, opts)
@@ -323,28 +304,7 @@ def _load_other(
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is None or dtype == "auto":
         return None
-    if isinstance(dtype, str) and dtype in _DTYPES:
-        return _DTYPES[dtype]
-    if isinstance(dtype, torch.dtype) and dtype in _DTYPES.values():
-        return dtype
+    for name, known in _DTYPES.items():
+        if dtype in (name, known):
+            return known
     raise ValueError(f"unknown dtype {dtype!r}; known: auto, {', '.join(_DTYPES)}")
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return device_of(device, known=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar for a model that loads at once."""
-    from transformers.utils import logging as hf_logging
-
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()

@@ -5,13 +5,12 @@ probabilities: sums are direct, keep full relative precision (a token at -120 na
 alive), and need no exponential. On a CPU a row is stored in the order it comes (`HostRows`):
 sorting 50,000 numbers costs more than the few sums that are made of most rows. On another
 device it is float64 in sorted order. Tokens that spell nothing and padding columns of the LM
-head are left out and the row is normalised over the rest: it is conditioned on a token that
-spells something.
+head are left out: a row is conditioned on a token that spells something.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,14 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts import ContextTree, IntArray, lacking
+from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.engine import BadRowError, RowEngine, gathered
-from genlm_bytes_smc.lm.host_rows import ROUNDING, HostRows, RowArrays, starts_exact
-from genlm_bytes_smc.lm.slots import SlotTable
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.host_rows import EXACT_WIDTH, ROUNDING, FloatArray, HostRows, RowArrays
 from genlm_bytes_smc.trie import TokenTrie
-
-FloatArray = npt.NDArray[np.float64]
 
 DEFAULT_ROW_BYTES = 1 << 30
 _FIRST_BYTES = 1 << 25  # of rows, before unreachable ones are given up
@@ -81,6 +77,119 @@ class RowTransform:
         return p
 
 
+class SlotTable:
+    """Which context's row is in which slot: slots `0 .. open`, each free or holding one.
+
+    A full table first gives up contexts that nobody can reach any more, as memory that has
+    been written to is cheaper than fresh memory; then opens more slots, up to `limit`; then
+    gives up the least recently used. What a call needs at once is held beyond the limit.
+
+    Args:
+        first: slots to open first.
+        limit: slots to open at most, but for what one call needs.
+
+    Attributes:
+        slot_of: int64[contexts + 1], slot of each context id or -1; the last entry is 0, so
+            that the id -1 (no context) never reads as missing.
+        evicted: contexts given up so far that something might still have asked for.
+    """
+
+    def __init__(self, first: int, limit: int) -> None:
+        self.limit = max(1, limit)
+        self.evicted = 0
+        self._clock = 0
+        self.slot_of: IntArray = np.zeros(1, dtype=np.int64)
+        self._context: IntArray = np.empty(0, dtype=np.int64)
+        self._used: IntArray = np.empty(0, dtype=np.int64)
+        self._free: list[int] = []
+        self._grow(min(first, self.limit))
+
+    @property
+    def open(self) -> int:
+        """Number of slots opened."""
+        return len(self._context)
+
+    def __len__(self) -> int:
+        """Return the number of contexts held."""
+        return self.open - len(self._free)
+
+    def cover(self, contexts: int) -> None:
+        """Make ids below `contexts`, which some are not, known."""
+        more = np.full(contexts + 1 - len(self.slot_of), -1, dtype=np.int64)
+        self.slot_of = np.concatenate([self.slot_of[:-1], more, [0]])
+
+    def missing(self, contexts: IntArray) -> IntArray:
+        """Distinct ids >= 0 among `contexts` (any shape) without a slot, int64[m]."""
+        out: IntArray = lacking(self.slot_of, contexts.ravel())
+        return np.unique(out) if len(out) > 1 else out
+
+    def touch(self, contexts: IntArray) -> None:
+        """Count `contexts` (any shape, all held) as just used."""
+        self._clock += 1
+        self._used[self.slot_of[contexts]] = self._clock
+
+    def place(self, contexts: IntArray, slots: IntArray) -> None:
+        """Hold `contexts` in slots that `room` gave."""
+        self._context[slots], self._used[slots] = contexts, self._clock
+        self.slot_of[contexts] = slots
+
+    def room(self, n: int, needed: IntArray, tree: ContextTree) -> IntArray:
+        """Take `n` slots off the free list, int64[n]; the contexts `needed` are not given up."""
+        if len(self._free) < n:
+            self._make_room(n, needed, tree.live())
+        taken = self._free[-n:]
+        del self._free[-n:]
+        return np.array(taken, dtype=np.int64)
+
+    def release(self, slots: IntArray) -> None:
+        """Give slots back (taken, or holding a context)."""
+        held = self._context[slots]
+        self.slot_of[held[held >= 0]] = -1
+        self._context[slots] = -1
+        self._free.extend(slots.tolist())
+
+    def forget(self, contexts: IntArray) -> None:
+        """Give up the slots of contexts whose ids were freed."""
+        slots = self.slot_of[contexts[contexts < len(self.slot_of) - 1]]
+        self.release(slots[slots >= 0])
+
+    def clear(self, needed: Sequence[IntArray]) -> None:
+        """Give up everything but the contexts `needed`."""
+        spared = np.concatenate([self._context[:0], *needed])
+        self.release(np.flatnonzero((self._context >= 0) & ~np.isin(self._context, spared)))
+
+    def _make_room(self, n: int, needed: IntArray, live: npt.NDArray[np.bool_]) -> None:
+        held = np.flatnonzero(self._context >= 0)
+        must = np.zeros(self.open, dtype=bool)
+        slots = self.slot_of[needed]
+        must[slots[slots >= 0]] = True
+        held = held[~must[held]]
+        reachable = live[self._context[held]]
+        dead = held[~reachable]
+        share = max(n, self.open // 4)
+        if len(dead) + len(self._free) >= share:
+            self.release(self._oldest(dead, share))
+            return
+        if self.open < self.limit:
+            self._grow(min(self.limit, max(2 * self.open, len(self) + n)))
+        if len(self._free) < n:
+            order = np.concatenate([self._oldest(dead), self._oldest(held[reachable])])
+            drop = order[: max(n - len(self._free), self.open // 4)]
+            self.evicted += int(reachable.sum()) - max(0, len(order) - len(drop))
+            self.release(drop)
+        if len(self._free) < n:
+            self._grow(self.open + n - len(self._free))
+
+    def _oldest(self, slots: IntArray, n: int | None = None) -> IntArray:
+        return slots[np.argsort(self._used[slots], kind="stable")][:n]
+
+    def _grow(self, size: int) -> None:
+        more = size - self.open
+        self._free.extend(range(size - 1, self.open - 1, -1))
+        self._context = np.concatenate([self._context, np.full(more, -1, dtype=np.int64)])
+        self._used = np.concatenate([self._used, np.zeros(more, dtype=np.int64)])
+
+
 class RowStore:
     """Rows of one engine under one transform, by context id.
 
@@ -106,13 +215,13 @@ class RowStore:
         *,
         on_host: bool = False,
     ) -> None:
-        self.engine = engine
+        self.engine, self.trie = engine, trie
         self.device = torch.device("cpu") if on_host else engine.device
-        self.trie = trie
         self.transform = transform or RowTransform()
         self.limit_bytes = limit_bytes
         self._order = torch.as_tensor(trie.order.astype(np.int64), device=self.device)
-        exact = self.device.type != "cpu" or not self.transform.plain or starts_exact(trie)
+        wide = len(trie.vocab) > EXACT_WIDTH
+        exact = self.device.type != "cpu" or not self.transform.plain or not wide
         row_bytes = (8 if exact else 4) * len(trie.vocab) + 2048
         self.table = SlotTable(max(8, _FIRST_BYTES // row_bytes), limit_bytes // row_bytes)
         self._host: HostRows | None = None
@@ -120,7 +229,8 @@ class RowStore:
             # Memory costs nothing until it is written to: reserve the whole limit.
             self._host = HostRows(trie, self.table.limit, exact)
         else:
-            self._probs = self._allocate(self.table.open)
+            shape = (self.table.open, trie.n_tokens)
+            self._probs = torch.empty(shape, dtype=torch.float64, device=self.device)
         self._needed: dict[object, IntArray] = {}  # by each call of `ensure` under way
         engine.tree.on_free(self.table.forget)
 
@@ -145,7 +255,7 @@ class RowStore:
 
     @property
     def exact(self) -> bool:
-        """Return whether rows are kept in float64; see `HostRows` for when they need not be."""
+        """Return whether rows are kept in float64; see `HostRows`."""
         return self._host is None or self._host.exact
 
     @property
@@ -171,9 +281,9 @@ class RowStore:
 
     def cover(self) -> None:
         """Make a place in `slot_of` for every context that the tree has room for."""
-        table, capacity = self.table, self.engine.tree.capacity
-        if len(table.slot_of) <= capacity:
-            table.cover(capacity)
+        capacity = self.engine.tree.capacity
+        if len(self.table.slot_of) <= capacity:
+            self.table.cover(capacity)
 
     async def ensure(self, contexts: IntArray) -> None:
         """Fetch the rows of `contexts` (any shape; negative ids ignored) that are missing.
@@ -194,19 +304,8 @@ class RowStore:
                             chunk = self.missing(chunk)
                         if found:
                             self._insert(chunk, gathered(found))
-                        missing = self._still(missing, chunk, contexts)
-            self.table.touch(contexts)
-
-    def ensure_sync(self, contexts: IntArray) -> None:
-        """As `ensure`, without an event loop."""
-        with self.engine.tree.one_thread:
-            missing = self.missing(contexts)
-            if len(missing):
-                with self._needing(contexts):
-                    while len(missing):
-                        chunk = self._first_chunk(missing)
-                        self._insert(chunk, self.engine.rows_sync(chunk))
-                        missing = self._still(missing, chunk, contexts)
+                        whole = len(chunk) == len(missing)
+                        missing = missing[:0] if whole else self.missing(contexts)
             self.table.touch(contexts)
 
     @contextmanager
@@ -222,10 +321,6 @@ class RowStore:
         finally:
             del self._needed[ticket]
 
-    def _still(self, missing: IntArray, came: IntArray, contexts: IntArray) -> IntArray:
-        """Return what of `contexts` is missing once some of `missing` have come."""
-        return missing[:0] if len(came) == len(missing) else self.missing(contexts)
-
     def prob(self, context: int, token: int) -> float:
         """Probability of one token after a context whose row is held.
 
@@ -240,8 +335,6 @@ class RowStore:
 
     def _first_chunk(self, missing: IntArray) -> IntArray:
         """Shallow contexts first, as many as one forward's logits may hold."""
-        if len(missing) == 1:
-            return missing
         most = max(1, self.engine.request_bytes // (8 * self.trie.n_tokens))
         if len(missing) <= most:
             return missing
@@ -252,17 +345,20 @@ class RowStore:
 
     def _insert(self, contexts: IntArray, rows: torch.Tensor) -> None:
         """Keep the rows float[B, width] of contexts that have none, int64[B]."""
-        widest = len(self.trie.vocab)
-        if rows.shape[1] < widest:
+        if rows.shape[1] < (widest := len(self.trie.vocab)):
             raise BadRowError(
                 f"the model returned rows of width {rows.shape[1]}, but its tokenizer has "
                 f"{widest} tokens; rows may be wider (padding), not narrower"
             )
+        needed = np.concatenate([c.ravel() for c in self._needed.values()])
+        slots = self.table.room(len(contexts), needed, self.engine.tree)
+        size = self.table.open
         if self._host is not None:
             rows = rows.cpu()
-        needed = np.concatenate([c.ravel() for c in self._needed.values()])
-        slots = self.table.room(len(contexts), needed, self.engine.tree.live)
-        self._enlarge()
+            self._host.enlarge(size)
+        elif size > len(self._probs):
+            old, self._probs = self._probs, self._probs.new_empty((size, self.trie.n_tokens))
+            self._probs[: len(old)] = old
         total = self._write(slots, rows)
         if not all(0.0 < t < np.inf for t in total.tolist()):
             bad = ~(np.isfinite(total) & (total > 0))
@@ -288,21 +384,7 @@ class RowStore:
         far = (sums - 1).abs() > (ROUNDING if whole else 0.0)
         scale = torch.where(far, sums, torch.ones_like(sums))
         self._probs[send(slots, self._probs.device)] = fresh / scale[:, None]
-        out: FloatArray = sums.cpu().numpy()
-        return out
-
-    def _allocate(self, slots: int) -> torch.Tensor:
-        shape = (slots, self.trie.n_tokens)
-        return torch.empty(shape, dtype=torch.float64, device=self.device)
-
-    def _enlarge(self) -> None:
-        """Storage for every open slot, the rows where they were."""
-        if self._host is not None:
-            if self.table.open > len(self._host):
-                self._host.enlarge(self.table.open)
-        elif self.table.open > len(self._probs):
-            old, self._probs = self._probs, self._allocate(self.table.open)
-            self._probs[: len(old)] = old
+        return np.asarray(sums.cpu())
 
     def clear(self) -> None:
         """Drop every row but those that calls under way are waiting for.
@@ -314,5 +396,5 @@ class RowStore:
             self.table.clear([c.ravel() for c in self._needed.values()])
 
     def memory(self) -> dict[str, int]:
-        """Rows held, bytes of the slots opened, rows evicted so far."""
+        """Return rows held, bytes of the slots opened, rows evicted so far."""
         return {"rows": len(self), "bytes": self.nbytes, "evicted": self.table.evicted}

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.fast_path import Way, warn_lost
-from genlm_bytes_smc.lm.architecture import Architecture
+from genlm_bytes_smc.lm.async_lm import start_tokens
 from genlm_bytes_smc.lm.attention import Layout
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import RowEngine, start_tokens
-from genlm_bytes_smc.lm.transfer import fitting_threads, send
+from genlm_bytes_smc.lm.devices import fitting_threads, send
+from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.tree_cache import Work
-from genlm_bytes_smc.lm.tree_forward import TreeForward, batches, plain_logits
+from genlm_bytes_smc.lm.tree_forward import Architecture, TreeForward, batches, plain_logits
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +96,14 @@ class TreeTransformer(RowEngine):
                 f"the model returns rows of width {width}, but its tokenizer has token ids up to "
                 f"{len(self.vocab) - 1}; rows may be wider (padding), not narrower"
             )
-        self.limit_bytes = _default_limit(self.device) if limit_bytes is None else limit_bytes
+        if limit_bytes is None:
+            limit_bytes = DEFAULT_LIMIT_BYTES
+            if self.device.type == "cuda":
+                limit_bytes = max(limit_bytes, torch.cuda.mem_get_info(self.device)[0] // 4)
+        self.limit_bytes = limit_bytes
         self.logit_bytes = 1 << 30
         self.mask_bytes = 1 << 28
-        self._width = width
-        self._evicted = 0
+        self._width, self._evicted = width, 0
         self._row_bytes = width * (sample.element_size() + 4)
         self._forward = TreeForward(self.base, self._architecture, self.tree, self.limit_bytes)
         self._told_forward, self._told_room = False, True
@@ -159,9 +162,6 @@ class TreeTransformer(RowEngine):
         Raises:
             BadRowError: the model returned NaN or +inf.
         """
-        nodes = np.asarray(nodes, dtype=np.int64)
-        if len(nodes) == 0:
-            return self._empty(0)
         if self._forward.decoder is None:
             self._tell_forward()
         reach = self._architecture.reach
@@ -173,7 +173,7 @@ class TreeTransformer(RowEngine):
             rows = self._empty(len(nodes))
             for part, compute in ((~deep, self._tree), (deep, self._plain)):
                 if part.any():
-                    rows[self._index(np.flatnonzero(part))] = compute(nodes[part])
+                    rows[send(np.flatnonzero(part), self.device)] = compute(nodes[part])
         self._refuse_nan(rows, nodes)
         self.counts.rows += len(nodes)
         return rows
@@ -185,7 +185,14 @@ class TreeTransformer(RowEngine):
             evicted = self._forward.make_room(nodes, len(work.nodes))
         except MemoryError:
             if len(nodes) == 1:
-                self._tell_room(int(self.tree.depth[nodes[0]]))
+                if not self._told_room:
+                    self._told_room = True
+                    warn_lost(
+                        f"a context of {self.tree.depth[nodes[0]]} tokens does not fit into "
+                        f"limit_bytes={self.limit_bytes:,} of keys and values: it is computed as "
+                        "a whole each time it is asked for; load the model with a larger "
+                        "limit_bytes"
+                    )
                 return self._plain(nodes)
             half = len(nodes) // 2
             return torch.cat([self._tree(nodes[:half]), self._tree(nodes[half:])])
@@ -199,7 +206,7 @@ class TreeTransformer(RowEngine):
         rows = self._empty(len(nodes))
         for first, stop in parts:
             here = np.flatnonzero((asked >= first) & (asked < stop))
-            rows[self._index(here)] = self._part(work, first, stop, asked[here])
+            rows[send(here, self.device)] = self._part(work, first, stop, asked[here])
         return rows
 
     def _part(self, work: Work, first: int, stop: int, asked: IntArray) -> torch.Tensor:
@@ -244,7 +251,7 @@ class TreeTransformer(RowEngine):
             chosen = [contexts[i] for i in batch]
             with torch.inference_mode():
                 logits = plain_logits(self.base, self._architecture, chosen)
-            rows[self._index(np.array(batch))] = _log_softmax(logits)
+            rows[send(np.array(batch), self.device)] = _log_softmax(logits)
             self.counts.forwards += 1
             self.counts.positions += sum(map(len, chosen))
         return rows
@@ -256,9 +263,6 @@ class TreeTransformer(RowEngine):
     def _empty(self, rows: int) -> torch.Tensor:
         return torch.empty((rows, self._width), device=self.device)
 
-    def _index(self, index: IntArray) -> torch.Tensor:
-        return send(index, self.device)
-
     # -- making and ending -------------------------------------------------------------
 
     def _choose(self, dtype: torch.dtype) -> None:
@@ -266,6 +270,8 @@ class TreeTransformer(RowEngine):
         forward = self._forward
         if forward.decoder is not None:
             forward.doubt = self._probe(dtype)
+            if forward.doubt is not None:
+                forward.clear()  # of keys that would spoil the next probe
         if forward.decoder is None and forward.refusal is None:
             reason = self._probe(dtype)
             forward.refusal = None if reason is None else Way("whole", reason, lost=True)
@@ -277,16 +283,6 @@ class TreeTransformer(RowEngine):
             warn_lost(
                 f"{type(self.base).__name__} runs more slowly than it should: its forward is "
                 f"{way!r}, as {way.reason}"
-            )
-
-    def _tell_room(self, tokens: int) -> None:
-        """Warn, once, that a context is too long for the room that keys and values have."""
-        if not self._told_room:
-            self._told_room = True
-            warn_lost(
-                f"a context of {tokens} tokens does not fit into limit_bytes={self.limit_bytes:,} "
-                "of keys and values: it is computed as a whole each time it is asked for; load "
-                "the model with a larger limit_bytes"
             )
 
     def _probe(self, dtype: torch.dtype) -> str | None:
@@ -324,15 +320,8 @@ class TreeTransformer(RowEngine):
             "evicted": self._evicted,
         }
 
-    def _close(self) -> None:
-        """Free what the engine holds beside the model. It can still be used afterwards."""
-        self._clear_cache()
-
-
-def _default_limit(device: torch.device) -> int:
-    if device.type != "cuda":
-        return DEFAULT_LIMIT_BYTES
-    return max(DEFAULT_LIMIT_BYTES, torch.cuda.mem_get_info(device)[0] // 4)
+    # it holds the model beside, and can still be used afterwards
+    _close = _clear_cache
 
 
 def _agree(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:

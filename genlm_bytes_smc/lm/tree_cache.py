@@ -19,8 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.lm.context_index import spelled
-from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
+from genlm_bytes_smc.lm.contexts import ContextTree, IntArray, spelled
 
 _DEAD_TOLERATED = 512  # compaction copies the whole buffer: not for less than this
 _EVICT_SHARE = 4  # evict a quarter more than needed, so that it does not happen every call
@@ -32,9 +31,9 @@ class Work:
 
     Attributes:
         nodes: contexts whose last token is run through the model, parents before children
-            and each branch in one stretch. The first `fresh` get an entry; the others have
-            one already and are run again for their row alone.
-        fresh: number of contexts that get an entry.
+            and each branch in one stretch.
+        fresh: so many of them, the first, get an entry; the others have one already and are run
+            again for their row alone.
     """
 
     nodes: list[int]
@@ -87,8 +86,7 @@ class TreeCache:
         return self._slot[nodes]
 
     def depths(self, slots: IntArray | slice) -> IntArray:
-        """Return the number of tokens of the contexts in these slots (any number for a dead entry),
-        int64[m]."""
+        """Return the tokens of the contexts in these slots (any number for a dead entry)."""
         return self.tree.depth[self._node[slots]]
 
     def path(self, node: int) -> IntArray:
@@ -103,9 +101,7 @@ class TreeCache:
         """List the positions that rows of `nodes` (distinct, not empty) require."""
         self._fit_tree()
         parent, slot = self.tree.parent, self._slot
-        fresh: list[int] = []
-        again: list[int] = []
-        seen: set[int] = set()
+        fresh, again, seen = list[int](), list[int](), set[int]()
         for node in nodes.tolist():
             if slot[node] >= 0:
                 again.append(node)
@@ -124,8 +120,7 @@ class TreeCache:
         """Cut one forward (part of a `Work`, its first `fresh` without entries) into branches."""
         parent = self.tree.parent
         position = {node: i for i, node in enumerate(nodes[:fresh])}
-        out: list[Segment] = []
-        start = 0
+        out, start = list[Segment](), 0
         while start < len(nodes):
             stop = start + 1
             while stop < fresh and parent[nodes[stop]] == nodes[stop - 1]:

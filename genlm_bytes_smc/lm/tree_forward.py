@@ -1,24 +1,147 @@
-"""One forward, over part of a context tree or over whole contexts: host plans in, logits out."""
+"""One forward, over part of a context tree or over whole contexts: host plans in, logits out.
+
+What it must know of a transformers model is read off its configuration (`Architecture`).
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from genlm_bytes_smc.fast_path import Way
-from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend, costs_on
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked, is_known
-from genlm_bytes_smc.lm.kv_buffer import KVBuffer
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.devices import send
+from genlm_bytes_smc.lm.kv_buffer import KVBuffer, transformers_buffer
 from genlm_bytes_smc.lm.tree_cache import TreeCache
 
+# Families that never took position ids, or keys and values to go on from.
+_WITHOUT = {
+    "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "bloom", "cpmant", "marian",
+    "mbart", "mpt", "musicgen", "musicgen_melody", "mvp", "openai-gpt", "pegasus", "plbart",
+    "prophetnet", "reformer", "roformer", "trocr", "whisper", "xlnet",
+}  # fmt: skip
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_CACHE_NAMES = ("cache", "past_key_values")  # since transformers 5.24, and before
+_MASKED = {"sdpa", "eager"}  # attention implementations that take any 4-D mask
 _MOST_POSITIONS = 1 << 15  # of one padded batch
+_UNLIMITED = 1 << 40
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The facts about one model that decide how it is run.
+
+    Attributes:
+        window: the most tokens a context may have, or None.
+        layers: number of layers.
+        sliding: tokens that a position of a sliding-window layer sees, itself included, or
+            None if every layer sees everything.
+        mixed: whether some layers slide and others do not: these models take one mask a kind.
+        eager: whether attention needs its causal mask spelled out, and keeps its weights.
+        heads: attention heads.
+        row_index: whether the model can apply its head to chosen positions only.
+        masks_padding: whether the model takes a mask of padding.
+        reach: contexts longer than this are computed with other position encodings
+            (`longrope`) and share no keys with shorter ones; None if there is no such length.
+        cache_name: what the model's forward calls the argument for keys and values; "" if it
+            takes none.
+        refusal: "whole" and why, if the model's own modules cannot use the tree cache; None if
+            they can, as far as the configuration tells.
+    """
+
+    window: int | None
+    layers: int
+    sliding: int | None
+    mixed: bool
+    eager: bool
+    heads: int
+    row_index: bool
+    masks_padding: bool
+    reach: int | None
+    cache_name: str
+    refusal: Way | None
+
+    @classmethod
+    def of(cls, model: Any) -> Architecture:
+        """Read a transformers causal language model."""
+        config = model.config.get_text_config(decoder=True)
+        takes = inspect.signature(model.forward).parameters
+        kinds = set(getattr(config, "layer_types", None) or ())
+        sliding = getattr(config, "sliding_window", None)
+        if kinds and "sliding_attention" not in kinds:
+            sliding = None
+        never, missing = _never(model, config, kinds), _missing(model, config, set(takes))
+        return cls(
+            window=getattr(config, "max_position_embeddings", None),
+            layers=int(getattr(config, "num_hidden_layers", 0)),
+            sliding=sliding,
+            mixed=len(kinds) > 1,
+            eager=_implementation(model) != "sdpa",
+            heads=int(getattr(config, "num_attention_heads", 1) or 1),
+            row_index="logits_to_keep" in takes,
+            masks_padding="attention_mask" in takes,
+            reach=_reach(config),
+            cache_name=next((name for name in _CACHE_NAMES if name in takes), ""),
+            refusal=Way("whole", reason, never is None) if (reason := never or missing) else None,
+        )
+
+
+def _implementation(model: Any) -> str:
+    return str(getattr(model.config, "_attn_implementation", None) or "eager")
+
+
+def _never(model: Any, config: Any, kinds: set[str]) -> str | None:
+    """Why models of this family have no tree cache; None if they should."""
+    if getattr(model, "_is_stateful", False):
+        return "it keeps a recurrent state, not keys and values"
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if kinds - _KNOWN_LAYERS:
+        return f"it has layers of type {', '.join(sorted(kinds - _KNOWN_LAYERS))}"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return "its local attention goes by distance in memory"
+    if getattr(config, "alibi", False):
+        return "its attention (ALiBi) goes by distance in memory"
+    if getattr(config, "model_type", None) in _WITHOUT:
+        return "models of its kind take no position ids, or no keys and values to go on from"
+    return None
+
+
+def _missing(model: Any, config: Any, takes: set[str]) -> str | None:
+    """Return what the tree cache needs of a model and this one lacks, or None."""
+    for names in (_CACHE_NAMES, ("position_ids",), ("attention_mask",)):
+        if not takes.intersection(names):
+            return f"its forward takes no argument {' or '.join(names)}"
+    if _implementation(model) not in _MASKED:
+        return (
+            f"its attention implementation, {_implementation(model)}, takes no tree mask; load "
+            'it with attn_implementation="sdpa"'
+        )
+    if not getattr(config, "num_hidden_layers", 0):
+        return "its configuration does not say how many layers it has"
+    return None
+
+
+def _reach(config: Any) -> int | None:
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if not isinstance(rope, dict):
+        return None
+    kinds = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    limits = [
+        r.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        for r in kinds
+        if r.get("rope_type", r.get("type")) == "longrope"
+    ]
+    return min((int(n) for n in limits if n), default=None)
 
 
 class TreeForward:
@@ -53,23 +176,16 @@ class TreeForward:
         self.refusal = architecture.refusal
         self.pack_bytes = 1 << 30
         self.cache = TreeCache(tree)
-        self._buffer = self._new_buffer()
+        self._buffer = _buffer_for(model, architecture)
         weight = model.get_input_embeddings().weight
         self._device, self._dtype = weight.device, weight.dtype
         self._decoder: Decoder | str | None = None  # None: not tried yet
-
-    def _new_buffer(self) -> KVBuffer:
-        if isinstance(self.model, BundledGPT2):
-            return KVBuffer(self.architecture.layers)
-        from genlm_bytes_smc.lm.transformers_cache import TransformersCache
-
-        return TransformersCache(self.architecture.layers)
 
     def replace(self, model: Any, architecture: Architecture) -> None:
         """Go on with the same model in other modules; entries are dropped."""
         self.clear()
         self.model, self.architecture = model, architecture
-        self._buffer = self._new_buffer()
+        self._buffer = _buffer_for(model, architecture)
 
     @property
     def decoder(self) -> Decoder | None:
@@ -171,7 +287,7 @@ class TreeForward:
     ) -> torch.Tensor:
         """Do what a `Decoder` does, by the model's own modules."""
         shape = (-1, 1) if batched else (1, -1)
-        inputs: dict[str, Any] = {}
+        inputs: dict[str, Any] = {self.architecture.cache_name: buffer}
         if asked is not None and not batched and self.architecture.row_index:
             inputs["logits_to_keep"], asked = asked, None
         logits: torch.Tensor = self.model(
@@ -179,7 +295,6 @@ class TreeForward:
             position_ids=positions.view(shape),
             attention_mask=masks,
             use_cache=True,
-            **{self.architecture.cache_name: buffer},
             **inputs,
         ).logits
         logits = logits[:, 0] if batched else logits[0]
@@ -208,7 +323,9 @@ class TreeForward:
         return out[:, None, None] if batched else out[None, None]
 
 
-_UNLIMITED = 1 << 40
+def _buffer_for(model: Any, architecture: Architecture) -> KVBuffer:
+    bundled = isinstance(model, BundledGPT2)
+    return (KVBuffer if bundled else transformers_buffer)(architecture.layers)
 
 
 # -- without any cache: the slow way that every model allows -----------------------------
@@ -217,15 +334,9 @@ _UNLIMITED = 1 << 40
 def plain_logits(
     model: Any, architecture: Architecture, contexts: Sequence[Sequence[int]]
 ) -> torch.Tensor:
-    """Logits after each context from one forward, contexts padded on the right.
+    """Return logits after each context, none empty, from one forward, padded on the right.
 
-    Args:
-        model: a transformers causal language model.
-        architecture: what it takes.
-        contexts: token ids, none empty.
-
-    Returns:
-        float[B, width], the model's dtype.
+    They are float[B, width], in the model's dtype.
     """
     lengths = [len(c) for c in contexts]
     longest = max(lengths)

@@ -18,7 +18,7 @@ from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
 from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
-from genlm_bytes_smc.lm.transfer import device_of
+from genlm_bytes_smc.lm.devices import device_of
 from genlm_bytes_smc.lookahead.automata import Automata, automata_of, language_models_of
 from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
 from genlm_bytes_smc.lookahead.future_mass import Arcs, FutureTable

@@ -18,9 +18,9 @@ is far from what is known is read as a whole (`beam.deferred_text`).
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,24 +37,54 @@ from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
 from genlm_bytes_smc.calls import Coalesced
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.potential.blocks import (
-    Block,
-    Entry,
-    by_block,
-    extended,
-    fill_rows,
-    pick,
-    side_by_side,
-    weight_of,
-)
 
 FloatArray = npt.NDArray[np.float64]
+
+_Question = tuple[bytes, bool]  # a text whose beam is asked for, and whether its row is, too
 
 NEAR = 32
 """A text this many bytes or fewer beyond what is known is stepped with all its prefixes kept;
 of the way to a longer one, every 32nd prefix and the last 32 are."""
 
 _FORESEEN = 6  # bytes to read from which on it pays to fetch rows ahead
+
+
+@dataclass(eq=False)
+class Block:
+    """Beams made in one step.
+
+    Attributes:
+        lanes: n of them.
+        weight: float64[n] on the host: log weight of each lane's text, nats.
+        entries: how many texts the cache finds here; at none the block is forgotten.
+        rows: float64[n, 257] on the model's device, next-symbol rows of the lanes.
+        has_row: bool[n], lanes whose row was asked for; the other rows are not filled in.
+    """
+
+    lanes: Any
+    weight: FloatArray
+    entries: int = 0
+    nbytes: int = field(init=False)
+    rows: torch.Tensor = field(init=False)
+    has_row: npt.NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        n, device = len(self.weight), self.lanes.model.engine.device
+        self.rows = torch.empty((n, N_SYMBOLS), dtype=torch.float64, device=device)
+        self.has_row = np.zeros(n, dtype=bool)
+        self.nbytes = self.lanes.nbytes + self.weight.nbytes + self.rows.nbytes
+
+    async def fill(self) -> None:
+        """Compute the rows of all lanes."""
+        self.rows = await self.lanes.logp_next()
+        self.has_row[:] = True
+
+
+class Entry(NamedTuple):
+    """The beam of one text: lane `lane` of `block`."""
+
+    block: Block
+    lane: int
 
 
 @dataclass(eq=False)
@@ -65,13 +95,6 @@ class _Walk:
     text: bytes
     entry: Entry | None
     at: int
-
-
-class Question(NamedTuple):
-    """A text whose beam is asked for, and whether its next-symbol row is needed, too."""
-
-    text: bytes
-    row: bool
 
 
 class Beams:
@@ -89,29 +112,18 @@ class Beams:
     """
 
     def __init__(
-        self,
-        model: ByteModel,
-        params: BeamParams,
-        prompt: Prompt,
-        max_entries: int,
-        max_bytes: int,
+        self, model: ByteModel, params: BeamParams, prompt: Prompt, max_entries: int, max_bytes: int
     ) -> None:
         self.model, self.params, self.prompt = model, params, prompt
         self.max_entries, self.max_bytes = max_entries, max_bytes
-        self.evicted = 0
-        self.nbytes = 0
+        self.evicted = self.nbytes = 0
         self._known: OrderedDict[bytes, Entry] = OrderedDict()
         self._root: Entry | None = None
-        self._requests = Coalesced[Question, Entry | None]()
+        self.requests = Coalesced[_Question, Entry | None]()
 
     def __len__(self) -> int:
         """Return the number of texts remembered."""
         return len(self._known)
-
-    @property
-    def batches(self) -> int:
-        """Return the number of batches of questions served."""
-        return self._requests.batches
 
     # -- questions ---------------------------------------------------------------------
 
@@ -120,20 +132,22 @@ class Beams:
         found = [self._find(text) for text in texts]
         if all(e is not None and (not rows or e.block.has_row[e.lane]) for e in found):
             return found
-        return await self._requests.ask([Question(text, rows) for text in texts], self._serve)
+        return await self.requests.ask([(text, rows) for text in texts], self._serve)
 
     async def rows(self, texts: Sequence[bytes]) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
         """Next-symbol rows, float64[N, 257], -inf for impossible texts; which are possible."""
         entries = await self.entries(texts, rows=True)
         possible = np.array([entry is not None for entry in entries])
-        blocks = by_block(entries)
-        if len(blocks) == 1 and possible.all():
-            ((block, _, lanes),) = blocks
-            return pick(block.rows, lanes), possible
         device = self.model.engine.device
+        parts = [
+            (torch.from_numpy(where).to(device), block.rows[torch.from_numpy(lanes).to(device)])
+            for block, where, lanes in by_block(entries)
+        ]
+        if len(parts) == 1 and possible.all():
+            return parts[0][1], possible
         out = torch.full((len(texts), N_SYMBOLS), -torch.inf, dtype=torch.float64, device=device)
-        for block, where, lanes in blocks:
-            out[torch.from_numpy(where).to(device)] = pick(block.rows, lanes)
+        for where, rows in parts:
+            out[where] = rows
         return out, possible
 
     async def weights(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
@@ -143,15 +157,10 @@ class Beams:
         if complete:
             return extended(await self.entries(texts, rows=True), [EOS_COLUMN] * len(texts))
         if self.deferred:
-            return weight_of(await self.entries(texts))
-        out = np.zeros(len(texts))
-        unknown = []
-        for n, text in enumerate(texts):
-            entry = self._find(text) if text else None
-            if entry is not None:
-                out[n] = entry.block.weight[entry.lane]
-            elif text:
-                unknown.append(n)
+            return _weights_of(await self.entries(texts), -np.inf)
+        found = [self._find(text) for text in texts]
+        out = _weights_of(found, 0.0)
+        unknown = [n for n, text in enumerate(texts) if text and found[n] is None]
         if unknown:
             last = [texts[n][-1] for n in unknown]
             before = await self.entries([texts[n][:-1] for n in unknown], rows=True)
@@ -194,15 +203,14 @@ class Beams:
 
     # -- making beams ------------------------------------------------------------------
 
-    async def _serve(self, questions: list[Question]) -> dict[Question, Entry | None]:
+    async def _serve(self, questions: list[_Question]) -> dict[_Question, Entry | None]:
         with self.model.engine.tree.one_thread:
-            entries = await self._step_to(list(dict.fromkeys(q.text for q in questions)))
-            await fill_rows([entries[q.text] for q in questions if q.row])
-            return {q: entries[q.text] for q in questions}
+            entries = await self._step_to(list(dict.fromkeys(text for text, _ in questions)))
+            await fill_rows([entries[text] for text, row in questions if row])
+            return {(text, row): entries[text] for text, row in questions}
 
     async def _step_to(self, texts: list[bytes]) -> dict[bytes, Entry | None]:
-        root = self._root
-        if root is None:
+        if (root := self._root) is None:
             root = self._root = await self._read_prompt()
         walks = [self._walk(text, root) for text in texts]
         going = [w for w in walks if w.at < len(w.text)]
@@ -227,16 +235,12 @@ class Beams:
         lanes = await read_texts(lanes, [w.text[w.at :] for w in walks])
         block = Block(lanes, self._weigh(lanes))
         for lane, w in enumerate(walks):
-            w.at = len(w.text)
-            w.entry = Entry(block, lane) if block.weight[lane] > -np.inf else None
-            if w.entry is not None:
-                self._remember(w)
+            self._arrive(w, len(w.text), Entry(block, lane))
 
     def _weigh(self, lanes: Any) -> FloatArray:
         """Return the log weights of deferred lanes' texts, float64[n], nats."""
         assert self._root is not None
-        weights: FloatArray = lanes.log_z - self._root.block.lanes.log_z[0]
-        return weights
+        return np.asarray(lanes.log_z - self._root.block.lanes.log_z[0])
 
     async def _read_prompt(self) -> Entry:
         lanes = await read_prompt(self.model, self.params, self.prompt)
@@ -246,53 +250,43 @@ class Beams:
                 f"larger K, a lower threshold or healing may help: {self.params}"
             )
         block = Block(lanes, np.zeros(1))
-        return Entry(block if self.deferred else await block.fill(), 0)
+        if not self.deferred:
+            await block.fill()
+        return Entry(block, 0)
 
     def _walk(self, text: bytes, root: Entry) -> _Walk:
         """From the longest prefix of `text` that is known."""
-        for at in range(len(text), 0, -1):
-            entry = self._find(text[:at])
-            if entry is not None:
-                return _Walk(text, entry, at)
-        return _Walk(text, root, 0)
+        known = ((at, self._find(text[:at])) for at in range(len(text), 0, -1))
+        at, entry = next((x for x in known if x[1] is not None), (0, root))
+        return _Walk(text, entry, at)
 
     async def _advance(self, walks: list[_Walk]) -> list[_Walk]:
         """One byte on for every walk, equal ones once; those that are not at their end."""
-        columns = [w.text[w.at] for w in walks]
-        entries = [w.entry for w in walks]
-        weight = np.zeros(len(walks)) if self.deferred else extended(entries, columns)
+        symbols = [w.text[w.at] for w in walks]
+        weight = np.zeros(len(walks))
+        if not self.deferred:
+            weight = extended([w.entry for w in walks], symbols)
+        steps: dict[tuple[Entry, int], float] = {}
         alive = []
-        for w, logw in zip(walks, weight, strict=True):
-            if logw == -np.inf:
+        for w, symbol, logw in zip(walks, symbols, weight.tolist(), strict=True):
+            if w.entry is None or logw == -np.inf:
                 w.entry = None
             else:
-                alive.append((w, logw))
+                steps[w.entry, symbol] = logw
+                alive.append((w, (w.entry, symbol)))
         if not alive:
             return []
-        lane_of: dict[tuple[int, int, int], int] = {}
-        parents, symbols, weights, places = list[Entry](), list[int](), list[float](), list[int]()
-        for w, logw in alive:
-            assert w.entry is not None
-            step = (id(w.entry.block), w.entry.lane, w.text[w.at])
-            if step not in lane_of:
-                lane_of[step] = len(parents)
-                parents.append(w.entry)
-                symbols.append(step[2])
-                weights.append(logw)
-            places.append(lane_of[step])
-        lanes, order = side_by_side(parents)
-        lanes = await lanes.step(np.array(symbols, dtype=np.int64)[order])
-        served = self._weigh(lanes) if self.deferred else np.array(weights)[order]
+        every = list(steps)
+        lanes, order = side_by_side([entry for entry, _ in every])
+        every = [every[i] for i in order]
+        lanes = await lanes.step(np.array([symbol for _, symbol in every], dtype=np.int64))
+        served = self._weigh(lanes) if self.deferred else np.array([steps[s] for s in every])
         block = Block(lanes, served)
         if not self.deferred:
             await block.fill()
-        lane_at = np.argsort(order)
-        for (w, _), place in zip(alive, places, strict=True):
-            lane = int(lane_at[place])
-            w.entry = Entry(block, lane) if served[lane] > -np.inf else None
-            w.at += 1
-            if w.entry is not None:
-                self._remember(w)
+        lane_of = {step: lane for lane, step in enumerate(every)}
+        for w, step in alive:
+            self._arrive(w, w.at + 1, Entry(block, lane_of[step]))
         return [w for w, _ in alive if w.entry is not None and w.at < len(w.text)]
 
     async def _look_ahead(self, walks: list[_Walk]) -> tuple[IntArray, int]:
@@ -317,16 +311,16 @@ class Beams:
             self._known.move_to_end(text)
         return entry
 
-    def _remember(self, walk: _Walk) -> None:
-        ahead, key = len(walk.text) - walk.at, walk.text[: walk.at]
-        if (ahead > NEAR and walk.at % NEAR) or key in self._known:
-            return
-        assert walk.entry is not None
-        block = walk.entry.block
-        self._known[key] = walk.entry
-        if block.entries == 0:
-            self.nbytes += block.nbytes
-        block.entries += 1
+    def _arrive(self, walk: _Walk, at: int, entry: Entry) -> None:
+        """Note the beam of a walk's first `at` bytes, and remember it where texts may meet."""
+        block, key = entry.block, walk.text[:at]
+        possible = block.weight[entry.lane] > -np.inf
+        walk.at, walk.entry = at, entry if possible else None
+        passing = len(walk.text) - at > NEAR and at % NEAR
+        if possible and not passing and key not in self._known:
+            self._known[key] = entry
+            self.nbytes += block.nbytes if block.entries == 0 else 0
+            block.entries += 1
 
     def _shrink(self, least: int) -> None:
         """Forget the least recently used, but not what the last `least` questions need."""
@@ -346,14 +340,61 @@ async def read_prompt(
 
     Each text of a run hangs on its prompt's beam, and a threshold that is harmless on average
     can kill it at one unlikely token boundary. With `prune="unbiased"` the threshold therefore
-    begins to act after the prompt; the beam is K wide in it as elsewhere.
-
-    Args:
-        model, params: of the lane.
-        prompt: what it reads.
-        lane_seed: a further seed, for a random beam of its own.
+    begins to act after the prompt; the beam is K wide in it as elsewhere. A `lane_seed` gives it a
+    random beam of its own.
     """
     wide = dataclasses.replace(params, prune_threshold=0.0) if params.unbiased else params
     seeds = None if lane_seed is None else [lane_seed]
     start = await lanes_for(wide).start(model, wide, lane_seeds=seeds)
     return (await ByteBeamState(start).prefill(prompt)).lanes.with_params(params)
+
+
+async def fill_rows(entries: Sequence[Entry | None]) -> None:
+    """Compute the next-symbol rows that beams still lack."""
+    lacking = list(dict.fromkeys(e for e in entries if e and not e.block.has_row[e.lane]))
+    if not lacking:
+        return
+    first = lacking[0].block
+    if len(lacking) == len(first.weight) and all(e.block is first for e in lacking):
+        await first.fill()
+        return
+    lanes, order = side_by_side(lacking)
+    rows = await lanes.logp_next()
+    for block, where, at in by_block([lacking[i] for i in order]):
+        device = rows.device
+        block.rows[torch.from_numpy(at).to(device)] = rows[torch.from_numpy(where).to(device)]
+        block.has_row[at] = True
+
+
+def side_by_side(entries: list[Entry]) -> tuple[Any, IntArray]:
+    """Put the lanes of `entries` side by side, lane j being that of `entries[order[j]]`."""
+    blocks = by_block(entries)
+    lanes = [block.lanes.gather(lane) for block, _, lane in blocks]
+    order = np.concatenate([where for _, where, _ in blocks])
+    return lanes[0] if len(lanes) == 1 else type(lanes[0]).cat(lanes), order
+
+
+def by_block(entries: Sequence[Entry | None]) -> list[tuple[Block, IntArray, IntArray]]:
+    """(block, places in `entries`, lanes) of each block among the entries."""
+    places: defaultdict[Block, list[tuple[int, int]]] = defaultdict(list)
+    for n, entry in enumerate(entries):
+        if entry is not None:
+            places[entry.block].append((n, entry.lane))
+    pairs = [(block, np.array(p, dtype=np.int64)) for block, p in places.items()]
+    return [(block, p[:, 0], p[:, 1]) for block, p in pairs]
+
+
+def extended(entries: Sequence[Entry | None], columns: Sequence[int]) -> FloatArray:
+    """Log weight of each text with one more symbol, float64[N], nats."""
+    out = np.full(len(entries), -np.inf)
+    column = np.asarray(columns, dtype=np.int64)
+    for block, where, lanes in by_block(entries):
+        device = block.rows.device
+        index = torch.from_numpy(lanes).to(device), torch.from_numpy(column[where]).to(device)
+        out[where] = block.weight[lanes] + block.rows[index].cpu().numpy()
+    return out
+
+
+def _weights_of(entries: Sequence[Entry | None], none: float) -> FloatArray:
+    """Return the log weight of each text, float64[N], nats; `none` for one without a beam."""
+    return np.array([none if e is None else e.block.weight[e.lane] for e in entries], dtype=float)

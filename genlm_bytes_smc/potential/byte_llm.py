@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from genlm.bytes import BeamParams as GenlmBeamParams
 from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS, TABLES, Context, as_bytes
 from genlm_bytes_smc.beam.lanes import ByteLanes
-from genlm_bytes_smc.beam.model import byte_model
+from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams, default_params
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
@@ -23,7 +24,6 @@ from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential.beams import Beams, read_prompt
-from genlm_bytes_smc.potential.ending import own_params, with_eos
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -93,8 +93,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
     ) -> None:
         super().__init__(BYTES, tables=TABLES)
         for name, size in (("cache_size", cache_size), ("cache_bytes", cache_bytes)):
-            if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {size!r}")
+            _check_positive(name, size)
         self.llm = llm = load_model(llm) if isinstance(llm, str) else llm
         beam_params = default_params() if beam_params is None else beam_params
         self.beam_params = beam_params
@@ -121,19 +120,12 @@ class ByteLLM(Potential):  # type: ignore[misc]
         model_eos: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Load a model by name; `backend` and `kwargs` are those of `load_model`.
-
-        Args are otherwise those of the class.
-        """
+        """Load a model by name; `backend` and `kwargs` are those of `load_model`, the others those
+        of the class."""
         return cls(
-            load_model(name, backend, **kwargs),
-            beam_params,
-            cache_size,
-            prompt=prompt,
-            transform=transform,
-            cache_bytes=cache_bytes,
-            model_eos=model_eos,
-        )
+            load_model(name, backend, **kwargs), beam_params, cache_size, prompt=prompt,
+            transform=transform, cache_bytes=cache_bytes, model_eos=model_eos,
+        )  # fmt: skip
 
     # -- the prompt --------------------------------------------------------------------
 
@@ -253,8 +245,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
         Raises:
             ValueError: n below one, or independent lanes without `prune="unbiased"`.
         """
-        if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
-            raise ValueError(f"the number of lanes must be an integer of at least 1, got {n!r}")
+        _check_positive("the number of lanes", n)
         if not independent_prompts:
             return (await self._beams.root()).gather(np.zeros(n, dtype=np.int64))
         if not self.params.unbiased:
@@ -276,8 +267,8 @@ class ByteLLM(Potential):  # type: ignore[misc]
 
     def cache_info(self) -> dict[str, int]:
         """Contexts kept, bytes they take, contexts forgotten so far, batches served."""
-        b = self._beams
-        return {"entries": len(b), "bytes": b.nbytes, "evicted": b.evicted, "batches": b.batches}
+        b, batches = self._beams, self._beams.requests.batches
+        return {"entries": len(b), "bytes": b.nbytes, "evicted": b.evicted, "batches": batches}
 
     def clear_cache(self) -> None:
         """Forget every beam; they are made again when asked for, the same but for rounding.
@@ -295,26 +286,16 @@ class ByteLLM(Potential):  # type: ignore[misc]
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.cleanup()
 
     # -- parts -------------------------------------------------------------------------
 
     def _like(self, params: BeamParams, prompt: Prompt | bytes) -> ByteLLM:
         return ByteLLM(
-            self.llm,
-            params,
-            self.cache_size,
-            prompt=prompt,
-            transform=self.transform,
-            cache_bytes=self.cache_bytes,
-            model_eos=self.model_eos,
-        )
+            self.llm, params, self.cache_size, prompt=prompt, transform=self.transform,
+            cache_bytes=self.cache_bytes, model_eos=self.model_eos,
+        )  # fmt: skip
 
     def _new_beams(self, prompt: Prompt) -> Beams:
         return Beams(self.model, self.params, prompt, self.cache_size, self.cache_bytes)
@@ -340,7 +321,40 @@ class ByteLLM(Potential):  # type: ignore[misc]
         )
 
 
+def _check_positive(name: str, n: Any) -> None:
+    if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {n!r}")
+
+
 def _texts(contexts: Sequence[Context]) -> list[bytes]:
     if not contexts:
         raise ValueError("Contexts must be non-empty.")
     return [as_bytes(context) for context in contexts]
+
+
+def own_params(params: BeamParams | GenlmBeamParams) -> BeamParams:
+    """Return the parameters, this package's or genlm-bytes', as this package's own class."""
+    if isinstance(params, BeamParams):
+        return params
+    if isinstance(params, GenlmBeamParams):
+        names = {f.name for f in dataclasses.fields(GenlmBeamParams)} - {"eos_tokens"}
+        return BeamParams(**{name: getattr(params, name) for name in names})
+    raise TypeError(f"beam_params must be a BeamParams, got {type(params).__name__}")
+
+
+def with_eos(params: BeamParams, model: ByteModel, model_eos: bool) -> BeamParams:
+    """Return the parameters with the model's end-of-sequence tokens where they name none.
+
+    Warns:
+        UserWarning: the model has none either.
+    """
+    if params.eos or not model_eos:
+        return params
+    spellings = {model.vocab[i] for i in model.engine.eos_ids}
+    if not spellings:
+        warnings.warn(
+            "no text can end: the beam parameters name no eos_byte_strings and the tokenizer "
+            "has no end-of-sequence token. Name some, or say model_eos=False",
+            stacklevel=3,
+        )
+    return dataclasses.replace(params, eos_byte_strings=spellings)

@@ -25,13 +25,7 @@ from genlm_bytes_smc.constraints.product import ByteProduct, times
 FloatArray = npt.NDArray[np.float64]
 Mean = Callable[[torch.Tensor], torch.Tensor]
 
-_ORDERS = {
-    "sum": 1.0,
-    "prod": 0.0,
-    "harmonic": -1.0,
-    "min": -math.inf,
-    "max": math.inf,
-}
+_ORDERS = {"sum": 1.0, "prod": 0.0, "harmonic": -1.0, "min": -math.inf, "max": math.inf}
 
 
 def log_power_mean(logs: torch.Tensor, shares: torch.Tensor, order: float) -> torch.Tensor:
@@ -126,13 +120,13 @@ class PowerMean(Potential):  # type: ignore[misc]
 
     async def batch_prefix(self, contexts: Sequence[Context]) -> FloatArray:
         """`prefix` of each context, float64[N] on the host."""
-        return _on_host(self.mean(await self._prefixes(_tokens(contexts))))
+        return np.asarray(self.mean(await self._prefixes(_tokens(contexts))))
 
     async def batch_complete(self, contexts: Sequence[Context]) -> FloatArray:
         """`complete` of each context, float64[N] on the host."""
         texts = _tokens(contexts)
         found = await asyncio.gather(*(m.batch_complete(texts) for m in self.members))
-        return _on_host(self.mean(_stack(found)))
+        return np.asarray(self.mean(_stack(found)))
 
     async def logw_next(self, context: Context) -> Any:
         """Log weights of the next byte and of EOS: `LazyWeights` over float64[257], nats.
@@ -204,10 +198,9 @@ def proxy_tuning(base: Any, tuned: Any, untuned: Any, alpha: float = 1.0) -> Any
 
 
 def next_rows(mean: Mean, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Return log f of the weights of the next texts minus log f of those so far.
+    """Return log f (`mean`) of the weights of the next texts minus log f of those so far.
 
     Args:
-        mean: log f.
         before: float64[k, N], members' prefix weights, nats.
         after: float64[k, N, 257], their weights with one symbol more.
 
@@ -248,17 +241,8 @@ def _stack(weights: Sequence[Any]) -> torch.Tensor:
     return torch.stack([torch.as_tensor(w).double().cpu() for w in weights])
 
 
-def _on_host(weights: torch.Tensor) -> FloatArray:
-    out: FloatArray = weights.cpu().numpy()
-    return out
-
-
 def _order(order: Any) -> float:
-    """Return the order that a number or a name means.
-
-    Raises:
-        TypeError: neither. ValueError: an unknown name, or NaN.
-    """
+    """Return the order that a number or a name means."""
     if isinstance(order, str) and order in _ORDERS:
         return _ORDERS[order]
     number = isinstance(order, Real) and not isinstance(order, bool)
@@ -269,11 +253,7 @@ def _order(order: Any) -> float:
 
 
 def _member(member: Any) -> Any:
-    """Return a member of an ensemble as it is.
-
-    Raises:
-        TypeError: no potential. ValueError: over other tokens than the 256 bytes.
-    """
+    """Return a member of an ensemble as it is; see `PowerMean` for what is refused."""
     if not isinstance(member, Potential):
         raise TypeError(
             f"members must be genlm-control Potentials over bytes, got {type(member).__name__}"
@@ -287,11 +267,7 @@ def _member(member: Any) -> Any:
 
 
 def _shares(weights: Any, n: int) -> FloatArray:
-    """Return weights scaled to sum one, float64[n].
-
-    Raises:
-        ValueError: there is none, or they are not n finite numbers from zero with a positive sum.
-    """
+    """Return weights scaled to sum one, float64[n]; see `PowerMean` for what is refused."""
     if n == 0:
         raise ValueError("an ensemble needs at least one member, got none")
     given = np.ones(n) if weights is None else np.asarray(list(weights), dtype=np.float64)
@@ -299,5 +275,4 @@ def _shares(weights: Any, n: int) -> FloatArray:
         raise ValueError(
             f"weights must be {n} finite numbers of at least zero, not all zero, got {weights!r}"
         )
-    out: FloatArray = given / given.sum()
-    return out
+    return np.asarray(given / given.sum())

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from genlm.control.potential.built_in.ensemble import Ensemble
 
-from genlm_bytes_smc.alphabet import N_SYMBOLS
+from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.rng import KeyArray
 from genlm_bytes_smc.constraints.base import ByteConstraint
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.potential.power_mean import Mean, PowerMean, next_rows
 from genlm_bytes_smc.smc.factors import Tree, compile_rows
@@ -132,17 +132,32 @@ class Member:
         log_weight[alive] += await self._gain(read, told)
         return replace(self, lanes=lanes, log_weight=log_weight, blocks=[])._living()
 
+    async def ended(self) -> FloatArray:
+        """Return its log weight of each text as a whole one, float64[D], nats."""
+        out, alive = np.full(len(self.place), -np.inf), np.flatnonzero(self.place >= 0)
+        if len(alive):
+            told = [await leaf.ended() for leaf in self.lanes]
+            ends = np.full(len(alive), EOS_COLUMN)
+            out[alive] = self.log_weight[alive] + await self._gain(ends, told)
+        return out
+
     async def _gain(self, read: IntArray, told: Sequence[FloatArray | None]) -> FloatArray:
-        """Return the log weight of the bytes that its lanes have read, nats."""
+        """Return the log weight of the symbols that its lanes have read, nats."""
         texts = np.arange(len(read))
-        if self.tree.local and all(weight is not None for weight in told):
-            columns = [torch.from_numpy(w)[:, None] for w in told if w is not None]
-            gain: FloatArray = self.tree(columns)[:, 0].numpy()
+        if any(weight is None for weight in told) or not self.tree.local:
+            await self._know()
+        if self.tree.local:  # so that a leaf whose row was -inf may weigh something after all
+            columns = [
+                (self.blocks[i].cpu()[texts, read] if weight is None else torch.from_numpy(weight))
+                for i, weight in enumerate(told)
+            ]
+            gain: FloatArray = self.tree([column[:, None] for column in columns])[:, 0].numpy()
             return gain
-        await self._know()
         said: FloatArray = self.tree(self.blocks).cpu().numpy()[texts, read]
         exponents = self.tree.exponents(len(self.lanes))
-        return said + revision(exponents, self.blocks, texts, read, told)
+        with np.errstate(invalid="ignore"):
+            change = revision(exponents, self.blocks, texts, read, told)
+            return np.where(said == -np.inf, -np.inf, said + change)
 
     def gather(self, texts: IntArray) -> Member:
         """Return it at the texts `texts` int64[D']."""
@@ -193,6 +208,7 @@ class EnsembleLanes(Lanes):
         self.members = tuple(members)
         self.mean = mean
         self.waits = any(lanes.waits for member in members for lanes in member.lanes)
+        self.forecasts = any(lanes.forecasts for member in members for lanes in member.lanes)
 
     def _now(self) -> torch.Tensor:
         """Return the members' weights of the texts, float64[k, D], nats."""
@@ -214,10 +230,21 @@ class EnsembleLanes(Lanes):
         """See `Lanes`; the weight is of what the members' steps say."""
         members = await together([member.step(symbols) for member in self.members])
         after = EnsembleLanes(members, self.mean)
-        old, new = (x.mean(x._now()).numpy() for x in (self, after))
+        return after, self._gain(after._now())
+
+    async def ended(self) -> FloatArray | None:
+        """See `Lanes`; the weight is of what the members say once they have read the end."""
+        if not self.forecasts:
+            return None
+        whole = await together([member.ended() for member in self.members])
+        return self._gain(torch.from_numpy(np.stack(whole)))
+
+    def _gain(self, after: torch.Tensor) -> FloatArray:
+        """Return log f of the members' weights `after`, float64[k, D], over that of now, nats."""
+        old, new = (self.mean(weights).numpy() for weights in (self._now(), after))
         lost = (new == -np.inf) | (old == -np.inf)
-        gain = np.where(lost, -np.inf, new - np.where(lost, 0.0, old))
-        return after, gain
+        gain: FloatArray = np.where(lost, -np.inf, new - np.where(lost, 0.0, old))
+        return gain
 
     def gather(self, lanes: IntArray) -> EnsembleLanes:
         """See `Lanes`."""

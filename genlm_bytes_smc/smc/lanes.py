@@ -18,7 +18,7 @@ import torch
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.rng import KeyArray, mix, start_keys
 from genlm_bytes_smc.constraints.base import ByteConstraint
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.smc.factors import name_of
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
-from genlm_bytes_smc.lm.transfer import send
+from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.lanes import BadWeightError, Rows
 from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SaltArray

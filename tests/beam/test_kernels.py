@@ -6,6 +6,7 @@ in trie order, no kernels.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,7 +141,7 @@ def make_world(seed: int, cut: bool, device: str = "cpu") -> World:
         [engine.tree.insert(rng.integers(size, size=rng.integers(1, 4)).tolist()) for _ in range(7)]
     )
     for some in np.array_split(rng.permutation(contexts), 3):  # slots in no special order
-        store.ensure_sync(some)
+        asyncio.run(store.ensure(some))
     share = rng.random(trie.n_tokens) < 0.2
     share[rng.integers(trie.n_tokens)] = True
     return World(engine, trie, store, contexts, np.flatnonzero(share) if cut else NO_CUT)
@@ -182,7 +183,7 @@ def kernel_sets(world: World, device: str) -> tuple[HostParts, TorchKernels]:
     engine = RandomEngine(world.tokens, device)
     engine.tree = world.engine.tree
     store = RowStore(engine, world.trie)
-    store.ensure_sync(world.contexts)
+    asyncio.run(store.ensure(world.contexts))
     return HostParts(world.store), TorchKernels(store, flat_limit=300)
 
 
@@ -889,7 +890,7 @@ def settled(call: Callable[[], Any], *stores: RowStore) -> Any:
         if len(found.missing) == 0:
             return found
         for store in stores:
-            store.ensure_sync(found.missing)
+            asyncio.run(store.ensure(found.missing))
 
 
 @pytest.mark.parametrize("prune", ["topk", "unbiased"])
@@ -900,7 +901,7 @@ def test_whole_steps_are_the_composed_ones(prune, seed):
     model = ByteModel(world.engine, RowTransform(), 1 << 20)
     ends = next(t for t in world.tokens if t)
     params = BeamParams(3, 0.05, prune=prune, eos_byte_strings=[ends])
-    model.store.ensure_sync(world.contexts)
+    asyncio.run(model.store.ensure(world.contexts))
     host_, torch_ = NumbaKernels(model.store), TorchKernels(model.store)
     state = random_state(world, seed)
     state = BeamState(*pn.take(*state[:4], *pn.select_topk(state.logw, -1, -np.inf)[:2]), state.key)
@@ -934,7 +935,7 @@ def test_whole_steps_are_the_composed_ones(prune, seed):
                 run = kernels.run_texts(lanes, known, 0, (9, 9), by_steps=by_steps, sure=None)
                 if len(run.missed) == 0:
                     break
-                model.store.ensure_sync(run.missed)
+                asyncio.run(model.store.ensure(run.missed))
             out += [run.state, run.log_z, run.log_dropped, np.array([float(run.read)])]
         return out
 

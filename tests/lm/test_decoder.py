@@ -9,9 +9,9 @@ from torch import nn
 
 from genlm_bytes_smc.fast_path import FastPathWarning
 from genlm_bytes_smc.lm import decoder as decoders
-from genlm_bytes_smc.lm import linear as linears
+from genlm_bytes_smc.lm import devices as linears
 from genlm_bytes_smc.lm.decoder import GPT2Decoder, LlamaDecoder, decoder_of
-from genlm_bytes_smc.lm.linear import Linear, layout
+from genlm_bytes_smc.lm.devices import Linear, layout
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from tests.lm.families import (
     VOCAB,
@@ -126,9 +126,9 @@ def test_changed_weights_count_after_the_cache_is_cleared(tokenizer):
 
 
 def test_a_wrong_decoder_is_found_out_and_the_cache_stays(tokenizer, monkeypatch):
-    monkeypatch.setattr(
-        decoders.GPT2Decoder, "last", lambda self, x: self._norm(x) + torch.linspace(-3, 3, 32)
-    )
+    norm = decoders._layer_norm
+    wrong = torch.linspace(-3, 3, 32)
+    monkeypatch.setattr(decoders, "_layer_norm", lambda m: lambda x: norm(m)(x) + wrong)
     model = make_model("gpt2")
     with pytest.warns(FastPathWarning, match="'modules', as a small tree .* gave other rows"):
         engine = TreeTransformer(model, tokenizer)

@@ -290,7 +290,6 @@ def test_a_second_thread_is_refused_while_one_is_answered():
             lambda: asyncio.run(lm.cleanup()),
             lambda: asyncio.run(lm.prefix(b"ab")),
             lambda: asyncio.run(lm.model.store.ensure(np.array([1]))),
-            lambda: lm.model.store.ensure_sync(np.array([1])),
             lambda: asyncio.run(lanes.extended()),
             lambda: asyncio.run(lanes.logp_next()),
             lambda: asyncio.run(lanes.step([97, 97])),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from genlm_bytes_smc import load_model
-from genlm_bytes_smc.lm import gguf as ours
+from genlm_bytes_smc.lm import files as ours
 from tests.lm.families import _MERGES, distance, make_model, make_tokenizer, whole_rows
 
 gguf = pytest.importorskip("gguf", reason="needs the extra gguf")
@@ -205,9 +205,9 @@ def test_a_disk_that_fills_up_leaves_nothing(cache, file):
 
 def test_two_processes_convert_once_and_both_have_it(cache, file):
     count = (
-        "from genlm_bytes_smc.lm import gguf\n"
-        "convert = gguf._convert\n"
-        "gguf._convert = lambda *a: (print('converts'), convert(*a))"
+        "from genlm_bytes_smc.lm import files\n"
+        "convert = files._convert\n"
+        "files._convert = lambda *a: (print('converts'), convert(*a))"
     )
     both = [in_another_process(file, cache, before=count) for _ in range(2)]
     told = [p.communicate(timeout=300) for p in both]
@@ -218,9 +218,9 @@ def test_two_processes_convert_once_and_both_have_it(cache, file):
 
 def test_ctrl_c_while_converting_leaves_nothing_and_the_next_one_works(cache, file):
     slow = (
-        "import time\nfrom genlm_bytes_smc.lm import gguf\n"
-        "check = gguf._check\n"
-        "gguf._check = lambda *a: (print('here', flush=True), time.sleep(60), check(*a))[2]"
+        "import time\nfrom genlm_bytes_smc.lm import files\n"
+        "check = files._check\n"
+        "files._check = lambda *a: (print('here', flush=True), time.sleep(60), check(*a))[2]"
     )
     process = in_another_process(file, cache, before=slow)
     assert process.stdout.readline() == "here\n"

@@ -1,5 +1,7 @@
 """Half-precision models: everything after the model is summed in float32 or better."""
 
+import asyncio
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +54,7 @@ def test_stored_rows_sum_to_one_in_double_precision(dtype, device, tokenizer):
     store = RowStore(engine, TokenTrie.build(Vocabulary.from_tokens(engine.byte_vocab)))
     nodes = np.array([engine.tree.insert(c) for c in CONTEXTS])
     with engine.tree.pinned(nodes):
-        store.ensure_sync(nodes)
+        asyncio.run(store.ensure(nodes))
         slots = torch.as_tensor(store.slot_of[nodes], device=store.probs.device)
         sums = store.probs[slots].sum(dim=1)
     assert store.probs.dtype == torch.float64

@@ -12,7 +12,7 @@ from genlm_bytes_smc import BadRowError, BeamParams, ByteBeamState, ByteLanes, a
 from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.fast_path import FastPathWarning
-from genlm_bytes_smc.lm.intake import LOWEST
+from genlm_bytes_smc.lm.host_rows import LOWEST
 from tests.toys import ToyLM
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

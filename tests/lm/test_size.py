@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from genlm_bytes_smc import ModelTooLargeError, load_model
-from genlm_bytes_smc.lm import size
-from genlm_bytes_smc.lm.size import check_fits, check_fits_vllm, free_bytes, weight_bytes
+from genlm_bytes_smc.lm import files
+from genlm_bytes_smc.lm.files import check_fits, check_fits_vllm, free_bytes, weight_bytes
 from tests.lm.families import make_model
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_devices_share_the_weights_and_processes_of_one_cpu_do_not(saved, monkey
     with pytest.raises(ModelTooLargeError, match=r"0\.1 MiB / 2, and .* free; do without"):
         check_fits(str(saved), None, free=need // 2 - 1, where="it", parts=2, advice="do without")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(size, "free_bytes", lambda device: need // 2 + 1)
+    monkeypatch.setattr(files, "free_bytes", lambda device: need // 2 + 1)
     with pytest.raises(ModelTooLargeError, match="the CPU has"):
         check_fits_vllm(str(saved), None, {"tensor_parallel_size": 2})
     check_fits_vllm(str(saved), None, {"quantization": "fp8"})

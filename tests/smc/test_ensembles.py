@@ -83,16 +83,21 @@ def agrees(runs, truth, share=1e-9):
 
 
 async def stepped(model, texts=TEXTS):
-    """The weight of each text that a model's own lanes say byte by byte; the end by its row."""
-    out = {}
+    """The weight of each text that a model's own lanes say byte by byte, and then of its end.
+
+    Beside it the weight by the end of their row: where that is zero, no run ends.
+    """
+    weights, forecasts = {}, {}
     for text in texts:
         here, log_weight = await lanes_of(model), 0.0
         for byte in text:
             row = (await here.rows())[0]
             here, weight = await here.step(np.array([byte]))
             log_weight += row[byte].item() if weight is None else weight[0]
-        out[text] = math.exp(log_weight + (await here.rows())[0, 256].item())
-    return out
+        row, end = (await here.rows())[0, 256].item(), await here.ended()
+        forecasts[text] = math.exp(log_weight + row)
+        weights[text] = math.exp(log_weight + (row if end is None else end[0]))
+    return weights, forecasts
 
 
 async def repeated(target, runs=RUNS, **options):
@@ -234,10 +239,31 @@ async def test_means_are_unbiased(order, params):
     members = three(params)
     truth = truth_of(members, lambda w: mean_of(w, order))
     if params is DEFERRED:
-        each = [await stepped(member) for member in members]
-        truth = {t: mean_of([w[t] for w in each], order) for t in TEXTS}
+        each, rows = zip(*[await stepped(member) for member in members], strict=True)
+        ends = [t for t in TEXTS if mean_of([row[t] for row in rows], order)]
+        truth = {t: mean_of([w[t] for w in each], order) for t in ends}
     target = power_mean(members, order, SHARES) * ByteRegex(PATTERN)
     assert agrees(await repeated(target), sum(truth.values()), 0.01 * (params is DEFERRED))
+
+
+@pytest.mark.parametrize("order", [1.0, 0.0, -1.0])
+async def test_an_end_weighs_what_members_say_once_they_have_read_it(order):
+    """A run's weight of a whole text is that of `complete`, though rows forecast another."""
+    inner = power_mean([toy(7, DEFERRED), other(3, DEFERRED)], 0.0)
+    members = [toy(1, DEFERRED) ** 0.5, other(3, DEFERRED) * toy(7), inner]
+    ensemble, surprises = power_mean(members, order), []
+    for text in TEXTS:
+        here, log_weight = await lanes_of(ensemble), 0.0
+        for byte in text:
+            here, weight = await here.step(np.array([byte]))
+            log_weight += weight[0]
+        true, row = await ensemble.complete(text), (await here.rows())[0, 256].item()
+        assert log_weight + (await here.ended())[0] == pytest.approx(true, abs=1e-9), text
+        if row > -math.inf:  # else no run ends there
+            surprises.append(abs(log_weight + row - true))
+            run = await smc(ensemble * ByteRegex(text.decode()), 2, max_bytes=len(text), seed=0)
+            assert run.log_ml == pytest.approx(true, abs=1e-9), text
+    assert max(surprises) > 1e-3
 
 
 async def test_a_mixture_of_random_beams_is_unbiased_for_the_exact_models():
@@ -288,7 +314,10 @@ def local(model, text):
 async def test_proxy_tuning_is_unbiased(params):
     """A negative power in a product: base * (tuned / untuned)^alpha of the exact weights."""
     models = three(params)
-    each = [exact_weights(m) if params is EXACT else await stepped(m) for m in models]
+    each = [exact_weights(m) for m in models]
+    if params is DEFERRED:
+        each, rows = zip(*[await stepped(m) for m in models], strict=True)
+        each = [{t: w[t] * all(row[t] for row in rows) for t in TEXTS} for w in each]
     truth = [b * (t / u) ** 0.5 if u else 0.0 for b, t, u in zip(*map(_listed, each), strict=True)]
     target = proxy_tuning(*models, 0.5) * ByteRegex(PATTERN)
     assert agrees(await repeated(target), sum(truth), 0.01 * (params is DEFERRED))

@@ -186,6 +186,6 @@ def test_what_cannot_be_loaded(monkeypatch):
         load_model("tiny", backend="vllm", engine_opts={"worker_extension_cls": "a.B"})
     with pytest.raises(TypeError, match="no_such_option"):
         load_model("tiny", backend="vllm", engine_opts={"no_such_option": 1})
-    monkeypatch.setattr("genlm_bytes_smc.lm.size.free_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr("genlm_bytes_smc.lm.files.free_bytes", lambda device: 1 << 20)
     with pytest.raises(ModelTooLargeError, match=r"the CPU has 1\.0 MiB"):
         load_model("tiny", backend="vllm")

@@ -13,15 +13,14 @@ import importlib.util
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 
+from genlm_bytes_smc.lm.async_lm import start_tokens
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import EngineError, RowEngine, start_tokens
-from genlm_bytes_smc.lm.transfer import device_of
+from genlm_bytes_smc.lm.devices import device_of
+from genlm_bytes_smc.lm.engine import EngineError, RowEngine
 from genlm_bytes_smc.lm.vllm.env import process_kept, setting
 
 _CAPTURE = "genlm_bytes_smc.lm.vllm.capture"
@@ -180,14 +179,11 @@ class VLLMEngine(RowEngine):
             EngineError: vLLM failed, now or before, or the engine was closed.
             BadRowError: the model returned NaN or +inf.
         """
-        nodes = np.asarray(nodes, dtype=np.int64)
         most = max(1, _ROW_BYTES // (4 * (self.width or 1)))
         parts = [
             self._generate([self.tree.tokens(n) for n in nodes[i : i + most].tolist()])
             for i in range(0, len(nodes), most)
         ]
-        if not parts:
-            return torch.empty((0, self.width or 0), device=self.device)
         rows = parts[0] if len(parts) == 1 else torch.cat(parts)
         self._refuse_nan(rows, nodes)
         self.counts.rows += len(nodes)
@@ -269,12 +265,7 @@ class VLLMEngine(RowEngine):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -1,30 +1,97 @@
-"""Linear maps of a decoder, with their weights laid out for few positions at a time.
+"""What depends on the device: its name, copies to it, and on a CPU threads and packed weights.
 
-A matrix product of a handful of positions with a large weight spends most of its time laying
-the weight out anew for the processor's vector units. On a CPU oneDNN can keep that layout:
-for 2 to 32 positions of a 256-wide model a product then takes half the time, and the
-language-modelling head a third; a 768-wide model's products take a third throughout.
+`array.to(device)` from ordinary memory first waits until the device has done all it was given,
+which costs more than the copy. From page-locked memory the copy takes its place in the queue.
+
+On a CPU, waking a pool of threads costs more than a small forward takes; where cores are busy, much
+more: a 256-wide linear layer was seen to take 25 µs on one thread and 900 µs on two. And a matrix
+product of a handful of positions with a large weight spends most of its time laying the weight out
+anew for the processor's vector units. oneDNN can keep that layout: for 2 to 32 positions of a
+256-wide model a product then takes half the time, and the language-modelling head a third; a
+768-wide model's products take a third throughout.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.functional import linear, pad
 
 from genlm_bytes_smc.fast_path import Way
 
+_NOT_PINNED = ("cpu", "mps")
+_SMALL_MODEL = 2e7  # parameters; a larger one waits for memory, which threads do help
+_SMALL_JOB = 6e9  # floating-point operations, a tenth of a second on one core
 _CONV_HOMES = ("transformers.pytorch_utils", "genlm_bytes_smc.lm.bundled")
 _PACKABLE = (torch.float32, torch.bfloat16)
 # oneDNN compiles a product for each number of positions, and keeps nearly a megabyte for it. So
 # only these numbers occur, and more positions than the last go the usual way.
 _POSITIONS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _SMALL_WEIGHT = 1 << 19  # elements; below it, the call itself costs one position more than it saves
+
+
+def device_of(device: Any, *, known: bool = False) -> torch.device:
+    """Return the device of a name, as torch has it.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or what else `torch.device` takes.
+        known: refuse other kinds of devices than these.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    here = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    with suppress(RuntimeError, TypeError):
+        out = torch.device(device)
+        if (out.index or 0) < here.get(out.type, 0) or not (known or out.type in here):
+            return out
+    names = [f"{name}:{i}" if i else name for name, n in here.items() for i in range(n)]
+    raise ValueError(f"unknown device {str(device)!r}; on this machine: {', '.join(names)}")
+
+
+def send(array: npt.NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`array`, of any shape and dtype, on `device`.
+
+    The host's copy may be changed or freed right away, unless the device is the CPU: then it
+    is the same memory.
+    """
+    if isinstance(array, torch.Tensor):
+        tensor = array
+    else:
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    if device.type == "cpu":
+        return tensor
+    if tensor.device.type == "cpu" and device.type not in _NOT_PINNED:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@contextmanager
+def fitting_threads(parameters: int, positions: int, device: torch.device) -> Iterator[None]:
+    """Run a forward of a model of so many parameters on one torch thread if it is a small job
+    on a CPU."""
+    threads = torch.get_num_threads()
+    small = parameters <= _SMALL_MODEL and 2.0 * parameters * positions <= _SMALL_JOB
+    if device.type != "cpu" or threads == 1 or not small:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Linear:
@@ -42,9 +109,12 @@ class Linear:
         biases = [None if m.bias is None else m.bias.detach() for m in layers]
         self._plain = list(zip(weights, biases, strict=True))
         self._packed: torch.Tensor | None = None
+        self._bias: torch.Tensor | None = None
         if packed:
             whole = weights[0] if len(weights) == 1 else torch.cat(weights)
-            self._bias = _beside(biases, weights)
+            if any(b is not None for b in biases):
+                pairs = zip(biases, weights, strict=True)
+                self._bias = torch.cat([w.new_zeros(len(w)) if b is None else b for b, w in pairs])
             self._packed = _reorder(whole.contiguous())
             self._lone = whole.numel() < _SMALL_WEIGHT and whole.dtype == torch.float32
             if len(weights) > 1 and self._lone:
@@ -86,8 +156,6 @@ def layout(weight: torch.Tensor) -> Way:
 
 
 # The operators that `torch.compile` uses for frozen weights on a CPU.
-
-
 def _reorder(weight: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight)  # type: ignore[no-any-return]
 
@@ -110,13 +178,3 @@ def _tried(dtype: torch.dtype) -> Way:
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         return Way("plain", f"oneDNN's products fail ({type(error).__name__}: {error})", lost=True)
     return Way("plain", "oneDNN's products come out wrong", lost=True)
-
-
-def _beside(
-    biases: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor]
-) -> torch.Tensor | None:
-    if all(b is None for b in biases):
-        return None
-    return torch.cat(
-        [w.new_zeros(len(w)) if b is None else b for b, w in zip(biases, weights, strict=True)]
-    )

