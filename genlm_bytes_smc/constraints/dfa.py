@@ -11,13 +11,8 @@ import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.automata.table import (
-    MAX_STATES,
-    Table,
-    combine,
-    minimal,
-    too_large,
-)
+from genlm_bytes_smc.constraints.automata.nfa import combine
+from genlm_bytes_smc.constraints.automata.table import MAX_STATES, Table, minimal, too_large
 from genlm_bytes_smc.constraints.base import (
     DEAD,
     BoolArray,

@@ -33,14 +33,15 @@ from genlm_bytes_smc.constraints.automata.regex_parser import NotRegularError, p
 from genlm_bytes_smc.constraints.automata.table import (
     MAX_SECONDS,
     MAX_STATES,
+    N_CODEPOINTS,
     Deadline,
     OutgrownError,
     Table,
+    bytes_of_characters,
     in_walking_order,
     minimal,
     too_large,
 )
-from genlm_bytes_smc.constraints.automata.utf8 import N_CODEPOINTS, bytes_of_characters
 from genlm_bytes_smc.constraints.base import ConstraintError, show
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.partial import PartialRegex

@@ -3,41 +3,55 @@
 The pattern is parsed by the code that `regex.compile` itself parses with, and the letters of a
 class are found by running the class over every code point once. So syntax, flags, Unicode tables
 and case folding are those of the installed `regex`, not a second reading of its manual. The
-parser is not part of the module's documented interface; this file and `regex_classes.py` are the
-only ones that touch it, and the tests compare the result with `regex.fullmatch`.
+parser is not part of the module's documented interface; this file is the only one that touches
+it, and the tests compare the result with `regex.fullmatch`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import regex
-from regex import _regex_core
+from regex import _regex, _regex_core
 
 from genlm_bytes_smc.constraints.automata.expressions import (
+    END,
+    LAST_LINE_END,
+    NEWLINE,
+    START,
     Alternation,
-    Anchor,
     Chars,
     Concat,
     Look,
     Node,
-    Repeat,
     letter,
+    looks_ahead,
+    reads,
+    repeated,
 )
-from genlm_bytes_smc.constraints.automata.regex_classes import characters, program
+from genlm_bytes_smc.constraints.automata.table import N_CODEPOINTS
 from genlm_bytes_smc.constraints.base import ConstraintError, show
 
 MOST_CALLS = 1000  # of groups by name or number in one pattern
 
 _ENCODINGS = regex.ASCII | regex.LOCALE | regex.UNICODE
 
-_ANCHORS = {"StartOfString": "start", "EndOfString": "end", "EndOfStringLine": "line end"}
+_PLACES: dict[str, Node] = {
+    "StartOfString": START,
+    "EndOfString": END,
+    "EndOfStringLine": LAST_LINE_END,
+    "StartOfLine": Alternation((START, Look(True, True, NEWLINE))),
+    "EndOfLine": Alternation((END, Look(False, True, NEWLINE))),
+}
+_WORDS = {"Boundary", "EndOfWord", "StartOfWord"}
 _CLASSES = {
     "Any", "AnyAll", "AnyU", "Character", "Property", "Range",
     "SetDiff", "SetInter", "SetSymDiff", "SetUnion",
 }  # fmt: skip
-_ZERO_WIDTH = {"Boundary", "EndOfLine", "EndOfWord", "LookAround", "StartOfLine", "StartOfWord"}
+_REPEATS = {"GreedyRepeat", "LazyRepeat"}
 _REFUSED = {
     "Atomic": "an atomic group (or \\R)",
     "CallGroup": "a recursive pattern",
@@ -82,12 +96,7 @@ def parse(pattern: str, flags: int = 0) -> Node:
             raise ConstraintError(
                 f"the LOCALE or REVERSE flag cannot be used over bytes (pattern {show(pattern)})"
             )
-        info.open_groups, info.n_calls = [], 0
-        conditions = [n for n in _all_parts(tree) if type(n).__name__ == "Conditional"]
-        info.asked = {n.group for n in conditions if n.group > 0}
-        if not info.asked or info.group_calls:
-            return _convert(tree, info, pattern)
-        return Alternation(tuple(_by_groups(tree, frozenset(), info, pattern).values()))
+        return _Reading(pattern, tree, info).whole()
     except regex.error as e:
         at = "" if e.pos is None else f" at position {e.pos}"
         raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}{at}") from None
@@ -118,12 +127,14 @@ def _parts(node: Any) -> list[Any]:
     return [*(part for parts in lists for part in parts), *filter(None, alone)]
 
 
+def _all_parts(node: Any) -> Iterator[Any]:
+    yield node
+    for part in _parts(node):
+        yield from _all_parts(part)
+
+
 class NotRegularError(ConstraintError):
     """A pattern has a part that no automaton expresses."""
-
-
-def _unsupported(what: str, pattern: str) -> NotRegularError:
-    return NotRegularError(f"{what} cannot be part of a byte automaton (pattern {show(pattern)})")
 
 
 def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
@@ -152,239 +163,233 @@ def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
         return tree.optimise(info, False), info
 
 
-def _convert(node: Any, info: Any, pattern: str) -> Node:
-    kind = type(node).__name__
-    if kind in _CLASSES or (kind == "String" and node.case_flags):
-        full = regex.FULLCASE | regex.IGNORECASE
-        if getattr(node, "case_flags", 0) & full == full:
-            what = "full case folding (FULLCASE with IGNORECASE, which version 1 turns on)"
-            raise _unsupported(what, pattern)
-        if kind == "Character" and node.positive and not node.case_flags:
-            return letter(node.value)
-        return characters(program(node), info.flags & _ENCODINGS)
-    if kind == "String":  # only \R makes one so early
-        return Concat(tuple(map(letter, node.characters)))
-    if kind == "Sequence":
-        return Concat(tuple(_convert(item, info, pattern) for item in node.items))
-    if kind == "Branch":
-        return Alternation(tuple(_convert(branch, info, pattern) for branch in node.branches))
-    if kind == "Group":
-        return _convert_group(node, info, pattern)
-    if kind in ("GreedyRepeat", "LazyRepeat"):
-        body = _convert(node.subpattern, info, pattern)
-        return _repeat(body, int(node.min_count), node.max_count)
-    if kind in _ANCHORS:
-        return Anchor(_ANCHORS[kind])
-    if kind == "CallGroup" and node.group not in {0, *info.open_groups}:
-        info.n_calls += 1
-        if info.n_calls <= MOST_CALLS:
-            called = info.defined_groups[node.group][0].optimise(info, False)
-            return _convert_group(called, info, pattern)
-    if kind == "Conditional" and node.group == 0:  # (?(DEFINE)...), which is never taken
-        return _convert(node.no_item, info, pattern)
-    found = _convert_place(node, kind, info, pattern)
-    if found is None:
-        raise _unsupported(_REFUSED.get(kind, f"the construct {kind}"), pattern)
-    return found
+class _Reading:
+    """The parser's tree of one pattern, turned into ours. A node is told by the name of its class.
 
-
-def _convert_group(node: Any, info: Any, pattern: str) -> Node:
-    """Return the tree of a group; it must not call itself."""
-    info.open_groups.append(node.group)
-    found = _convert(node.subpattern, info, pattern)
-    info.open_groups.pop()
-    return found
-
-
-def _by_groups(node: Any, passed: frozenset[int], info: Any, pattern: str) -> dict[Any, Node]:
-    """Return the tree of a node for each set of groups that may have taken part after it.
-
-    Args:
-        node: it may hold conditionals on groups, and those groups.
-        passed: the groups (of those that a conditional asks for) that have taken part before it.
-        info, pattern: as for `_convert`.
+    Attributes:
+        asked: the groups that a conditional asks for.
     """
-    kind = type(node).__name__
-    if not any(_asked(part, info) for part in _all_parts(node)):
-        return {passed: _convert(node, info, pattern)}
-    if kind == "Conditional" and node.group > 0:
-        taken = node.yes_item if node.group in passed else node.no_item
-        return _by_groups(taken, passed, info, pattern)
-    if kind == "Group":
-        inside = _by_groups(node.subpattern, passed, info, pattern)
-        own = {node.group} & info.asked
-        return _joined([(after | own, tree) for after, tree in inside.items()])
-    if kind == "Branch":
-        return _joined(
-            [f for b in node.branches for f in _by_groups(b, passed, info, pattern).items()]
-        )
-    if kind in ("GreedyRepeat", "LazyRepeat") and node.max_count == 1:
-        body = _by_groups(node.subpattern, passed, info, pattern)
-        # `regex` leaves out what repeats nothing, and what failed at a place for other groups.
-        if all(map(_reads, body.values())):
-            without = [(passed, Concat(()))] if node.min_count == 0 else []
-            return _joined([*without, *body.items()])
-    if kind != "Sequence":
-        raise _unsupported("a conditional", pattern)
-    found: dict[Any, Node] = {passed: Concat(())}
-    for item in node.items:
-        found = _joined(
-            [
+
+    def __init__(self, pattern: str, tree: Any, info: Any) -> None:
+        self.pattern, self.tree, self.info = pattern, tree, info
+        self._open: list[Any] = []
+        self._n_calls = 0
+        conditionals = [n for n in _all_parts(tree) if type(n).__name__ == "Conditional"]
+        self.asked = {n.group for n in conditionals if n.group > 0}
+
+    def whole(self) -> Node:
+        """Return the tree of the pattern."""
+        if not self.asked or self.info.group_calls:
+            return self._convert(self.tree)
+        return Alternation(tuple(self._by_groups(self.tree, frozenset()).values()))
+
+    def _unsupported(self, what: str) -> NotRegularError:
+        pattern = show(self.pattern)
+        return NotRegularError(f"{what} cannot be part of a byte automaton (pattern {pattern})")
+
+    def _convert(self, node: Any) -> Node:
+        kind = type(node).__name__
+        if kind in _CLASSES or (kind == "String" and node.case_flags):
+            full = regex.FULLCASE | regex.IGNORECASE
+            if getattr(node, "case_flags", 0) & full == full:
+                what = "full case folding (FULLCASE with IGNORECASE, which version 1 turns on)"
+                raise self._unsupported(what)
+            if kind == "Character" and node.positive and not node.case_flags:
+                return letter(node.value)
+            return self._class(node)
+        if kind == "String":  # only \R makes one so early
+            return Concat(tuple(map(letter, node.characters)))
+        if kind == "Sequence":
+            return Concat(tuple(map(self._convert, node.items)))
+        if kind == "Branch":
+            return Alternation(tuple(map(self._convert, node.branches)))
+        if kind == "Group":
+            return self._group(node)
+        if kind in _REPEATS:
+            return repeated(self._convert(node.subpattern), int(node.min_count), node.max_count)
+        if kind in _PLACES:
+            return _PLACES[kind]
+        if kind in _WORDS:
+            return self._word_boundary(node, kind)
+        if kind == "LookAround":
+            return Look(node.behind, node.positive, self._looked_for(node))
+        if kind == "LookAroundConditional":
+            body, signs = self._looked_for(node), (node.positive, not node.positive)
+            holds, fails = (Look(node.behind, sign, body) for sign in signs)
+            yes, no = self._convert(node.yes_item), self._convert(node.no_item)
+            return Alternation((Concat((holds, yes)), Concat((fails, no))))
+        if kind == "CallGroup" and node.group not in {0, *self._open}:
+            self._n_calls += 1
+            if self._n_calls <= MOST_CALLS:
+                return self._group(
+                    self.info.defined_groups[node.group][0].optimise(self.info, False)
+                )
+        if kind == "Conditional" and node.group == 0:  # (?(DEFINE)...), which is never taken
+            return self._convert(node.no_item)
+        settled = self._settled(node) if kind in ("Atomic", "PossessiveRepeat") else None
+        if settled is None:
+            raise self._unsupported(_REFUSED.get(kind, f"the construct {kind}"))
+        return settled
+
+    def _class(self, node: Any) -> Chars:
+        """Return the characters of a class."""
+        # The engine's instructions for one or more of them.
+        code = _regex_core._flatten_code(_regex_core.GreedyRepeat(node, 1, None).compile())
+        return characters((*code, int(_regex_core.OP.SUCCESS)), self.info.flags & _ENCODINGS)
+
+    def _group(self, node: Any) -> Node:
+        """Return the tree of a group; it must not call itself."""
+        self._open.append(node.group)
+        found = self._convert(node.subpattern)
+        self._open.pop()
+        return found
+
+    def _looked_for(self, node: Any) -> Node:
+        body = self._convert(node.subpattern)
+        if node.behind and looks_ahead(body):
+            raise self._unsupported("lookahead or an end inside lookbehind")
+        return body
+
+    def _word_boundary(self, node: Any, kind: str) -> Node:
+        word = self._class(_regex_core.lookup_property(None, "WORD", True, encoding=node.encoding))
+
+        def between(before: bool, after: bool) -> Node:
+            return Concat((Look(True, before, word), Look(False, after, word)))
+
+        if kind != "Boundary":
+            return between(False, True) if kind == "StartOfWord" else between(True, False)
+        if node.positive:
+            return Alternation((between(False, True), between(True, False)))
+        return Alternation((between(True, True), between(False, False)))
+
+    def _by_groups(self, node: Any, passed: frozenset[int]) -> dict[frozenset[int], Node]:
+        """Return the tree of a node for each set of groups that may have taken part after it.
+
+        Args:
+            node: it may hold conditionals on groups, and those groups.
+            passed: the groups (of those that are asked for) that have taken part before it.
+        """
+        kind = type(node).__name__
+        if not any(map(self._is_asked, _all_parts(node))):
+            return {passed: self._convert(node)}
+        if kind == "Conditional" and node.group > 0:
+            return self._by_groups(node.yes_item if node.group in passed else node.no_item, passed)
+        if kind == "Group":
+            inside = self._by_groups(node.subpattern, passed)
+            own = {node.group} & self.asked
+            return _joined([(after | own, tree) for after, tree in inside.items()])
+        if kind == "Branch":
+            return _joined([f for b in node.branches for f in self._by_groups(b, passed).items()])
+        if kind in _REPEATS and node.max_count == 1:
+            body = self._by_groups(node.subpattern, passed)
+            # `regex` leaves out what repeats nothing, and what failed at a place for other groups.
+            if all(map(reads, body.values())):
+                without = [(passed, Concat(()))] if node.min_count == 0 else []
+                return _joined([*without, *body.items()])
+        if kind != "Sequence":
+            raise self._unsupported("a conditional")
+        found: dict[frozenset[int], Node] = {passed: Concat(())}
+        for item in node.items:
+            longer = [
                 (after, Concat((tree, more)))
                 for before, tree in found.items()
-                for after, more in _by_groups(item, before, info, pattern).items()
+                for after, more in self._by_groups(item, before).items()
             ]
+            found = _joined(longer)
+        return found
+
+    def _is_asked(self, node: Any) -> bool:
+        """Return whether a node is a conditional on a group, or a group that one asks for."""
+        kind = type(node).__name__
+        return (kind == "Conditional" and node.group > 0) or (
+            kind == "Group" and node.group in self.asked
         )
-    return found
+
+    def _settled(self, node: Any) -> Node | None:
+        """Return a tree for an atomic group around `node`, or None where none is known.
+
+        What the group takes first has to be said by lookahead: a later branch where no earlier one
+        is found, a repeat where the body is not found once more. That is so if the body, or what
+        comes before, ends in one place only.
+        """
+        kind = type(node).__name__
+        if kind in ("Group", "Atomic"):
+            return self._settled(node.subpattern)
+        if kind == "Branch":
+            found = _all([self._settled(branch) for branch in node.branches])
+            missing = [Look(False, False, branch) for branch in found or ()]
+            either = [Concat((*missing[:i], branch)) for i, branch in enumerate(found or ())]
+            return None if found is None else Alternation(tuple(either))
+        if kind in (*_REPEATS, "PossessiveRepeat"):
+            body = self._in_one_place(node.subpattern)
+            if body is None or not reads(body):
+                return None
+            low, high = int(node.min_count), node.max_count
+            if kind == "LazyRepeat" or high == low:
+                return repeated(body, low, low)
+            stops = Look(False, False, body)
+            if high is None:
+                return Concat((repeated(body, low, None), stops))
+            fewer = Concat((repeated(body, low, high - 1), stops))
+            return Alternation((fewer, repeated(body, high, high)))
+        if kind == "Sequence" and node.items:
+            *first, last = node.items
+            found = _all([*map(self._in_one_place, first), self._settled(last)])
+            return None if found is None else Concat(found)
+        return self._in_one_place(node)
+
+    def _in_one_place(self, node: Any) -> Node | None:
+        """Return the tree of a node that ends in at most one place, wherever it begins, or None."""
+        kind = type(node).__name__
+        if kind in ("Atomic", "PossessiveRepeat"):
+            return self._settled(node)
+        if kind == "Group":
+            return self._in_one_place(node.subpattern)
+        if kind == "Sequence":
+            found = _all(list(map(self._in_one_place, node.items)))
+            return None if found is None else Concat(found)
+        if kind in _REPEATS:
+            body = self._in_one_place(node.subpattern)
+            fixed = node.min_count == node.max_count
+            return repeated(body, int(node.min_count), node.max_count) if fixed and body else None
+        simple = {"String", "LookAround", *_CLASSES, *_PLACES, *_WORDS}
+        return self._convert(node) if kind in simple else None
 
 
-def _joined(found: Sequence[tuple[Any, Node]]) -> dict[Any, Node]:
+@lru_cache(maxsize=4096)
+def characters(program: tuple[int, ...], encoding: int) -> Chars:
+    """Find the characters that a class matches by running it over all of them.
+
+    Args:
+        program: the engine's instructions.
+        encoding: `regex.ASCII` or `regex.UNICODE`, a property of the whole pattern: the engine asks
+            it what a letter is and which letters differ in case only.
+    """
+    flags = encoding | regex.VERSION0
+    no_groups_no_lists: tuple[Any, ...] = ({}, {}, {}, [])
+    nothing_required = (0, (), 0)
+    engine = _regex.compile("", flags, list(program), *no_groups_no_lists, *nothing_required, 0)
+    runs = [match.span() for match in engine.finditer(_every_character())]
+    return Chars(np.array(runs, dtype=np.int64).reshape(-1, 2))
+
+
+@lru_cache(maxsize=1)
+def _every_character() -> str:
+    return "".join(map(chr, range(N_CODEPOINTS)))
+
+
+def _all(found: Sequence[Node | None]) -> tuple[Node, ...] | None:
+    """Return the trees, or None if one is missing."""
+    trees = tuple(tree for tree in found if tree is not None)
+    return trees if len(trees) == len(found) else None
+
+
+def _joined(found: Sequence[tuple[frozenset[int], Node]]) -> dict[frozenset[int], Node]:
     """Return one tree for each set of groups."""
-    out: dict[Any, list[Node]] = {}
+    out: dict[frozenset[int], list[Node]] = {}
     for after, tree in found:
         out.setdefault(after, []).append(tree)
     return {
         after: trees[0] if len(trees) == 1 else Alternation(tuple(trees))
         for after, trees in out.items()
     }
-
-
-def _all_parts(node: Any) -> Iterator[Any]:
-    yield node
-    for part in _parts(node):
-        yield from _all_parts(part)
-
-
-def _asked(node: Any, info: Any) -> bool:
-    """Return whether a node is a conditional on a group, or a group that one asks for."""
-    kind = type(node).__name__
-    return (kind == "Conditional" and node.group > 0) or (
-        kind == "Group" and node.group in info.asked
-    )
-
-
-def _convert_place(node: Any, kind: str, info: Any, pattern: str) -> Node | None:
-    """Return a tree for lookaround, word boundaries, ends of lines and atomic groups, or None."""
-    if kind == "LookAround":
-        body = _convert(node.subpattern, info, pattern)
-        if node.behind and _looks_ahead(body):
-            raise _unsupported("lookahead or an end inside lookbehind", pattern)
-        return Look(node.behind, node.positive, body)
-    if kind == "LookAroundConditional":
-        body = _convert(node.subpattern, info, pattern)
-        if node.behind and _looks_ahead(body):
-            raise _unsupported("lookahead or an end inside lookbehind", pattern)
-        yes, no = (_convert(part, info, pattern) for part in (node.yes_item, node.no_item))
-        holds, fails = (
-            Look(node.behind, sign, body) for sign in (node.positive, not node.positive)
-        )
-        return Alternation((Concat((holds, yes)), Concat((fails, no))))
-    if kind in ("Boundary", "StartOfWord", "EndOfWord"):
-        letters = _regex_core.lookup_property(None, "WORD", True, encoding=node.encoding)
-        word = characters(program(letters), info.flags & _ENCODINGS)
-        begins = Concat((Look(True, False, word), Look(False, True, word)))
-        ends = Concat((Look(True, True, word), Look(False, False, word)))
-        if kind != "Boundary":
-            return begins if kind == "StartOfWord" else ends
-        if node.positive:
-            return Alternation((begins, ends))
-        inside = Concat((Look(True, True, word), Look(False, True, word)))
-        return Alternation((inside, Concat((Look(True, False, word), Look(False, False, word)))))
-    if kind in ("Atomic", "PossessiveRepeat"):
-        return _settled(node, info, pattern)
-    if kind == "StartOfLine":
-        return Alternation((Anchor("start"), Look(True, True, letter(0x0A))))
-    if kind == "EndOfLine":
-        return Alternation((Anchor("end"), Look(False, True, letter(0x0A))))
-    return None
-
-
-def _settled(node: Any, info: Any, pattern: str) -> Node | None:
-    """Return a tree for an atomic group around `node`, or None where none is known.
-
-    What the group takes first has to be said by lookahead: a later branch where no earlier one is
-    found, a repeat where the body is not found once more. That is so if the body, or what comes
-    before, ends in one place only.
-    """
-    kind = type(node).__name__
-    if kind in ("Group", "Atomic"):
-        return _settled(node.subpattern, info, pattern)
-    if kind == "Branch":
-        branches = [_settled(branch, info, pattern) for branch in node.branches]
-        found = [branch for branch in branches if branch is not None]
-        if len(found) < len(branches):
-            return None
-        missing = [Look(False, False, branch) for branch in found]
-        return Alternation(tuple(Concat((*missing[:i], b)) for i, b in enumerate(found)))
-    if kind in ("GreedyRepeat", "LazyRepeat", "PossessiveRepeat"):
-        body = _in_one_place(node.subpattern, info, pattern)
-        if body is None or not _reads(body):
-            return None
-        low, high = int(node.min_count), node.max_count
-        if kind == "LazyRepeat" or high == low:
-            return _repeat(body, low, low)
-        stops = Look(False, False, body)
-        if high is None:
-            return Concat((_repeat(body, low, None), stops))
-        fewer = Concat((_repeat(body, low, high - 1), stops))
-        return Alternation((fewer, _repeat(body, high, high)))
-    if kind == "Sequence" and node.items:
-        first = [_in_one_place(item, info, pattern) for item in node.items[:-1]]
-        last = _settled(node.items[-1], info, pattern)
-        parts = [part for part in (*first, last) if part is not None]
-        return Concat(tuple(parts)) if len(parts) == len(node.items) else None
-    return _in_one_place(node, info, pattern)
-
-
-def _in_one_place(node: Any, info: Any, pattern: str) -> Node | None:
-    """Return the tree of a node that ends in at most one place, wherever it begins, or None."""
-    kind = type(node).__name__
-    if kind in ("Atomic", "PossessiveRepeat"):
-        return _settled(node, info, pattern)
-    if kind == "Group":
-        return _in_one_place(node.subpattern, info, pattern)
-    if kind == "Sequence":
-        items = [_in_one_place(item, info, pattern) for item in node.items]
-        parts = [part for part in items if part is not None]
-        return Concat(tuple(parts)) if len(parts) == len(items) else None
-    if kind in ("GreedyRepeat", "LazyRepeat"):
-        body = _in_one_place(node.subpattern, info, pattern)
-        fixed = node.min_count == node.max_count
-        return _repeat(body, int(node.min_count), node.max_count) if fixed and body else None
-    simple = kind == "String" or kind in _CLASSES or kind in _ANCHORS or kind in _ZERO_WIDTH
-    return _convert(node, info, pattern) if simple else None
-
-
-def _reads(node: Node) -> bool:
-    """Return whether every text of a tree has at least one letter."""
-    if isinstance(node, Concat):
-        return any(map(_reads, node.parts))
-    if isinstance(node, Alternation):
-        return all(map(_reads, node.branches))
-    return isinstance(node, Chars) or (
-        isinstance(node, Repeat) and node.low > 0 and _reads(node.body)
-    )
-
-
-def _looks_ahead(node: Node) -> bool:
-    """Return whether a tree holds a condition on what follows it."""
-    if isinstance(node, Look):
-        return not node.behind
-    if isinstance(node, Anchor):
-        return node.kind != "start"
-    if isinstance(node, Repeat):
-        return _looks_ahead(node.body)
-    parts = node.parts if isinstance(node, Concat) else ()
-    return any(map(_looks_ahead, node.branches if isinstance(node, Alternation) else parts))
-
-
-def _repeat(body: Node, low: int, high: int | None) -> Node:
-    """Return `body{low,high}`; repeats of repeats become one where their counts have no gaps."""
-    if isinstance(body, Concat) and len(body.parts) == 1:
-        body = body.parts[0]
-    if body == Concat(()) or high == 0 or (isinstance(body, Repeat) and body.high == 0):
-        return Concat(())
-    if isinstance(body, Repeat) and body.low <= 1:
-        top = None if high is None or body.high is None else high * body.high
-        return Repeat(body.body, body.low * low, top)
-    return Repeat(body, low, high)
