@@ -1,11 +1,18 @@
-"""JSON texts that satisfy a JSON Schema."""
+"""JSON texts that satisfy a JSON Schema.
+
+What llguidance cannot read is left out of what it is given, and what it does not know (`not`, `if`
+and others) it leaves out itself. Both only ever forbid texts, so the language that it reads has all
+texts of the schema, and some more, which `ByteJsonSchema` refuses where they would end.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,11 +31,15 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import specification_with
 
 from genlm_bytes_smc.constraints.base import ConstraintError, show
-from genlm_bytes_smc.constraints.json_parts import left_out, plainer
 from genlm_bytes_smc.constraints.matcher import MAX_SIZE, ByteMatcher, check_size, on_large_stack
 from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
 
-# What llguidance does not know it leaves out; `jsonschema` checks it at the end.
+_NOTES = ("title", "description", "default", "examples", "$comment", "deprecated")
+_BESIDE = ("$ref", "definitions", "$defs", "$id", "id", "$schema", "$anchor")
+_FORMAT, _KEYS = "Unknown format: ", "Unimplemented keys: "
+_COUNT = re.compile(r" \(.*\)$")  # how often it was said
+_PHRASES = {"oneOf not fully": "oneOf", "min/maxProperties only": "minProperties, maxProperties"}
+
 _LENIENT = {"lenient": True, "coerce_one_of": True}
 _WHITESPACE: dict[str, dict[str, Any]] = {
     "any": {"whitespace_flexible": True},
@@ -80,6 +91,8 @@ class ByteJsonSchema(ByteMatcher):
         UserWarning: a `format` that llguidance does not know, which is left out; or keywords that
             are checked only where a text ends.
     """
+
+    _transient = ByteMatcher._transient | {"_validator"}
 
     def __init__(
         self,
@@ -139,9 +152,6 @@ class ByteJsonSchema(ByteMatcher):
             return self._validator(json.loads(self.text(node)))
         except RecursionError:  # nested too deeply to be looked at again
             return True
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k != "_validator"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -272,3 +282,59 @@ def _plain(part: Any) -> Any:
     if isinstance(part, Mapping):
         return dict(part)
     raise TypeError(f"{type(part).__name__} is no JSON data: {part!r}")
+
+
+def plainer(parts: Iterable[dict[str, Any]], siblings: bool) -> list[str]:
+    """Leave out what llguidance refuses, in place, and return what it was.
+
+    Args:
+        parts: all parts of a schema that are schemas.
+        siblings: whether keywords beside `$ref` count, as they do since draft 2019-09.
+    """
+    out: dict[str, None] = {}
+    for part in parts:
+        if isinstance(part.get("$ref"), str):
+            for name in [k for k in part if k in _NOTES or not (siblings or k in _BESIDE)]:
+                del part[name]
+        pattern = part.get("pattern")
+        if isinstance(pattern, str) and not _reads({"type": "string", "pattern": pattern}):
+            del part["pattern"]
+            out["pattern"] = None
+        named = part.get("patternProperties")
+        if isinstance(named, dict) and not _reads_names(tuple(named)):
+            del part["patternProperties"]
+            part.pop("additionalProperties", None)  # says which names the patterns leave
+            out["patternProperties, additionalProperties"] = None
+    return list(out)
+
+
+def _reads_names(patterns: tuple[str, ...]) -> bool:
+    """Return whether llguidance takes the patterns of names, together."""
+    return _reads({"type": "object", "patternProperties": dict.fromkeys(patterns, True)})
+
+
+def _reads(schema: Mapping[str, Any]) -> bool:
+    return _accepted(json.dumps(schema))
+
+
+@lru_cache(maxsize=1024)
+def _accepted(source: str) -> bool:
+    """Return whether llguidance takes a schema."""
+    try:
+        return not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(source))
+    except ValueError:
+        return False
+
+
+def left_out(warnings: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the formats and the keywords that warnings of llguidance name as left out."""
+    formats, keywords = set(), set()
+    for warning in warnings:
+        for line in filter(None, map(str.strip, warning.splitlines())):
+            if line.startswith(_FORMAT):
+                formats.add(_COUNT.sub("", line.removeprefix(_FORMAT)))
+            elif line.startswith(_KEYS):
+                keywords.update(re.findall(r'"([^"]*)"', line))
+            else:
+                keywords.add(next((v for k, v in _PHRASES.items() if line.startswith(k)), line))
+    return sorted(formats), sorted(keywords)

@@ -44,7 +44,7 @@ from genlm_bytes_smc.constraints.automata.table import (
 )
 from genlm_bytes_smc.constraints.base import ConstraintError, show
 from genlm_bytes_smc.constraints.dfa import ByteDFA
-from genlm_bytes_smc.constraints.partial import PartialRegex
+from genlm_bytes_smc.constraints.predicate import PartialRegex
 from genlm_bytes_smc.fast_path import warn_lost
 
 _ANY_BYTES = Repeat(Chars(np.array([[0, N_BYTES]])), 0, None)
