@@ -212,7 +212,8 @@ class ByteConstraint(Potential):  # type: ignore[misc]
 
     def _copy(self, device: torch.device) -> Self:
         new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
+        for name, value in self.__dict__.items():
+            new.__dict__[name] = value.to(device) if isinstance(value, torch.Tensor) else value
         new.__dict__.pop("_autobatched", None)  # genlm-control's wrapper of this one
         new.device = device
         new._forget()

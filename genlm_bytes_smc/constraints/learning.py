@@ -95,7 +95,7 @@ def approximate_automaton(
     device = constraint.device if device is None else device
     found = _learned(table, known, max_states, random.Random(seed))
     try:
-        return ByteDFA._of(found.automaton(max_states), device, max_states)
+        return ByteDFA._of(found.automaton(max_states), device)
     except ConstraintError:
         return _of_texts(list(table.walks.whole), max_states, device)
 

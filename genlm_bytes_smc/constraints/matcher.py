@@ -9,9 +9,9 @@ of the one that now has it, rolled back. Masks (36 bytes) stay for as long as th
 
 Not exact in one corner: llguidance does not look for rules of a grammar that derive nothing.
 Where one is all that is left, it goes on for ever, or gives up (`MatcherError`); where it is
-all there is from the beginning, the grammar is refused. Lexemes
-(regular expressions, JSON strings and numbers) are exact. The byte 0xFF marks special tokens
-there and is never admitted; no UTF-8 text contains it.
+all there is from the beginning, the grammar is refused. Lexemes (regular expressions, JSON strings
+and numbers) are exact. The byte 0xFF marks special tokens there and is never admitted; no UTF-8
+text contains it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.checks import check_count
@@ -91,7 +91,7 @@ class ByteMatcher(TreeConstraint):
     def __init__(self, grammar: str, device: torch.device | str | None, max_states: int) -> None:
         super().__init__(device, max_states)
         self._grammar = grammar
-        self._matcher = on_large_stack(len(grammar), _compiled, grammar)
+        self.__dict__.pop("_matcher", None)  # of a grammar that was tried before
         self.warnings: list[str] = list(self._matcher.get_grammar_warnings())
         forced, mask = read_forced(self.matcher())
         if not mask and len(forced) < LONGEST_FORCED:
@@ -102,6 +102,10 @@ class ByteMatcher(TreeConstraint):
         super()._forget()
         self._masks: dict[int, bytes] = {}
         self._heirs: dict[int, int] = {}  # of a node that handed its matcher on: who has it
+
+    @cached_property
+    def _matcher(self) -> Any:
+        return on_large_stack(len(self._grammar), _compiled, self._grammar)
 
     def matcher(self) -> Any:
         """Return a matcher of llguidance that has read nothing, for its caller alone."""
@@ -198,10 +202,6 @@ class ByteMatcher(TreeConstraint):
         ends = {n: self._heir(n) for n in list(self._heirs)}
         self._heirs = {n: h for n, h in ends.items() if n not in gone and h is not None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._matcher = on_large_stack(len(self._grammar), _compiled, self._grammar)
-
     def _facts(self) -> dict[str, str]:
         held = f"{self.n_texts} ({self.n_snapshots} matchers, at most {self.max_states})"
         return {"texts": held}
@@ -257,29 +257,20 @@ def on_large_stack(size: int, function: Callable[..., T], *args: Any) -> T:
     Raises:
         ConstraintError: no such thread can be started.
     """
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(function(*args))
-        except BaseException as e:
-            done.set_exception(e)
-
     stack = -(-max(_LEAST_STACK, size * _STACK_A_CHARACTER) // 2**20) * 2**20
-    thread = threading.Thread(target=run)
-    with _stack_size:
-        before = threading.stack_size(stack)
-        try:
-            thread.start()
-        except RuntimeError:
-            raise ConstraintError(
-                f"a source of {size:,} characters takes a stack of {stack // 2**20} MiB, and no "
-                "thread with one can be started; write a smaller grammar or schema"
-            ) from None
-        finally:
-            threading.stack_size(before)
-    thread.join()
-    return done.result()
+    with ThreadPoolExecutor(1) as pool:
+        with _stack_size:
+            before = threading.stack_size(stack)
+            try:
+                done = pool.submit(function, *args)  # starts the thread
+            except RuntimeError:
+                raise ConstraintError(
+                    f"a source of {size:,} characters takes a stack of {stack // 2**20} MiB, and "
+                    "no thread with one can be started; write a smaller grammar or schema"
+                ) from None
+            finally:
+                threading.stack_size(before)
+        return done.result()
 
 
 def _compiled(grammar: str) -> Any:
@@ -375,5 +366,5 @@ def _from_gbnf(source: str, start: str) -> str:
         source = f"root ::= {first}\n{source}"
     try:
         return str(gbnf_to_lark(source))
-    except GbnfToLarkError as error:
+    except Exception as error:  # of a rule that is missing, it is no GbnfToLarkError
         raise ConstraintError(f"the grammar does not parse as GBNF: {error}") from None

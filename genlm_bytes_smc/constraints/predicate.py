@@ -6,6 +6,7 @@ import math
 import numbers
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import regex
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
-from genlm_bytes_smc.constraints.automata.regex_parser import written_out
+from genlm_bytes_smc.constraints.automata.expressions import letter, partition
+from genlm_bytes_smc.constraints.automata.regex_tree import told_apart, written_out
+from genlm_bytes_smc.constraints.automata.table import N_CODEPOINTS
 from genlm_bytes_smc.constraints.base import (
     BoolArray,
     ConstraintError,
@@ -26,6 +29,7 @@ from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS, TreeConstraint
 Weight = bool | float
 SECONDS = 5.0  # that one match may take
 MOST_PARTS = 200_000  # `regex` writes every repeat out
+MOST_FOUND = 1024  # texts of which it is known what may follow
 _CONDITION = regex.compile(r"\\[bBmM]|\(\?\(?\??<?[!=]")  # word boundary or lookaround
 _LAST = (b"\x80", b"\xa0", b"\xbf")  # characters from all over a range
 _LIKELY = "aA0 \n-_.é日"
@@ -150,8 +154,11 @@ class PartialRegex(BytePredicate):
     die later than they need. The end of a prefix counts as the end of the text for word boundaries
     and negative lookahead in `regex`; of a pattern with such, a prefix is also let on where it may
     become a match with one more character, out of a few and those of the pattern. After a match
-    that is whole, up to 192 characters are tried that begin like the last bytes. A row takes some
-    256 matches, or thousands where most are tried in vain.
+    that is whole, up to 192 characters are tried that begin like the last bytes.
+
+    A row takes a match for each kind of character that the pattern tells apart, and for each that
+    occurs in the text; of a pattern with a fuzzy part, `\\X` or a backreference that ignores case,
+    one for each character, which may be thousands.
 
     Args:
         pattern, flags: as for `ByteRegex`.
@@ -162,7 +169,10 @@ class PartialRegex(BytePredicate):
         ConstraintError: no pattern, or it matches no text.
     """
 
-    _transient = BytePredicate._transient | {"fn", "prefix_fn"}
+    _transient = BytePredicate._transient | {"fn", "prefix_fn", "_found", "_kind"}
+    # What is known of some texts: of each with one more character (or one of its kind), whether it
+    # may become a match; and under None the text itself as the beginning of a match.
+    _found: dict[str, dict[Any, Any]]
 
     def __init__(
         self,
@@ -183,6 +193,7 @@ class PartialRegex(BytePredicate):
         except regex.error as error:
             raise ConstraintError(f"the pattern {show(pattern)} does not parse: {error}") from None
         self.pattern, self.flags = pattern, int(flags)
+        self._found = {}
         looks = _CONDITION.search(pattern) is not None
         letters = (_LIKELY + pattern).encode("utf-8", "ignore").decode()  # no surrogates
         self._longer = "".join(dict.fromkeys(letters)) if looks else ""
@@ -193,6 +204,25 @@ class PartialRegex(BytePredicate):
     def _forget(self) -> None:
         super()._forget()
         self.fn, self.prefix_fn = self._is, self._may_become
+        self._found = {}
+
+    @cached_property
+    def _kind(self) -> Callable[[str], Any]:
+        """The function that says what a character that does not occur in a text counts as."""
+        classes = told_apart(self.pattern, self.flags)
+        if classes is None:
+            return str
+        alone = [letter(ord(c)) for c in self._longer]
+        kinds = partition(list(dict.fromkeys([*classes, *alone])), N_CODEPOINTS, slice(0, 0))[0]
+        kinds = kinds.astype(np.int32)  # 4 MiB
+        return lambda character: int(kinds[ord(character)])
+
+    def _memory_of(self, text: str) -> dict[Any, Any]:
+        if text not in self._found:
+            if len(self._found) == MOST_FOUND:
+                self._found.clear()
+            self._found[text] = {}
+        return self._found[text]
 
     def _match(self, text: str, *, partial: bool) -> Any:
         try:
@@ -216,15 +246,23 @@ class PartialRegex(BytePredicate):
             if error.reason != "unexpected end of data":
                 return False
             before = text[: error.start].decode("utf-8")
-            found = self._match(before, partial=True)
+            known = self._memory_of(before)
+            if None not in known:
+                known[None] = self._match(before, partial=True)
+            found = known[None]
             if found is None:
                 return bool(self._longer) and self._may_go_on(before)
             return bool(found.partial or self._goes_on(text, error.start))
 
     def _may_go_on(self, text: str) -> bool:
         """Return whether a text may become a match, as it stands or with one more character."""
-        longer = (text, *(text + c for c in self._longer))
-        return any(self._match(t, partial=True) is not None for t in longer)
+        before, last = text[:-1], text[-1:]
+        known = self._memory_of(before)
+        key = last if last in before else self._kind(last)
+        if key not in known:
+            longer = (text, *(text + c for c in self._longer))
+            known[key] = any(self._match(t, partial=True) is not None for t in longer)
+        return bool(known[key])
 
     def _goes_on(self, text: bytes, whole: int) -> bool:
         """Return whether some character that begins like the last bytes may follow."""

@@ -19,7 +19,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from genlm.control.potential.built_in.wfsa import WFSA
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
-from genlm_bytes_smc.constraints.automata.table import MAX_STATES, ragged
+from genlm_bytes_smc.constraints.automata.table import ragged
 from genlm_bytes_smc.constraints.base import (
     BoolArray,
     ConstraintError,
@@ -205,12 +205,6 @@ class ByteWFSA(TreeConstraint):
     def _discard(self, snapshot: int) -> None:
         self._spare.append(snapshot)
 
-    def _copy(self, device: torch.device) -> Self:
-        new = super()._copy(device)
-        new._emit, new._start = self._emit.to(device), self._start.to(device)
-        new._arc_weight = self._arc_weight.to(device)
-        return new
-
     def _facts(self) -> dict[str, str]:
         arcs = {"states": str(self.n_states), "arcs": str(len(self._source))}
         return {**arcs, "log_total": f"{self.log_total:.6g}"}
@@ -340,7 +334,7 @@ def from_genlm(fsa: WFSA, *, device: torch.device | str | None = None) -> ByteWF
         nfa.silent = [(0, q + 1) for q, w in initial if w > -math.inf]
         nfa.arcs = [(q + 1, byte, r + 1) for q, byte, r, w in arcs if w > -math.inf]
         nfa.accept = {q + 1 for q, w in final if w > -math.inf}
-        return ByteDFA._of(determinize(nfa), device, MAX_STATES)
+        return ByteDFA._of(determinize(nfa), device)
     return ByteWFSA(_vector(initial, n), arcs, _vector(final, n), device=device)
 
 

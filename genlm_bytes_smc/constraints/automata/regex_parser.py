@@ -1,21 +1,11 @@
-"""Reading a regular expression with the `regex` module's own parser.
-
-The pattern is parsed by the code that `regex.compile` itself parses with, and the letters of a
-class are found by running the class over every code point once. So syntax, flags, Unicode tables
-and case folding are those of the installed `regex`, not a second reading of its manual. The
-parser is not part of the module's documented interface; this file is the only one that touches
-it, and the tests compare the result with `regex.fullmatch`.
-"""
+"""Trees of regular expressions, from what the `regex` module's own parser makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import regex
-from regex import _regex, _regex_core
 
 from genlm_bytes_smc.constraints.automata.expressions import (
     END,
@@ -23,7 +13,6 @@ from genlm_bytes_smc.constraints.automata.expressions import (
     NEWLINE,
     START,
     Alternation,
-    Chars,
     Concat,
     Look,
     Node,
@@ -32,12 +21,17 @@ from genlm_bytes_smc.constraints.automata.expressions import (
     reads,
     repeated,
 )
-from genlm_bytes_smc.constraints.automata.table import N_CODEPOINTS
+from genlm_bytes_smc.constraints.automata.regex_tree import (
+    CLASSES,
+    WORDS,
+    all_parts,
+    class_of,
+    parsed,
+    word_letters,
+)
 from genlm_bytes_smc.constraints.base import ConstraintError, show
 
 MOST_CALLS = 1000  # of groups by name or number in one pattern
-
-_ENCODINGS = regex.ASCII | regex.LOCALE | regex.UNICODE
 
 _PLACES: dict[str, Node] = {
     "StartOfString": START,
@@ -46,11 +40,6 @@ _PLACES: dict[str, Node] = {
     "StartOfLine": Alternation((START, Look(True, True, NEWLINE))),
     "EndOfLine": Alternation((END, Look(False, True, NEWLINE))),
 }
-_WORDS = {"Boundary", "EndOfWord", "StartOfWord"}
-_CLASSES = {
-    "Any", "AnyAll", "AnyU", "Character", "Property", "Range",
-    "SetDiff", "SetInter", "SetSymDiff", "SetUnion",
-}  # fmt: skip
 _REPEATS = {"GreedyRepeat", "LazyRepeat"}
 _REFUSED = {
     "Atomic": "an atomic group (or \\R)",
@@ -91,7 +80,7 @@ def parse(pattern: str, flags: int = 0) -> Node:
     if isinstance(flags, bool) or not isinstance(flags, int):
         raise TypeError(f"flags must be flags of the regex module, got {flags!r}")
     try:
-        tree, info = _parse(pattern, int(flags))
+        tree, info = parsed(pattern, int(flags))
         if info.flags & (regex.LOCALE | regex.REVERSE):
             raise ConstraintError(
                 f"the LOCALE or REVERSE flag cannot be used over bytes (pattern {show(pattern)})"
@@ -102,65 +91,8 @@ def parse(pattern: str, flags: int = 0) -> Node:
         raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}{at}") from None
 
 
-def written_out(pattern: str, flags: int = 0) -> int:
-    """Return how many parts a pattern has once each repeat is written out, which `regex` does.
-
-    Raises:
-        ConstraintError: it is no pattern.
-    """
-    try:
-        return _written_out(_parse(pattern, int(flags))[0])
-    except regex.error as e:
-        raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}") from None
-
-
-def _written_out(node: Any) -> int:
-    most = getattr(node, "max_count", 1)
-    times = max(getattr(node, "min_count", 1), 1 if most is None else most)
-    return int(times) * (1 + sum(map(_written_out, _parts(node))))
-
-
-def _parts(node: Any) -> list[Any]:
-    """Return the parts that a node of the parser consists of."""
-    lists = (getattr(node, name, ()) for name in ("items", "branches"))
-    alone = (getattr(node, name, None) for name in ("subpattern", "yes_item", "no_item"))
-    return [*(part for parts in lists for part in parts), *filter(None, alone)]
-
-
-def _all_parts(node: Any) -> Iterator[Any]:
-    yield node
-    for part in _parts(node):
-        yield from _all_parts(part)
-
-
 class NotRegularError(ConstraintError):
     """A pattern has a part that no automaton expresses."""
-
-
-def _parse(pattern: str, flags: int) -> tuple[Any, Any]:
-    """Return the parser's tree and notes; parse again where a global flag turns up inside."""
-    while True:
-        source = _regex_core.Source(pattern)
-        info = _regex_core.Info(flags, source.char_type, {})
-        info.guess_encoding = _regex_core.UNICODE
-        source.ignore_space = bool(info.flags & regex.VERBOSE)
-        try:
-            tree = _regex_core._parse_pattern(source, info)
-        except _regex_core._UnscopedFlagSet:
-            flags = info.global_flags
-            continue
-        if not source.at_end():
-            raise regex.error("unbalanced parenthesis", pattern, source.pos)
-        for names in (("VERSION0", "VERSION1"), ("ASCII", "LOCALE", "UNICODE")):
-            given = [name for name in names if info.flags & getattr(regex, name)]
-            if len(given) > 1:
-                raise ConstraintError(f"the flags {' and '.join(given)} exclude one another")
-        if not info.flags & _ENCODINGS:
-            info.flags |= regex.UNICODE
-        # As `regex` does before it compiles: what a class under IGNORECASE matches may change
-        # where it becomes part of a larger one.
-        tree.fix_groups(pattern, False, False)
-        return tree.optimise(info, False), info
 
 
 class _Reading:
@@ -174,7 +106,7 @@ class _Reading:
         self.pattern, self.tree, self.info = pattern, tree, info
         self._open: list[Any] = []
         self._n_calls = 0
-        conditionals = [n for n in _all_parts(tree) if type(n).__name__ == "Conditional"]
+        conditionals = [n for n in all_parts(tree) if type(n).__name__ == "Conditional"]
         self.asked = {n.group for n in conditionals if n.group > 0}
 
     def whole(self) -> Node:
@@ -189,14 +121,12 @@ class _Reading:
 
     def _convert(self, node: Any) -> Node:
         kind = type(node).__name__
-        if kind in _CLASSES or (kind == "String" and node.case_flags):
+        if kind in CLASSES or (kind == "String" and node.case_flags):
             full = regex.FULLCASE | regex.IGNORECASE
             if getattr(node, "case_flags", 0) & full == full:
                 what = "full case folding (FULLCASE with IGNORECASE, which version 1 turns on)"
                 raise self._unsupported(what)
-            if kind == "Character" and node.positive and not node.case_flags:
-                return letter(node.value)
-            return self._class(node)
+            return class_of(node, self.info)
         if kind == "String":  # only \R makes one so early
             return Concat(tuple(map(letter, node.characters)))
         if kind == "Sequence":
@@ -209,7 +139,7 @@ class _Reading:
             return repeated(self._convert(node.subpattern), int(node.min_count), node.max_count)
         if kind in _PLACES:
             return _PLACES[kind]
-        if kind in _WORDS:
+        if kind in WORDS:
             return self._word_boundary(node, kind)
         if kind == "LookAround":
             return Look(node.behind, node.positive, self._looked_for(node))
@@ -231,12 +161,6 @@ class _Reading:
             raise self._unsupported(_REFUSED.get(kind, f"the construct {kind}"))
         return settled
 
-    def _class(self, node: Any) -> Chars:
-        """Return the characters of a class."""
-        # The engine's instructions for one or more of them.
-        code = _regex_core._flatten_code(_regex_core.GreedyRepeat(node, 1, None).compile())
-        return characters((*code, int(_regex_core.OP.SUCCESS)), self.info.flags & _ENCODINGS)
-
     def _group(self, node: Any) -> Node:
         """Return the tree of a group; it must not call itself."""
         self._open.append(node.group)
@@ -251,7 +175,7 @@ class _Reading:
         return body
 
     def _word_boundary(self, node: Any, kind: str) -> Node:
-        word = self._class(_regex_core.lookup_property(None, "WORD", True, encoding=node.encoding))
+        word = word_letters(node, self.info)
 
         def between(before: bool, after: bool) -> Node:
             return Concat((Look(True, before, word), Look(False, after, word)))
@@ -270,7 +194,7 @@ class _Reading:
             passed: the groups (of those that are asked for) that have taken part before it.
         """
         kind = type(node).__name__
-        if not any(map(self._is_asked, _all_parts(node))):
+        if not any(map(self._is_asked, all_parts(node))):
             return {passed: self._convert(node)}
         if kind == "Conditional" and node.group > 0:
             return self._by_groups(node.yes_item if node.group in passed else node.no_item, passed)
@@ -352,30 +276,8 @@ class _Reading:
             body = self._in_one_place(node.subpattern)
             fixed = node.min_count == node.max_count
             return repeated(body, int(node.min_count), node.max_count) if fixed and body else None
-        simple = {"String", "LookAround", *_CLASSES, *_PLACES, *_WORDS}
+        simple = {"String", "LookAround", *CLASSES, *_PLACES, *WORDS}
         return self._convert(node) if kind in simple else None
-
-
-@lru_cache(maxsize=4096)
-def characters(program: tuple[int, ...], encoding: int) -> Chars:
-    """Find the characters that a class matches by running it over all of them.
-
-    Args:
-        program: the engine's instructions.
-        encoding: `regex.ASCII` or `regex.UNICODE`, a property of the whole pattern: the engine asks
-            it what a letter is and which letters differ in case only.
-    """
-    flags = encoding | regex.VERSION0
-    no_groups_no_lists: tuple[Any, ...] = ({}, {}, {}, [])
-    nothing_required = (0, (), 0)
-    engine = _regex.compile("", flags, list(program), *no_groups_no_lists, *nothing_required, 0)
-    runs = [match.span() for match in engine.finditer(_every_character())]
-    return Chars(np.array(runs, dtype=np.int64).reshape(-1, 2))
-
-
-@lru_cache(maxsize=1)
-def _every_character() -> str:
-    return "".join(map(chr, range(N_CODEPOINTS)))
 
 
 def _all(found: Sequence[Node | None]) -> tuple[Node, ...] | None:
