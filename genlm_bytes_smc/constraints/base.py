@@ -1,8 +1,8 @@
-"""The base class of constraints: a genlm-control potential over bytes with a vectorised side.
+"""The base class of constraints, and products with potentials of genlm-control.
 
 A constraint answers in two ways that always agree:
 
-- as a `Potential`, about contexts (lists of one-byte tokens, or `bytes`);
+- as a `Potential` of genlm-control, about contexts (lists of one-byte tokens, or `bytes`);
 - to a particle loop, about **states**: an int64 tensor with one opaque number a lane, which
   is forked and resampled by plain indexing (`state[idx]`).
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import singledispatch
 from itertools import zip_longest
 from typing import Any, Self
 
@@ -27,17 +28,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from genlm.control.potential.base import Potential
+from genlm.control.potential.product import Product
+from genlm.control.typing import Atomic
 
-from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, TABLES, Context, as_bytes
-from genlm_bytes_smc.constraints.product import ByteProduct, times
+from genlm_bytes_smc.alphabet import (
+    BYTES,
+    EOS_COLUMN,
+    N_BYTES,
+    N_SYMBOLS,
+    TABLES,
+    Context,
+    as_bytes,
+)
 from genlm_bytes_smc.html import render
 from genlm_bytes_smc.lm.devices import device_of
 
 DEAD = -1
 _CONTEXTS_KEPT = 16_384
-
-# What is the same in every potential over bytes, and so is not pickled.
-_SHARED = {"vocab", "vocab_eos", "lookup", "eos", "token_type"}
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -58,9 +65,18 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         device: where weights and states live (None: the CPU).
     """
 
+    # Attributes that are not pickled: what all potentials over bytes share, and the memory.
+    _transient = frozenset(
+        {"vocab", "vocab_eos", "lookup", "eos", "token_type", "_known", "_autobatched"}
+    )
+
     def __init__(self, device: torch.device | str | None = None) -> None:
         super().__init__(BYTES, tables=TABLES)
         self.device = device_of("cpu" if device is None else device)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin with an empty memory; also called for copies, and for what was pickled."""
         self._known: OrderedDict[bytes, int] = OrderedDict()
 
     # -- states: the vectorised side ---------------------------------------------------
@@ -94,9 +110,8 @@ class ByteConstraint(Potential):  # type: ignore[misc]
     def keep(self, states: Iterable[torch.Tensor]) -> None:
         """Promise that only the states in these tensors will be used from now on.
 
-        Constraints that remember something per state drop the rest; the states given stay
-        valid and the same. The promise binds every user of this object (`spawn` makes an
-        independent one). Automata remember nothing: for them this does nothing.
+        Constraints that remember something per state drop the rest (automata do not); the states
+        given stay valid. The promise binds every user of this object (`spawn` makes another).
         """
 
     def release(self) -> None:
@@ -105,23 +120,20 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         self.keep([])
 
     def __mul__(self, other: Potential) -> ByteProduct:
-        """Return the product; `product.times` says what may stand on the right."""
+        """Return the product; `times` says what may stand on the right."""
         return times(self, other)
 
     # -- contexts: the Potential side --------------------------------------------------
 
     def states(self, contexts: Sequence[Context]) -> torch.Tensor:
-        """Return the states of whole contexts, int64[n].
-
-        A context seen before costs one dictionary lookup, one that is a byte longer one step.
-        """
+        """Return the states of whole contexts, int64[n]; one that is a byte longer takes a step."""
         texts = [as_bytes(c) for c in contexts]
         found = {text: self._known.get(text) for text in dict.fromkeys(texts)}
         missing = [text for text, handle in found.items() if handle is None]
         if missing:
-            starts = [self._longest_known(text) for text in missing]
-            state = torch.tensor([handle for handle, _ in starts], device=self.device)
-            state = self._read(state, [t[k:] for t, (_, k) in zip(missing, starts, strict=True)])
+            handles, lengths = zip(*map(self._longest_known, missing), strict=True)
+            rests = [text[k:] for text, k in zip(missing, lengths, strict=True)]
+            state = self._read(torch.tensor(handles, device=self.device), rests)
             found.update(zip(missing, state.tolist(), strict=True))
         for text, handle in found.items():
             self._known[text] = handle  # type: ignore[assignment]
@@ -143,11 +155,11 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         for column in zip_longest(*texts):
             if None not in column:
                 state = self.step(state, torch.tensor(column, device=self.device))
-            else:
-                here = [i for i, byte in enumerate(column) if byte is not None]
-                lanes = torch.tensor(here, device=self.device)
-                symbols = torch.tensor([column[i] for i in here], device=self.device)
-                state = state.index_copy(0, lanes, self.step(state[lanes], symbols))
+                continue
+            here = [i for i, byte in enumerate(column) if byte is not None]
+            lanes = torch.tensor(here, device=self.device)
+            symbols = torch.tensor([column[i] for i in here], device=self.device)
+            state = state.index_copy(0, lanes, self.step(state[lanes], symbols))
         return state
 
     async def prefix(self, context: Context) -> float:
@@ -171,11 +183,11 @@ class ByteConstraint(Potential):  # type: ignore[misc]
 
     async def batch_prefix(self, contexts: Sequence[Context]) -> FloatArray:
         """`prefix` of each context, float64[n] in numpy (`log_prefix` stays on the device)."""
-        return _host(self.log_prefix(self.states(_some(contexts))))
+        return np.asarray(self.log_prefix(self.states(_some(contexts))).cpu())
 
     async def batch_complete(self, contexts: Sequence[Context]) -> FloatArray:
         """`complete` of each context, float64[n] in numpy (`log_complete` is on the device)."""
-        return _host(self.log_complete(self.states(_some(contexts))))
+        return np.asarray(self.log_complete(self.states(_some(contexts))).cpu())
 
     async def batch_logw_next(self, contexts: Sequence[Context]) -> Any:
         """`logw_next` of each context as one block (`LazyWeights` over float64[n, 257]).
@@ -200,19 +212,20 @@ class ByteConstraint(Potential):  # type: ignore[misc]
 
     def _copy(self, device: torch.device) -> Self:
         new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
+        for name, value in self.__dict__.items():
+            new.__dict__[name] = value.to(device) if isinstance(value, torch.Tensor) else value
         new.__dict__.pop("_autobatched", None)  # genlm-control's wrapper of this one
         new.device = device
-        new._known = OrderedDict()
+        new._forget()
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.spawn().__dict__
-        return {k: v for k, v in state.items() if k not in _SHARED}
+        return {k: v for k, v in self.__dict__.items() if k not in self._transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Potential.__init__(self, BYTES, tables=TABLES)
         self.__dict__.update(state)
+        self._forget()
 
     def summary(self) -> dict[str, str]:
         """Return what `repr` and the notebook view show, name by name."""
@@ -236,17 +249,115 @@ def _some(contexts: Sequence[Context]) -> Sequence[Context]:
     return contexts
 
 
-def _host(weights: torch.Tensor) -> FloatArray:
-    return np.asarray(weights.cpu().numpy(), dtype=np.float64)
-
-
 def log_of(mask: torch.Tensor) -> torch.Tensor:
     """Return 0 where a mask is true and -inf where it is false, float64."""
-    out = torch.full(mask.shape, float("-inf"), dtype=torch.float64, device=mask.device)
-    return out.masked_fill_(mask, 0.0)
+    return torch.where(mask, 0.0, -torch.inf).double()
 
 
 def show(value: object, limit: int = 60) -> str:
     """Return a short `repr` of `value`, for summaries."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class ByteProduct(Product):  # type: ignore[misc]
+    """A product of genlm-control that can be multiplied by the same potentials as its factors."""
+
+    def __mul__(self, other: Potential) -> ByteProduct:
+        """Return the product with one more factor; see `times`."""
+        return times(self, other)
+
+
+def times(own: Potential, other: Potential) -> ByteProduct:
+    """Return the product of a potential over bytes and another.
+
+    An automaton of genlm-control (`BoolFSA`, `WFSA`) is compiled to tables on the device of
+    `own` first (`from_genlm`); another potential over integer bytes (its grammars) is taken over
+    `bytes` tokens. They stand on the right: on the left, genlm-control's own `*` refuses them.
+    """
+    return ByteProduct(own, over_bytes(other, own))
+
+
+@singledispatch
+def over_bytes(other: Any, own: Potential) -> Any:
+    """Return `other` over the alphabet of `own`, a potential over bytes, where that is possible.
+
+    `wfsa.py` registers a better form of some classes here.
+    """
+    if not isinstance(other, Potential) or other.token_type != Atomic(int):
+        return other
+    if all(not isinstance(t, bool) and 0 <= t < N_BYTES for t in other.vocab):
+        return OverBytes(other)
+    return other.coerce(own, f=b"".join, prune=False, tables=TABLES)
+
+
+def device_of_factor(potential: Any) -> Any:
+    """Return the device of a potential's tables, or of the first factor that has one; else None."""
+    if isinstance(potential, Product):
+        first = device_of_factor(potential.p1)
+        return device_of_factor(potential.p2) if first is None else first
+    return getattr(potential, "device", None)
+
+
+class OverBytes(Potential):  # type: ignore[misc]
+    """The weights of a potential over integers 0..255, asked for with one-byte `bytes` tokens.
+
+    genlm-control's own coercion asks for the prefix weight of each of the 256 extensions. That
+    is slow (for a grammar a hundred times as slow as its own row), and a grammar answers wrongly
+    for bytes that are not of its alphabet: genlm-grammar takes some for its nonterminals, which
+    it numbers. Here the potential's own row is put in its columns, and it is never asked about
+    other bytes, which weigh -inf.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__(BYTES, tables=TABLES)
+        self.potential = potential
+        self._known = frozenset(potential.vocab)
+        self._columns = np.array([*potential.vocab, EOS_COLUMN], dtype=np.int64)
+
+    async def prefix(self, context: Context) -> float:
+        """Log weight of `context` as a prefix, nats."""
+        numbers = self._numbers(context)
+        return -np.inf if numbers is None else float(await self.potential.prefix(numbers))
+
+    async def complete(self, context: Context) -> float:
+        """Log weight of `context` as a whole text, nats."""
+        numbers = self._numbers(context)
+        return -np.inf if numbers is None else float(await self.potential.complete(numbers))
+
+    async def logw_next(self, context: Context) -> Any:
+        """Log weights of the next byte and of EOS: `LazyWeights` over float64[257], nats.
+
+        Raises:
+            ValueError: the context is impossible (as every potential of genlm-control does).
+        """
+        return self.make_lazy_weights((await self.batch_logw_next([context])).weights[0])
+
+    async def batch_logw_next(self, contexts: Sequence[Context]) -> Any:
+        """`logw_next` of each context: `LazyWeights` over float64[N, 257], nats.
+
+        Raises:
+            ValueError: one of them is impossible.
+        """
+        numbers = [self._numbers(context) for context in contexts]
+        known = [n for n in numbers if n is not None]
+        weights = iter(np.asarray(await self.potential.batch_prefix(known)) if known else [])
+        for context, n in zip(contexts, numbers, strict=True):
+            if n is None or next(weights) == -np.inf:
+                raise ValueError(f"Context {context!r} has weight zero under `prefix`.")
+        own = torch.as_tensor((await self.potential.batch_logw_next(known)).weights)
+        rows = np.full((len(known), N_SYMBOLS), -np.inf)
+        rows[:, self._columns] = own.double().cpu().numpy()
+        return self.make_lazy_weights(rows)
+
+    def spawn(self) -> OverBytes:
+        """Return the same over an independent copy of the potential."""
+        return OverBytes(self.potential.spawn())
+
+    def _numbers(self, context: Context) -> list[int] | None:
+        """Return the context as integers; None if a byte is not of the potential's alphabet."""
+        text = as_bytes(context)
+        return list(text) if self._known.issuperset(text) else None
+
+    def __repr__(self) -> str:
+        return f"{self.potential!r} over bytes"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +10,8 @@ import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.automata.table import (
-    MAX_STATES,
-    Table,
-    combine,
-    minimal,
-    too_large,
-)
+from genlm_bytes_smc.constraints.automata.nfa import combine
+from genlm_bytes_smc.constraints.automata.table import MAX_STATES, Table, minimal, too_large
 from genlm_bytes_smc.constraints.base import (
     DEAD,
     BoolArray,
@@ -58,12 +52,12 @@ class ByteDFA(ByteConstraint):
     ) -> None:
         check_count("max_states", max_states, 1)
         automaton = minimal(_checked(np.asarray(table), np.asarray(accept)))
-        self._adopt(automaton, device, max_states)
+        if len(automaton) > max_states:
+            raise too_large(max_states)
+        self._adopt(automaton, device)
 
-    def _adopt(self, automaton: Table, device: torch.device | str | None, limit: int) -> None:
+    def _adopt(self, automaton: Table, device: torch.device | str | None) -> None:
         """Become this automaton, which is minimal and over bytes."""
-        if len(automaton) > limit:
-            raise too_large(limit)
         ByteConstraint.__init__(self, device)
         # The last row is the dead state's: indexing with -1 reads it.
         table = np.append(automaton.next, np.full((1, N_BYTES), DEAD, np.int32), axis=0)
@@ -71,9 +65,9 @@ class ByteDFA(ByteConstraint):
         self._accept = torch.from_numpy(np.append(automaton.accept, False)).to(self.device)
 
     @classmethod
-    def _of(cls, automaton: Table, device: torch.device | str | None, limit: int) -> ByteDFA:
+    def _of(cls, automaton: Table, device: torch.device | str | None) -> ByteDFA:
         new = ByteDFA.__new__(ByteDFA)
-        new._adopt(automaton, device, limit)
+        new._adopt(automaton, device)
         return new
 
     @property
@@ -128,12 +122,7 @@ class ByteDFA(ByteConstraint):
         if not isinstance(other, ByteDFA):
             return NotImplemented
         table = combine(self.host_table(), other.host_table(), accept, MAX_STATES)
-        return ByteDFA._of(table, self.device, MAX_STATES)
-
-    def _copy(self, device: torch.device) -> Self:
-        new = super()._copy(device)
-        new._table, new._accept = self._table.to(device), self._accept.to(device)
-        return new
+        return ByteDFA._of(table, self.device)
 
     def _facts(self) -> dict[str, str]:
         return {"states": str(self.n_states)}

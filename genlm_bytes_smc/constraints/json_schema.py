@@ -1,11 +1,18 @@
-"""JSON texts that satisfy a JSON Schema."""
+"""JSON texts that satisfy a JSON Schema.
+
+What llguidance cannot read is left out of what it is given, and what it does not know (`not`, `if`
+and others) it leaves out itself. Both only ever forbid texts, so the language that it reads has all
+texts of the schema, and some more, which `ByteJsonSchema` refuses where they would end.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -24,11 +31,15 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import specification_with
 
 from genlm_bytes_smc.constraints.base import ConstraintError, show
-from genlm_bytes_smc.constraints.json_parts import left_out, plainer
 from genlm_bytes_smc.constraints.matcher import MAX_SIZE, ByteMatcher, check_size, on_large_stack
 from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
 
-# What llguidance does not know it leaves out; `jsonschema` checks it at the end.
+_NOTES = ("title", "description", "default", "examples", "$comment", "deprecated")
+_BESIDE = ("$ref", "definitions", "$defs", "$id", "id", "$schema", "$anchor")
+_FORMAT, _KEYS = "Unknown format: ", "Unimplemented keys: "
+_COUNT = re.compile(r" \(.*\)$")  # how often it was said
+_PHRASES = {"oneOf not fully": "oneOf", "min/maxProperties only": "minProperties, maxProperties"}
+
 _LENIENT = {"lenient": True, "coerce_one_of": True}
 _WHITESPACE: dict[str, dict[str, Any]] = {
     "any": {"whitespace_flexible": True},
@@ -48,6 +59,7 @@ _DRAFTS: dict[str, Any] = {  # those that llguidance knows, by their addresses
 }
 _BY_PLACE = {uri.partition("://")[2]: draft for uri, draft in _DRAFTS.items()}
 _BY_PLACE["json-schema.org/schema"] = Draft202012Validator  # the latest
+_WITH_SIBLINGS = (Draft201909Validator, Draft202012Validator)  # of `$ref`, which count
 
 
 class ByteJsonSchema(ByteMatcher):
@@ -81,6 +93,8 @@ class ByteJsonSchema(ByteMatcher):
             are checked only where a text ends.
     """
 
+    _transient = ByteMatcher._transient | {"_validator"}
+
     def __init__(
         self,
         schema: Mapping[str, Any] | bool | str | type,
@@ -105,14 +119,13 @@ class ByteJsonSchema(ByteMatcher):
             self._read_schema(json.dumps(self.schema), options, device, max_states)
         except ConstraintError as error:
             plain = copy.deepcopy(self.schema)
-            unread = plainer(_parts(plain), _counts_siblings(plain))
+            unread = plainer(_parts(plain), _draft(plain) in _WITH_SIBLINGS)
             if plain == self.schema:
                 raise
             try:
                 self._read_schema(json.dumps(plain), options, device, max_states)
             except ConstraintError:
                 raise error from None
-        self._validator = _validator(self.schema)
         formats, keywords = left_out(self.warnings)
         if formats:
             warnings.warn(f"unknown formats constrain nothing: {', '.join(formats)}", stacklevel=2)
@@ -127,8 +140,9 @@ class ByteJsonSchema(ByteMatcher):
         self, source: str, options: dict[str, Any], device: Any, max_states: int
     ) -> None:
         """Compile a schema by llguidance."""
+        read = partial(LLMatcher.grammar_from_json_schema, source, overrides=options)
         try:
-            grammar = on_large_stack(len(source), _grammar, source, options)
+            grammar = str(on_large_stack(len(source), read))
         except ValueError as e:
             raise ConstraintError(f"llguidance refuses this schema: {e}") from None
         super().__init__(grammar, device, max_states)
@@ -140,19 +154,12 @@ class ByteJsonSchema(ByteMatcher):
         except RecursionError:  # nested too deeply to be looked at again
             return True
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k != "_validator"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._validator = _validator(self.schema)
+    @cached_property
+    def _validator(self) -> Callable[[Any], bool]:
+        return _validator_of(self.schema)
 
     def _facts(self) -> dict[str, str]:
         return {"schema": show(self.schema), "whitespace": self.whitespace, **super()._facts()}
-
-
-def _grammar(source: str, options: dict[str, Any]) -> str:
-    return str(LLMatcher.grammar_from_json_schema(source, overrides=options))
 
 
 def _checked(schema: Any, max_size: int) -> dict[str, Any]:
@@ -196,11 +203,6 @@ def _draft(schema: dict[str, Any]) -> Any:
     return _BY_PLACE[place]
 
 
-def _counts_siblings(schema: dict[str, Any]) -> bool:
-    """Return whether keywords beside `$ref` count in the schema's draft."""
-    return _draft(schema) in (Draft201909Validator, Draft202012Validator)
-
-
 def _parts(schema: dict[str, Any]) -> list[dict[str, Any]]:
     """Return all parts of a schema that are schemas. Where one names the draft, that is left out.
 
@@ -239,11 +241,11 @@ def _parts(schema: dict[str, Any]) -> list[dict[str, Any]]:
     return parts
 
 
-def _validator(schema: dict[str, Any]) -> Callable[[Any], bool]:
-    """Return the function that says whether JSON data satisfies the schema.
+def _validator_of(schema: dict[str, Any]) -> Callable[[Any], bool]:
+    """Return the function that says whether JSON data satisfies the schema; it fetches nothing.
 
     A reference is followed once for each part of the data: references that double from one
-    level to the next would double the time. Nothing is fetched.
+    level to the next would double the time.
     """
     draft = _draft(schema)
     follow = draft.VALIDATORS["$ref"]
@@ -272,3 +274,55 @@ def _plain(part: Any) -> Any:
     if isinstance(part, Mapping):
         return dict(part)
     raise TypeError(f"{type(part).__name__} is no JSON data: {part!r}")
+
+
+def plainer(parts: Iterable[dict[str, Any]], siblings: bool) -> list[str]:
+    """Leave out what llguidance refuses, in place, and return the keywords that it was.
+
+    Args:
+        parts: all parts of a schema that are schemas.
+        siblings: whether keywords beside `$ref` count.
+    """
+    out: dict[str, None] = {}
+    for part in parts:
+        if isinstance(part.get("$ref"), str):
+            for name in [k for k in part if k in _NOTES or not (siblings or k in _BESIDE)]:
+                del part[name]
+        pattern = part.get("pattern")
+        if isinstance(pattern, str) and not _reads(type="string", pattern=pattern):
+            del part["pattern"]
+            out["pattern"] = None
+        named = part.get("patternProperties")
+        names = dict.fromkeys(named, True) if isinstance(named, dict) else {}
+        if names and not _reads(type="object", patternProperties=names):
+            del part["patternProperties"]
+            part.pop("additionalProperties", None)  # says which names the patterns leave
+            out["patternProperties, additionalProperties"] = None
+    return list(out)
+
+
+def _reads(**schema: Any) -> bool:
+    return _accepted(json.dumps(schema))
+
+
+@lru_cache(maxsize=1024)
+def _accepted(source: str) -> bool:
+    """Return whether llguidance takes a schema."""
+    try:
+        return not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(source))
+    except ValueError:
+        return False
+
+
+def left_out(warnings: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the formats and the keywords that warnings of llguidance name as left out."""
+    formats, keywords = set(), set()
+    for warning in warnings:
+        for line in filter(None, map(str.strip, warning.splitlines())):
+            if line.startswith(_FORMAT):
+                formats.add(_COUNT.sub("", line.removeprefix(_FORMAT)))
+            elif line.startswith(_KEYS):
+                keywords.update(re.findall(r'"([^"]*)"', line))
+            else:
+                keywords.add(next((v for k, v in _PHRASES.items() if line.startswith(k)), line))
+    return sorted(formats), sorted(keywords)

@@ -9,7 +9,6 @@ and says what a class matches, and `automata/` does the rest.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -33,17 +32,18 @@ from genlm_bytes_smc.constraints.automata.regex_parser import NotRegularError, p
 from genlm_bytes_smc.constraints.automata.table import (
     MAX_SECONDS,
     MAX_STATES,
+    N_CODEPOINTS,
     Deadline,
     OutgrownError,
     Table,
+    bytes_of_characters,
     in_walking_order,
     minimal,
     too_large,
 )
-from genlm_bytes_smc.constraints.automata.utf8 import N_CODEPOINTS, bytes_of_characters
 from genlm_bytes_smc.constraints.base import ConstraintError, show
 from genlm_bytes_smc.constraints.dfa import ByteDFA
-from genlm_bytes_smc.constraints.partial import PartialRegex
+from genlm_bytes_smc.constraints.predicate import PartialRegex
 from genlm_bytes_smc.fast_path import warn_lost
 
 _ANY_BYTES = Repeat(Chars(np.array([[0, N_BYTES]])), 0, None)
@@ -93,12 +93,18 @@ class ByteRegex(ByteDFA):
             return new  # unpickled, or of a subclass, whose `__init__` may take anything
         try:
             new._built = _table_of_pattern(pattern, flags, **limits)
-        except NotRegularError as error:
-            return _text_by_text(error, pattern, flags, device)
-        except OutgrownError as error:
-            if limits:
+        except (NotRegularError, OutgrownError) as cause:
+            outgrown = isinstance(cause, OutgrownError)
+            if outgrown and limits:
                 raise
-            return _text_by_text(error, pattern, flags, device)
+            try:
+                found = PartialRegex(pattern, flags, device=device)
+            except ConstraintError:
+                if outgrown:
+                    raise cause from None
+                raise
+            warn_lost(f"{cause}; each distinct prefix is matched on its own, which is slower", 3)
+            return found
         return new
 
     def __init__(
@@ -113,7 +119,7 @@ class ByteRegex(ByteDFA):
         table = self.__dict__.pop("_built", None)
         if table is None:
             table = _table_of_pattern(pattern, flags, max_states, max_seconds)
-        self._adopt(table, device, max_states)
+        self._adopt(table, device)
         self.pattern = pattern
         self.flags = int(flags)
 
@@ -129,7 +135,7 @@ class Utf8(ByteDFA):
 
     def __init__(self, *, device: Device = None) -> None:
         anything = Table(np.zeros((1, 1), dtype=np.int32), np.ones(1, dtype=np.bool_))
-        self._adopt(_of_characters(anything), device, MAX_STATES)
+        self._adopt(_of_characters(anything), device)
 
 
 class Length(ByteDFA):
@@ -138,8 +144,7 @@ class Length(ByteDFA):
     Args:
         minimum, maximum: the least and the most (None: no limit).
         unit: "bytes", or "characters" of valid UTF-8.
-        device: where the table lives and weights are returned (None: the CPU).
-        max_states: refuse a limit that takes more states.
+        device, max_states: as for `ByteDFA`.
 
     Raises:
         ConstraintError: a negative or inverted range, or another unit.
@@ -170,7 +175,7 @@ class Length(ByteDFA):
         else:
             table = _of_characters(table, max_states)
         # A chain is minimal as it stands: its states differ in how far the end is.
-        self._adopt(table, device, max_states)
+        self._adopt(table, device)
         self.minimum, self.maximum, self.unit = minimum, maximum, unit
 
     def _facts(self) -> dict[str, str]:
@@ -186,12 +191,11 @@ class MaxBytes(Length):
 
 
 class _OfStrings(ByteDFA):
-    """A language given by a list of strings; `_language` says how.
+    """A language given by a list of strings.
 
     Args:
         strings: the strings, `str` as UTF-8.
-        device: where the table lives and weights are returned (None: the CPU).
-        max_states: refuse a list whose automaton has more states.
+        device, max_states: as for `ByteDFA`.
 
     Attributes:
         strings: the distinct ones, as bytes.
@@ -200,7 +204,8 @@ class _OfStrings(ByteDFA):
         ConstraintError: no list of strings, an empty one, or too many states.
     """
 
-    _empty_is_fine = False
+    _before: tuple[Node, ...] = ()  # what may stand before a string, and after it
+    _after: tuple[Node, ...] = ()
 
     def __init__(
         self,
@@ -209,15 +214,15 @@ class _OfStrings(ByteDFA):
         device: Device = None,
         max_states: int = MAX_STATES,
     ) -> None:
-        self.strings = _byte_strings(strings, self._empty_is_fine)
+        self.strings = _byte_strings(strings, empty=not self._before)
         check_count("max_states", max_states, 1)
-        words = Alternation(tuple(Concat(tuple(map(letter, s))) for s in self.strings))
+        words = tuple(Concat(tuple(map(letter, s))) for s in self.strings)
         table = table_of_bytes(self._language(words), max_states)
-        self._adopt(table, device, max_states)
+        self._adopt(table, device)
 
-    @abstractmethod
-    def _language(self, words: Alternation) -> Node:
-        """Return the language as an expression over bytes, given that of the strings."""
+    def _language(self, words: tuple[Node, ...]) -> Node:
+        """Return the language as an expression over bytes, given those of the strings."""
+        return Concat((*self._before, Alternation(words), *self._after))
 
     def _facts(self) -> dict[str, str]:
         return {"strings": show(list(self.strings)), **super()._facts()}
@@ -226,17 +231,17 @@ class _OfStrings(ByteDFA):
 class FiniteSet(_OfStrings):
     """Exactly the strings given (`str` as UTF-8); the empty one may be among them."""
 
-    _empty_is_fine = True
-
-    def _language(self, words: Alternation) -> Node:
-        return words
-
 
 class Ending(_OfStrings):
     """Texts that end in one of the strings given; they may also occur earlier."""
 
-    def _language(self, words: Alternation) -> Node:
-        return Concat((_ANY_BYTES, words))
+    _before = (_ANY_BYTES,)
+
+
+class Containing(_OfStrings):
+    """Texts in which one of the strings given occurs."""
+
+    _before = _after = (_ANY_BYTES,)
 
 
 class StopStrings(_OfStrings):
@@ -246,26 +251,18 @@ class StopStrings(_OfStrings):
     string is part of the text (`before` gives the text without it).
     """
 
-    def _language(self, words: Alternation) -> Node:
-        return Concat((_ANY_BYTES, words))
+    _before = (_ANY_BYTES,)
 
-    def _adopt(self, automaton: Table, device: Device, limit: int) -> None:
+    def _adopt(self, automaton: Table, device: Device) -> None:
         # Determinising gave the search automaton of Aho and Corasick 1975. Cutting what leaves
         # an accepting state makes the first stop the last thing.
         cut = np.where(automaton.accept[:, None], np.int32(-1), automaton.next)
-        super()._adopt(minimal(Table(cut, automaton.accept)), device, limit)
+        super()._adopt(minimal(Table(cut, automaton.accept)), device)
 
     def before(self, text: bytes) -> bytes:
         """Return `text` without the first stop string in it and what follows."""
         found = [(text.find(s) + len(s), text.find(s)) for s in self.strings if s in text]
         return text[: min(found)[1]] if found else text
-
-
-class Containing(_OfStrings):
-    """Texts in which one of the strings given occurs."""
-
-    def _language(self, words: Alternation) -> Node:
-        return Concat((_ANY_BYTES, words, _ANY_BYTES))
 
 
 class AtomicUnits(_OfStrings):
@@ -278,8 +275,7 @@ class AtomicUnits(_OfStrings):
         units: the strings of bytes that stay whole.
         ordinary: the bytes that may stand alone (None: those that begin no unit; b"": only
             units are left).
-        device: where the table lives and weights are returned (None: the CPU).
-        max_states: refuse a set whose automaton has more states.
+        device, max_states: as for `ByteDFA`.
     """
 
     def __init__(
@@ -290,7 +286,7 @@ class AtomicUnits(_OfStrings):
         device: Device = None,
         max_states: int = MAX_STATES,
     ) -> None:
-        units = _byte_strings(units, False)
+        units = _byte_strings(units, empty=False)
         if ordinary is None:
             ordinary = bytes(set(range(N_BYTES)) - {u[0] for u in units})
         if not isinstance(ordinary, bytes):
@@ -298,10 +294,10 @@ class AtomicUnits(_OfStrings):
         self.ordinary = ordinary
         super().__init__(units, device=device, max_states=max_states)
 
-    def _language(self, words: Alternation) -> Node:
+    def _language(self, words: tuple[Node, ...]) -> Node:
         alone = np.array(sorted(set(self.ordinary)), dtype=np.int64)
         ordinary = Chars(np.stack([alone, alone + 1], axis=1))
-        return Repeat(Alternation((*words.branches, ordinary)), 0, None)
+        return Repeat(Alternation((*words, ordinary)), 0, None)
 
 
 def _table_of_pattern(
@@ -329,23 +325,6 @@ def _table_of_pattern(
 def _compile_loops() -> None:
     """Compile the loops beforehand: no pattern takes this time."""
     table_of_characters(letter(0), 2, Deadline())
-
-
-def _text_by_text(cause: ConstraintError, pattern: str, flags: int, device: Device) -> PartialRegex:
-    """Return the constraint of a pattern without an automaton, and warn.
-
-    Raises:
-        ConstraintError: it cannot be matched text by text either; of a pattern that outgrew an
-            automaton, `cause`.
-    """
-    try:
-        found = PartialRegex(pattern, flags, device=device)
-    except ConstraintError:
-        if isinstance(cause, OutgrownError):
-            raise cause from None
-        raise
-    warn_lost(f"{cause}; each distinct prefix is matched on its own, which is slower", 4)
-    return found
 
 
 def _of_characters(table: Table, limit: int = MAX_STATES) -> Table:

@@ -1,4 +1,4 @@
-"""Constraints that llguidance decides.
+"""Constraints that llguidance decides; context-free grammars.
 
 llguidance runs here in byte mode: its vocabulary is the 256 one-byte tokens and EOS, so a
 mask has 257 bits. A text's snapshot is an `LLMatcher` that has read it. Copying one takes
@@ -9,28 +9,30 @@ of the one that now has it, rolled back. Masks (36 bytes) stay for as long as th
 
 Not exact in one corner: llguidance does not look for rules of a grammar that derive nothing.
 Where one is all that is left, it goes on for ever, or gives up (`MatcherError`); where it is
-all there is from the beginning, the grammar is refused. Lexemes
-(regular expressions, JSON strings and numbers) are exact. The byte 0xFF marks special tokens
-there and is never admitted; no UTF-8 text contains it.
+all there is from the beginning, the grammar is refused. Lexemes (regular expressions, JSON strings
+and numbers) are exact. The byte 0xFF marks special tokens there and is never admitted; no UTF-8
+text contains it.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
-from functools import cache
-from typing import Any, Self, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.constraints.base import BoolArray, ConstraintError, IntArray, show
-from genlm_bytes_smc.constraints.tree import TreeConstraint
+from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS, TreeConstraint
 
 T = TypeVar("T")
 MAX_SIZE = 2**18
@@ -42,6 +44,7 @@ _stack_size = threading.Lock()
 
 _EOS_BYTE, _EOS_BIT = EOS_COLUMN // 8, 1 << EOS_COLUMN % 8  # nothing comes after EOS in a mask
 END_BIT = 1 << EOS_COLUMN  # of a mask as an int
+_RULE_OF_GBNF = re.compile(r"^[ \t]*([A-Za-z][\w-]*)[ \t]*::=", re.MULTILINE)
 LONGEST_FORCED = 4096  # a rule that derives nothing may force bytes for ever
 
 
@@ -67,10 +70,8 @@ def byte_tokenizer() -> Any:
     return LLTokenizer(TokenizerWrapper(_ByteTokens()), n_vocab=N_SYMBOLS, slices=[])
 
 
-class ByteMatcher(TreeConstraint[Any]):
+class ByteMatcher(TreeConstraint):
     """The texts that llguidance admits have weight 1 (log 0), others 0.
-
-    Subclasses name the language; this class runs it.
 
     Args:
         grammar: a grammar in llguidance's own form.
@@ -84,23 +85,34 @@ class ByteMatcher(TreeConstraint[Any]):
         ConstraintError: llguidance refuses the grammar; its reason is in the message.
     """
 
+    # The grammar is compiled again where it arrives.
+    _transient = TreeConstraint._transient | {"_matcher", "_masks", "_heirs"}
+
     def __init__(self, grammar: str, device: torch.device | str | None, max_states: int) -> None:
         super().__init__(device, max_states)
         self._grammar = grammar
-        self._matcher = on_large_stack(len(grammar), _compiled, grammar)
+        self.__dict__.pop("_matcher", None)  # of a grammar that was tried before
         self.warnings: list[str] = list(self._matcher.get_grammar_warnings())
-        self._masks: dict[int, bytes] = {}
-        self._heirs: dict[int, int] = {}
         forced, mask = read_forced(self.matcher())
         if not mask and len(forced) < LONGEST_FORCED:
             what = f"follow {show(forced)}" if forced else "stand first"
             raise ConstraintError(f"the grammar admits no text at all: nothing may {what}")
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._masks: dict[int, bytes] = {}
+        self._heirs: dict[int, int] = {}  # of a node that handed its matcher on: who has it
+
+    @cached_property
+    def _matcher(self) -> Any:
+        return on_large_stack(len(self._grammar), _compiled, self._grammar)
 
     def matcher(self) -> Any:
         """Return a matcher of llguidance that has read nothing, for its caller alone."""
         return self._matcher.deep_copy()
 
     def _at(self, nodes: IntArray) -> list[Any]:
+        """Return the matchers of distinct live nodes, which are then held."""
         held, wanted = self._snapshots, nodes.tolist()
         held.setdefault(0, self._matcher)
         missing = sorted((n for n in wanted if n not in held), key=self.tree.depth.__getitem__)
@@ -190,20 +202,6 @@ class ByteMatcher(TreeConstraint[Any]):
         ends = {n: self._heir(n) for n in list(self._heirs)}
         self._heirs = {n: h for n, h in ends.items() if n not in gone and h is not None}
 
-    def _copy(self, device: torch.device) -> Self:
-        new = super()._copy(device)
-        new._masks, new._heirs = {}, {}
-        return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        del state["_matcher"]  # compiled again where it arrives
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._matcher = on_large_stack(len(self._grammar), _compiled, self._grammar)
-
     def _facts(self) -> dict[str, str]:
         held = f"{self.n_texts} ({self.n_snapshots} matchers, at most {self.max_states})"
         return {"texts": held}
@@ -259,29 +257,20 @@ def on_large_stack(size: int, function: Callable[..., T], *args: Any) -> T:
     Raises:
         ConstraintError: no such thread can be started.
     """
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(function(*args))
-        except BaseException as e:
-            done.set_exception(e)
-
     stack = -(-max(_LEAST_STACK, size * _STACK_A_CHARACTER) // 2**20) * 2**20
-    thread = threading.Thread(target=run)
-    with _stack_size:
-        before = threading.stack_size(stack)
-        try:
-            thread.start()
-        except RuntimeError:
-            raise ConstraintError(
-                f"a source of {size:,} characters takes a stack of {stack // 2**20} MiB, and no "
-                "thread with one can be started; write a smaller grammar or schema"
-            ) from None
-        finally:
-            threading.stack_size(before)
-    thread.join()
-    return done.result()
+    with ThreadPoolExecutor(1) as pool:
+        with _stack_size:
+            before = threading.stack_size(stack)
+            try:
+                done = pool.submit(function, *args)  # starts the thread
+            except RuntimeError:
+                raise ConstraintError(
+                    f"a source of {size:,} characters takes a stack of {stack // 2**20} MiB, and "
+                    "no thread with one can be started; write a smaller grammar or schema"
+                ) from None
+            finally:
+                threading.stack_size(before)
+        return done.result()
 
 
 def _compiled(grammar: str) -> Any:
@@ -294,3 +283,88 @@ def _compiled(grammar: str) -> Any:
 
 def _reason(matcher: Any) -> str:
     return str(matcher.get_error()).replace("<non-verbose/>", "").strip()
+
+
+class ByteGrammar(ByteMatcher):
+    """The texts that a context-free grammar derives, as UTF-8.
+
+    The notation is llguidance's variant of Lark's: rules in lower case, terminals in upper
+    case, `%ignore`, `%import common.X`, `%json {...}` for a schema inside a grammar. A grammar with
+    rules like `root ::= "a" | b` is taken as GBNF, the notation of llama.cpp and xgrammar, and is
+    converted by llguidance.
+
+    Args:
+        lark_source: the grammar.
+        start: the rule that derives whole texts; of GBNF "start" stands for its `root`.
+        device: where weights are returned (None: the CPU).
+        max_states: matchers held between calls (1 KiB and some 100 bytes a byte read, each).
+        max_size: refuse a grammar of more characters than this.
+
+    Raises:
+        TypeError: a limit that is no int.
+        ConstraintError: the grammar is too long, does not parse, uses what llguidance does not
+            support, or admits no text.
+    """
+
+    def __init__(
+        self,
+        lark_source: str,
+        start: str = "start",
+        *,
+        device: torch.device | str | None = None,
+        max_states: int = MAX_SNAPSHOTS,
+        max_size: int = MAX_SIZE,
+    ) -> None:
+        if not isinstance(lark_source, str):
+            raise ConstraintError(
+                f"a grammar is a str in Lark's notation, got {type(lark_source).__name__}"
+            )
+        check_size(lark_source, max_size)
+        try:
+            lark_source.encode()
+        except UnicodeEncodeError as e:
+            raise ConstraintError(
+                f"a grammar is Unicode text, got a lone surrogate at position {e.start}"
+            ) from None
+        self.lark_source = lark_source
+        self.start = start
+        if _RULE_OF_GBNF.search(lark_source):
+            lark_source, start = _from_gbnf(lark_source, start), "start"
+        if not re.fullmatch(r"[a-z_][a-z0-9_]*", start):
+            raise ConstraintError(f"start must be the name of a rule (lower case), got {start!r}")
+        if start != "start":
+            # llguidance always begins at `start`.
+            if re.search(r"^\s*start\b[^:\n]*:", lark_source, re.MULTILINE):
+                raise ConstraintError(
+                    f"the grammar has a rule named start, so it cannot begin at {start!r}; "
+                    "rename that rule"
+                )
+            lark_source = f"start: {start}\n{lark_source}"
+        grammar = on_large_stack(len(lark_source), LLMatcher.grammar_from_lark, lark_source)
+        super().__init__(grammar, device, max_states)
+
+    def _facts(self) -> dict[str, str]:
+        return {"grammar": show(self.lark_source), "start": self.start, **super()._facts()}
+
+
+def _from_gbnf(source: str, start: str) -> str:
+    """Return a grammar in GBNF in Lark's notation.
+
+    Raises:
+        ConstraintError: it does not parse (with the line), or has no rule to begin with.
+    """
+    rules = set(_RULE_OF_GBNF.findall(source))
+    first = "root" if start == "start" else start
+    if first not in rules:
+        raise ConstraintError(
+            f"a grammar in GBNF begins with its rule {first!r}, got {', '.join(sorted(rules))}"
+        )
+    if first != "root":
+        # The converter always begins at `root`; what other rules call by that name stays.
+        if "root" in rules:
+            source = re.sub(r"(?<![\w-])root(?![\w-])", "other-root", source)
+        source = f"root ::= {first}\n{source}"
+    try:
+        return str(gbnf_to_lark(source))
+    except Exception as error:  # of a rule that is missing, it is no GbnfToLarkError
+        raise ConstraintError(f"the grammar does not parse as GBNF: {error}") from None

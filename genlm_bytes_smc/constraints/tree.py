@@ -2,9 +2,9 @@
 
 Where states cannot be listed beforehand (parsers, weighted forward vectors, any Python
 function), a state is the number of a node in a prefix tree of byte strings, so lanes that
-have read the same bytes share it. What a constraint computes at a node (its snapshot) is
-made when first asked for and held up to a limit; one that was dropped is made again from the
-bytes. Host bookkeeping only: the arithmetic stays with the subclass.
+have read the same bytes share it. A subclass may hold something at a node (a snapshot) up to a
+limit; one that was dropped is made again from the bytes. Host bookkeeping only: the arithmetic
+stays with the subclass.
 
     tree       ContextTree    a node is (parent, byte): some 200 bytes, until `keep` drops it
     snapshots  node -> value  at most `max_states` between calls, least recently used go first
@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, Self, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +24,6 @@ from genlm_bytes_smc.alphabet import N_BYTES, N_SYMBOLS, Context
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.constraints.base import DEAD, BoolArray, ByteConstraint, IntArray
 from genlm_bytes_smc.lm.contexts import ContextTree, OneThread
-
-S = TypeVar("S")
 
 MAX_SNAPSHOTS = 10_000
 
@@ -46,27 +44,25 @@ _BUSY = (
 )
 
 
-class TreeConstraint(ByteConstraint, Generic[S]):
-    """A constraint over prefix-tree states; subclasses say what a snapshot is.
+class TreeConstraint(ByteConstraint):
+    """A constraint over prefix-tree states; subclasses say what a snapshot is, if they have any.
 
     Args:
         device: where weights are returned (None: the CPU).
-        max_states: snapshots held between calls.
+        max_states: snapshots held between calls; of texts, where only contexts are asked about,
+            four times as many.
 
     Attributes:
         reads: how many bytes were read into snapshots; one a distinct text as long as none
             had to be dropped.
     """
 
+    _transient = ByteConstraint._transient | {"tree", "_kept", "_snapshots", "_one_thread"}
+
     def __init__(self, device: torch.device | str | None, max_states: int) -> None:
         super().__init__(device)
         check_count("max_states", max_states, 1)
         self.max_states = max_states
-        self._forget()
-
-    @abstractmethod
-    def _at(self, nodes: IntArray) -> list[S]:
-        """Return the snapshots of distinct live nodes, which are then held."""
 
     @abstractmethod
     def _admitted(self, nodes: IntArray, symbols: IntArray) -> BoolArray:
@@ -76,7 +72,7 @@ class TreeConstraint(ByteConstraint, Generic[S]):
     def _rows(self, nodes: IntArray) -> torch.Tensor:
         """Return `block` for distinct live nodes: int64[m] -> float64[m, 257] on the device."""
 
-    def _discard(self, snapshot: S) -> None:
+    def _discard(self, snapshot: Any) -> None:
         """Free what a snapshot that is no longer held takes."""
 
     def _freed(self, nodes: IntArray) -> None:
@@ -130,9 +126,7 @@ class TreeConstraint(ByteConstraint, Generic[S]):
         """Drop every state that is neither in these tensors nor a prefix of one that is."""
         with self._one_thread:
             kept = [s.detach().cpu().numpy().ravel() for s in states]
-            self._kept.ids = (
-                np.unique(np.concatenate(kept)) if kept else np.zeros(0, dtype=np.int64)
-            )
+            self._kept.ids = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *kept]))
             freed = self.tree.collect()
             for node in freed.tolist():
                 if node in self._snapshots:
@@ -181,75 +175,22 @@ class TreeConstraint(ByteConstraint, Generic[S]):
     def _drop_snapshots(self) -> None:
         """Drop snapshots beyond the limit; the empty text's stays."""
         held = self._snapshots
-        while len(held) > max(self.max_states, 1):
+        while len(held) > self.max_states:
             node = next(iter(held))
             if node == 0:
                 held.move_to_end(0)
-                continue
-            self._discard(held.pop(node))
+            else:
+                self._discard(held.pop(node))
 
     def _forget(self) -> None:
+        super()._forget()
         self._one_thread = OneThread(_BUSY)
         self.tree = ContextTree()
         self._kept = _Kept()
         self.tree.track(self._kept)
-        self._snapshots: OrderedDict[int, S] = OrderedDict()
+        self._snapshots: OrderedDict[int, Any] = OrderedDict()
         self._lent = False
         self.reads = 0
-
-    def _copy(self, device: torch.device) -> Self:
-        new = super()._copy(device)
-        new._forget()
-        return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        memory = ("tree", "_kept", "_snapshots", "_one_thread")
-        return {k: v for k, v in super().__getstate__().items() if k not in memory}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._forget()
-
-
-class SnapshotConstraint(TreeConstraint[S]):
-    """Snapshots that are values: a text's is made from its parent's, which stays."""
-
-    @abstractmethod
-    def _root(self) -> S:
-        """Return the snapshot of the empty text."""
-
-    @abstractmethod
-    def _extend(self, snapshots: Sequence[S], symbols: Sequence[int]) -> list[S]:
-        """Return the snapshots after one admitted byte each."""
-
-    def _at(self, nodes: IntArray) -> list[S]:
-        """Return the snapshots of nodes, made from their nearest ancestors that are held."""
-        held, tree = self._snapshots, self.tree
-        if 0 not in held:
-            held[0] = self._root()
-        wanted = nodes.tolist()
-        wanted_set = set(wanted)
-        missing: dict[int, set[int]] = {}  # depth -> nodes, with the ancestors it takes
-        for node in wanted:
-            depth = int(tree.depth[node])
-            while node not in held and node not in missing.setdefault(depth, set()):
-                missing[depth].add(node)
-                node, depth = int(tree.parent[node]), depth - 1
-        passing: dict[int, S] = {}  # made on the way to a wanted node
-        for _, level in sorted(missing.items()):
-            fresh = sorted(level)
-            above = tree.parent[fresh].tolist()
-            before = [passing[p] if p in passing else held[p] for p in above]
-            after = self._extend(before, tree.token[fresh].tolist())
-            self.reads += len(fresh)
-            for snapshot in passing.values():
-                self._discard(snapshot)
-            passing = {}
-            for node, snapshot in zip(fresh, after, strict=True):
-                (held if node in wanted_set else passing)[node] = snapshot
-        for node in wanted:
-            held.move_to_end(node)
-        return [held[node] for node in wanted]
 
 
 def distinct(values: torch.Tensor) -> tuple[IntArray, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Weighted byte automata: a text weighs the sum over its paths.
+"""Weighted byte automata: a text weighs the sum over its paths. Automata of genlm-control.
 
 With log weights I of starting, w of each arc and F of ending, a text s has weight
 `sum over paths of I + w + ... + w + F`, and a prefix the sum over all texts that begin with
@@ -15,27 +15,39 @@ All sums are taken in log space, so that no weight underflows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Self
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from genlm.control import BoolFSA
+from genlm.control.potential.base import Potential
+from genlm.control.potential.built_in.wfsa import WFSA
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
+from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
 from genlm_bytes_smc.constraints.automata.table import ragged
-from genlm_bytes_smc.constraints.base import BoolArray, ConstraintError, FloatArray, IntArray
-from genlm_bytes_smc.constraints.tree import (
-    MAX_SNAPSHOTS,
-    SnapshotConstraint,
+from genlm_bytes_smc.constraints.base import (
+    BoolArray,
+    ConstraintError,
+    FloatArray,
+    IntArray,
+    device_of_factor,
+    over_bytes,
 )
+from genlm_bytes_smc.constraints.dfa import ByteDFA
+from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS, TreeConstraint
 
 Arc = tuple[int, int, int, float]
 _SAFE = 1e-200
 MOST_STATES = 4096
 
 
-class ByteWFSA(SnapshotConstraint[int]):
+class ByteWFSA(TreeConstraint):
     """A weighted finite automaton over bytes.
 
     Args:
@@ -56,6 +68,8 @@ class ByteWFSA(SnapshotConstraint[int]):
             weights).
     """
 
+    _transient = TreeConstraint._transient | {"_vectors", "_spare"}
+
     def __init__(
         self,
         initial: npt.ArrayLike,
@@ -75,12 +89,8 @@ class ByteWFSA(SnapshotConstraint[int]):
         useful = live[arcs[:, 0]] & live[arcs[:, 2]] & np.isfinite(weight)
         arcs, weight = arcs[useful], weight[useful]
         pushed = weight + after[arcs[:, 2]] - after[arcs[:, 0]]
-        order = np.lexsort((arcs[:, 1], arcs[:, 0]))
-        arcs, pushed = arcs[order], pushed[order]
-
         self.n_states = int(live.sum())
-        n = self.n_states
-        emit = np.full((n, N_SYMBOLS), -np.inf)
+        emit = np.full((self.n_states, N_SYMBOLS), -np.inf)
         source, byte, target = name[arcs[:, 0]], arcs[:, 1], name[arcs[:, 2]]
         np.logaddexp.at(emit, (source, byte), pushed)
         emit[:, EOS_COLUMN] = end[live] - after[live]
@@ -93,8 +103,6 @@ class ByteWFSA(SnapshotConstraint[int]):
         self._reads = np.isfinite(emit[:, :N_BYTES])
         self._start = torch.from_numpy((start + after)[live]).to(self.device)
         self.log_total = float(torch.logsumexp(self._start, 0))
-        self._vectors = self._start.new_empty((0, n))
-        self._spare: list[int] = []
 
     def pushed(self) -> tuple[IntArray, IntArray, IntArray, FloatArray, FloatArray, FloatArray]:
         """Return the automaton with its weights pushed, on the host.
@@ -143,19 +151,38 @@ class ByteWFSA(SnapshotConstraint[int]):
 
     # -- forward vectors: a snapshot is a row of one table -------------------------------
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._vectors = torch.empty(0, dtype=torch.float64, device=self.device)
+        self._spare: list[int] = []  # rows that are free
+
     def _forward(self, nodes: IntArray) -> torch.Tensor:
-        """Return the forward vectors of live nodes, float64[m, S]."""
-        rows = torch.tensor(self._at(nodes), device=self.device)
-        return self._vectors[rows]  # read after `_at`, which may have grown the table
+        """Return the forward vectors of live nodes, float64[m, S], which are then held.
 
-    def _root(self) -> int:
-        self._vectors = self._start.new_empty((0, self.n_states))
-        self._spare = []
-        return self._store(self._start[None])[0]
+        They are made from those of the nearest ancestors that are held.
+        """
+        held, tree, wanted = self._snapshots, self.tree, nodes.tolist()
+        if 0 not in held:
+            held[0] = self._store(self._start[None])[0]
+        missing: defaultdict[int, set[int]] = defaultdict(set)  # depth -> nodes
+        for node in wanted:
+            while node not in held and node not in missing[depth := int(tree.depth[node])]:
+                missing[depth].add(node)
+                node = int(tree.parent[node])
+        for depth in sorted(missing):
+            fresh = sorted(missing[depth])
+            above = [held[p] for p in tree.parent[fresh].tolist()]
+            held.update(zip(fresh, self._extend(above, tree.token[fresh]), strict=True))
+            self.reads += len(fresh)
+            for passed in missing.get(depth - 1, set()).difference(wanted):
+                self._discard(held.pop(passed))
+        for node in wanted:
+            held.move_to_end(node)
+        return self._vectors[torch.tensor([held[n] for n in wanted], device=self.device)]
 
-    def _extend(self, snapshots: Sequence[int], symbols: Sequence[int]) -> list[int]:
-        before = self._vectors[torch.tensor(snapshots, device=self.device)]
-        read = np.asarray(symbols)
+    def _extend(self, rows: Sequence[int], read: IntArray) -> list[int]:
+        """Return the rows of the vectors after one admitted byte each."""
+        before = self._vectors[torch.tensor(rows, device=self.device)]
         first, stop = self._offset[read], self._offset[read + 1]
         arc = ragged(first, stop)
         lane = np.repeat(np.arange(len(read)), stop - first)
@@ -168,7 +195,7 @@ class ByteWFSA(SnapshotConstraint[int]):
         short = len(vectors) - len(self._spare)
         if short > 0:
             n = len(self._vectors)
-            more = self._vectors.new_empty((max(short, n, 16), self.n_states))
+            more = vectors.new_empty((max(short, n, 16), self.n_states))
             self._vectors = torch.cat([self._vectors, more])
             self._spare += range(n, len(self._vectors))
         rows = [self._spare.pop() for _ in range(len(vectors))]
@@ -177,13 +204,6 @@ class ByteWFSA(SnapshotConstraint[int]):
 
     def _discard(self, snapshot: int) -> None:
         self._spare.append(snapshot)
-
-    def _copy(self, device: torch.device) -> Self:
-        new = super()._copy(device)
-        new._emit, new._start = self._emit.to(device), self._start.to(device)
-        new._arc_weight = self._arc_weight.to(device)
-        new._vectors, new._spare = new._start.new_empty((0, self.n_states)), []
-        return new
 
     def _facts(self) -> dict[str, str]:
         arcs = {"states": str(self.n_states), "arcs": str(len(self._source))}
@@ -283,3 +303,85 @@ def _infinite() -> ConstraintError:
         "the weights of all texts add up to infinity (a cycle returns with weight one or more), "
         "so prefixes have no weight; scale the weights down"
     )
+
+
+def from_genlm(fsa: WFSA, *, device: torch.device | str | None = None) -> ByteWFSA | ByteDFA:
+    """Return the same weights over bytes: a `ByteWFSA` for a WFSA, a `ByteDFA` for a BoolFSA.
+
+    Symbols may be bytes as numbers, byte strings, or characters, which become their UTF-8.
+
+    Args:
+        fsa: an automaton of genlm-control 0.4.
+        device: where the tables live and weights are returned (None: the CPU).
+
+    Raises:
+        ConstraintError: not such an automaton, or a symbol that spells no bytes.
+    """
+    if not isinstance(fsa, WFSA):
+        raise ConstraintError(
+            f"expected a WFSA or BoolFSA of genlm-control, got {type(fsa).__name__}"
+        )
+    # States are numbered in the order they come up; `_spelled` adds those inside a symbol.
+    number: defaultdict[Any, int] = defaultdict(count().__next__)
+    bare = fsa.wfsa.epsremove
+    initial = [(number[q], _log(w)) for q, w in bare.I]
+    arcs = list(_spelled(bare, number))
+    final = [(number[q], _log(w)) for q, w in bare.F]
+    n = len(number)
+    if isinstance(fsa, BoolFSA):
+        # State 0 is a start beside the automaton's own states, which are numbered from 1 here.
+        nfa = Nfa(labels=[[b] for b in range(N_BYTES)], n_states=n + 1)
+        nfa.silent = [(0, q + 1) for q, w in initial if w > -math.inf]
+        nfa.arcs = [(q + 1, byte, r + 1) for q, byte, r, w in arcs if w > -math.inf]
+        nfa.accept = {q + 1 for q, w in final if w > -math.inf}
+        return ByteDFA._of(determinize(nfa), device)
+    return ByteWFSA(_vector(initial, n), arcs, _vector(final, n), device=device)
+
+
+@over_bytes.register(WFSA)
+def _factor(fsa: WFSA, own: Potential) -> Any:
+    """Return an automaton as tables on the device of `own`; as any potential if it has none."""
+    try:
+        return from_genlm(fsa, device=device_of_factor(own))
+    except ConstraintError:
+        return over_bytes.dispatch(object)(fsa, own)
+
+
+def _spelled(bare: Any, number: defaultdict[Any, int]) -> Iterator[Arc]:
+    """Iterate over the arcs by bytes; symbols of one state share their first bytes."""
+    for source, symbol, target, weight in bare.arcs():
+        text = _as_bytes(symbol)
+        here: Any = source
+        for k in range(1, len(text)):
+            there = (source, text[:k], "inside")
+            if there not in number:
+                yield number[here], text[k - 1], number[there], 0.0
+            here = there
+        yield number[here], text[-1], number[target], _log(weight)
+
+
+def _as_bytes(symbol: Any) -> bytes:
+    if isinstance(symbol, str):
+        symbol = symbol.encode()
+    elif isinstance(symbol, int | np.integer) and 0 <= symbol < N_BYTES:
+        symbol = bytes([symbol])
+    if not isinstance(symbol, bytes) or not symbol:
+        raise ConstraintError(
+            f"a symbol must be a byte 0..255, a byte string or a str, got {symbol!r}"
+        )
+    return symbol
+
+
+def _log(weight: Any) -> float:
+    """Return the log weight behind a Log or Boolean weight."""
+    score = weight.score
+    if isinstance(score, bool | np.bool_):
+        return 0.0 if score else -math.inf
+    return float(score)
+
+
+def _vector(entries: list[tuple[int, float]], n: int) -> list[float]:
+    out = [-math.inf] * n
+    for q, w in entries:
+        out[q] = float(np.logaddexp(out[q], w))
+    return out

@@ -19,7 +19,7 @@ from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams, default_params
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
-from genlm_bytes_smc.constraints.product import ByteProduct, times
+from genlm_bytes_smc.constraints.base import ByteProduct, times
 from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform

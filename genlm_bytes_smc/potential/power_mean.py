@@ -20,7 +20,7 @@ import torch
 from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, TABLES, Context, as_bytes
-from genlm_bytes_smc.constraints.product import ByteProduct, times
+from genlm_bytes_smc.constraints.base import ByteProduct, times
 
 FloatArray = npt.NDArray[np.float64]
 Mean = Callable[[torch.Tensor], torch.Tensor]

@@ -16,7 +16,7 @@ from functools import reduce
 from typing import Any
 
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.product import times
+from genlm_bytes_smc.constraints.base import times
 from genlm_bytes_smc.smc.critics import Critic
 from genlm_bytes_smc.smc.factors import (
     check_alphabet,

@@ -113,4 +113,5 @@ CASES = {
         lambda **o: BytePredicate(brief, brief, **o), (b"", b"ab"), b"abcdef"
     ),
 }  # fmt: skip
-REMEMBERING = ["ByteWFSA", "ByteGrammar", "ByteJsonSchema", "BytePredicate", "PartialRegex"]
+WITH_SNAPSHOTS = ["ByteWFSA", "ByteGrammar", "ByteJsonSchema"]
+REMEMBERING = [*WITH_SNAPSHOTS, "BytePredicate", "PartialRegex"]

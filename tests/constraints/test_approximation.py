@@ -14,9 +14,8 @@ from genlm_bytes_smc.constraints import (
     ConstraintError,
     approximate_automaton,
 )
-from genlm_bytes_smc.constraints.learning.hypothesis import Hypothesis
-from genlm_bytes_smc.constraints.learning.membership_oracle import MembershipOracle
-from genlm_bytes_smc.constraints.learning.observation_table import ObservationTable
+from genlm_bytes_smc.constraints.learning import Hypothesis
+from genlm_bytes_smc.constraints.learning_table import MembershipOracle, ObservationTable
 from tests.constraints.oracles import accepted, walk
 
 NESTED = 'start: pair*\npair: "(" pair* ")" | "[" pair* "]"\n'

@@ -13,7 +13,7 @@ from genlm.control.constant import EOS
 from genlm_bytes_smc import constraints
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_BYTES, N_SYMBOLS, TABLES
 from genlm_bytes_smc.constraints import ByteConstraint, ByteRegex
-from tests.constraints.cases import CASES, REMEMBERING
+from tests.constraints.cases import CASES, REMEMBERING, WITH_SNAPSHOTS
 
 NEG_INF = float("-inf")
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -255,7 +255,7 @@ async def test_a_token_that_is_no_byte_is_refused():
         await constraint.prefix("ab")
 
 
-@pytest.mark.parametrize("name", REMEMBERING)
+@pytest.mark.parametrize("name", WITH_SNAPSHOTS)
 def test_a_growing_context_costs_one_step(name):
     case = CASES[name]
     constraint = case.make()
@@ -284,7 +284,7 @@ def test_memory_is_bounded_and_what_was_dropped_comes_back(name):
         for byte in (free.block(there)[0, :N_BYTES] > NEG_INF).nonzero()[:3, 0]:
             ours, theirs = constraint.step(here, byte[None]), free.step(there, byte[None])
             torch.testing.assert_close(constraint.block(ours), free.block(theirs))
-    assert constraint.reads > free.reads
+    assert constraint.reads > free.reads or name not in WITH_SNAPSHOTS
     state = constraint.states(prefixes)
     torch.testing.assert_close(constraint.block(state), free.block(free.states(prefixes)))
     with pytest.raises(ValueError, match="max_states must be at least 1, got 0"):

@@ -55,6 +55,7 @@ async def test_gbnf_constrains_a_run(tiny):
         ('root ::= "a\n', "start", "does not parse as GBNF.*line"),
         ('item ::= "a"\n', "start", "begins with its rule 'root', got item"),
         ('root ::= "a"\n', "other", "begins with its rule 'other', got root"),
+        ('root ::= "a" | b\n', "start", "does not parse as GBNF: Rule 'b' not found"),
     ],
 )
 def test_errors_of_gbnf(source, start, said):

@@ -56,6 +56,9 @@ def test_each_text_is_weighed_once():
     for _ in range(3):
         constraint.block(state)
     assert calls == [b"", b"a", b"ab"]
+    for context in (b"ab", b"abc", b"abcd", b"abc"):
+        constraint.log_complete(constraint.states([context] * 3))
+    assert calls == [b"", b"a", b"ab", b"abc", b"abcd"]
 
 
 @pytest.mark.parametrize("value", [np.float32(-1.5), np.bool_(True), 0, -2, np.float64(-math.inf)])

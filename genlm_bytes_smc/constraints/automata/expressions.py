@@ -14,20 +14,18 @@ from functools import lru_cache
 import numpy as np
 
 from genlm_bytes_smc.alphabet import N_BYTES
-from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
-from genlm_bytes_smc.constraints.automata.places import Assertion, Drawing, Places
+from genlm_bytes_smc.constraints.automata.nfa import Assertion, Nfa, determinize, without_conditions
 from genlm_bytes_smc.constraints.automata.table import (
-    Deadline,
-    Table,
-    in_walking_order,
-    ragged,
-)
-from genlm_bytes_smc.constraints.automata.utf8 import (
     N_CODEPOINTS,
     SURROGATES,
+    Deadline,
+    Table,
     bytes_of_characters,
+    in_walking_order,
+    ragged,
+    with_dead,
 )
-from genlm_bytes_smc.constraints.base import DEAD, IntArray
+from genlm_bytes_smc.constraints.base import IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +59,6 @@ class Repeat:
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """The empty text at a certain place.
-
-    Attributes:
-        kind: "start" or "end" of the text, or "line end" (the end but for a last newline).
-    """
-
-    kind: str
-
-
-@dataclass(frozen=True)
 class Look:
     """The empty text where `body` is found ahead of it or behind it, or (not positive) is not."""
 
@@ -80,7 +67,7 @@ class Look:
     body: Node
 
 
-Node = Chars | Concat | Alternation | Repeat | Anchor | Look
+Node = Chars | Concat | Alternation | Repeat | Look
 
 
 @lru_cache(maxsize=4096)
@@ -89,8 +76,45 @@ def letter(code: int) -> Chars:
     return Chars(np.array([[code, code + 1]]))
 
 
-_NEWLINE = letter(0x0A)
-_EVERYTHING = Repeat(Chars(np.array([[0, N_CODEPOINTS]])), 0, None)
+NEWLINE = letter(0x0A)
+_ANY = Chars(np.array([[0, N_CODEPOINTS]]))
+_NO_NEWLINE = Chars(np.array([[0, 0x0A], [0x0B, N_CODEPOINTS]]))
+START, END = Look(True, False, _ANY), Look(False, False, _ANY)  # of the text
+# The end but for a last newline: no other letter comes, and nothing after a newline.
+LAST_LINE_END = Look(False, False, Alternation((Concat((NEWLINE, _ANY)), _NO_NEWLINE)))
+
+
+def reads(node: Node) -> bool:
+    """Return whether every text of a tree has at least one letter."""
+    if isinstance(node, Concat):
+        return any(map(reads, node.parts))
+    if isinstance(node, Alternation):
+        return all(map(reads, node.branches))
+    return isinstance(node, Chars) or (
+        isinstance(node, Repeat) and node.low > 0 and reads(node.body)
+    )
+
+
+def looks_ahead(node: Node) -> bool:
+    """Return whether a tree holds a condition on what follows it."""
+    if isinstance(node, Look):
+        return not node.behind
+    if isinstance(node, Repeat):
+        return looks_ahead(node.body)
+    parts = node.parts if isinstance(node, Concat) else ()
+    return any(map(looks_ahead, node.branches if isinstance(node, Alternation) else parts))
+
+
+def repeated(body: Node, low: int, high: int | None) -> Node:
+    """Return `body{low,high}`; repeats of repeats become one where their counts have no gaps."""
+    if isinstance(body, Concat) and len(body.parts) == 1:
+        body = body.parts[0]
+    if body == Concat(()) or high == 0 or (isinstance(body, Repeat) and body.high == 0):
+        return Concat(())
+    if isinstance(body, Repeat) and body.low <= 1:
+        top = None if high is None or body.high is None else high * body.high
+        return Repeat(body.body, body.low * low, top)
+    return Repeat(body, low, high)
 
 
 def table_of_bytes(tree: Node, limit: int) -> Table:
@@ -101,9 +125,7 @@ def table_of_bytes(tree: Node, limit: int) -> Table:
     """
     nfa, symbol_of = _nfa_of(tree, N_BYTES, slice(0, 0), limit, Deadline())
     table = determinize(nfa)
-    dead = np.full((len(table), 1), DEAD, np.int32)  # symbol -1 reads it
-    wide = np.append(table.next, dead, axis=1)[:, symbol_of]
-    return in_walking_order(Table(wide, table.accept))
+    return in_walking_order(Table(with_dead(table.next)[:, symbol_of], table.accept))
 
 
 def table_of_characters(tree: Node, limit: int, deadline: Deadline) -> Table:
@@ -124,15 +146,11 @@ def _nfa_of(
 ) -> tuple[Nfa, IntArray]:
     """Return an automaton over symbols, and the symbol of each letter (-1: none)."""
     draw = _Thompson(limit, {}, {})
-    drawing = draw.whole(tree)
-    newline = draw.label(_NEWLINE) if drawing.conditions else -1
-    symbol_of, labels = partition(list(draw.label_of), n_letters, excluded)
-    drawing.nfa.labels = labels
-    if not drawing.conditions:
-        return drawing.nfa, symbol_of
-    behind = [look for look in draw.looks.values() if look.behind]
-    places = Places(labels, newline, limit, behind, deadline)
-    return places.resolve(drawing, False, places.start()), symbol_of
+    nfa = draw.whole(tree)
+    symbol_of, nfa.labels = partition(list(draw.label_of), n_letters, excluded)
+    if nfa.conditions:
+        nfa = without_conditions(nfa, list(draw.looks.values()), deadline)
+    return nfa, symbol_of
 
 
 def partition(
@@ -153,74 +171,63 @@ def partition(
     cuts = np.unique(np.concatenate([limits, *(c.runs.ravel() for c in classes)]))
     outside = (cuts[:-1] >= excluded.start) & (cuts[:-1] < excluded.stop)
     inside = []  # the pieces between two cuts that each class consists of
+    symbol = np.full(len(cuts) - 1, -1, dtype=np.int64)
+    n_symbols = 0
     for c in classes:
         pieces = ragged(*np.searchsorted(cuts, c.runs).T)
-        inside.append(pieces[~outside[pieces]])
-    # Each class splits the symbols of which it has some pieces and not all.
-    symbol = np.zeros(len(cuts) - 1, dtype=np.int64)
-    size = [len(symbol)]
-    for pieces in inside:
-        old, which, count = np.unique(symbol[pieces], return_inverse=True, return_counts=True)
-        new = old.copy()
-        for i in np.flatnonzero(count < np.array([size[q] for q in old.tolist()])).tolist():
-            size[old[i]] -= count[i]
-            new[i] = len(size)
-            size.append(int(count[i]))
-        symbol[pieces] = new[which]
-    some = np.zeros(len(symbol), dtype=bool)
-    for pieces in inside:
-        some[pieces] = True
+        inside.append(pieces := pieces[~outside[pieces]])
+        # The class's share of each symbol becomes a new one; what is left of it keeps its number.
+        old, new = np.unique(symbol[pieces], return_inverse=True)
+        symbol[pieces] = n_symbols + new
+        n_symbols += len(old)
+    some = symbol >= 0
     symbol[some] = np.unique(symbol[some], return_inverse=True)[1]
-    symbol[~some] = -1
     labels: list[Sequence[int]] = [np.unique(symbol[pieces]).tolist() for pieces in inside]
     return np.repeat(symbol, np.diff(cuts)), labels
 
 
 class _Thompson:
-    """Thompson's construction: `add` draws a tree from a state and returns where it ends."""
+    """Thompson's construction: `add` draws a tree from a state and returns where it ends.
+
+    Lookarounds are drawn as automata of their own, inner ones first, which share `label_of` and
+    `looks`.
+    """
 
     def __init__(
         self, limit: int, label_of: dict[Chars, int], looks: dict[Look, Assertion]
     ) -> None:
         self.nfa = Nfa(limit=limit)
-        self.drawing = Drawing(self.nfa)
-        self.label_of, self.looks = label_of, looks  # shared with the drawings of lookarounds
+        self.label_of, self.looks = label_of, looks
 
-    def whole(self, tree: Node) -> Drawing:
+    def whole(self, tree: Node) -> Nfa:
         """Draw a tree from the first state to the one that accepts."""
         self.nfa.accept.add(self.add(tree, self.nfa.state()))
-        return self.drawing
+        return self.nfa
 
-    def look(self, node: Look) -> Assertion:
+    def _look(self, node: Look) -> Assertion:
         if node not in self.looks:
-            parts = (_EVERYTHING, node.body) if node.behind else (node.body, _EVERYTHING)
+            everything = Repeat(_ANY, 0, None)
+            parts = (everything, node.body) if node.behind else (node.body, everything)
             inner = _Thompson(self.nfa.limit, self.label_of, self.looks).whole(Concat(parts))
             self.looks[node] = Assertion(node.behind, node.positive, inner)
         return self.looks[node]
 
-    def label(self, node: Chars) -> int:
-        return self.label_of.setdefault(node, len(self.label_of))
-
     def add(self, node: Node, start: int) -> int:
-        if isinstance(node, Chars):
-            end = self.nfa.state()
-            self.nfa.arcs.append((start, self.label(node), end))
-            return end
         if isinstance(node, Concat):
             for part in node.parts:
                 start = self.add(part, start)
             return start
-        if isinstance(node, Anchor):
-            end = self.nfa.state()
-            self.drawing.conditions.append((start, node.kind, end))
-            return end
-        if isinstance(node, Look):
-            end = self.nfa.state()
-            self.drawing.conditions.append((start, self.look(node), end))
-            return end
         if isinstance(node, Alternation):
             return self._alternation(node, start)
-        return self._repeat(node, start)
+        if isinstance(node, Repeat):
+            return self._repeat(node, start)
+        end = self.nfa.state()
+        if isinstance(node, Look):
+            self.nfa.conditions.append((start, self._look(node), end))
+        else:
+            label = self.label_of.setdefault(node, len(self.label_of))
+            self.nfa.arcs.append((start, label, end))
+        return end
 
     def _alternation(self, node: Alternation, start: int) -> int:
         """Draw the branches, common beginnings once (a prefix tree of words)."""
@@ -235,9 +242,7 @@ class _Thompson:
                     child[key] = self.add(part, q)
                 q = child[key]
                 n += 1
-            if n < len(parts):
-                q = self.add(Concat(parts[n:]), q)
-            self.nfa.silent.append((q, end))
+            self.nfa.silent.append((self.add(Concat(parts[n:]), q), end))
         return end
 
     def _repeat(self, node: Repeat, start: int) -> int:

@@ -1,0 +1,76 @@
+"""Patterns that are matched text by text: each row against `regex` itself, and what a row costs."""
+
+import random
+
+import pytest
+import regex
+import torch
+
+from genlm_bytes_smc.constraints import PartialRegex
+from tests.constraints.oracles import alphabet_of
+
+PATTERNS = [
+    r"(a|é)\1x?",
+    r"(\w+) \1,(\w+)\2",
+    r"<([a-zé]+)>[^<\n]*</\1>",
+    r"(['\"])(?:(?!\1).)*\1",
+    r"\((?:[^()]|(?R))*\)",
+    r"(?<y>\d{2})[-–](?&y)\b.*$",
+    r"(?i)([k-s])\1+é?",
+    r"(?i)(?:straße|[а-я])+(\d)\1",
+    r"(\p{Lu})\p{Ll}+\K \1[[:punct:]]",
+    r"(?m)^(.)$\n^\1$",
+    r"(?:hello){e<=1}(x)\1",
+    r"\X{2,3}",
+    r"(?(DEFINE)(?<n>[0-9日]))(?&n)(a)?\1(?&n)",
+    r"(?V1)(?i)(ﬀ)\1",
+]
+
+
+class Plain(PartialRegex):
+    """The same, which takes every character for one of its own."""
+
+    @property
+    def _kind(self):
+        return str
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_alike_characters_are_matched_once_and_rows_stay_the_same(pattern):
+    rng = random.Random(pattern)
+    fast, plain = PartialRegex(pattern), Plain(pattern)
+    letters = alphabet_of(pattern)
+    texts = ["", *("".join(rng.choices(letters, k=rng.randrange(1, 4))) for _ in range(6))]
+    texts = [text.encode("utf-8", "ignore") for text in texts] + [
+        b"\xc3",
+        b"a\xe6\x97",
+        b"\xf0\x9f",
+    ]
+    states = fast.states(texts)
+    assert torch.equal(fast.block(states), plain.block(plain.states(texts)))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_ascii_rows_are_those_of_regex(pattern):
+    rng = random.Random(pattern)
+    compiled, constraint = regex.compile(pattern), PartialRegex(pattern)
+    for _ in range(6):
+        text = "".join(rng.choices(alphabet_of(pattern), k=rng.randrange(4)))
+        if compiled.fullmatch(text, partial=True) is None:
+            continue
+        row = constraint.block(constraint.states([text.encode()]))[0, :128] > float("-inf")
+        for byte in range(128):
+            if compiled.fullmatch(text + chr(byte), partial=True) is not None:
+                assert row[byte], (text, byte)
+            elif not constraint._longer:
+                assert not row[byte], (text, byte)
+
+
+def test_a_row_takes_one_match_for_each_kind_of_character():
+    constraint, calls = PartialRegex(r"(\w+) \1 ([^\W\d]+)"), []
+    match = constraint._match
+    constraint._match = lambda text, **how: calls.append(text) or match(text, **how)
+    constraint.block(constraint.states([b"ab"]))
+    # Of no class, a space, a digit, a letter, and the letters of the text.
+    assert [c for c in calls if len(c) > 2] == [f"ab{c}" for c in "\0 0Aab"]
+    assert len(calls) <= 10
