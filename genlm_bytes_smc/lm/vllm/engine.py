@@ -227,8 +227,9 @@ class VLLMEngine(RowEngine):
         rows: torch.Tensor | None = next((rows for rows in answers if rows is not None), None)
         if rows is None:
             raise EngineError(
-                "vLLM ran, but its logits processors saw nothing to catch; rows need its first "
-                "model runner (VLLM_USE_V2_MODEL_RUNNER=0) and no speculative decoding"
+                "vLLM ran, but its logits processors saw nothing to catch; rows need a model that "
+                "generates, all sampling in one place (enable_batch_sharded_sampling=False) and "
+                "no speculative decoding"
             )
         return rows if self._target is None else rows.to(self._target)
 
