@@ -26,10 +26,11 @@ def imported_late(name: str, *functions: str) -> Iterator[None]:
         name: the package.
         functions: names of functions in it.
     """
-    if name in sys.modules or find_spec(name) is None:
+    if name in sys.modules or (spec := find_spec(name)) is None:
         yield
         return
     stand_in = _StandIn(name)
+    stand_in.__spec__ = spec  # torch's compiler, which vLLM imports, looks for packages by it
     for function in functions:
         setattr(stand_in, function, _late(name, function))
     sys.modules[name] = stand_in

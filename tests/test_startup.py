@@ -105,8 +105,10 @@ def test_formats_are_checked_all_the_same():
 
 STAND_IN = """
 import sys
+from importlib.util import find_spec
 from genlm_bytes_smc.late_import import imported_late
 with imported_late("rfc3987_syntax", "is_valid_syntax"):
+    assert find_spec("rfc3987_syntax").name == "rfc3987_syntax"
     from rfc3987_syntax import is_valid_syntax
     assert "rfc3987_syntax.syntax_helpers" not in sys.modules
     from rfc3987_syntax import RFC3987_SYNTAX_TERMS
