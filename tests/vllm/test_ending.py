@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(body, **env):
     """A script in a process of its own; what it printed last."""
-    script = textwrap.dedent(body)
+    script = "import tests.vllm.on_cpu\n" + textwrap.dedent(body)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
         capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, **env},

@@ -13,6 +13,7 @@ taken where they were made, and nothing outlives its owner |
 (before 0.32 or so); else 1, which is genlm-backend's value, is taken away | \
 `capture.RowCapture` serves both runners, so vLLM may choose |
 | `VLLM_NO_USAGE_STATS` | 1, unless set | no thread that reports to vLLM's makers |
+| `VLLM_LOGGING_LEVEL` | WARNING, unless set | vLLM logs in every detail how it starts |
 | `GENLM_BYTES_SMC_VLLM` | 1, always | tells worker processes to do the same |
 
 Workers (of tensor parallelism, say) are processes of their own. A script that they import may
@@ -66,7 +67,7 @@ ALWAYS: Mapping[str, str] = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     **({} if second_runner_has_processors() else {_RUNNER: "0"}),
 }
-UNLESS_SET: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1"}
+UNLESS_SET: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 AWAY: Mapping[str, str] = {_RUNNER: "1"}
 
 
