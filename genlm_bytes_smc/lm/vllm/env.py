@@ -48,11 +48,9 @@ from tqdm import tqdm
 
 _HELD = "GENLM_BYTES_SMC_VLLM"
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
-_IN_WORKER = _HELD in os.environ and "vllm" in sys.modules
 
-if not _IN_WORKER:
-    # First, because it sets variables that are to be set otherwise, and warns after vLLM's import.
-    import genlm.backend.llm  # noqa: F401
+if _HELD not in os.environ or "vllm" not in sys.modules:  # in a worker it would only warn
+    import genlm.backend.llm  # noqa: F401  (first: it sets variables that are to be set otherwise)
 
 
 def second_runner_has_processors() -> bool:
@@ -160,5 +158,5 @@ def process_kept() -> Iterator[None]:
 
 setting = Setting(ALWAYS, UNLESS_SET, AWAY)
 
-if _IN_WORKER:
+if _HELD in os.environ:  # in a worker
     setting.apply()
