@@ -44,11 +44,11 @@ Contexts = list[list[int]]
 class Sizes:
     """How much to measure."""
 
-    batches: tuple[int, ...] = (1, 8, 64)  # contexts at a time
+    batches: tuple[int, ...] = (1, 8)  # contexts at a time
     shared: int = 100  # tokens that they share
     own: int = 8  # tokens of each one's own
-    steps: int = 5  # timed; the median counts
-    text: int = 64  # tokens of the text of the second table
+    steps: int = 3  # timed; the median counts
+    text: int = 32  # tokens of the text of the second table
 
 
 QUICK = Sizes((2,), 20, 3, 2, 6)

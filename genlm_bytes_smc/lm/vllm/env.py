@@ -10,7 +10,7 @@ ours is open, and puts back what was there when the last is closed.
 | `VLLM_ENABLE_V1_MULTIPROCESSING` | 0, always | the engine's loop runs in this process: rows are \
 taken where they were made, and nothing outlives its owner |
 | `VLLM_USE_V2_MODEL_RUNNER` | 0 if the second model runner of this vLLM has no logits processors \
-(before 0.32 or so); else 1, which is genlm-backend's value, is taken away | \
+(before 0.31); else 1, which is genlm-backend's value, is taken away | \
 `capture.RowCapture` serves both runners, so vLLM may choose |
 | `VLLM_NO_USAGE_STATS` | 1, unless set | no thread that reports to vLLM's makers |
 | `VLLM_LOGGING_LEVEL` | WARNING, unless set | vLLM logs in every detail how it starts |
