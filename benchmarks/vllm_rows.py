@@ -60,9 +60,9 @@ class Bench:
     def __init__(self, model: str, sizes: Sizes) -> None:
         self.sizes = sizes
         opts = {"max_logprobs": -1, "max_model_len": 2048}
-        self.vllm = load_model(model, backend="vllm", dtype="float32", engine_opts=opts)
+        self.vllm: Any = load_model(model, backend="vllm", dtype="float32", engine_opts=opts)
         self.tree: Any = load_model(model, device="cpu", dtype="float32")
-        self.width = min(self.vllm.width or 0, self.tree.width)
+        self.width = min(self.vllm.width, self.tree.width)
         self.clock = time.process_time if self.vllm.device.type == "cpu" else time.perf_counter
         self.rng = np.random.default_rng(0)
 
@@ -70,7 +70,8 @@ class Bench:
 
     def capture(self, contexts: Contexts) -> torch.Tensor:
         """Rows by this package."""
-        return self.vllm.batch_next_token_logprobs_sync(contexts)
+        rows: torch.Tensor = self.vllm.batch_next_token_logprobs_sync(contexts)
+        return rows
 
     def transformers(self, contexts: Contexts) -> torch.Tensor:
         """Rows by the default engine."""
@@ -96,7 +97,7 @@ class Bench:
 
     def rows(self, found: Sequence[Any]) -> torch.Tensor:
         """Return dictionaries from token id to `Logprob` as float32[B, V]."""
-        out = torch.empty((len(found), self.vllm.width or 0))
+        out = torch.empty((len(found), self.vllm.width))
         for row, entry in zip(out.numpy(), found, strict=True):
             ids = np.fromiter(entry, np.int64, len(entry))
             row[ids] = np.fromiter((e.logprob for e in entry.values()), np.float32, len(entry))

@@ -21,9 +21,10 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from genlm_bytes_smc.lm.vllm import env
 
-SlotProcessor: Any = object
 if env.second_runner_has_processors():
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SlotProcessor
+else:
+    SlotProcessor = object
 
 TAG = "genlm_bytes_smc_row"
 """Key of `SamplingParams.extra_args` under which a request says what its row is called."""
