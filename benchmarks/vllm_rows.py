@@ -8,9 +8,10 @@ tokens of their own, each one token longer than it was before, as in a step of g
 second asks for the rows after all tokens of one new text.
 
 - "capture" is `VLLMEngine`: float32[B, V], nats;
-- "logprobs=-1" is `vllm.LLM.generate` with `SamplingParams(max_tokens=1, logprobs=-1)`, until it
-  returns, and "and as an array" the time to make such rows from the dictionaries that it returns;
-  "flat" is the same with `flat_logprobs=True`, which returns lists instead;
+- "no log probabilities" is `vllm.LLM.generate` for one token: what the forward itself takes;
+- "logprobs=-1" is the same with all log probabilities, until it returns, and "and as an array" until
+  rows are made from the dictionaries that it returns; "flat" has `flat_logprobs=True`, which returns
+  lists instead;
 - "prompt_logprobs=-1" is the same for the tokens of a prompt;
 - "transformers" is `load_model` with the default backend, which runs transformers' weights by tree
   attention.
@@ -108,6 +109,7 @@ class Bench:
     def steps(self) -> Iterator[list[str]]:
         """Rows of the first table: how, ms a step and rows a second for each batch."""
         ways: dict[str, Callable[[Contexts], Any]] = {
+            "no log probabilities": self._generate,
             "capture": self.capture,
             "logprobs=-1": self.logprobs,
             "logprobs=-1, and as an array": lambda c: self.rows(self.logprobs(c)),
