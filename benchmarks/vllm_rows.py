@@ -9,9 +9,9 @@ second asks for the rows after all tokens of one new text.
 
 - "capture" is `VLLMEngine`: float32[B, V], nats;
 - "no log probabilities" is `vllm.LLM.generate` for one token: what the forward itself takes;
-- "logprobs=-1" is the same with all log probabilities, until it returns, and "and as an array" until
-  rows are made from the dictionaries that it returns; "flat" has `flat_logprobs=True`, which returns
-  lists instead;
+- "logprobs=-1" is the same with all log probabilities, until it returns, and "and as an array"
+  until rows are made from the dictionaries that it returns; "flat" has `flat_logprobs=True`, which
+  returns lists instead;
 - "prompt_logprobs=-1" is the same for the tokens of a prompt;
 - "transformers" is `load_model` with the default backend, which runs transformers' weights by tree
   attention.

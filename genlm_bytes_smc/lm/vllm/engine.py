@@ -203,9 +203,9 @@ class VLLMEngine(RowEngine):
                 f"vLLM failed earlier and does not run any more: {_said(self._failure)}"
             ) from self._failure
         tags = list(itertools.islice(_tags, len(contexts)))
-        params = [
+        params = [  # without a seed the second model runner takes one from numpy's generator
             self._params(
-                max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False,
+                max_tokens=1, temperature=0.0, seed=0, ignore_eos=True, detokenize=False,
                 extra_args={_TAG: tag},
             )
             for tag in tags
