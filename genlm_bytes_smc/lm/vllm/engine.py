@@ -199,9 +199,9 @@ class VLLMEngine(RowEngine):
                 f"vLLM failed earlier and does not run any more: {_said(self._failure)}"
             ) from self._failure
         tags = list(itertools.islice(_tags, len(contexts)))
-        params = [
+        params = [  # without a seed the second model runner takes one from numpy's generator
             self._params(
-                max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False,
+                max_tokens=1, temperature=0.0, seed=0, ignore_eos=True, detokenize=False,
                 extra_args={_TAG: tag},
             )
             for tag in tags
@@ -223,8 +223,9 @@ class VLLMEngine(RowEngine):
         rows: torch.Tensor | None = next((rows for rows in answers if rows is not None), None)
         if rows is None:
             raise EngineError(
-                "vLLM ran, but its logits processors saw nothing to catch; rows need its first "
-                "model runner (VLLM_USE_V2_MODEL_RUNNER=0) and no speculative decoding"
+                "vLLM ran, but its logits processors saw nothing to catch; rows need a model that "
+                "generates, all sampling in one place (enable_batch_sharded_sampling=False) and "
+                "no speculative decoding"
             )
         return rows if self._target is None else rows.to(self._target)
 

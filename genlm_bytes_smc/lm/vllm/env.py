@@ -9,14 +9,16 @@ ours is open, and puts back what was there when the last is closed.
 |---|---|---|
 | `VLLM_ENABLE_V1_MULTIPROCESSING` | 0, always | the engine's loop runs in this process: rows are \
 taken where they were made, and nothing outlives its owner |
-| `VLLM_USE_V2_MODEL_RUNNER` | 0, always | the second model runner has no logits processors, \
-and refuses to start without Triton |
+| `VLLM_USE_V2_MODEL_RUNNER` | 0 if the second model runner of this vLLM has no logits processors \
+(before 0.31); else 1, which is genlm-backend's value, is taken away | \
+`capture.RowCapture` serves both runners, so vLLM may choose |
 | `VLLM_NO_USAGE_STATS` | 1, unless set | no thread that reports to vLLM's makers |
+| `VLLM_LOGGING_LEVEL` | WARNING, unless set | vLLM logs in every detail how it starts |
 | `GENLM_BYTES_SMC_VLLM` | 1, always | tells worker processes to do the same |
 
-Workers (of tensor parallelism, say) are processes of their own that import this package, and
-with it genlm-backend, which sets its variables there too: importing this module then sets ours
-again.
+Workers (of tensor parallelism, say) are processes of their own. A script that they import may
+import genlm-backend, which sets its variables there too; `capture` imports this module, which then
+sets ours again, before vLLM reads them.
 
 vLLM also changes the process it runs in: it seeds the global random generators of Python,
 numpy and torch, replaces `torch.set_num_threads` by a function that does nothing, and binds
@@ -32,24 +34,39 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import genlm.backend.llm  # noqa: F401  (first: it sets variables that are to be set otherwise)
 import numpy as np
 import torch
 from tqdm import tqdm
 
 _HELD = "GENLM_BYTES_SMC_VLLM"
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+
+if _HELD not in os.environ or "vllm" not in sys.modules:  # in a worker it would only warn
+    import genlm.backend.llm  # noqa: F401  (first: it sets variables that are to be set otherwise)
+
+
+def second_runner_has_processors() -> bool:
+    """Return whether the second model runner of the installed vLLM takes logits processors."""
+    vllm = find_spec("vllm")
+    places = (vllm.submodule_search_locations or ()) if vllm else ()
+    return any(Path(at, "v1/worker/gpu/sample/logits_processor").is_dir() for at in places)
+
 
 ALWAYS: Mapping[str, str] = {
     _HELD: "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    **({} if second_runner_has_processors() else {_RUNNER: "0"}),
 }
-UNLESS_SET: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1"}
+UNLESS_SET: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+AWAY: Mapping[str, str] = {_RUNNER: "1"}
 
 
 class Setting:
@@ -58,10 +75,16 @@ class Setting:
     Args:
         always: set whatever they were.
         unless_set: set if they were not.
+        away: taken away if they have this value.
     """
 
-    def __init__(self, always: Mapping[str, str], unless_set: Mapping[str, str]) -> None:
-        self._always, self._unless_set = dict(always), dict(unless_set)
+    def __init__(
+        self,
+        always: Mapping[str, str],
+        unless_set: Mapping[str, str],
+        away: Mapping[str, str],
+    ) -> None:
+        self._always, self._unless_set, self._away = dict(always), dict(unless_set), dict(away)
         self._before: dict[str, str | None] = {}
         self._process: dict[str, Any] = {}
         self._holders = 0
@@ -78,11 +101,20 @@ class Setting:
             self._holders += 1
             if self._holders > 1:
                 return
-            wanted = {k: v for k, v in self._unless_set.items() if k not in os.environ}
-            wanted |= self._always
-            self._before = {k: os.environ.get(k) for k in wanted}
-            os.environ.update(wanted)
+            self._before = {
+                k: os.environ.get(k) for k in (*self._always, *self._unless_set, *self._away)
+            }
+            self.apply()
             self._process = {"set_num_threads": torch.set_num_threads, "cores": _cores()}
+
+    def apply(self) -> None:
+        """Set the variables, and take away those that are to go."""
+        for name, value in self._away.items():
+            if os.environ.get(name) == value:
+                del os.environ[name]
+        for name, value in self._unless_set.items():
+            os.environ.setdefault(name, value)
+        os.environ.update(self._always)
 
     def release(self) -> bool:
         """Give up one `hold`; the last puts the variables back.
@@ -124,7 +156,7 @@ def process_kept() -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-setting = Setting(ALWAYS, UNLESS_SET)
+setting = Setting(ALWAYS, UNLESS_SET, AWAY)
 
 if _HELD in os.environ:  # in a worker
-    os.environ.update(ALWAYS)
+    setting.apply()
