@@ -7,8 +7,9 @@ For each constraint of `benchmarks.auto`, from empty caches and with one draw af
   chi-squared test of 2,000 further texts against the enumerated law;
 - plain rejection, which remembers nothing: one over the marginal likelihood draws a text, times the
   rows of a draw (the mean of 30, which stop at the first byte that the constraint excludes);
-- ASAp: total variation between the enumerated law and the law of as many draws, on average; draws
-  until that of a single draw is below 0.05; rows and forwards for a text if those are thrown away;
+- ASAp: total variation between the enumerated law and that of as many draws, on average, and the
+  forwards of each; draws until that of a single draw is below 0.05, and rows and forwards for a
+  text if those are thrown away;
 - Metropolis-Hastings on prefixes: steps until total variation is below 0.05, and rows and forwards
   for a text if each is the end of such a chain.
 
@@ -45,8 +46,8 @@ HEADS = (
     "exact: draws, rows, forwards",
     "χ² p",
     "plain: draws, rows",
-    "ASAp: TV; draws to 0.05; rows, forwards",
-    "MH: steps to 0.05; rows, forwards",
+    "ASAp: TV, forwards; draws to 0.05, rows, forwards",
+    "MH: steps to 0.05, rows, forwards",
 )
 Cost = Callable[[], tuple[int, int]]
 
@@ -97,20 +98,21 @@ async def plain(world: World, known: Texts) -> tuple[float, float]:
 
 
 async def asap(world: World, known: Texts, n: int, at_once: int) -> tuple[float, ...]:
-    """Return TV of the mean law of n draws, draws until one is near, rows and forwards a text."""
+    """Return TV and forwards of n draws, draws until one is near, rows and forwards a text."""
     target, cost = await _fresh(world)
     rows, sampler, rng = Rows(target), ASAp(), np.random.default_rng(0)
-    laws, near = [known.asap(sampler)], None
-    while len(laws) <= MOST_DRAWS and (near is None or len(laws) < n):
+    laws, near, first = [known.asap(sampler)], None, np.inf
+    while len(laws) <= MOST_DRAWS and (near is None or len(laws) <= n):
         if near is None and known.away(laws[-1]) < NEAR:
             near = len(laws) - 1
-            if len(laws) >= n:
+            if len(laws) > n:
                 break
         await drive(rows, lambda: sampler.draw(rng), at_once, at_once)
         laws += [known.asap(sampler)] * at_once
+        first = cost()[1] / n if len(laws) <= n + 1 else first
     mean = known.away(np.mean(laws[:n], axis=0))
     await drive(rows, lambda: sampler.draw(rng), n, at_once)
-    return mean, np.inf if near is None else near, cost()[0] / n, cost()[1] / n
+    return mean, first, np.inf if near is None else near, cost()[0] / n, cost()[1] / n
 
 
 async def chains(world: World, known: Texts, n: int, at_once: int) -> tuple[float, ...]:
@@ -134,10 +136,10 @@ async def measure(world: World, n: int, at_once: int) -> tuple[list[str], dict[s
         f"{ours[0]:.1f}, {ours[1]:.1f}, {ours[2]:.1f}",
         f"{ours[3]:.2f}",
         f"{other[0]:.2g}, {other[1]:.2g}",
-        f"{third[0]:.2f}; {_count(third[1])}; {third[2]:.1f}, {third[3]:.1f}",
-        f"{_count(last[0])}; {last[1]:.1f}, {last[2]:.1f}",
+        f"{third[0]:.2f}, {third[1]:.1f}; {_count(third[2])}, {third[3]:.1f}, {third[4]:.1f}",
+        f"{_count(last[0])}, {last[1]:.1f}, {last[2]:.1f}",
     ]
-    forwards = {"exact": ours[2], "plain": other[1], "ASAp": third[3], "MH": last[2]}
+    forwards = {"exact": ours[2], "plain": other[1], "ASAp": third[4], "MH": last[2]}
     return cells, forwards | {"p": ours[3]}
 
 
