@@ -219,7 +219,7 @@ class Kernels(Protocol):
             start: bytes that have been read.
             limits: bytes to go on after the first missing row, and after the first guess.
             by_steps: whether to extend and prune as `step` does, or as `read` after pruning.
-            sure: `deferred_rows.Held`, extensions that are not thinned; or None.
+            sure: `deferred_nodes.Held`, extensions that are not thinned; or None.
         """
         ...
 

@@ -292,8 +292,7 @@ class ByteLanes(SharedLanes):
     def cat(cls, lanes: Sequence[ByteLanes]) -> ByteLanes:
         """All lanes of several objects over one model with equal parameters."""
         first = lanes[0]
-        if any(x.model is not first.model or x.in_prompt != first.in_prompt for x in lanes):
-            raise ValueError("only lanes of one model, in one mode, can be put side by side")
+        first.check_like(lanes)
         return first.replace(
             first.model.kernels.cat([x.state for x in lanes]),
             log_z=np.concatenate([x.log_z for x in lanes]),

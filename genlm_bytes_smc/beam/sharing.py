@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, Self
+from collections.abc import Sequence
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +31,26 @@ class SharedLanes(Shared):
     Attributes:
         log_z: float64[N], see `ByteLanes`.
         ended: bool[N].
+        model, in_prompt: shared by all lanes.
     """
 
+    model: Any
+    in_prompt: Any
     log_z: npt.NDArray[np.float64]
     ended: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         """Return the number of lanes, N."""
         return len(self.log_z)
+
+    def check_like(self, lanes: Sequence[Any]) -> None:
+        """Raise unless all of these lanes can stand beside these.
+
+        Raises:
+            ValueError: lanes of another model, or in another mode.
+        """
+        if any(x.model is not self.model or x.in_prompt != self.in_prompt for x in lanes):
+            raise ValueError("only lanes of one model, in one mode, can be put side by side")
 
     @property
     def alive(self) -> npt.NDArray[np.bool_]:

@@ -47,13 +47,15 @@ class HostState(NamedTuple):
     key: npt.NDArray[np.uint64]
 
     @classmethod
-    def of(cls, ctx: Array, node: Array, logu: Array, logw: Array, key: Array) -> HostState:
-        """Return a copy of the arrays of a `BeamState` on the host."""
+    def of(
+        cls, ctx: Array, node: Array, logu: Array, logw: Array, key: Array | None = None
+    ) -> HostState:
+        """Return a copy of the arrays of a `BeamState` on the host; without keys they are 0."""
         packed = np.empty((4, *ctx.shape), dtype=np.int64)
         packed[0], packed[1] = ctx, node
         weights = packed.view(np.float64)
         weights[2], weights[3] = logu, logw
-        return cls(packed, key)
+        return cls(packed, np.zeros(len(packed[0]), dtype=np.uint64) if key is None else key)
 
     @property
     def ctx(self) -> npt.NDArray[np.int64]:
