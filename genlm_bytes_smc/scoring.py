@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from genlm_bytes_smc.beam.known_text import read_paths
 from genlm_bytes_smc.beam.lanes import ByteLanes
-from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
 from genlm_bytes_smc.beam.single import ByteBeamState, read_known
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from genlm_bytes_smc.beam.known_text import read_paths
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
 from genlm_bytes_smc.blocking import blocking

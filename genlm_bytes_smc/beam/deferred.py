@@ -27,8 +27,7 @@ from genlm_bytes_smc.beam.deferred_nodes import Held, Judge, Nodes
 from genlm_bytes_smc.beam.deferred_numba import ABOVE, CTX, FLIGHT, NODE, OWN, WEIGHT
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.sharing import SharedLanes
-from genlm_bytes_smc.beam.state import HostState
+from genlm_bytes_smc.beam.state import HostState, SharedLanes
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte, check_symbols
 from genlm_bytes_smc.lm.contexts import IntArray
 

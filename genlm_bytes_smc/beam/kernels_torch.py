@@ -34,8 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.admission import keep_above
-from genlm_bytes_smc.beam.composed import ComposedSteps
+from genlm_bytes_smc.beam.composed import Composed, keep_above
 from genlm_bytes_smc.beam.host_side import HostSide, distinct, widen
 from genlm_bytes_smc.beam.kernels import FloatArray
 from genlm_bytes_smc.beam.pruning_torch import Kept, keep_largest, keep_unbiased
@@ -55,7 +54,7 @@ from genlm_bytes_smc.lm.rows import RowStore
 from genlm_bytes_smc.lm.transfer import send
 
 
-class TorchKernels(ComposedSteps):
+class TorchKernels(Composed):
     """`Kernels` on torch tensors, on the device of the store's engine.
 
     Host arrays that verbs return may be shared with the states: read them only.
@@ -204,7 +203,7 @@ class TorchKernels(ComposedSteps):
     def open_read(
         self, state: BeamState, byte: IntArray, cut: IntArray, log_threshold: float
     ) -> Extensions:
-        """See `Parts`. One sync, the weights with what can read `byte`."""
+        """See `Composed`. One sync, the weights with what can read `byte`."""
         ext, weight = self._endings(state, cut)
         if len(ext.lane) == 0:
             return ext

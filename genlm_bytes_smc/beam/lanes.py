@@ -21,16 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.heal import heal_lanes
-from genlm_bytes_smc.beam.kernels import Ahead, Look, Read, Stepped, put_lanes
+from genlm_bytes_smc.beam.kernels import Ahead, Lanes, Look, Read, Stepped, put_lanes
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rng import lane_keys
 from genlm_bytes_smc.beam.rules import Rules
-from genlm_bytes_smc.beam.sharing import SharedLanes
 from genlm_bytes_smc.beam.state import State
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
-from genlm_bytes_smc.beam.tokens import feed_token, foresee, look_before, under
+from genlm_bytes_smc.beam.token_steps import feed_token, foresee, heal_lanes, look_before, under
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.transfer import send
 
@@ -40,7 +38,7 @@ T = TypeVar("T", Look, Stepped, Read)
 
 
 @dataclass(frozen=True, eq=False)
-class ByteLanes(SharedLanes):
+class ByteLanes(Lanes):
     """N byte beams over one `ByteModel`; `start` makes them.
 
     Attributes:
@@ -262,13 +260,14 @@ class ByteLanes(SharedLanes):
                 found = self.model.kernels.follow_likeliest(lanes, steps - len(out))
                 if found is None:
                     return None
-                if found.symbols:
-                    lanes = lanes._at(found.state, found.log_z, found.log_dropped)
-                    out += found.symbols
+                run, read = found
+                if read:
+                    lanes = lanes._at(run.state, run.log_z, run.log_dropped)
+                    out += read
                     wanted = NO_CUT
-                if len(found.missing) == 0:
-                    return lanes, out, found.ends
-                wanted = await lanes._fetch(wanted, found.missing)
+                if len(run.missed) == 0:
+                    return lanes, out, run.ends
+                wanted = await lanes._fetch(wanted, run.missed)
 
     # -- forking, joining, and the change from prompt to text --------------------------
 

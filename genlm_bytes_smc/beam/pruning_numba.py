@@ -304,18 +304,28 @@ def select_unbiased(logw, k, uniform):
 
 
 @inner()
-def prune_lanes(ctx, node, logu, logw, key, k, log_threshold, random):
+def add_logs(a, b):
+    """log(exp(a) + exp(b))."""
+    top = max(a, b)
+    if top == -np.inf:
+        return top
+    return top + np.log(np.exp(a - top) + np.exp(b - top))
+
+
+@inner()
+def prune_lanes(ctx, node, logu, logw, key, k, log_threshold, random, dropped):
     """Keep `k` candidates a lane (k < 0: all), best first; with `random` by their keys.
 
-    Returns (ctx, node, logu, logw, log mass dropped float64[N]).
+    The log mass dropped is added to `dropped` float64[N]. Returns (ctx, node, logu, logw, log_z).
     """
     if random:
         pick, weight = select_unbiased(logw, k, _uniforms(key, _PRUNE))
-        lost = full(len(logw), -np.inf)
     else:
         pick, weight, lost = select_topk(logw, k, log_threshold)
+        for n in range(len(lost)):
+            dropped[n] = add_logs(dropped[n], lost[n])
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
-    return ctx, node, logu, logw, lost
+    return ctx, node, logu, logw, logsumexp_rows(logw)
 
 
 @inner()

@@ -13,12 +13,11 @@ import torch
 from genlm_bytes_smc.beam import display
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_text import read_texts
-from genlm_bytes_smc.beam.display import Candidate
+from genlm_bytes_smc.beam.display import EOS, Candidate, LazyByteProbs
+from genlm_bytes_smc.beam.known_text import read_text
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.prefill import read_text
-from genlm_bytes_smc.beam.probs import EOS, LazyByteProbs
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
 from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte
 from genlm_bytes_smc.lm.engine import LMCounts, start_tokens

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.beam import pruning_numba as pn
-from genlm_bytes_smc.beam.admission import keep_above
+from genlm_bytes_smc.beam.composed import keep_above
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels, _arrays
 from genlm_bytes_smc.beam.masses_numba import next_block
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
