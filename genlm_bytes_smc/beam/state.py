@@ -104,6 +104,10 @@ class Extensions(NamedTuple):
     logw: Array
     dropped: Array
 
+    def weighed(self, logw: Array) -> Extensions:
+        """Return the extensions with their weights float64[E], the impossible ones left out."""
+        return self._replace(logw=logw).take(logw > -np.inf)
+
     def take(self, keep: Array) -> Extensions:
         """Return the extensions that `keep` bool[E] marks."""
         lane, cand, token, logw = (a[keep] for a in self[:4])

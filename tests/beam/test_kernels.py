@@ -30,9 +30,9 @@ from genlm_bytes_smc.beam.known_text import read_text
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.range_sums import chunks
 from genlm_bytes_smc.beam.rng import start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions, HostState
+from genlm_bytes_smc.beam.torch_parts import chunks
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowStore, RowTransform
 from genlm_bytes_smc.trie import TokenTrie
