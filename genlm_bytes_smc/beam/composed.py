@@ -16,21 +16,18 @@ import torch
 from genlm_bytes_smc.beam import pruning_numba as pn
 from genlm_bytes_smc.beam.kernels import (
     NOTHING,
-    FloatArray,
     Kernels,
     Lanes,
     Limits,
     Look,
     Read,
     Run,
-    Stepped,
     Texts,
     children,
 )
 from genlm_bytes_smc.beam.rng import THIN, KeyArray, read_keys, uniforms
 from genlm_bytes_smc.beam.rules import Rules
-from genlm_bytes_smc.beam.state import BeamState, Extensions
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN
+from genlm_bytes_smc.beam.state import EOS_COLUMN, BeamState, Extensions, FloatArray
 from genlm_bytes_smc.beam.texts_numba import GUESS, lend
 from genlm_bytes_smc.lm.contexts import IntArray
 
@@ -112,13 +109,13 @@ class Composed(Kernels):
         known = known._replace(missing=NOTHING)
         return _with_row(self, lanes, known) if row else known
 
-    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
+    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Read:
         """See `Kernels`."""
         extended, rules = look.extended, lanes.rules
         assert extended is not None
         contexts = self.contexts(extended)
         if len(self.store.missing(contexts)):
-            return Stepped(lanes.state, lanes.log_z, lanes.log_z, None, contexts.ravel())
+            return Read(lanes.state, lanes.log_z, lanes.log_dropped, contexts.ravel())
         ends = symbols == EOS_COLUMN
         ending = self.next_block(extended, rules.cut)[:, EOS_COLUMN] if ends.any() else None
         after = self.advance(extended, np.where(ends, -1, symbols), rules.cut)
@@ -128,7 +125,8 @@ class Composed(Kernels):
         log_z = self.log_z(after)
         if ending is not None:
             log_z = np.where(ends, ending.cpu().numpy(), log_z)
-        return Stepped(after, log_z, pruned, Look(None, pruned, roots=look.roots))
+        log_dropped = np.logaddexp(np.logaddexp(lanes.log_dropped, look.dropped), pruned)
+        return Read(after, log_z, log_dropped, look=Look(None, pruned, roots=look.roots))
 
     def read(self, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
         """See `Kernels`."""

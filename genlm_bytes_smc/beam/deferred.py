@@ -27,11 +27,16 @@ from genlm_bytes_smc.beam.deferred_nodes import Held, Judge, Nodes
 from genlm_bytes_smc.beam.deferred_numba import ABOVE, CTX, FLIGHT, NODE, OWN, WEIGHT
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.state import HostState, SharedLanes
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte, check_symbols
+from genlm_bytes_smc.beam.state import (
+    EOS_COLUMN,
+    N_BYTES,
+    FloatArray,
+    HostState,
+    SharedLanes,
+    check_byte,
+    check_symbols,
+)
 from genlm_bytes_smc.lm.contexts import IntArray
-
-FloatArray = npt.NDArray[np.float64]
 
 RESERVE = 1e-5  # least share of a row that all bytes have together, for what has no row
 FEW = 0.1  # share of a row below which the bytes that are admitted are few

@@ -24,11 +24,8 @@ from genlm_bytes_smc.beam.deferred_numba import (
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.state import HostState
+from genlm_bytes_smc.beam.state import BoolArray, FloatArray, HostState
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
-
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
 
 AT_ONCE = 4  # rows that a lane asks for in one request
 

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import numpy as np
-import numpy.typing as npt
 
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_nodes import Held, Nodes
@@ -35,9 +34,8 @@ from genlm_bytes_smc.beam.deferred_numba import (
 )
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.lm.contexts import IntArray
-
-FloatArray = npt.NDArray[np.float64]
 
 SHORT = 128  # bytes up to which a text is read again while a missing row is heavy
 HEAVY = 0.01  # estimated share of its lane's mass from which on a missing row is heavy

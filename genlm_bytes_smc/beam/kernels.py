@@ -17,11 +17,9 @@ import torch
 
 from genlm_bytes_smc.beam.rng import KeyArray
 from genlm_bytes_smc.beam.rules import Rules
-from genlm_bytes_smc.beam.state import Extensions, SharedLanes, State
+from genlm_bytes_smc.beam.state import Extensions, FloatArray, SharedLanes, State
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
-
-FloatArray = npt.NDArray[np.float64]
 
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
@@ -57,39 +55,24 @@ class Ahead:
     look: Look | None = None
 
 
-class Stepped(NamedTuple):
-    """One symbol read in every lane, and pruned.
-
-    Attributes:
-        state: the candidates kept.
-        log_z: float64[N], nats: each lane's weight; of a text that ended, its own.
-        pruned: float64[N], log mass that pruning dropped, nats.
-        look: of the new state, as far as it is known.
-        missing: int64[m], contexts whose rows are missing; unless it is empty nothing was read.
-    """
-
-    state: State
-    log_z: FloatArray
-    pruned: FloatArray
-    look: Look | None
-    missing: IntArray = NOTHING
-
-
 class Read(NamedTuple):
-    """A known byte read in every lane, and not pruned.
+    """One symbol read in every lane.
 
     Attributes:
         state: the candidates, best first.
-        log_z: float64[N], their weights, nats; -inf where none could read the byte.
+        log_z: float64[N], their weights, nats; -inf where none could read the symbol. Of a text
+            that ended, its own.
         log_dropped: float64[N], log of all the mass dropped so far, nats.
         missing: int64[m], contexts whose rows are missing; unless it is empty the rest says
             nothing.
+        look: of the new state, as far as it is known.
     """
 
     state: State
     log_z: FloatArray
     log_dropped: FloatArray
     missing: IntArray = NOTHING
+    look: Look | None = None
 
 
 class Texts(NamedTuple):
@@ -160,14 +143,14 @@ class Kernels(Protocol):
     def look(self, lanes: Lanes, known: Look | None, *, row: bool) -> Look:
         """Extend the candidates, unless `known` has them, and find their rows if asked to."""
 
-    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
+    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Read:
         """Read one symbol int64[N] a lane in the candidates that `look` has extended, and prune.
 
         256 ends a text, -1 reads nothing: both empty the lane.
         """
 
     def read(self, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
-        """Read one byte int64[N] a lane (-1 empties it), after pruning if told so.
+        """Read one byte int64[N] a lane (-1 empties it), after pruning if told so; prune no more.
 
         With top-K pruning the threshold on extensions is taken against the candidates that can
         read the byte.

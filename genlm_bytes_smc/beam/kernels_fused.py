@@ -27,11 +27,9 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam import kernels_triton as tk
-from genlm_bytes_smc.beam.kernels import FloatArray
 from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
-from genlm_bytes_smc.beam.state import Array, BeamState
-from genlm_bytes_smc.beam.symbols import N_BYTES
+from genlm_bytes_smc.beam.state import N_BYTES, Array, BeamState, FloatArray
 from genlm_bytes_smc.beam.torch_parts import ChildMasses, Cut, most_of
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.contexts import IntArray

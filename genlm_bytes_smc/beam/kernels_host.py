@@ -19,17 +19,15 @@ from genlm_bytes_smc.beam import steps_numba as sn
 from genlm_bytes_smc.beam import texts_numba as tn
 from genlm_bytes_smc.beam.kernels import (
     NOTHING,
-    FloatArray,
     Lanes,
     Limits,
     Look,
     Read,
     Run,
-    Stepped,
     Texts,
 )
 from genlm_bytes_smc.beam.rng import KeyArray
-from genlm_bytes_smc.beam.state import Extensions, HostState
+from genlm_bytes_smc.beam.state import Extensions, FloatArray, HostState
 from genlm_bytes_smc.lm.context_index import NO_ROOM
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
@@ -90,7 +88,7 @@ class NumbaKernels:
             else:
                 return (known or Look(None, log_z))._replace(missing=missing)
 
-    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
+    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Read:
         """See `Kernels`. The candidates kept are extended, too."""
         state, rules, extended = lanes.state, lanes.rules, look.extended
         assert extended is not None
@@ -101,7 +99,8 @@ class NumbaKernels:
             )
         )  # fmt: skip
         after = Look(HostState(grown, key), numbers[2])
-        return Stepped(HostState(packed, key), numbers[0], numbers[1], after, missing)
+        log_dropped = np.logaddexp(np.logaddexp(lanes.log_dropped, look.dropped), numbers[1])
+        return Read(HostState(packed, key), numbers[0], log_dropped, missing, after)
 
     def read(self, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
         """See `Kernels`."""

@@ -30,10 +30,8 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam.composed import Composed, keep_above
-from genlm_bytes_smc.beam.kernels import FloatArray
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
-from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
-from genlm_bytes_smc.beam.symbols import N_BYTES
+from genlm_bytes_smc.beam.state import N_BYTES, Array, BeamState, Extensions, FloatArray
 from genlm_bytes_smc.beam.torch_parts import (
     FLAT_LIMIT,
     ChildMasses,
@@ -386,10 +384,10 @@ class TorchKernels(Composed):
             pad = torch.nn.functional.pad
             return torch.cat([pad(p, (0, width - p.shape[1]), value=fill) for p in parts])
 
-        fills = enumerate((-1, 0, -torch.inf, -torch.inf))
-        out = BeamState(
-            *(stack(i, fill) for i, fill in fills), key=np.concatenate([s.key for s in states])
+        ctx, node, logu, logw = (
+            stack(i, fill) for i, fill in enumerate((-1, 0, -torch.inf, -torch.inf))
         )
+        out = BeamState(ctx, node, logu, logw, np.concatenate([s.key for s in states]))
         for same in zip(*(self._known.pairs(s, out) for s in states), strict=True):
             known, _, new = same[0]
             if all(old in known for _, old, _ in same):

@@ -23,7 +23,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_text import read_weighed, rows_that_matter
@@ -31,12 +30,10 @@ from genlm_bytes_smc.beam.kernels import NOTHING, Run, Texts
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
-from genlm_bytes_smc.beam.state import State
+from genlm_bytes_smc.beam.state import FloatArray, State
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowStore
-
-FloatArray = npt.NDArray[np.float64]
 
 HORIZON = 64  # bytes that a dry run goes on, at most, after the first missing row
 REACH = 8, 32  # fewest and most bytes to go on with a row that is but a guess

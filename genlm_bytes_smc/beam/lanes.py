@@ -21,20 +21,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.kernels import Ahead, Lanes, Look, Read, Stepped, put_lanes
+from genlm_bytes_smc.beam.kernels import Ahead, Lanes, Look, Read, put_lanes
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rng import lane_keys
 from genlm_bytes_smc.beam.rules import Rules
-from genlm_bytes_smc.beam.state import State
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
+from genlm_bytes_smc.beam.state import EOS_COLUMN, FloatArray, State, check_byte, check_symbols
 from genlm_bytes_smc.beam.token_steps import feed_token, foresee, heal_lanes, look_before, under
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.transfer import send
 
-FloatArray = npt.NDArray[np.float64]
-
-T = TypeVar("T", Look, Stepped, Read)
+T = TypeVar("T", Look, Read)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +78,7 @@ class ByteLanes(Lanes):
 
         Args:
             model: the byte model.
-            params: how to prune; its `seed` seeds every lane alike, so lanes that read equal
-                bytes have equal beams.
+            params: its `seed` seeds every lane alike, so equal bytes give equal beams.
             n: number of lanes.
             context: token ids the text begins after (default: the engine's start tokens).
             lane_seeds: one further seed a lane, for independent beams; n of them.
@@ -148,13 +144,10 @@ class ByteLanes(Lanes):
         """Log probabilities of the next byte, and of ending last: float64[N, 257].
 
         With `prune="topk"` each row sums to one. Bytes that no candidate can read but that
-        healing would rescue share `rules.HEAL_RESERVE` of the row, in proportion to how
-        likely the best candidate's row holds a token to begin with them: what they weigh
-        exactly would cost LM rows for bytes that are mostly never read. What healing would
-        rescue is judged by spellings; where the model itself has zeros (top-k, top-p), such a
-        byte may turn out impossible when it is read. With
-        `prune="unbiased"` rows are masses over the lane's weight, which sum to one in
-        expectation. Rows of lanes that are dead or have ended are -inf.
+        healing would rescue share `rules.HEAL_RESERVE` of the row. That is judged by spellings;
+        where the model itself has zeros (top-k, top-p), such a byte may turn out impossible when
+        it is read. With `prune="unbiased"` rows are masses over the lane's weight, which sum to
+        one in expectation. Rows of lanes that are dead or have ended are -inf.
         """
         with self.model.engine.tree.one_thread:
             look = self.ahead.look
@@ -190,11 +183,10 @@ class ByteLanes(Lanes):
             before = look
             found = await self._with_rows(lambda: kernels.step(self, before, symbols))
             reads = (symbols >= 0) & ~self.ended
-            dropped = np.logaddexp(np.logaddexp(self.log_dropped, look.dropped), found.pruned)
             log_z = np.where(reads, found.log_z, self.log_z)
             after = ByteLanes(
                 self.model, self.params, rules, found.state, log_z,
-                np.where(reads, dropped, self.log_dropped),
+                np.where(reads, found.log_dropped, self.log_dropped),
                 self.ended | ((symbols == EOS_COLUMN) & (log_z > -np.inf)), self.heals,
                 Ahead(found.look),
             )  # fmt: skip
@@ -247,10 +239,9 @@ class ByteLanes(Lanes):
         """Prune, take the likeliest symbol and read it, `steps` times: one lane.
 
         Returns:
-            The lane after the last byte, not pruned; the bytes; whether the likeliest symbol
-            is then the end of the text. The bytes are fewer than `steps` where that is so, and
-            before a byte that only healing can read. None if these lanes must be stepped by
-            the other verbs.
+            The lane after the last byte, not pruned; the bytes; whether the text ends then. They
+            are fewer than `steps` where it does, and before a byte that only healing can read.
+            None if these lanes must be stepped by the other verbs.
         """
         if len(self) != 1:
             return None

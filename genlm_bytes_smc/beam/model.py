@@ -16,8 +16,7 @@ from genlm_bytes_smc.beam.kernels import Kernels
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rules import Rescues, Rules
-from genlm_bytes_smc.beam.state import Shared
-from genlm_bytes_smc.beam.symbols import N_BYTES
+from genlm_bytes_smc.beam.state import N_BYTES, Shared
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.adapter import as_engine
 from genlm_bytes_smc.lm.contexts import IntArray

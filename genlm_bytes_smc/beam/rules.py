@@ -9,11 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.beam.symbols import N_BYTES
+from genlm_bytes_smc.beam.state import N_BYTES, BoolArray
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.trie import TokenTrie
-
-BoolArray = npt.NDArray[np.bool_]
 
 HEAL_RESERVE = 5e-5
 """Share of a row set aside for bytes that only healing can read.

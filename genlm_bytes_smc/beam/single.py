@@ -19,7 +19,7 @@ from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte
+from genlm_bytes_smc.beam.state import EOS_COLUMN, N_BYTES, check_byte
 from genlm_bytes_smc.lm.engine import LMCounts, start_tokens
 from genlm_bytes_smc.lm.rows import RowTransform
 

@@ -1,4 +1,4 @@
-"""The candidates of N byte beams as a struct of arrays, and what lanes have in common."""
+"""The candidates of N byte beams as a struct of arrays, what lanes have in common, and symbols."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from typing import Any, NamedTuple, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
+from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import not_pickled
 
+N_BYTES = 256
+EOS_COLUMN = N_BYTES  # of a [N, 257] block; as a symbol to `step`, the end of the text
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
 Array = Any  # numpy array (CPU kernels) or torch tensor (any device); one kind per state
 
 
@@ -159,3 +165,37 @@ class SharedLanes(Shared):
     def alive(self) -> npt.NDArray[np.bool_]:
         """Lanes that can read on, bool[N]."""
         return (self.log_z > -np.inf) & ~self.ended
+
+
+# -- symbols, checked where a user gives them ----------------------------------------------
+
+
+def check_byte(byte: object) -> int:
+    """`byte` as an int in 0..255.
+
+    Raises:
+        TypeError: not an integer. ValueError: out of range.
+    """
+    if isinstance(byte, bool) or not hasattr(byte, "__index__"):
+        raise TypeError(f"a byte must be an integer in 0..255, got {byte!r}")
+    value: int = byte.__index__()
+    if not 0 <= value < N_BYTES:
+        raise ValueError(f"a byte must be an integer in 0..255, got {value}")
+    return value
+
+
+def check_symbols(symbols: Sequence[int] | IntArray, n: int) -> IntArray:
+    """One symbol for each of `n` lanes, int64[n]: a byte, 256 for the end, -1 for nothing.
+
+    Raises:
+        ValueError: a symbol out of range, or not one a lane.
+    """
+    out = np.asarray(symbols)
+    if out.shape != (n,) or out.dtype.kind not in "iu":
+        raise ValueError(
+            f"step needs one integer symbol for each of {n} lanes, got shape {out.shape} of "
+            f"dtype {out.dtype}"
+        )
+    if n and (out.min() < -1 or out.max() > EOS_COLUMN):
+        raise ValueError(f"symbols run from -1 to {EOS_COLUMN}, got {out.min()} to {out.max()}")
+    return out.astype(np.int64)

@@ -23,8 +23,7 @@ from genlm_bytes_smc.beam.kernels import Look, commit, put_lanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.rng import read_keys
 from genlm_bytes_smc.beam.rules import NEVER, Rules
-from genlm_bytes_smc.beam.state import Extensions, State
-from genlm_bytes_smc.beam.symbols import N_BYTES
+from genlm_bytes_smc.beam.state import N_BYTES, Extensions, State
 from genlm_bytes_smc.lm.contexts import IntArray
 
 MOST_TOKENS = 64

@@ -18,8 +18,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from genlm_bytes_smc.beam.state import BeamState
-from genlm_bytes_smc.beam.symbols import N_BYTES
+from genlm_bytes_smc.beam.state import N_BYTES, BeamState
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 from genlm_bytes_smc.lm.transfer import send

@@ -13,7 +13,7 @@ import torch
 
 from genlm_bytes_smc import ByteBeamState, ByteLanes
 from genlm_bytes_smc.beam import display
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN
+from genlm_bytes_smc.beam.state import EOS_COLUMN
 from genlm_bytes_smc.cli.compiling import announce_compilation
 from genlm_bytes_smc.cli.inputs import as_prompt, new_beam, open_model, read_argument, seed_of
 from genlm_bytes_smc.cli.options import BeamOptions
