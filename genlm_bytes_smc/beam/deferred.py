@@ -53,9 +53,7 @@ class DeferredLanes(SharedLanes):
         model, params: shared by all lanes.
         nodes: the contexts of each lane.
         log_scale: float64[N], log of what the weights of a lane are in units of, nats.
-        log_z: float64[N], log of each lane's weight, nats: the estimated prefix probability of
-            what it has read, or of the complete text if it has ended.
-        ended: bool[N], lanes that read the end-of-sequence symbol.
+        log_z, ended: see `ByteLanes`.
         forgotten: float64[N], log of the weight of contexts that were forgotten, nats.
         pending: float64[N], log of the weight of contexts that no row stands for, nats.
         in_prompt, literal: see `Rules`.
@@ -136,7 +134,7 @@ class DeferredLanes(SharedLanes):
         return dataclasses.replace(self, params=params, _memo={})
 
     def gather(self, lanes: Sequence[int] | IntArray) -> DeferredLanes:
-        """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
+        """See `ByteLanes`."""
         index = np.asarray(lanes, dtype=np.int64)
         memo: dict[str, Any] = {}
         if "row" in self._memo:
@@ -147,7 +145,7 @@ class DeferredLanes(SharedLanes):
 
     @classmethod
     def cat(cls, lanes: Sequence[DeferredLanes]) -> DeferredLanes:
-        """Return all lanes of several objects over one model with equal parameters."""
+        """See `ByteLanes`."""
         lanes[0].check_like(lanes)
         each: dict[str, Any] = {
             n: np.concatenate([getattr(x, n) for x in lanes]) for n in _PER_LANE
@@ -167,6 +165,8 @@ class DeferredLanes(SharedLanes):
         row = await self._next_rows()
         return row.to(self.model.engine.device, non_blocking=True)
 
+    rows = logp_next
+
     async def rows_within(self, admitted: FloatArray) -> torch.Tensor:
         """Return `logp_next` for draws among some bytes only, as a constraint admits them.
 
@@ -181,34 +181,29 @@ class DeferredLanes(SharedLanes):
         if len(few):
             lanes = self.gather(few)
             least = self.params.prune_threshold * np.maximum(admitted[few], LEAST_ADMITTED)
-            nodes, masses, rest = await lanes._judged_at_end(least)
-            rows[torch.from_numpy(few)] = lanes._row(nodes, masses, rest[:, 1])
+            rows[torch.from_numpy(few)] = (await lanes._judged_at_end(least))[1]
         return rows.to(self.model.engine.device, non_blocking=True)
 
     async def _next_rows(self) -> torch.Tensor:
         """Return `logp_next`, on the host."""
         if "row" not in self._memo:
             with self.model.engine.tree.one_thread:
-                nodes, masses, rest = await self._judged_at_end(self.params.prune_threshold)
+                nodes, self._memo["row"] = await self._judged_at_end(self.params.prune_threshold)
                 self._memo["looked"] = dataclasses.replace(self, nodes=nodes, _memo={})
-                self._memo["row"] = self._row(nodes, masses, rest[:, 1])
         row: torch.Tensor = self._memo["row"]
         return row
 
-    async def _judged_at_end(
-        self, threshold: float | FloatArray
-    ) -> tuple[Nodes, FloatArray, FloatArray]:
-        """Return nodes with the rows that proposals need, and what `Judge.have_rows` returns."""
+    async def _judged_at_end(self, least: float | FloatArray) -> tuple[Nodes, torch.Tensor]:
+        """Return nodes with the rows that proposals need from a share on, and the proposals."""
         with self.model.engine.tree.one_thread:
             nodes = await self._with_rows(self.nodes.copy())
-            return nodes, *await self._judge.have_rows(nodes, threshold, threshold, at_end=True)
+            masses, rest = await self._judge.have_rows(nodes, least, least, at_end=True)
+            return nodes, self._row(nodes, masses, rest[:, 1])
 
     async def _with_rows(self, nodes: Nodes) -> Nodes:
         """Return nodes whose live ones have their rows."""
         await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
         return nodes
-
-    rows = logp_next
 
     async def step(self, symbols: Sequence[int] | IntArray) -> DeferredLanes:
         """Read one symbol a lane; arguments and errors as for `ByteLanes.step`."""
@@ -227,18 +222,15 @@ class DeferredLanes(SharedLanes):
         lost = np.zeros(len(reads))
         limit = self.params.deferred_limit
         dn.settle(nodes.ints, nodes.floats, nodes.count, nodes.length, masses, limit, lost)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            log_mass = np.log(masses)
-            waiting = np.log(rest[:, 0]) + self.log_scale[reads]
         scale, log_z = self.log_scale.copy(), self.log_z.copy()
-        scale[reads] += np.where(masses > 0, log_mass, 0.0)
+        forgotten, pending = self.forgotten.copy(), self.pending.copy()
+        with np.errstate(divide="ignore"):
+            pending[reads] = np.log(rest[:, 0]) + scale[reads]
+            scale[reads] += np.where(masses > 0, np.log(masses), 0.0)
+            forgotten[reads] = np.logaddexp(forgotten[reads], np.log(lost) + scale[reads])
         log_z[reads] = np.where(masses > 0, scale[reads], -np.inf)
         log_z[gone] = ending
         log_z = np.where((symbols >= 0) & ~self.alive, -np.inf, log_z)
-        forgotten, pending = self.forgotten.copy(), self.pending.copy()
-        with np.errstate(divide="ignore"):
-            forgotten[reads] = np.logaddexp(forgotten[reads], np.log(lost) + scale[reads])
-        pending[reads] = waiting
         return dataclasses.replace(
             self,
             nodes=self.nodes.put(reads, nodes),
@@ -331,9 +323,7 @@ class DeferredLanes(SharedLanes):
         looked: DeferredLanes = self._memo["looked"]
         return looked.state
 
-    async def prune_and_read(self, byte: int) -> DeferredLanes:
-        """Return the lanes after a byte."""
-        return await self.read(byte)
+    prune_and_read = read
 
     async def follow_likeliest(self, steps: int) -> None:
         """Return None: these lanes have no loop of their own for greedy decoding."""

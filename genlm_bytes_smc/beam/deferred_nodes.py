@@ -62,12 +62,8 @@ class Nodes:
     ) -> Nodes:
         """Return the nodes of n lanes in which `token` has just ended after each of m contexts.
 
-        Args:
-            n: number of lanes.
-            lanes: int64[m], ascending.
-            contexts: int64[m].
-            token: the same for all.
-            own: float64[m], their weights over the scale of their lane.
+        The contexts int64[m] belong to `lanes` int64[m], ascending; `own` float64[m] are their
+        weights over the scale of their lane.
         """
         nodes = cls.first(n, 0)
         nodes.count[:] = 0
@@ -110,7 +106,7 @@ class Nodes:
 
         Args:
             tree: of the contexts; new ones may be made.
-            log_scale: float64[N], log of what the weights are in units of, nats.
+            log_scale: float64[N], see `DeferredLanes`.
             merged: whether a context that ends with the text is part of the token in flight that
                 ends there, as other prunings take it.
         """
@@ -219,11 +215,7 @@ class Held:
         return there
 
     def has(self, above: IntArray, tokens: IntArray) -> BoolArray:
-        """Return whether the row of a context `above` and one more token is held.
-
-        Args:
-            above, tokens: int64 of one shape.
-        """
+        """Return whether the row of a context `above` and one more token is held, elementwise."""
         keys = above * self.width + tokens
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         there: BoolArray = self.keys[at] == keys
@@ -235,12 +227,8 @@ class Judge:
     """What judges the contexts of lanes after a byte, and fetches the rows that may matter.
 
     Rows come from `held` where it is given. Otherwise they are fetched as soon as they are wanted,
-    and what else happens to be there changes no weight.
-
-    Attributes:
-        model: the byte model, on a CPU.
-        params: shares, and how many rows.
-        cut: trie positions of the tokens that are no text.
+    and what else happens to be there changes no weight. The model is on a CPU; `cut` are trie
+    positions of the tokens that are no text.
     """
 
     model: ByteModel

@@ -162,7 +162,7 @@ class Kernels(Protocol):
     def run_texts(
         self, lanes: Lanes, texts: Texts, start: int, limits: Limits, *, by_steps: bool, sure: Any
     ) -> Run:
-        """Read texts from byte `start` on with the rows at hand; see `substitutes`.
+        """Read texts from byte `start` on with the rows at hand; see `texts_numba`.
 
         Args:
             lanes: N of them.

@@ -201,8 +201,7 @@ class ByteLanes(Lanes):
         """Read a known byte in every lane (or one a lane), without pruning the result.
 
         As genlm-bytes 0.2 does it: with top-K pruning the threshold on extensions is taken
-        against the candidates that can read the byte, so that a byte that only they can read
-        does not cost the text its life.
+        against the candidates that can read the byte.
         """
         if np.ndim(byte) == 0:
             bytes_ = np.full(len(self), check_byte(byte), dtype=np.int64)

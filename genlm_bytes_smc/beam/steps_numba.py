@@ -2,7 +2,7 @@
 
 A step whose rows are not all there returns the contexts that lack one and has no effect but that
 those contexts exist; it is called again with the rows there. States go in and out as one array
-(`packing_numba`). The arrays of trie, rows and tree come in as `Handles`. `random` means
+(`candidates_numba`). The arrays of trie, rows and tree come in as `Handles`. `random` means
 `prune="unbiased"`: draws are functions of the lanes' keys uint64[N].
 """
 

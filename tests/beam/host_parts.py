@@ -28,7 +28,7 @@ def packed(state):
 
 
 class HostParts:
-    """`composed.Parts` on numpy arrays.
+    """The parts of `composed.Composed` on numpy arrays.
 
     Args:
         store: of the rows, on the host.
