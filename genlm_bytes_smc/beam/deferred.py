@@ -331,14 +331,6 @@ class DeferredLanes(SharedLanes):
 
     # -- from prompt to text, and exact tokens -------------------------------------------
 
-    async def as_prompt(self, *, literal: bool = False) -> DeferredLanes:
-        """Return lanes that read a prompt, see `ByteLanes.as_prompt`."""
-        return await self._in_mode(in_prompt=True, literal=literal)
-
-    async def as_text(self) -> DeferredLanes:
-        """Return lanes whose prompt is over, see `ByteLanes.as_text`."""
-        return await self._in_mode(in_prompt=False, literal=False)
-
     async def _in_mode(self, *, in_prompt: bool, literal: bool) -> DeferredLanes:
         other = dataclasses.replace(self, in_prompt=in_prompt, literal=literal, _memo={})
         if np.array_equal(other.cut, self.cut):

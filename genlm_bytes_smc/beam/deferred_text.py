@@ -140,7 +140,8 @@ async def _read_stretch(
     live = lanes.nodes.ints[:, :, CTX][lanes.nodes.live]
     with ExitStack() as pins:
         pins.enter_context(tree.one_thread)
-        held = np.unique(np.concatenate([live, *_guides(lanes, texts)]))
+        guides = [_guide(lanes, n, t) for n, t in enumerate(texts) if t and lanes.alive[n]]
+        held = np.unique(np.concatenate([live, *guides]))
         reading = 0
         while True:
             reading += 1
@@ -183,15 +184,11 @@ async def _run(
     return lanes
 
 
-def _guides(lanes: DeferredLanes, texts: list[bytes]) -> list[IntArray]:
-    """Return for each lane the contexts along the tokenizer's tokens of its text.
-
-    They begin at the heaviest context, and leave out the one that ends with the text.
-    """
-    return [_guide(lanes, n, text) for n, text in enumerate(texts) if text and lanes.alive[n]]
-
-
 def _guide(lanes: DeferredLanes, n: int, text: bytes) -> IntArray:
+    """Return the contexts along the tokenizer's tokens of the text that lane n will read.
+
+    They begin at its heaviest context, and leave out the one that ends with the text.
+    """
     nodes, tree, engine = lanes.nodes, lanes.model.engine.tree, lanes.model.engine
     ints, floats = nodes.ints[n, : nodes.count[n]], nodes.floats[n, : nodes.count[n]]
     length = int(nodes.length[n])

@@ -290,23 +290,8 @@ class ByteLanes(Lanes):
             heals=np.concatenate([x.heals for x in lanes]),
         )
 
-    async def as_prompt(self, *, literal: bool = False) -> ByteLanes:
-        """Lanes that read a prompt: end-of-sequence tokens are ordinary tokens.
-
-        Args:
-            literal: leave special tokens out instead, all of them.
-        """
-        return await self._by(self.model.rules(self.params, in_prompt=True, literal=literal))
-
-    async def as_text(self) -> ByteLanes:
-        """Lanes whose prompt is over: end-of-sequence tokens end the text from here on.
-
-        A token in flight can no longer become an end-of-sequence token, so candidates lose
-        that share of their weight; one that the prompt spelled to its end is committed.
-        """
-        return await self._by(self.model.rules(self.params))
-
-    async def _by(self, rules: Rules) -> ByteLanes:
+    async def _in_mode(self, *, in_prompt: bool, literal: bool) -> ByteLanes:
+        rules = self.model.rules(self.params, in_prompt=in_prompt, literal=literal)
         if np.array_equal(rules.cut, self.cut):
             return self.replace(self.state, log_z=self.log_z, rules=rules)
         with self.model.engine.tree.one_thread:

@@ -13,17 +13,9 @@ import numpy as np
 from genlm_bytes_smc.beam import rng
 from genlm_bytes_smc.compiled import entry, full, inner
 
-_GOLDEN, _M1, _M2 = rng.GOLDEN, rng.M1, rng.M2
+_GOLDEN, _R11 = rng.GOLDEN, np.uint64(11)
 _THIN, _PRUNE = rng.salt(rng.THIN), rng.salt(rng.PRUNE)
-_R30, _R27, _R31, _R11 = (np.uint64(n) for n in (30, 27, 31, 11))
-
-
-@inner()
-def _mix(x):
-    """Mix as `rng.mix`."""
-    x = (x ^ (x >> _R30)) * _M1
-    x = (x ^ (x >> _R27)) * _M2
-    return x ^ (x >> _R31)
+_mix = inner()(rng.mix)
 
 
 @inner()

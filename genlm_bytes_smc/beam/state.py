@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn, Self
 
@@ -151,6 +152,26 @@ class SharedLanes(Shared):
     def __len__(self) -> int:
         """Return the number of lanes, N."""
         return len(self.log_z)
+
+    async def as_prompt(self, *, literal: bool = False) -> Self:
+        """Return lanes that read a prompt: end-of-sequence tokens are ordinary tokens.
+
+        Args:
+            literal: leave special tokens out instead, all of them.
+        """
+        return await self._in_mode(in_prompt=True, literal=literal)
+
+    async def as_text(self) -> Self:
+        """Return lanes whose prompt is over: end-of-sequence tokens end the text from here on.
+
+        A token in flight can no longer become an end-of-sequence token, so candidates lose
+        that share of their weight; one that the prompt spelled to its end is committed.
+        """
+        return await self._in_mode(in_prompt=False, literal=False)
+
+    @abstractmethod
+    async def _in_mode(self, *, in_prompt: bool, literal: bool) -> Self:
+        """Return the same lanes in a mode."""
 
     def check_like(self, lanes: Sequence[Any]) -> None:
         """Raise unless all of these lanes can stand beside these.
