@@ -25,7 +25,7 @@ import torch
 from genlm_bytes_smc.beam import deferred_numba as dn
 from genlm_bytes_smc.beam.deferred_nodes import Held, Judge, Nodes
 from genlm_bytes_smc.beam.deferred_numba import ABOVE, CTX, FLIGHT, NODE, OWN, WEIGHT
-from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
+from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import (
     EOS_COLUMN,
@@ -120,9 +120,7 @@ class DeferredLanes(SharedLanes):
     @property
     def cut(self) -> IntArray:
         """Trie positions of the tokens that are no text here."""
-        if self.in_prompt:
-            return self.model.special_cut if self.literal else NO_CUT
-        return self.model.cut(self.params.eos) if self.params.eos else NO_CUT
+        return self.model.not_text(self.params, in_prompt=self.in_prompt, literal=self.literal)
 
     def context_ids(self) -> IntArray:
         """Return the contexts that must stay valid while this object lives."""

@@ -83,8 +83,8 @@ async def read_weighed(
 async def rows_that_matter(lanes: ByteLanes, text: bytes) -> Held:
     """Return the contexts whose rows matter when one lane of another pruning reads a text.
 
-    They are found by reading the text with deferred pruning from the lane's candidates, and so
-    depend on those and on the text alone.
+    They are found by reading it with deferred pruning, and depend on the lane's candidates and on
+    the text alone.
     """
     used: list[IntArray] = []
     await read_texts(from_candidates(lanes), [text], used)
@@ -119,12 +119,7 @@ def from_candidates(lanes: ByteLanes) -> DeferredLanes:
 
 
 def to_candidates(lanes: DeferredLanes, params: BeamParams) -> ByteLanes:
-    """Return lanes of top-K pruning with the candidates of deferred lanes.
-
-    Args:
-        lanes: N of them.
-        params: how the lanes prune from here on.
-    """
+    """Return lanes pruned by `params`, not deferred, with the candidates of deferred lanes."""
     model, n = lanes.model, len(lanes)
     rules = model.rules(params, in_prompt=lanes.in_prompt, literal=lanes.literal)
     state = lanes.nodes.candidates(model.engine.tree, lanes.log_scale, merged=True)

@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 
 from genlm_bytes_smc.beam.deferred import DeferredLanes
+from genlm_bytes_smc.beam.deferred_nodes import Held
 from genlm_bytes_smc.beam.deferred_text import read_weighed, rows_that_matter
-from genlm_bytes_smc.beam.kernels import NOTHING, Run, Texts
+from genlm_bytes_smc.beam.kernels import NOTHING, Texts
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.state import FloatArray, State
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowStore
 
 HORIZON = 64  # bytes that a dry run goes on, at most, after the first missing row
@@ -41,12 +41,7 @@ STRETCH = 256, 1024  # bytes along which the tokenizer is followed at first, and
 
 
 async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
-    """Read `text`, pruning before each byte and not after the last.
-
-    Args:
-        lanes: N lanes, each of which reads the whole text.
-        text: what they read.
-    """
+    """Read `text` in every lane, pruning before each byte and not after the last."""
     if len(lanes) != 1:
         parts = [await read_text(lanes.gather([n]), text) for n in range(len(lanes))]
         return ByteLanes.cat(parts)
@@ -70,12 +65,8 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
             with tree.pinned(now):
                 await store.ensure(now)
             again = len(wanted) > 0
-            limits = _limits_after(read, model.engine)
-            run = model.kernels.run_texts(lanes, texts, at, limits, by_steps=False, sure=sure)
-            read, at = run.read - at, run.read
-            if read:
-                lanes = _after(lanes, run)
-            wanted = _first_of(run.missed, run.at, store)
+            lanes, read, wanted = _dry_run(lanes, texts, at, read, by_steps=False, sure=sure)
+            at += read
             if at < len(text) and (len(wanted) == 0 or (again and read == 0)):
                 # A byte that only healing can read, or rows that do not fit together.
                 lanes = await lanes.prune().read(text[at])
@@ -83,8 +74,22 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
     return lanes
 
 
-def _after(lanes: ByteLanes, run: Run) -> ByteLanes:
-    return lanes.replace(run.state, log_z=run.log_z, log_dropped=run.log_dropped)
+def _dry_run(
+    lanes: ByteLanes, texts: Texts, at: int, read: int, *, by_steps: bool, sure: Held | None
+) -> tuple[ByteLanes, int, IntArray]:
+    """Read texts from byte `at` on with the rows at hand, after a pass that read so many bytes.
+
+    Returns:
+        The lanes after the last byte for which no row was missing, how many bytes they read, and
+        the contexts whose rows are to be fetched next.
+    """
+    engine = lanes.model.engine
+    trusted = 2 * read if engine.forwards_are_dear else read
+    reach = min(max(trusted, REACH[0]), REACH[1])  # bytes to go on after the first guess
+    limits = HORIZON if engine.forwards_are_dear else reach, reach
+    run = lanes.model.kernels.run_texts(lanes, texts, at, limits, by_steps=by_steps, sure=sure)
+    lanes = lanes.replace(run.state, log_z=run.log_z, log_dropped=run.log_dropped)
+    return lanes, run.read - at, _first_of(run.missed, run.at, lanes.model.store)
 
 
 def _guided(lanes: ByteLanes, text: bytes) -> bool:
@@ -101,14 +106,8 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
     """Fetch the rows that stepping lane n through `texts[n]` asks for.
 
     What comes after a byte that only healing can read is not foreseen, nor more rows than half
-    the store holds.
-
-    Args:
-        lanes: N lanes.
-        texts: N texts, whose lengths may differ.
-
-    Returns:
-        Ids of the contexts fetched, int64[m], for the caller to pin until it has stepped.
+    the store holds. Returns the ids of the contexts fetched, int64[m], for the caller to pin until
+    it has stepped.
     """
     model, tree, store = lanes.model, lanes.model.engine.tree, lanes.model.store
     known = Texts.of(texts)
@@ -129,10 +128,8 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
             pins.enter_context(tree.pinned(wanted))
             await store.ensure(np.concatenate([now, wanted]))
             fetched.append(wanted)
-            limits = _limits_after(read, model.engine)
-            run = model.kernels.run_texts(lanes, known, at, limits, by_steps=True, sure=None)
-            lanes, read, at = _after(lanes, run), run.read - at, run.read
-            wanted = _first_of(run.missed, run.at, store)
+            lanes, read, wanted = _dry_run(lanes, known, at, read, by_steps=True, sure=None)
+            at += read
     return np.concatenate(fetched)
 
 
@@ -174,17 +171,6 @@ async def _read_bytewise(lanes: Any, texts: Sequence[bytes]) -> tuple[Any, list[
     return type(lanes).cat(done).gather(np.argsort(order)), [
         path[n, : len(text)] for n, text in enumerate(texts)
     ]
-
-
-def _limits_after(read: int, engine: RowEngine) -> tuple[int, int]:
-    """Return how far to go on after a pass that read so many bytes.
-
-    Returns:
-        Bytes to go on after the first missing row, and after the first guess.
-    """
-    trusted = 2 * read if engine.forwards_are_dear else read
-    reach = min(max(trusted, REACH[0]), REACH[1])
-    return HORIZON if engine.forwards_are_dear else reach, reach
 
 
 class Guide:
@@ -259,13 +245,7 @@ class Guide:
 
 def _first_of(missed: IntArray, at: IntArray, store: RowStore) -> IntArray:
     """Distinct contexts of those missed: all of the first byte, and of later ones as many as half
-    the store holds, within the model's window (they may never be asked for).
-
-    Args:
-        missed: int64[m].
-        at: int64[m], byte at which each was missed, ascending.
-        store: where their rows go.
-    """
+    the store holds, within the model's window (they may never be asked for). See `Run`."""
     if len(missed) == 0:
         return NOTHING
     engine = store.engine

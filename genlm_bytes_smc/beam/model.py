@@ -109,6 +109,12 @@ class ByteModel(Shared):
         """Trie positions of the end-of-sequence tokens, sorted int64."""
         return np.sort(self.trie.position[list(self.eos_ids(spellings))]).astype(np.int64)
 
+    def not_text(self, params: BeamParams, *, in_prompt: bool, literal: bool) -> IntArray:
+        """Trie positions of the tokens that are no text; see `Rules`."""
+        if in_prompt:
+            return self.special_cut if literal else NO_CUT
+        return self.cut(params.eos) if params.eos else NO_CUT
+
     def spellings(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
         """Return what each token spells; an id that only the model knows stands as `<id>`."""
         size = len(self.vocab)
@@ -175,10 +181,7 @@ class ByteModel(Shared):
 
     def rules(self, params: BeamParams, *, in_prompt: bool = False, literal: bool = False) -> Rules:
         """Return how lanes with these parameters prune and heal; see `Rules`."""
-        if in_prompt:
-            cut = self.special_cut if literal else NO_CUT
-        else:
-            cut = self.cut(params.eos) if params.eos else NO_CUT
+        cut = self.not_text(params, in_prompt=in_prompt, literal=literal)
         limits = params.heal_max_backoff, params.heal_max_splits
         return Rules(
             in_prompt=in_prompt,

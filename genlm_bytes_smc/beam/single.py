@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -108,8 +108,7 @@ class ByteBeamState:
         """Read a prompt, in which end-of-sequence tokens are ordinary tokens.
 
         Args:
-            prompt: bytes, a sequence of integers 0..255, or a `Prompt` (text, token ids,
-                chat messages).
+            prompt: bytes, integers 0..255, or a `Prompt` (text, token ids, chat messages).
 
         Raises:
             TypeError: text, where bytes or a `Prompt` are due.
@@ -184,8 +183,9 @@ class ByteBeamState:
             seed: of a generator used instead of `draw`.
         """
         if seed is not None:
-            return await self._generate(context, steps, _Categorical(seed))
-        return await self._generate(context, steps, _Drawn(draw))
+            choose = partial(_categorical, np.random.default_rng(seed))
+            return await self._generate(context, steps, choose)
+        return await self._generate(context, steps, partial(_drawn, draw))
 
     async def cleanup(self) -> None:
         """Nothing is left to clean: a beam holds arrays, and no task or thread."""
@@ -348,28 +348,17 @@ def _likeliest(row: torch.Tensor) -> int:
     return int(row.argmax())
 
 
-class _Categorical:
-    """Draws a column of a row of log weights, from a seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-
-    def __call__(self, row: torch.Tensor) -> int:
-        p = torch.softmax(row, dim=0).cpu().numpy()
-        return int(np.searchsorted(p.cumsum() / p.sum(), self._rng.random(), side="right"))
+def _categorical(rng: np.random.Generator, row: torch.Tensor) -> int:
+    """Draw a column of a row of log weights."""
+    p = torch.softmax(row, dim=0).cpu().numpy()
+    return int(np.searchsorted(p.cumsum() / p.sum(), rng.random(), side="right"))
 
 
-class _Drawn:
-    """A user's `draw`, which wants a dictionary of probabilities."""
-
-    def __init__(self, draw: Draw) -> None:
-        self._draw = draw
-
-    def __call__(self, row: torch.Tensor) -> int:
-        chart = LazyByteProbs.from_row(row).materialize().map_values(np.exp)
-        drawn = self._draw(chart)
-        if drawn == EOS:
-            return EOS_COLUMN
-        if drawn is None or not 0 <= drawn < N_BYTES:
-            raise ValueError(f"draw must return a byte 0..255 or {EOS}, got {drawn!r}")
-        return int(drawn)
+def _drawn(draw: Draw, row: torch.Tensor) -> int:
+    """Draw a column by a user's `draw`, which wants a dictionary of probabilities."""
+    drawn = draw(LazyByteProbs.from_row(row).materialize().map_values(np.exp))
+    if drawn == EOS:
+        return EOS_COLUMN
+    if drawn is None or not 0 <= drawn < N_BYTES:
+        raise ValueError(f"draw must return a byte 0..255 or {EOS}, got {drawn!r}")
+    return int(drawn)

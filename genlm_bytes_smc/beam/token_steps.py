@@ -52,12 +52,8 @@ async def feed_token(
 ) -> State:
     """Return the lanes after a token, best first.
 
-    Args:
-        model: the byte model.
-        state: the candidates before it; those in the middle of a token are lost.
-        look: `extended` is the same with their extensions.
-        cut: trie positions that are no text.
-        token: its id.
+    Candidates of `state` in the middle of a token are lost; `look.extended` is the same state with
+    its extensions.
     """
     kernels, n = model.kernels, len(state.key)
     ext = _followed(model, look.extended, token)
@@ -70,12 +66,7 @@ async def feed_token(
     return kernels.select(fed, None, -np.inf)[0]
 
 
-async def under(
-    model: ByteModel,
-    state: State,
-    cut: IntArray,
-    new_cut: IntArray,
-) -> State:
+async def under(model: ByteModel, state: State, cut: IntArray, new_cut: IntArray) -> State:
     """Return the candidates under another `cut`, best first.
 
     Those in flight lose the share of the tokens that are no text any more; one whose token was
@@ -169,7 +160,8 @@ class _Healer:
                     if found is not None:
                         return found
         for partial, context, logu in flying:
-            found = await _Search(self, partial).from_start(context, logu)
+            search = _Search(self, partial)
+            found = await search.end_one(context, logu, 0, search.firsts, search.most)
             if found is not None:
                 return found
         return None
@@ -234,14 +226,13 @@ class _Search:
         self.most = NEVER - 1 if rescues.max_splits is None else rescues.max_splits
         self.tokens_left = MOST_TOKENS
 
-    async def from_start(self, context: int, logu: float) -> State | None:
-        """One candidate that has read all, or None; it begins after `context`."""
-        return await self._end_one(context, logu, 0, self.firsts, self.most)
-
-    async def _end_one(
+    async def end_one(
         self, context: int, logu: float, start: int, ends: list[int], splits: int
     ) -> State | None:
-        """End a token that begins at `start` at one of `ends`, with `splits` more to follow."""
+        """End a token that begins at `start` at one of `ends`, with `splits` more to follow.
+
+        Returns one candidate that has read all, or None; `context` is before the token.
+        """
         for end, token, p in self._choices(context, start, ends, splits):
             if self.tokens_left == 0:
                 return None
@@ -253,7 +244,7 @@ class _Search:
                 found = self._read(state, end) if self.splits[end] == 0 else None
                 if found is None and splits > 0:
                     later = self.spans[end].ends
-                    found = await self._end_one(child, logw, end, later, splits - 1)
+                    found = await self.end_one(child, logw, end, later, splits - 1)
             if found is not None:
                 return found
         return None

@@ -142,9 +142,6 @@ class RangeSums:
             total: sum of `count`.
             cut: positions that read 0.
             length: int64[m], if given, how many of the `count` are meant; the rest read 0.
-
-        Returns:
-            float64[total].
         """
         tokens = self.store.trie.n_tokens
         owner = torch.repeat_interleave(count, output_size=total)
@@ -188,12 +185,7 @@ class RangeSums:
         return torch.where(self.d_edges[found] == edge, found + 1, 0)
 
     def plan(self, nodes: IntArray, slots: IntArray) -> ChildPlan:
-        """Return whose children are to be summed.
-
-        Args:
-            nodes: int64[N, C], -1 for none.
-            slots: int64[N * C], of their rows.
-        """
+        """Plan for candidates at `nodes` int64[N, C], -1 for none, with `slots` int64[N * C]."""
         flat = nodes.ravel()
         at_root = np.flatnonzero(flat == 0)
         rows, row_of = _distinct(slots[at_root])
@@ -210,12 +202,8 @@ class RangeSums:
     def root_masses(
         self, slots: torch.Tensor, cut: Cut | None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Sum the rows `slots` [m] by first byte.
-
-        Returns:
-            Mass of each first byte, and of the cut last, and a row of zeros: float64[m + 1, 257];
-            and the masses of the root's children, row after row, in parts.
-        """
+        """Sum rows `slots` [m] by first byte: float64[m + 1, 257], with the mass of the cut and a
+        row of zeros last; and the masses of the root's children, row after row, in parts."""
         parts = []
         mass = torch.zeros((len(slots) + 1, N_BYTES + 1), dtype=torch.float64, device=self.device)
         tokens = self.store.trie.n_tokens
