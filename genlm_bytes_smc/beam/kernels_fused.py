@@ -20,7 +20,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,8 @@ TOLERANCE = 1e-9
 WIDEST = 1024
 
 COLUMNS = N_BYTES + 1
+T = TypeVar("T")
+
 _BLOCK = 128
 _ROW = 512  # a power of two that holds a row of 257
 
@@ -58,7 +60,7 @@ _judged: dict[tuple[str, torch.device], bool] = {}
 class FusedKernels(TorchKernels):
     """`TorchKernels` in fewer launches, by Triton; made from the same arguments."""
 
-    def _either(self, verb: str, fused: Callable[[], Any], plain: Callable[[], Any]) -> Any:
+    def _either(self, verb: str, fused: Callable[[], T], plain: Callable[[], T]) -> T:
         """Call `fused` if it may be used; compare its first answer with torch's."""
         name = (verb, self.device)
         trusted = _judged.get(name)
@@ -86,12 +88,11 @@ class FusedKernels(TorchKernels):
         """See `Kernels`. As many syncs as `nodes`."""
         if state.logw.numel() == 0:
             return super().next_block(state, cut)
-        block: torch.Tensor = self._either(
+        return self._either(
             "next_block",
             lambda: self._fused_block(state, cut),
             lambda: TorchKernels.next_block(self, state, cut),
         )
-        return block
 
     def _fused_block(self, state: BeamState, cut: IntArray) -> torch.Tensor:
         sums, probs, mask = self.sums, self.store.probs, self.sums.mask(cut)
@@ -150,7 +151,7 @@ class FusedKernels(TorchKernels):
         if state.logw.numel() == 0:
             return super().advance(state, byte, cut)
         summed = self._masses_of(state, cut)
-        out: BeamState = self._either(
+        return self._either(
             "advance" if summed is None else "advance_summed",
             lambda: (
                 self._fused_advance(state, byte, cut)
@@ -159,7 +160,6 @@ class FusedKernels(TorchKernels):
             ),
             lambda: TorchKernels.advance(self, state, byte, cut),
         )
-        return out
 
     def _fused_look_up(self, state: BeamState, byte: IntArray, summed: ChildMasses) -> BeamState:
         n, width = state.logw.shape
@@ -199,10 +199,9 @@ class FusedKernels(TorchKernels):
 
         if len(index) == 0:
             return super()._ending_weights(state, index, where)
-        weights: torch.Tensor = self._either(
+        return self._either(
             "extensions", fused, lambda: TorchKernels._ending_weights(self, state, index, where)
         )
-        return weights
 
     def select(
         self, state: BeamState, k: int | None, log_threshold: float
@@ -210,12 +209,11 @@ class FusedKernels(TorchKernels):
         """See `Kernels`. One sync."""
         if not 0 < state.logw.shape[1] <= WIDEST or len(state.key) == 0:
             return super().select(state, k, log_threshold)
-        out: tuple[BeamState, FloatArray] = self._either(
+        return self._either(
             "select",
             lambda: self._fused_pruning(tk.select, state, k, _bits(log_threshold), {}),
             lambda: TorchKernels.select(self, state, k, log_threshold),
         )
-        return out
 
     def resample(self, state: BeamState, k: int | None) -> BeamState:
         """See `Kernels`. One sync."""
@@ -226,10 +224,7 @@ class FusedKernels(TorchKernels):
             u = self._send(uniforms(state.key, PRUNE))
             return self._fused_pruning(tk.resample, state, k, u, {"TILE": 8})[0]
 
-        out: BeamState = self._either(
-            "resample", fused, lambda: TorchKernels.resample(self, state, k)
-        )
-        return out
+        return self._either("resample", fused, lambda: TorchKernels.resample(self, state, k))
 
     def _fused_pruning(
         self, kernel: Any, state: BeamState, k: int | None, by: Any, sizes: dict[str, int]
@@ -259,10 +254,9 @@ class FusedKernels(TorchKernels):
 
         if len(block) == 0:
             return super().normalise(block, log_z)
-        out: torch.Tensor = self._either(
+        return self._either(
             f"normalise{log_z is None}", fused, lambda: TorchKernels.normalise(self, block, log_z)
         )
-        return out
 
     def reserve(
         self, row: torch.Tensor, proxy: torch.Tensor, rescue: npt.NDArray[np.bool_], share: float
@@ -279,10 +273,9 @@ class FusedKernels(TorchKernels):
 
         if len(row) == 0:
             return super().reserve(row, proxy, rescue, share)
-        out: torch.Tensor = self._either(
+        return self._either(
             "reserve", fused, lambda: TorchKernels.reserve(self, row, proxy, rescue, share)
         )
-        return out
 
     def _lanes(self, state: BeamState, index: torch.Tensor, key: Array) -> BeamState:
         def fused() -> BeamState:
@@ -296,10 +289,7 @@ class FusedKernels(TorchKernels):
 
         if len(index) == 0 or state.logw.numel() == 0:
             return super()._lanes(state, index, key)
-        lanes: BeamState = self._either(
-            "gather", fused, lambda: TorchKernels._lanes(self, state, index, key)
-        )
-        return lanes
+        return self._either("gather", fused, lambda: TorchKernels._lanes(self, state, index, key))
 
     def _appended(self, state: BeamState, new: torch.Tensor) -> BeamState:
         def fused() -> BeamState:
@@ -312,10 +302,7 @@ class FusedKernels(TorchKernels):
             )  # fmt: skip
             return _joined(out, weights, state.key)
 
-        grown: BeamState = self._either(
-            "extend", fused, lambda: TorchKernels._appended(self, state, new)
-        )
-        return grown
+        return self._either("extend", fused, lambda: TorchKernels._appended(self, state, new))
 
     # -- arrays ------------------------------------------------------------------------
 
