@@ -137,10 +137,7 @@ class Composed(Kernels):
         missing = self.store.missing(self.contexts(state))
         if len(missing):
             return Read(state, lanes.log_z, log_dropped, missing)
-        if rules.random:
-            ext = _admitted(self, state, lanes.log_z, rules)
-        else:
-            ext = self.open_read(state, byte, rules.cut, rules.log_threshold)
+        ext = _admitted(self, state, lanes.log_z, rules, byte)
         new = children(self, state, ext)
         if len(self.store.missing(new)):
             return Read(state, lanes.log_z, log_dropped, new)
@@ -169,7 +166,8 @@ class Composed(Kernels):
                 if not by_steps:
                     state, pruned = _pruned(self, state, rules)
                     log_dropped, log_z = np.logaddexp(log_dropped, pruned), self.log_z(state)
-                ext = _admitted_to_text(self, state, log_z, symbols, rules, by_steps=by_steps)
+                known = None if by_steps else symbols
+                ext = _admitted(self, state, log_z, rules, known, foreseen=True)
                 log_dropped = np.logaddexp(log_dropped, ext.dropped)
                 contexts, new = self.contexts(state), children(self, state, ext)
                 self.store.cover()
@@ -211,38 +209,29 @@ def _pruned(kernels: Composed, state: BeamState, rules: Rules) -> tuple[BeamStat
     return kernels.select(state, k, rules.log_threshold)
 
 
-def _admitted(kernels: Composed, state: BeamState, log_z: FloatArray, rules: Rules) -> Extensions:
-    """Return the extensions to be read whatever comes next."""
-    ext = kernels.extensions(state, rules.cut)
-    if rules.random:
-        return thin(ext, log_z, rules.log_threshold, state.key)
-    return keep_above(ext, log_z, rules.log_threshold, within=True)
-
-
-def _admitted_to_text(
+def _admitted(
     kernels: Composed,
     state: BeamState,
     log_z: FloatArray,
-    byte: IntArray,
     rules: Rules,
+    byte: IntArray | None = None,
     *,
-    by_steps: bool,
+    foreseen: bool = False,
 ) -> Extensions:
-    """Return the extensions that reading a known byte admits.
+    """Return the extensions to be read, whatever comes next or before a known `byte` int64[N].
 
-    At random they are thinned by their estimated share after it (`pruning_numba.mass_after`):
-    unbiased for each byte.
+    At random, with `foreseen`, they are thinned by their estimated share after the byte
+    (`pruning_numba.mass_after`): unbiased for each byte.
     """
-    if by_steps:
-        return _admitted(kernels, state, log_z, rules)
-    if not rules.random:
+    if not rules.random and byte is not None:
         return kernels.open_read(state, byte, rules.cut, rules.log_threshold)
     ext = kernels.extensions(state, rules.cut)
-    if rules.log_threshold > -np.inf and len(ext.lane):
+    if not rules.random:
+        return keep_above(ext, log_z, rules.log_threshold, within=True)
+    if foreseen and byte is not None and rules.log_threshold > -np.inf and len(ext.lane):
         able = kernels.log_z(kernels.advance(state, byte, rules.cut))
-        base = pn.mass_after(ext.lane, ext.logw, able, log_z, float(np.log(GUESS)))
-        ext = thin(ext, base, rules.log_threshold, state.key)
-    return ext
+        log_z = pn.mass_after(ext.lane, ext.logw, able, log_z, float(np.log(GUESS)))
+    return thin(ext, log_z, rules.log_threshold, state.key)
 
 
 def _read_on(
