@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genlm_bytes_smc import smc
+    from genlm_bytes_smc.beam.display import LazyByteProbs
     from genlm_bytes_smc.beam.lanes import ByteLanes
     from genlm_bytes_smc.beam.model import ByteModel, byte_model
     from genlm_bytes_smc.beam.params import BeamParams
-    from genlm_bytes_smc.beam.probs import LazyByteProbs
     from genlm_bytes_smc.beam.prompt import Prompt
     from genlm_bytes_smc.beam.single import ByteBeamState
     from genlm_bytes_smc.calls import run_sync
@@ -74,7 +74,7 @@ _HOMES = {
     "beam.lanes": "ByteLanes",
     "beam.model": "ByteModel byte_model",
     "beam.params": "BeamParams",
-    "beam.probs": "LazyByteProbs",
+    "beam.display": "LazyByteProbs",
     "beam.prompt": "Prompt",
     "beam.single": "ByteBeamState",
     "calls": "run_sync",

@@ -16,10 +16,10 @@ from rich.text import Text
 
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_text import to_candidates
+from genlm_bytes_smc.beam.known_text import read_paths
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN
+from genlm_bytes_smc.beam.state import EOS_COLUMN
 from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.html import printable, probability, render
 from genlm_bytes_smc.lm.adapter import as_engine

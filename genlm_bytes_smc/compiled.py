@@ -27,9 +27,7 @@ from numba.np import arrayobj
 SOURCES = (
     "beam/candidates_numba.py",
     "beam/deferred_numba.py",
-    "beam/handles.py",
     "beam/masses_numba.py",
-    "beam/packing_numba.py",
     "beam/pruning_numba.py",
     "beam/rng.py",  # the numbers that keys are mixed with
     "beam/steps_numba.py",

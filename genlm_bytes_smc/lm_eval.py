@@ -19,11 +19,11 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from genlm_bytes_smc.beam.known_text import read_paths
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import lanes_for
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN
+from genlm_bytes_smc.beam.state import EOS_COLUMN
 from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.choosing import as_byte_llm
 from genlm_bytes_smc.lm.engine import ContextTooLongError

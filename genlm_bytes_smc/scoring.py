@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from genlm_bytes_smc.beam.known_text import read_paths
 from genlm_bytes_smc.beam.lanes import ByteLanes
-from genlm_bytes_smc.beam.paths import read_paths
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for, read_known
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.beam.single import ByteBeamState
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN
+from genlm_bytes_smc.beam.state import EOS_COLUMN
 
 
 class NoCandidateError(ValueError):

@@ -99,9 +99,9 @@ def test_every_file_of_compiled_functions_counts_as_a_source():
 def test_python_is_refused_what_only_compiled_functions_can_call():
     none = np.empty(0, dtype=np.int64)
     for _ in range(2):  # not compiled yet, and compiled
-        with pytest.raises(TypeError, match="_touches can only be called by compiled functions"):
-            masses_numba._touches(1, 2, none)
-        assert not numba.njit(lambda *args: masses_numba._touches(*args))(1, 2, none)
+        with pytest.raises(TypeError, match="touches can only be called by compiled functions"):
+            masses_numba.touches(1, 2, none)
+        assert not numba.njit(lambda *args: masses_numba.touches(*args))(1, 2, none)
 
 
 def test_an_index_that_names_a_class_which_is_no_more_counts_as_empty(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
-"""The candidates of N lanes on the CPU, compiled: extend them, move them along a byte, weigh them.
+"""States of N lanes on the CPU, compiled: pack them, extend them, move them along a byte.
 
-Same functions and meaning as `kernels_torch`. Loops over lanes and candidates are serial, and
-everything is float64. What candidates weigh in the rows comes from `masses_numba`.
+Functions of candidates have the names and meaning of those in `kernels_torch`. Loops over lanes
+and candidates are serial, and everything is float64. What candidates weigh in the rows comes from
+`masses_numba`. A packed state is int64[4, N, C]: ctx, node, and the bits of the float64 logu and
+logw (each array costs Python up to a microsecond on its way in or out of a compiled call).
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -9,31 +11,115 @@ everything is float64. What candidates weigh in the rows comes from `masses_numb
 from __future__ import annotations
 
 import numpy as np
+from numba import types
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
 
-from genlm_bytes_smc.beam.masses_numba import child_mass, sum_range
-from genlm_bytes_smc.beam.pruning_numba import admit, logsumexp_rows, select_topk, take
+from genlm_bytes_smc.beam.masses_numba import child_mass, child_of_node, sum_range
+from genlm_bytes_smc.beam.pruning_numba import (
+    admit,
+    keep_thinned,
+    kept_of,
+    logsumexp_rows,
+    mass_after,
+    select_topk,
+    take,
+)
 from genlm_bytes_smc.compiled import entry, full, inner
+from genlm_bytes_smc.lm.contexts import NO_ROOM, child_of
 
 # Not as literals, for which numba compiles what they are passed to once more.
 _FIRST = np.int64(0)
 _ALL = np.int64(-1)
-_BESIDE = np.bool_(False)
+_WITHIN = np.bool_(True)
+
+
+@intrinsic
+def as_floats(typingctx, array):
+    """View int64 as float64; numba's own `array.view` takes seconds to compile."""
+
+    def code(context, builder, signature, args):
+        given = context.make_array(signature.args[0])(context, builder, args[0])
+        out = context.make_array(signature.return_type)(context, builder)
+        for name in ("meminfo", "parent", "nitems", "itemsize", "shape", "strides"):
+            setattr(out, name, getattr(given, name))
+        out.data = builder.bitcast(given.data, out.data.type)
+        return impl_ret_borrowed(context, builder, signature.return_type, out._getvalue())
+
+    return array.copy(dtype=types.float64)(array), code
 
 
 @inner()
-def _child(trie, node, byte):
-    edge = trie.edge
-    a, b = trie.first_child[node], trie.first_child[node + 1]
-    end = b
-    while a < b:
-        mid = (a + b) >> 1
-        if edge[mid] < byte:
-            a = mid + 1
-        else:
-            b = mid
-    if a < end and edge[a] == byte:
-        return a
-    return -1
+def unpack(packed):
+    """Return (ctx, node, logu, logw) of a state: views."""
+    weights = as_floats(packed)
+    return packed[0], packed[1], weights[2], weights[3]
+
+
+@inner()
+def pack(ctx, node, logu, logw):
+    """Return int64[4, N, C]."""
+    n_lanes, n_cands = ctx.shape
+    out = full((4, n_lanes, n_cands), 0)
+    weights = as_floats(out)
+    for n in range(n_lanes):
+        for c in range(n_cands):
+            out[0, n, c] = ctx[n, c]
+            out[1, n, c] = node[n, c]
+            weights[2, n, c] = logu[n, c]
+            weights[3, n, c] = logw[n, c]
+    return out
+
+
+@inner()
+def nothing():
+    """Return a state without lanes."""
+    return full((4, 0, 0), 0)
+
+
+@inner()
+def lacks(slot_of, context):
+    """Return whether a context has no row."""
+    return context >= len(slot_of) - 1 or slot_of[context] < 0
+
+
+@inner()
+def lacking(rows, ctx, logw):
+    """Contexts of candidates whose rows are missing (evicted since), int64[m]."""
+    count = 0
+    for n in range(logw.shape[0]):
+        for c in range(logw.shape[1]):
+            count += logw[n, c] > -np.inf and lacks(rows.slot_of, ctx[n, c])
+    out = full(count, 0)
+    count = 0
+    for n in range(logw.shape[0]):
+        for c in range(logw.shape[1]):
+            if logw[n, c] > -np.inf and lacks(rows.slot_of, ctx[n, c]):
+                out[count] = ctx[n, c]
+                count += 1
+    return out
+
+
+@inner()
+def children(tree, rows, ctx, lane, cand, token):
+    """Contexts of extensions, and those that lack a row; or [NO_ROOM] if the tree is full."""
+    contexts = full(len(lane), 0)
+    count = 0
+    for e in range(len(lane)):
+        contexts[e] = child_of(tree, ctx[lane[e], cand[e]], token[e])
+        if contexts[e] == NO_ROOM:
+            return contexts, full(1, NO_ROOM)
+        count += lacks(rows.slot_of, contexts[e])
+    missing = full(count, 0)
+    count = 0
+    for context in contexts:
+        if lacks(rows.slot_of, context):
+            missing[count] = context
+            count += 1
+    return contexts, missing
+
+
+# -- candidates and extensions ------------------------------------------------------------
 
 
 @entry()
@@ -111,7 +197,7 @@ def _move(trie, rows, ctx, node, logu, logw, first, byte, cut, out_node, out_log
         for c in range(first, logw.shape[1]):
             child, weight = -1, -np.inf
             if logw[n, c] > -np.inf and byte[n] >= 0:
-                child = _child(trie, node[n, c], byte[n])
+                child = child_of_node(trie, node[n, c], byte[n])
             if child >= 0:
                 slot = rows.slot_of[ctx[n, c]]
                 mass = child_mass(trie, rows, slot, node[n, c], child, cut)
@@ -154,20 +240,92 @@ def node_logw(trie, rows, ctx, node, logu, logw, cut):
 
 
 @inner(inline="always")
-def begin_read(trie, rows, ctx, node, logu, logw, key, log_z, byte, cut, log_threshold, random):
+def extend_all(trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random):
+    """Return the candidates and their admitted extensions, if all have rows.
+
+    Returns (packed state, log mass left out [N], contexts without rows or [NO_ROOM]).
+    """
+    missing = lacking(rows, ctx, logw)
+    dropped = full(len(log_z), -np.inf)
+    if len(missing):
+        return nothing(), dropped, missing
+    out, dropped, missing = grow(
+        trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random
+    )
+    if len(missing):
+        return nothing(), dropped, missing
+    return out, dropped, missing
+
+
+@inner()
+def grow(trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random):
+    """As `extend_all`, where the rows of the extensions may be missing."""
+    lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
+    lane, cand, token, ext, dropped = admit(
+        lane, cand, token, ext, log_z, key, log_threshold, random, _WITHIN
+    )
+    new, missing = children(tree, rows, ctx, lane, cand, token)
+    if len(lane):
+        ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new, ext)
+    return pack(ctx, node, logu, logw), dropped, missing
+
+
+@inner()
+def _among(keys, width, ctx, lane, cand, token):
+    """Return which extensions are among the sorted `keys` int64[s] (see `Held`), bool[E]."""
+    out = full(len(lane), False)
+    for e in range(len(lane)):
+        key = ctx[lane[e], cand[e]] * width + token[e]
+        a, b = 0, len(keys)
+        while a < b:
+            middle = (a + b) >> 1
+            if keys[middle] < key:
+                a = middle + 1
+            else:
+                b = middle
+        out[e] = a < len(keys) and keys[a] == key
+    return out
+
+
+@inner()
+def begin_read(
+    trie, rows, ctx, node, logu, logw, key, log_z, byte, cut, log_threshold, random, by_steps,
+    foreseen, sure, width, guess,
+):  # fmt: skip
     """Find the extensions to admit where the next byte is known.
 
-    With `random` they are thinned against `log_z` float64[N], else held against the candidates
-    that can read the byte. Returns (where the candidates come to by `byte` [N, C], what they
-    weigh there [N, C], lane, cand, token, ext logw, log mass left out [N]).
+    Args:
+        trie, rows: the arrays.
+        ctx, node, logu, logw, key, log_z: of the lanes.
+        byte: int64[N].
+        cut: positions that are no text.
+        log_threshold: extensions are held against it as `admit` does, with `random` or `by_steps`
+            against `log_z`, else against the candidates that can read the byte.
+        random: whether they are thinned at random.
+        by_steps: whether to admit what `steps_numba.step` admits, which does not know the byte.
+        foreseen: whether to thin by the estimated share after the byte (`mass_after`), and not
+            at all what is in `sure`.
+        sure: int64[s], extensions (see `Held.keys`); empty: none.
+        width: see there.
+        guess: log probability of a byte that an extension gives at least.
+
+    Returns:
+        Where the candidates come to by `byte` [N, C], what they weigh there [N, C], lane, cand,
+        token and log weight of the extensions, log mass left out [N].
     """
     moved, able = advance(trie, rows, ctx, node, logu, logw, byte, cut)
     lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
-    base = log_z if random else logsumexp_rows(able)
-    lane, cand, token, ext, dropped = admit(
-        lane, cand, token, ext, base, key, log_threshold, random, _BESIDE
+    if foreseen and log_threshold > -np.inf:
+        base = mass_after(lane, ext, logsumexp_rows(able), log_z, guess)
+        certain = _among(sure, width, ctx, lane, cand, token)
+        keep, ext = keep_thinned(certain, lane, ext, base, key, log_threshold)
+        lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
+        return moved, able, lane, cand, token, ext, full(len(base), -np.inf)
+    base = log_z if random or by_steps else logsumexp_rows(able)
+    lane, cand, token, ext, left = admit(
+        lane, cand, token, ext, base, key, log_threshold, random, by_steps
     )
-    return moved, able, lane, cand, token, ext, dropped
+    return moved, able, lane, cand, token, ext, left
 
 
 @inner(inline="always")

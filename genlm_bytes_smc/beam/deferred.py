@@ -23,30 +23,26 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam import deferred_numba as dn
-from genlm_bytes_smc.beam.deferred_judge import Judge
-from genlm_bytes_smc.beam.deferred_nodes import Nodes
-from genlm_bytes_smc.beam.deferred_numba import (
-    ABOVE,
-    CTX,
-    FLIGHT,
-    NODE,
-    OWN,
-    POS,
-    WEIGHT,
-)
-from genlm_bytes_smc.beam.deferred_rows import Fetched, RowSource
-from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
+from genlm_bytes_smc.beam.deferred_nodes import Held, Judge, Nodes
+from genlm_bytes_smc.beam.deferred_numba import ABOVE, CTX, FLIGHT, NODE, OWN, WEIGHT
+from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.sharing import SharedLanes
-from genlm_bytes_smc.beam.state import HostState
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte, check_symbols
+from genlm_bytes_smc.beam.state import (
+    EOS_COLUMN,
+    N_BYTES,
+    FloatArray,
+    HostState,
+    SharedLanes,
+    check_byte,
+    check_symbols,
+)
 from genlm_bytes_smc.lm.contexts import IntArray
-
-FloatArray = npt.NDArray[np.float64]
 
 RESERVE = 1e-5  # least share of a row that all bytes have together, for what has no row
 FEW = 0.1  # share of a row below which the bytes that are admitted are few
 LEAST_ADMITTED = 1e-4  # least share of the admitted bytes that thresholds are taken from
+
+_PER_LANE = ("log_scale", "log_z", "ended", "forgotten", "pending")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +53,7 @@ class DeferredLanes(SharedLanes):
         model, params: shared by all lanes.
         nodes: the contexts of each lane.
         log_scale: float64[N], log of what the weights of a lane are in units of, nats.
-        log_z: float64[N], log of each lane's weight, nats: the estimated prefix probability of
-            what it has read, or of the complete text if it has ended.
-        ended: bool[N], lanes that read the end-of-sequence symbol.
+        log_z, ended: see `ByteLanes`.
         forgotten: float64[N], log of the weight of contexts that were forgotten, nats.
         pending: float64[N], log of the weight of contexts that no row stands for, nats.
         in_prompt, literal: see `Rules`.
@@ -126,9 +120,7 @@ class DeferredLanes(SharedLanes):
     @property
     def cut(self) -> IntArray:
         """Trie positions of the tokens that are no text here."""
-        if self.in_prompt:
-            return self.model.special_cut if self.literal else NO_CUT
-        return self.model.cut(self.params.eos) if self.params.eos else NO_CUT
+        return self.model.not_text(self.params, in_prompt=self.in_prompt, literal=self.literal)
 
     def context_ids(self) -> IntArray:
         """Return the contexts that must stay valid while this object lives."""
@@ -140,43 +132,24 @@ class DeferredLanes(SharedLanes):
         return dataclasses.replace(self, params=params, _memo={})
 
     def gather(self, lanes: Sequence[int] | IntArray) -> DeferredLanes:
-        """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
+        """See `ByteLanes`."""
         index = np.asarray(lanes, dtype=np.int64)
         memo: dict[str, Any] = {}
         if "row" in self._memo:
             memo["row"] = self._memo["row"][torch.from_numpy(index)]
             memo["looked"] = self._memo["looked"].gather(index)
-        return self._at(index, self.nodes.take(index), memo)
-
-    def _at(self, index: IntArray, nodes: Nodes, memo: dict[str, Any]) -> DeferredLanes:
-        return dataclasses.replace(
-            self,
-            nodes=nodes,
-            log_scale=self.log_scale[index],
-            log_z=self.log_z[index],
-            ended=self.ended[index],
-            forgotten=self.forgotten[index],
-            pending=self.pending[index],
-            _memo=memo,
-        )
+        each: dict[str, Any] = {name: getattr(self, name)[index] for name in _PER_LANE}
+        return dataclasses.replace(self, nodes=self.nodes.take(index), **each, _memo=memo)
 
     @classmethod
     def cat(cls, lanes: Sequence[DeferredLanes]) -> DeferredLanes:
-        """Return all lanes of several objects over one model with equal parameters."""
-        first = lanes[0]
-        if any(x.model is not first.model or x.in_prompt != first.in_prompt for x in lanes):
-            raise ValueError("only lanes of one model, in one mode, can be put side by side")
+        """See `ByteLanes`."""
+        lanes[0].check_like(lanes)
+        each: dict[str, Any] = {
+            n: np.concatenate([getattr(x, n) for x in lanes]) for n in _PER_LANE
+        }
         nodes = Nodes.cat([x.nodes for x in lanes])
-        return dataclasses.replace(
-            first,
-            nodes=nodes,
-            log_scale=np.concatenate([x.log_scale for x in lanes]),
-            log_z=np.concatenate([x.log_z for x in lanes]),
-            ended=np.concatenate([x.ended for x in lanes]),
-            forgotten=np.concatenate([x.forgotten for x in lanes]),
-            pending=np.concatenate([x.pending for x in lanes]),
-            _memo={},
-        )
+        return dataclasses.replace(lanes[0], nodes=nodes, **each, _memo={})
 
     # -- one byte step -----------------------------------------------------------------
 
@@ -187,8 +160,10 @@ class DeferredLanes(SharedLanes):
         rows; others ride on those, or on the row before their last token. Each row sums to one;
         rows of lanes that are dead or have ended are -inf. They are on the engine's device.
         """
-        row, device = await self._next_rows(), self.model.engine.device
-        return row if device.type == "cpu" else row.to(device, non_blocking=True)
+        row = await self._next_rows()
+        return row.to(self.model.engine.device, non_blocking=True)
+
+    rows = logp_next
 
     async def rows_within(self, admitted: FloatArray) -> torch.Tensor:
         """Return `logp_next` for draws among some bytes only, as a constraint admits them.
@@ -204,65 +179,56 @@ class DeferredLanes(SharedLanes):
         if len(few):
             lanes = self.gather(few)
             least = self.params.prune_threshold * np.maximum(admitted[few], LEAST_ADMITTED)
-            nodes, masses, rest = await lanes._judged_at_end(least)
-            rows[torch.from_numpy(few)] = lanes._row(nodes, masses, rest[:, 1])
-        device = self.model.engine.device
-        return rows if device.type == "cpu" else rows.to(device, non_blocking=True)
+            rows[torch.from_numpy(few)] = (await lanes._judged_at_end(least))[1]
+        return rows.to(self.model.engine.device, non_blocking=True)
 
     async def _next_rows(self) -> torch.Tensor:
         """Return `logp_next`, on the host."""
         if "row" not in self._memo:
             with self.model.engine.tree.one_thread:
-                nodes, masses, rest = await self._judged_at_end(self.params.prune_threshold)
+                nodes, self._memo["row"] = await self._judged_at_end(self.params.prune_threshold)
                 self._memo["looked"] = dataclasses.replace(self, nodes=nodes, _memo={})
-                self._memo["row"] = self._row(nodes, masses, rest[:, 1])
         row: torch.Tensor = self._memo["row"]
         return row
 
-    async def _judged_at_end(
-        self, threshold: float | FloatArray
-    ) -> tuple[Nodes, FloatArray, FloatArray]:
-        """Return nodes with the rows that proposals need, and what `Judge.have_rows` returns."""
+    async def _judged_at_end(self, least: float | FloatArray) -> tuple[Nodes, torch.Tensor]:
+        """Return nodes with the rows that proposals need from a share on, and the proposals."""
         with self.model.engine.tree.one_thread:
-            nodes = self.nodes.take(np.arange(len(self)))
-            await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
-            found = await self._judge.have_rows(
-                nodes, threshold, threshold, Fetched(self.model), at_end=True
-            )
-            return nodes, *found
+            nodes = await self._with_rows(self.nodes.copy())
+            masses, rest = await self._judge.have_rows(nodes, least, least, at_end=True)
+            return nodes, self._row(nodes, masses, rest[:, 1])
 
-    rows = logp_next
+    async def _with_rows(self, nodes: Nodes) -> Nodes:
+        """Return nodes whose live ones have their rows."""
+        await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
+        return nodes
 
     async def step(self, symbols: Sequence[int] | IntArray) -> DeferredLanes:
         """Read one symbol a lane; arguments and errors as for `ByteLanes.step`."""
-        return await self.stepped(check_symbols(symbols, len(self)), Fetched(self.model))
+        return await self.stepped(check_symbols(symbols, len(self)))
 
-    async def stepped(self, symbols: IntArray, rows: RowSource) -> DeferredLanes:
-        """As `step`, with checked symbols and rows from a given source."""
+    async def stepped(self, symbols: IntArray, held: Held | None = None) -> DeferredLanes:
+        """As `step`, with checked symbols and, if given, no rows but those that are held."""
         ends = symbols == EOS_COLUMN
         gone = np.flatnonzero(ends & self.alive)
         ending = await self._whole(gone)
         reads = np.flatnonzero((symbols >= 0) & ~ends & self.alive)
         with self.model.engine.tree.one_thread:
             # Not from what `logp_next` fetched: weights must not depend on who asked for rows.
-            nodes, masses, rest = await self._judge.read(
-                self.nodes.take(reads), symbols[reads], rows
-            )
+            nodes = self.nodes.take(reads)
+            masses, rest = await self._judge.read(nodes, symbols[reads], held)
         lost = np.zeros(len(reads))
         limit = self.params.deferred_limit
         dn.settle(nodes.ints, nodes.floats, nodes.count, nodes.length, masses, limit, lost)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            log_mass = np.log(masses)
-            waiting = np.log(rest[:, 0]) + self.log_scale[reads]
         scale, log_z = self.log_scale.copy(), self.log_z.copy()
-        scale[reads] += np.where(masses > 0, log_mass, 0.0)
+        forgotten, pending = self.forgotten.copy(), self.pending.copy()
+        with np.errstate(divide="ignore"):
+            pending[reads] = np.log(rest[:, 0]) + scale[reads]
+            scale[reads] += np.where(masses > 0, np.log(masses), 0.0)
+            forgotten[reads] = np.logaddexp(forgotten[reads], np.log(lost) + scale[reads])
         log_z[reads] = np.where(masses > 0, scale[reads], -np.inf)
         log_z[gone] = ending
         log_z = np.where((symbols >= 0) & ~self.alive, -np.inf, log_z)
-        forgotten, pending = self.forgotten.copy(), self.pending.copy()
-        with np.errstate(divide="ignore"):
-            forgotten[reads] = np.logaddexp(forgotten[reads], np.log(lost) + scale[reads])
-        pending[reads] = waiting
         return dataclasses.replace(
             self,
             nodes=self.nodes.put(reads, nodes),
@@ -282,25 +248,20 @@ class DeferredLanes(SharedLanes):
         """
         if not len(lanes):
             return np.empty(0)
-        params, judge, rows = self.params, self._judge, Fetched(self.model)
-        nodes = self.nodes.take(lanes)
+        params, judge = self.params, self._judge
         with self.model.engine.tree.one_thread:
-            await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
-            held = -1
-            while held < nodes.live.sum():
-                held = int(nodes.live.sum())
-                before = nodes.live & (nodes.ints[:, :, POS] < nodes.length[:, None])
-                nodes.floats[:, :, FLIGHT][before] = 0.0
-                await judge.have_rows(nodes, params.deferred_share, params.deferred_merge, rows)
+            nodes = await self._with_rows(self.nodes.take(lanes))
+            with_rows = -1
+            while with_rows < nodes.live.sum():
+                with_rows = int(nodes.live.sum())
+                nodes.floats[:, :, FLIGHT][nodes.live & ~nodes.at_end] = 0.0
+                await judge.have_rows(nodes, params.deferred_share, params.deferred_merge)
             least = params.prune_threshold
-            await judge.have_rows(nodes, least, least, rows, at_end=True)
-        end = nodes.live & (nodes.ints[:, :, POS] == nodes.length[:, None])
-        weight = np.where(end, nodes.floats[:, :, WEIGHT], 0.0)
+            await judge.have_rows(nodes, least, least, at_end=True)
+        weight = np.where(nodes.live & nodes.at_end, nodes.floats[:, :, WEIGHT], 0.0)
         with np.errstate(divide="ignore"):
             log_weight, total = np.log(weight), np.log(weight.sum(axis=1))
-        key = np.zeros(len(weight), dtype=np.uint64)
-        ctx, node = nodes.ints[:, :, CTX], np.zeros_like(nodes.ints[:, :, NODE])
-        state = HostState.of(ctx=ctx, node=node, logu=log_weight, logw=log_weight, key=key)
+        state = HostState.of(nodes.ints[:, :, CTX], np.zeros_like(weight), log_weight, log_weight)
         ending: FloatArray = judge.kernels.next_rows(state, self.cut)[:, EOS_COLUMN]
         ending = ending + total + self.log_scale[lanes]
         return ending
@@ -327,21 +288,16 @@ class DeferredLanes(SharedLanes):
             guessed: float64[N], mass that nodes without any row are taken to hold: bytes share
                 it as they begin tokens, so that none is out of reach that such a node may spell.
         """
-        now = nodes.ints[:, :, POS] == nodes.length[:, None]
         deferred = nodes.used & (nodes.ints[:, :, CTX] < 0)
-        stands = (now & nodes.live).any(axis=1)[:, None]
-        rides = deferred & now & ~stands  # no row at the end: the row before the last token
-        alive = (self.log_z > -np.inf) & ~self.ended
+        stands = (nodes.at_end & nodes.live).any(axis=1, keepdims=True)
+        rides = deferred & nodes.at_end & ~stands  # no row there: the row before the last token
+        alive = self.alive
         with np.errstate(divide="ignore"):
             weight = np.log(np.where(rides, nodes.floats[:, :, OWN], nodes.floats[:, :, WEIGHT]))
         weight = np.where((nodes.live | rides) & alive[:, None], weight, -np.inf)
-        state = HostState.of(
-            ctx=np.where(rides, nodes.ints[:, :, ABOVE], nodes.ints[:, :, CTX]),
-            node=np.where(rides, 0, nodes.ints[:, :, NODE]),
-            logu=weight,
-            logw=weight,
-            key=np.zeros(len(weight), dtype=np.uint64),
-        )
+        ctx = np.where(rides, nodes.ints[:, :, ABOVE], nodes.ints[:, :, CTX])
+        node = np.where(rides, 0, nodes.ints[:, :, NODE])
+        state = HostState.of(ctx, node, weight, weight)
         row = torch.from_numpy(self._judge.kernels.next_rows(state, self.cut))
         with np.errstate(divide="ignore", invalid="ignore"):
             guess = np.where(masses > 0, guessed / (masses + guessed), 1.0)
@@ -365,9 +321,7 @@ class DeferredLanes(SharedLanes):
         looked: DeferredLanes = self._memo["looked"]
         return looked.state
 
-    async def prune_and_read(self, byte: int) -> DeferredLanes:
-        """Return the lanes after a byte."""
-        return await self.read(byte)
+    prune_and_read = read
 
     async def follow_likeliest(self, steps: int) -> None:
         """Return None: these lanes have no loop of their own for greedy decoding."""
@@ -375,25 +329,17 @@ class DeferredLanes(SharedLanes):
 
     # -- from prompt to text, and exact tokens -------------------------------------------
 
-    async def as_prompt(self, *, literal: bool = False) -> DeferredLanes:
-        """Return lanes that read a prompt, see `ByteLanes.as_prompt`."""
-        return await self._in_mode(in_prompt=True, literal=literal)
-
-    async def as_text(self) -> DeferredLanes:
-        """Return lanes whose prompt is over, see `ByteLanes.as_text`."""
-        return await self._in_mode(in_prompt=False, literal=False)
-
     async def _in_mode(self, *, in_prompt: bool, literal: bool) -> DeferredLanes:
         other = dataclasses.replace(self, in_prompt=in_prompt, literal=literal, _memo={})
         if np.array_equal(other.cut, self.cut):
             return other
         with self.model.engine.tree.one_thread:
-            nodes = self.nodes.take(np.arange(len(self)))
+            nodes = self.nodes.copy()
             # Where nothing of a token is read, none can turn out to be excluded.
             lanes, places = np.nonzero(nodes.live & (nodes.ints[:, :, NODE] > 0))
             await self.model.store.ensure(nodes.ints[lanes, places, CTX])
             other._judge.follow(nodes, lanes, places, nodes.length[lanes])
-            masses, _ = await other._judge.have_rows(nodes, np.inf, np.inf, Fetched(self.model))
+            masses, _ = await other._judge.have_rows(nodes, np.inf, np.inf)
         with np.errstate(divide="ignore"):
             log_z = np.where(self.ended, self.log_z, self.log_scale + np.log(masses))
         return dataclasses.replace(other, nodes=nodes, log_z=log_z, _memo={})
@@ -408,12 +354,9 @@ class DeferredLanes(SharedLanes):
     async def _fed(self, token: int) -> DeferredLanes:
         tree, store = self.model.engine.tree, self.model.store
         with tree.one_thread:
-            nodes = self.nodes.take(np.arange(len(self)))
-            await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
-            merge = self.params.deferred_merge
-            await self._judge.have_rows(nodes, 0.0, merge, Fetched(self.model), at_end=True)
-            end = nodes.used & (nodes.ints[:, :, POS] == nodes.length[:, None])
-            lanes, places = np.nonzero(end & nodes.live)
+            nodes = await self._with_rows(self.nodes.copy())
+            await self._judge.have_rows(nodes, 0.0, self.params.deferred_merge, at_end=True)
+            lanes, places = np.nonzero(nodes.at_end & nodes.live)
             contexts = nodes.ints[lanes, places, CTX]
             p = np.array([store.prob(int(c), token) for c in contexts])
             own = nodes.floats[lanes, places, WEIGHT] * p

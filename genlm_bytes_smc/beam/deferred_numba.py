@@ -26,8 +26,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genlm_bytes_smc.beam.handles import opened
-from genlm_bytes_smc.beam.masses_numba import sum_range
+from genlm_bytes_smc.beam.masses_numba import child_of_node, opened, sum_range, touches
 from genlm_bytes_smc.compiled import entry, full, inner
 
 CTX, ABOVE, TOKEN, POS, PARENT, NODE = range(6)
@@ -37,34 +36,12 @@ WINDOW = 32  # bytes after which a deferred node is forgotten
 TEXT = 64  # bytes of the text that are kept, more than WINDOW
 
 
-@inner()
-def _child(trie, node, byte):
-    """Return the child of a trie node along a byte, or -1."""
-    lo, hi = trie.first_child[node], trie.first_child[node + 1]
-    while lo < hi:
-        middle = (lo + hi) // 2
-        if trie.edge[middle] < byte:
-            lo = middle + 1
-        else:
-            hi = middle
-    return lo if lo < trie.first_child[node + 1] and trie.edge[lo] == byte else -1
-
-
-@inner()
-def _excluded(cut, position):
-    """Return whether a trie position is among the sorted excluded ones."""
-    found = False
-    for c in cut:
-        found |= c == position
-    return found
-
-
 @entry()
 def follow(handles, probs, cut, ints, floats, length, text, lanes, places, first, ends):
     """Move live nodes along the bytes of their lanes; list the tokens that end on the way.
 
     Args:
-        handles, probs: of the rows, see `handles`; every node's row must be held.
+        handles, probs: of the rows, see `Handles`; every node's row must be held.
         cut: int64[c], trie positions that are no text, sorted.
         ints, floats: see the module; NODE and FLIGHT of the nodes are set.
         length: int64[N], bytes read.
@@ -84,12 +61,12 @@ def follow(handles, probs, cut, ints, floats, length, text, lanes, places, first
         slot = rows.slot_of[ints[i, c, CTX]]
         row, scale = rows.probs[slot], rows.scale[slot]
         for q in range(first[k], length[i]):
-            node = _child(trie, node, text[i, q % TEXT]) if node >= 0 else -1
+            node = child_of_node(trie, node, text[i, q % TEXT]) if node >= 0 else -1
             if node < 0:
                 break
             for j in range(trie.lo[node], trie.lo[node] + trie.ends[node]):
                 p = np.float64(row[rows.order[j]]) * scale
-                if p > 0.0 and not _excluded(cut, j):
+                if p > 0.0 and not touches(j, j + 1, cut):
                     if found < len(ends):
                         ends[found, 0], ends[found, 1], ends[found, 2] = i, c, rows.order[j]
                         ends[found, 3], ends[found, 4] = q + 1, p

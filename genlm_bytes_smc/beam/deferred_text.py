@@ -19,7 +19,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from genlm_bytes_smc.beam.deferred import DeferredLanes
-from genlm_bytes_smc.beam.deferred_nodes import Nodes
+from genlm_bytes_smc.beam.deferred_nodes import Held, Nodes
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
@@ -32,9 +32,9 @@ from genlm_bytes_smc.beam.deferred_numba import (
     TOKEN,
     WEIGHT,
 )
-from genlm_bytes_smc.beam.deferred_rows import Held
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.lm.contexts import IntArray
 
 SHORT = 128  # bytes up to which a text is read again while a missing row is heavy
@@ -57,22 +57,34 @@ async def read_texts(
     Raises:
         ContextTooLongError: a text does not fit the model's window.
     """
+    return (await read_weighed(lanes, texts, used))[0]
+
+
+async def read_weighed(
+    lanes: DeferredLanes, texts: Sequence[bytes], used: list[IntArray] | None = None
+) -> tuple[DeferredLanes, list[FloatArray]]:
+    """Read as `read_texts`; return the lanes, and `log_z` after each byte of each text, nats.
+
+    It is float64[bytes], and -inf from the first byte on that nothing could read.
+    """
     limit, n = lanes.model.store.table.limit, len(lanes)
     if n > 1 and sum(map(len, texts)) > limit // 2:  # their rows may not be held together
         halves = (slice(n // 2), slice(n // 2, n))
-        parts = [await read_texts(lanes.gather(np.arange(n)[h]), texts[h], used) for h in halves]
-        return DeferredLanes.cat(parts)
+        parts = [await read_weighed(lanes.gather(np.arange(n)[h]), texts[h], used) for h in halves]
+        return DeferredLanes.cat([p for p, _ in parts]), [w for _, ws in parts for w in ws]
     stretch = min(max(limit // 4, 16), STRETCH)
-    for at in range(0, max(map(len, texts)), stretch):
-        lanes = await _read_stretch(lanes, [text[at : at + stretch] for text in texts], used)
-    return lanes
+    weights = np.full((max(map(len, texts)), n), -np.inf)
+    for at in range(0, len(weights), stretch):
+        part = [text[at : at + stretch] for text in texts]
+        lanes = await _read_stretch(lanes, part, used, weights[at : at + stretch])
+    return lanes, [weights[: len(text), i] for i, text in enumerate(texts)]
 
 
 async def rows_that_matter(lanes: ByteLanes, text: bytes) -> Held:
     """Return the contexts whose rows matter when one lane of another pruning reads a text.
 
-    They are found by reading the text with deferred pruning from the lane's candidates, and so
-    depend on those and on the text alone.
+    They are found by reading it with deferred pruning, and depend on the lane's candidates and on
+    the text alone.
     """
     used: list[IntArray] = []
     await read_texts(from_candidates(lanes), [text], used)
@@ -107,39 +119,36 @@ def from_candidates(lanes: ByteLanes) -> DeferredLanes:
 
 
 def to_candidates(lanes: DeferredLanes, params: BeamParams) -> ByteLanes:
-    """Return lanes of top-K pruning with the candidates of deferred lanes.
-
-    Args:
-        lanes: N of them.
-        params: how the lanes prune from here on.
-    """
+    """Return lanes pruned by `params`, not deferred, with the candidates of deferred lanes."""
     model, n = lanes.model, len(lanes)
     rules = model.rules(params, in_prompt=lanes.in_prompt, literal=lanes.literal)
-    state = lanes.nodes.in_flight(model.engine.tree, lanes.log_scale)
+    state = lanes.nodes.candidates(model.engine.tree, lanes.log_scale, merged=True)
     dropped, heals = np.full(n, -np.inf), np.zeros(n, dtype=np.int64)
     return ByteLanes(model, params, rules, state, lanes.log_z, dropped, lanes.ended, heals)
 
 
 async def _read_stretch(
-    lanes: DeferredLanes, texts: list[bytes], used: list[IntArray] | None
+    lanes: DeferredLanes, texts: list[bytes], used: list[IntArray] | None, weights: FloatArray
 ) -> DeferredLanes:
+    """Return the lanes after texts that are read together; `weights` [L, N] is filled in."""
     tree, store = lanes.model.engine.tree, lanes.model.store
     live = lanes.nodes.ints[:, :, CTX][lanes.nodes.live]
     with ExitStack() as pins:
         pins.enter_context(tree.one_thread)
-        held = np.unique(np.concatenate([live, *_guides(lanes, texts)]))
+        guides = [_guide(lanes, n, t) for n, t in enumerate(texts) if t and lanes.alive[n]]
+        held = np.unique(np.concatenate([live, *guides]))
         reading = 0
         while True:
             reading += 1
             pins.enter_context(tree.pinned(held))
             await store.ensure(held)
             rows = Held(lanes.model, held)
-            after = await _run(lanes, texts, rows)
+            after = await _run(lanes, texts, rows, weights)
             died = bool((lanes.alive & ~after.alive).any())
             least = 0.0 if died else _least_share(lanes, texts, reading)
             if used is not None and least < np.inf:
                 least = 0.0
-            missing = [w.ids[w.shares > least] for w in rows.noted]
+            missing = [ids[shares > least] for ids, shares in rows.noted]
             if not any(map(len, missing)):
                 if used is not None:
                     used.append(held)
@@ -154,11 +163,15 @@ def _least_share(lanes: DeferredLanes, texts: list[bytes], reading: int) -> floa
     return HEAVY if max(map(len, texts)) <= SHORT and reading < MOST_READINGS else np.inf
 
 
-async def _run(lanes: DeferredLanes, texts: list[bytes], rows: Held) -> DeferredLanes:
+async def _run(
+    lanes: DeferredLanes, texts: list[bytes], rows: Held, weights: FloatArray
+) -> DeferredLanes:
     """Read the texts with the rows at hand."""
-    for i in range(max(map(len, texts))):
+    weights[:] = -np.inf
+    for i in range(len(weights)):
         symbols = np.array([t[i] if i < len(t) else -1 for t in texts], dtype=np.int64)
         lanes = await lanes.stepped(symbols, rows)
+        weights[i] = lanes.log_z
         if not lanes.alive.any():
             break
     node = lanes.nodes.ints[:, :, NODE]
@@ -166,15 +179,11 @@ async def _run(lanes: DeferredLanes, texts: list[bytes], rows: Held) -> Deferred
     return lanes
 
 
-def _guides(lanes: DeferredLanes, texts: list[bytes]) -> list[IntArray]:
-    """Return for each lane the contexts along the tokenizer's tokens of its text.
-
-    They begin at the heaviest context, and leave out the one that ends with the text.
-    """
-    return [_guide(lanes, n, text) for n, text in enumerate(texts) if text and lanes.alive[n]]
-
-
 def _guide(lanes: DeferredLanes, n: int, text: bytes) -> IntArray:
+    """Return the contexts along the tokenizer's tokens of the text that lane n will read.
+
+    They begin at its heaviest context, and leave out the one that ends with the text.
+    """
     nodes, tree, engine = lanes.nodes, lanes.model.engine.tree, lanes.model.engine
     ints, floats = nodes.ints[n, : nodes.count[n]], nodes.floats[n, : nodes.count[n]]
     length = int(nodes.length[n])

@@ -17,11 +17,9 @@ import torch
 
 from genlm_bytes_smc.beam.rng import KeyArray
 from genlm_bytes_smc.beam.rules import Rules
-from genlm_bytes_smc.beam.state import Extensions, State
+from genlm_bytes_smc.beam.state import Extensions, FloatArray, SharedLanes, State
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
-
-FloatArray = npt.NDArray[np.float64]
 
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
@@ -57,57 +55,24 @@ class Ahead:
     look: Look | None = None
 
 
-class Stepped(NamedTuple):
-    """One symbol read in every lane, and pruned.
-
-    Attributes:
-        state: the candidates kept.
-        log_z: float64[N], nats: each lane's weight; of a text that ended, its own.
-        pruned: float64[N], log mass that pruning dropped, nats.
-        look: of the new state, as far as it is known.
-        missing: int64[m], contexts whose rows are missing; unless it is empty nothing was read.
-    """
-
-    state: State
-    log_z: FloatArray
-    pruned: FloatArray
-    look: Look | None
-    missing: IntArray = NOTHING
-
-
 class Read(NamedTuple):
-    """A known byte read in every lane, and not pruned.
+    """One symbol read in every lane.
 
     Attributes:
         state: the candidates, best first.
-        log_z: float64[N], their weights, nats; -inf where none could read the byte.
+        log_z: float64[N], their weights, nats; -inf where none could read the symbol. Of a text
+            that ended, its own.
         log_dropped: float64[N], log of all the mass dropped so far, nats.
         missing: int64[m], contexts whose rows are missing; unless it is empty the rest says
             nothing.
+        look: of the new state, as far as it is known.
     """
 
     state: State
     log_z: FloatArray
     log_dropped: FloatArray
     missing: IntArray = NOTHING
-
-
-class Followed(NamedTuple):
-    """The likeliest bytes read in one lane.
-
-    Attributes:
-        state, log_z, log_dropped: after the last byte, not pruned.
-        symbols: the bytes.
-        missing: int64[m], contexts whose rows are missing and stopped it.
-        ends: whether the likeliest symbol is now the end of the text.
-    """
-
-    state: State
-    log_z: FloatArray
-    log_dropped: FloatArray
-    symbols: list[int]
-    missing: IntArray
-    ends: bool
+    look: Look | None = None
 
 
 class Texts(NamedTuple):
@@ -130,7 +95,7 @@ class Texts(NamedTuple):
         """Return the texts, of which nothing is known."""
         lengths = np.array([len(t) for t in texts], dtype=np.int64)
         longest = int(lengths.max(initial=0))
-        flat = b"".join(t.ljust(longest, b"\0") for t in texts)
+        flat = bytearray().join(t.ljust(longest, b"\0") for t in texts)
         lines = np.frombuffer(flat, dtype=np.uint8).reshape(len(texts), longest)
         return cls(lines, lengths, np.full((len(texts), longest + 1), -1, dtype=np.int64))
 
@@ -143,6 +108,7 @@ class Run(NamedTuple):
         read: how many bytes were read then, in all.
         missed: int64[m], contexts whose rows were missed from there on.
         at: int64[m], at which byte each was missed, ascending.
+        ends: whether the likeliest symbol is then the end of the text, if such are followed.
     """
 
     state: State
@@ -151,26 +117,15 @@ class Run(NamedTuple):
     read: int
     missed: IntArray
     at: IntArray
+    ends: bool = False
 
 
-class Lanes(Protocol):
+class Lanes(SharedLanes):
     """N lanes as kernels take them: see `ByteLanes`."""
 
-    @property
-    def state(self) -> State:
-        """The candidates."""
-
-    @property
-    def log_z(self) -> FloatArray:
-        """Their weights, nats."""
-
-    @property
-    def log_dropped(self) -> FloatArray:
-        """Log mass dropped so far, nats."""
-
-    @property
-    def rules(self) -> Rules:
-        """Return how they prune."""
+    state: State
+    log_dropped: FloatArray
+    rules: Rules
 
 
 class Kernels(Protocol):
@@ -187,31 +142,27 @@ class Kernels(Protocol):
 
     def look(self, lanes: Lanes, known: Look | None, *, row: bool) -> Look:
         """Extend the candidates, unless `known` has them, and find their rows if asked to."""
-        ...
 
-    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
+    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Read:
         """Read one symbol int64[N] a lane in the candidates that `look` has extended, and prune.
 
         256 ends a text, -1 reads nothing: both empty the lane.
         """
-        ...
 
     def read(self, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
-        """Read one byte int64[N] a lane (-1 empties it), after pruning if told so.
+        """Read one byte int64[N] a lane (-1 empties it), after pruning if told so; prune no more.
 
         With top-K pruning the threshold on extensions is taken against the candidates that can
         read the byte.
         """
-        ...
 
     def prune(self, lanes: Lanes) -> Read:
         """Keep at most `rules.k` candidates a lane, best first; read nothing."""
-        ...
 
     def run_texts(
         self, lanes: Lanes, texts: Texts, start: int, limits: Limits, *, by_steps: bool, sure: Any
     ) -> Run:
-        """Read texts from byte `start` on with the rows at hand; see `substitutes`.
+        """Read texts from byte `start` on with the rows at hand; see `texts_numba`.
 
         Args:
             lanes: N of them.
@@ -219,65 +170,53 @@ class Kernels(Protocol):
             start: bytes that have been read.
             limits: bytes to go on after the first missing row, and after the first guess.
             by_steps: whether to extend and prune as `step` does, or as `read` after pruning.
-            sure: `deferred_rows.Held`, extensions that are not thinned; or None.
+            sure: `deferred_nodes.Held`, extensions that are not thinned; or None.
         """
-        ...
 
-    def follow_likeliest(self, lanes: Lanes, steps: int) -> Followed | None:
+    def follow_likeliest(self, lanes: Lanes, steps: int) -> tuple[Run, bytes] | None:
         """Prune, take the likeliest byte and read it, up to `steps` times, in one lane.
 
-        None where that is not done in one go.
+        Returns how far that went until a row was missing, and the bytes; None where it is not
+        done in one go.
         """
-        ...
 
     # -- states ------------------------------------------------------------------------
 
     def single(self, context: int, logw: float, key: KeyArray) -> State:
         """One candidate a lane: `context`, at the root, of weight `logw`."""
-        ...
 
     def contexts(self, state: State) -> IntArray:
         """Context ids on the host, any shape, -1 for empty places."""
-        ...
 
     def nodes(self, state: State) -> IntArray:
         """Trie nodes on the host, int64[N, C], -1 for empty places."""
-        ...
 
     def log_z(self, state: State) -> FloatArray:
         """Log of each lane's total weight, float64[N], on the host."""
-        ...
 
     def gather(self, state: State, lanes: IntArray) -> State:
         """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
-        ...
 
     def cat(self, states: list[State]) -> State:
         """All lanes of several states."""
-        ...
 
     # -- parts of steps, for what is seldom done ----------------------------------------
 
     def extensions(self, state: State, cut: IntArray) -> Extensions:
         """Every token-ending extension, none left out."""
-        ...
 
     def extend(self, state: State, ext: Extensions, contexts: IntArray) -> State:
         """Append extensions, whose new contexts are given, as further candidates."""
-        ...
 
     def advance(self, state: State, byte: IntArray, cut: IntArray) -> State:
         """Read one byte int64[N] a lane; -1 empties the lane. Keys stay as they are."""
-        ...
 
     def reweigh(self, state: State, cut: IntArray) -> State:
         """Return the same candidates with their weights under another `cut`."""
-        ...
 
     def select(self, state: State, k: int | None, log_threshold: float) -> tuple[State, FloatArray]:
         """Top-K and threshold pruning, which never drops a lane's best candidate, best first;
         and the log mass dropped, float64[N]."""
-        ...
 
 
 def children(kernels: Kernels, state: State, ext: Extensions) -> IntArray:

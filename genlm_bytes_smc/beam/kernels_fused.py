@@ -18,26 +18,21 @@ The torch version is the oracle, and what is left when something goes wrong:
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam import kernels_triton as tk
-from genlm_bytes_smc.beam.host_side import distinct
-from genlm_bytes_smc.beam.kernels import FloatArray
-from genlm_bytes_smc.beam.kernels_torch import TorchKernels, most_of
-from genlm_bytes_smc.beam.range_sums import FLAT_LIMIT, Cut
+from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
-from genlm_bytes_smc.beam.state import Array, BeamState
-from genlm_bytes_smc.beam.symbols import N_BYTES
+from genlm_bytes_smc.beam.state import N_BYTES, Array, BeamState, FloatArray
+from genlm_bytes_smc.beam.torch_parts import ChildMasses, Cut, most_of
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.rows import RowStore
 
 TOLERANCE = 1e-9
 """Largest difference from torch, nats, relative to the larger of one and the value."""
@@ -45,6 +40,8 @@ TOLERANCE = 1e-9
 WIDEST = 1024
 
 COLUMNS = N_BYTES + 1
+T = TypeVar("T")
+
 _BLOCK = 128
 _ROW = 512  # a power of two that holds a row of 257
 
@@ -60,56 +57,10 @@ _judged: dict[tuple[str, torch.device], bool] = {}
 """Verbs that have been compared with torch on a device, and whether they may be used."""
 
 
-class _Summed(NamedTuple):
-    """What `next_block` summed up for a state, for the `advance` that may follow.
-
-    Attributes:
-        logw: of the state, which names it.
-        cut: the cut it was summed under, as bytes.
-        masses: float64[G], of all children of all candidates, of each distinct row once.
-        skip: int64[N, C], what to add to a child's node to find it in `masses`.
-    """
-
-    logw: weakref.ref[torch.Tensor]
-    cut: bytes
-    masses: torch.Tensor
-    skip: torch.Tensor
-
-
-class _Plan(NamedTuple):
-    """Whose children `next_block` sums, on the device.
-
-    Attributes:
-        parents: int64[3, m]: node, slot, and where its children's masses begin; the roots of
-            distinct rows first, then the candidates inside a token.
-        roots: how many are roots.
-        widest: most children of one that is none.
-        total: children of them all.
-        skip: int64[N, C], what to add to a child's node to find its mass.
-        slot: int64[N, C], the slot of a candidate at the root; -1 for the others.
-    """
-
-    parents: torch.Tensor
-    roots: int
-    widest: int
-    total: int
-    skip: torch.Tensor
-    slot: torch.Tensor
-
-
 class FusedKernels(TorchKernels):
-    """`TorchKernels` in fewer launches, by Triton.
+    """`TorchKernels` in fewer launches, by Triton; made from the same arguments."""
 
-    Args:
-        store: the rows.
-        flat_limit: how many probabilities torch gathers at once, where torch is used.
-    """
-
-    def __init__(self, store: RowStore, flat_limit: int = FLAT_LIMIT) -> None:
-        super().__init__(store, flat_limit)
-        self._fused_sums: deque[_Summed] = deque(maxlen=2)
-
-    def _either(self, verb: str, fused: Callable[[], Any], plain: Callable[[], Any]) -> Any:
+    def _either(self, verb: str, fused: Callable[[], T], plain: Callable[[], T]) -> T:
         """Call `fused` if it may be used; compare its first answer with torch's."""
         name = (verb, self.device)
         trusted = _judged.get(name)
@@ -137,68 +88,59 @@ class FusedKernels(TorchKernels):
         """See `Kernels`. As many syncs as `nodes`."""
         if state.logw.numel() == 0:
             return super().next_block(state, cut)
-        block: torch.Tensor = self._either(
+        return self._either(
             "next_block",
             lambda: self._fused_block(state, cut),
             lambda: TorchKernels.next_block(self, state, cut),
         )
-        return block
 
     def _fused_block(self, state: BeamState, cut: IntArray) -> torch.Tensor:
-        plan = self._plan(state)
         sums, probs, mask = self.sums, self.store.probs, self.sums.mask(cut)
-        masses = self._child_masses(plan, probs, mask)
+        nodes = self.nodes(state)
+        slots = self._slots(state, np.arange(nodes.size))
+        plan = sums.plan(nodes, slots)
+        # Of each whose children are summed: node, slot, and where their masses begin.
+        roots = [np.zeros_like(plan.rows), plan.rows, np.arange(len(plan.rows)) * sums.fan[0]]
+        inner = [plan.node, slots[plan.inner], plan.begin]
+        parents = np.hstack([roots, inner]).astype(np.int64)
+        slot = np.full(nodes.size, -1)
+        slot[plan.at_root] = slots[plan.at_root]
+        # One small array to the device.
+        sent = self._send(np.concatenate([parents.ravel(), plan.skip.ravel(), slot]))
+        d_parents = sent[: parents.size].view(parents.shape)
+        d_skip, d_slot = sent[parents.size :].view(2, *nodes.shape)
+        fans = [int(sums.fan[0])] * len(plan.rows), sums.fan[plan.node].tolist()
+        masses = self._child_masses(d_parents, fans, mask)
         out = self._empty(len(state.key), COLUMNS)
         positions = sums.d_lo if mask is None else mask.positions  # of the first, none is read
         launch(
             tk.next_block, (len(out), -(-COLUMNS // 64)),
-            *_by_lane(state.node, state.logu, state.logw), plan.skip.shape[1], plan.skip,
-            plan.slot, masses, sums.d_first, sums.d_byte, probs, probs.shape[1], positions,
-            len(cut), out, CUT=mask is not None, BLOCK=64,
+            *_by_lane(state.node, state.logu, state.logw), nodes.shape[1], d_skip, d_slot,
+            masses, sums.d_first, sums.d_byte, probs, probs.shape[1], positions, len(cut), out,
+            CUT=mask is not None, BLOCK=64,
         )  # fmt: skip
-        self._fused_sums.append(_Summed(weakref.ref(state.logw), cut.tobytes(), masses, plan.skip))
+        self._summed.append(ChildMasses(weakref.ref(state.logw), cut.tobytes(), masses, d_skip))
         return out
 
-    def _plan(self, state: BeamState) -> _Plan:
-        """One small array to the device."""
-        nodes, sums = self.nodes(state), self.sums
-        flat = nodes.ravel()
-        at = np.flatnonzero(flat == 0)
-        slots = self._slots(state, at)
-        rows, row_of = distinct(slots)
-        fan_of_root = int(sums.fan[0])
-        inner = np.flatnonzero(flat > 0)
-        inner = inner[sums.fan[flat[inner]] > 0]
-        x = flat[inner]
-        fan = sums.fan[x]
-        begin = len(rows) * fan_of_root + fan.cumsum() - fan
-        places = np.zeros((2, nodes.size), dtype=np.int64)
-        places[1] = -1
-        places[:, at] = row_of * fan_of_root - sums.first[0], slots
-        places[0, inner] = begin - sums.first[x]
-        m = len(rows) + len(x)
-        parents = np.zeros((3, m), dtype=np.int64)
-        parents[1:, : len(rows)] = rows, np.arange(len(rows)) * fan_of_root
-        parents[:, len(rows) :] = x, self._slots(state, inner), begin
-        sent = self._send(np.concatenate([parents.ravel(), places.ravel()]))
-        skip, slot = sent[3 * m :].view(2, *nodes.shape)
-        total = len(rows) * fan_of_root + int(fan.sum())
-        widest = int(fan.max(initial=0))
-        return _Plan(sent[: 3 * m].view(3, m), len(rows), widest, total, skip, slot)
+    def _child_masses(
+        self, parents: torch.Tensor, fans: tuple[list[int], list[int]], mask: Cut | None
+    ) -> torch.Tensor:
+        """Masses of the children of `parents` [3, m], roots first; `fans` counts their children.
 
-    def _child_masses(self, plan: _Plan, probs: torch.Tensor, mask: Cut | None) -> torch.Tensor:
-        """float64[G]. Below the root of a large vocabulary one range can be half of it; inside
-        a token most are a token or two."""
-        masses, sums, stride = self._empty(plan.total), self.sums, plan.parents.shape[1]
+        Below the root of a large vocabulary one range can be half of it; inside a token most are
+        a token or two.
+        """
+        sums, probs, roots = self.sums, self.store.probs, len(fans[0])
+        masses, stride = self._empty(sum(map(sum, fans))), parents.shape[1]
         text = sums.d_lo if mask is None else mask.text
         parts = [
-            (plan.parents[:, : plan.roots], int(sums.fan[0]), (1, 2048, 8)),
-            (plan.parents[:, plan.roots :], plan.widest, (8, 128, 4)),
+            (parents[:, :roots], fans[0], (1, 2048, 8)),
+            (parents[:, roots:], fans[1], (8, 128, 4)),
         ]
-        for parents, most, (children, length, warps) in parts:
-            if parents.shape[1]:
+        for part, fan, (children, length, warps) in parts:
+            if fan:
                 launch(
-                    tk.child_masses, (parents.shape[1], -(-most // children)), parents, stride,
+                    tk.child_masses, (len(fan), -(-max(fan) // children)), part, stride,
                     probs, probs.shape[1], sums.d_first, sums.d_lo, sums.d_length, text, masses,
                     CUT=mask is not None, CHILDREN=children, RANGE=length, num_warps=warps,
                 )  # fmt: skip
@@ -208,17 +150,9 @@ class FusedKernels(TorchKernels):
         """See `Kernels`. As many syncs as `contexts`."""
         if state.logw.numel() == 0:
             return super().advance(state, byte, cut)
-        named = cut.tobytes()
-        for summed in self._fused_sums:
-            if summed.logw() is state.logw and summed.cut == named:
-                return self._advanced("advance_summed", state, byte, cut, summed)
-        return self._advanced("advance", state, byte, cut, None)
-
-    def _advanced(
-        self, verb: str, state: BeamState, byte: IntArray, cut: IntArray, summed: _Summed | None
-    ) -> BeamState:
-        out: BeamState = self._either(
-            verb,
+        summed = self._masses_of(state, cut)
+        return self._either(
+            "advance" if summed is None else "advance_summed",
             lambda: (
                 self._fused_advance(state, byte, cut)
                 if summed is None
@@ -226,9 +160,8 @@ class FusedKernels(TorchKernels):
             ),
             lambda: TorchKernels.advance(self, state, byte, cut),
         )
-        return out
 
-    def _fused_look_up(self, state: BeamState, byte: IntArray, summed: _Summed) -> BeamState:
+    def _fused_look_up(self, state: BeamState, byte: IntArray, summed: ChildMasses) -> BeamState:
         n, width = state.logw.shape
         node, logw = self._empty(n, width, dtype=torch.int64), self._empty(n, width)
         launch(
@@ -266,10 +199,9 @@ class FusedKernels(TorchKernels):
 
         if len(index) == 0:
             return super()._ending_weights(state, index, where)
-        weights: torch.Tensor = self._either(
+        return self._either(
             "extensions", fused, lambda: TorchKernels._ending_weights(self, state, index, where)
         )
-        return weights
 
     def select(
         self, state: BeamState, k: int | None, log_threshold: float
@@ -277,12 +209,11 @@ class FusedKernels(TorchKernels):
         """See `Kernels`. One sync."""
         if not 0 < state.logw.shape[1] <= WIDEST or len(state.key) == 0:
             return super().select(state, k, log_threshold)
-        out: tuple[BeamState, FloatArray] = self._either(
+        return self._either(
             "select",
             lambda: self._fused_pruning(tk.select, state, k, _bits(log_threshold), {}),
             lambda: TorchKernels.select(self, state, k, log_threshold),
         )
-        return out
 
     def resample(self, state: BeamState, k: int | None) -> BeamState:
         """See `Kernels`. One sync."""
@@ -293,10 +224,7 @@ class FusedKernels(TorchKernels):
             u = self._send(uniforms(state.key, PRUNE))
             return self._fused_pruning(tk.resample, state, k, u, {"TILE": 8})[0]
 
-        out: BeamState = self._either(
-            "resample", fused, lambda: TorchKernels.resample(self, state, k)
-        )
-        return out
+        return self._either("resample", fused, lambda: TorchKernels.resample(self, state, k))
 
     def _fused_pruning(
         self, kernel: Any, state: BeamState, k: int | None, by: Any, sizes: dict[str, int]
@@ -326,10 +254,9 @@ class FusedKernels(TorchKernels):
 
         if len(block) == 0:
             return super().normalise(block, log_z)
-        out: torch.Tensor = self._either(
+        return self._either(
             f"normalise{log_z is None}", fused, lambda: TorchKernels.normalise(self, block, log_z)
         )
-        return out
 
     def reserve(
         self, row: torch.Tensor, proxy: torch.Tensor, rescue: npt.NDArray[np.bool_], share: float
@@ -346,10 +273,9 @@ class FusedKernels(TorchKernels):
 
         if len(row) == 0:
             return super().reserve(row, proxy, rescue, share)
-        out: torch.Tensor = self._either(
+        return self._either(
             "reserve", fused, lambda: TorchKernels.reserve(self, row, proxy, rescue, share)
         )
-        return out
 
     def _lanes(self, state: BeamState, index: torch.Tensor, key: Array) -> BeamState:
         def fused() -> BeamState:
@@ -363,10 +289,7 @@ class FusedKernels(TorchKernels):
 
         if len(index) == 0 or state.logw.numel() == 0:
             return super()._lanes(state, index, key)
-        lanes: BeamState = self._either(
-            "gather", fused, lambda: TorchKernels._lanes(self, state, index, key)
-        )
-        return lanes
+        return self._either("gather", fused, lambda: TorchKernels._lanes(self, state, index, key))
 
     def _appended(self, state: BeamState, new: torch.Tensor) -> BeamState:
         def fused() -> BeamState:
@@ -379,10 +302,7 @@ class FusedKernels(TorchKernels):
             )  # fmt: skip
             return _joined(out, weights, state.key)
 
-        grown: BeamState = self._either(
-            "extend", fused, lambda: TorchKernels._appended(self, state, new)
-        )
-        return grown
+        return self._either("extend", fused, lambda: TorchKernels._appended(self, state, new))
 
     # -- arrays ------------------------------------------------------------------------
 

@@ -17,28 +17,22 @@ from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam import pruning_numba as pn
 from genlm_bytes_smc.beam import steps_numba as sn
 from genlm_bytes_smc.beam import texts_numba as tn
-from genlm_bytes_smc.beam.admission import GUESS
-from genlm_bytes_smc.beam.handles import Handles
 from genlm_bytes_smc.beam.kernels import (
     NOTHING,
-    FloatArray,
-    Followed,
     Lanes,
     Limits,
     Look,
     Read,
     Run,
-    Stepped,
     Texts,
 )
 from genlm_bytes_smc.beam.rng import KeyArray
-from genlm_bytes_smc.beam.state import Extensions, HostState
-from genlm_bytes_smc.beam.substitutes import HEAVY
+from genlm_bytes_smc.beam.state import Extensions, FloatArray, HostState
 from genlm_bytes_smc.lm.contexts import NO_ROOM, IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 
 _NO_STATE: IntArray = np.empty((4, 0, 0), dtype=np.int64)
-_LOG_GUESS = float(np.log(GUESS))
+_LOG_GUESS = float(np.log(tn.GUESS))
 
 
 class NumbaKernels:
@@ -52,7 +46,7 @@ class NumbaKernels:
         self.store = store
         trie = store.trie
         self._trie = nm.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
-        self._handles = Handles(self._trie)
+        self._handles = nm.Handles(self._trie)
 
     def arrays(self) -> tuple[IntArray, npt.NDArray[Any]]:
         """Return what every compiled step takes first: `Handles` and the rows."""
@@ -93,7 +87,7 @@ class NumbaKernels:
             else:
                 return (known or Look(None, log_z))._replace(missing=missing)
 
-    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Stepped:
+    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Read:
         """See `Kernels`. The candidates kept are extended, too."""
         state, rules, extended = lanes.state, lanes.rules, look.extended
         assert extended is not None
@@ -104,7 +98,8 @@ class NumbaKernels:
             )
         )  # fmt: skip
         after = Look(HostState(grown, key), numbers[2])
-        return Stepped(HostState(packed, key), numbers[0], numbers[1], after, missing)
+        log_dropped = np.logaddexp(np.logaddexp(lanes.log_dropped, look.dropped), numbers[1])
+        return Read(HostState(packed, key), numbers[0], log_dropped, missing, after)
 
     def read(self, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
         """See `Kernels`."""
@@ -130,6 +125,12 @@ class NumbaKernels:
         self, lanes: Lanes, texts: Texts, start: int, limits: Limits, *, by_steps: bool, sure: Any
     ) -> Run:
         """See `Kernels`."""
+        return self._run(lanes, texts, start, limits, by_steps, False, sure)
+
+    def _run(
+        self, lanes: Lanes, texts: Texts, start: int, limits: Limits, by_steps: bool,
+        likeliest: bool, sure: Any,
+    ) -> Run:  # fmt: skip
         state, rules = lanes.state, lanes.rules
         keys, width = (NOTHING, 0) if sure is None else (sure.keys, int(sure.width))
 
@@ -138,27 +139,22 @@ class NumbaKernels:
             found: tuple[Any, ...] = tn.run_texts(
                 *self.arrays(), state.packed, state.key, lanes.log_z, lanes.log_dropped,
                 texts.lines, texts.lengths, start, texts.known, rules.cut, rules.k,
-                rules.log_threshold, rules.random, by_steps, keys, width, _LOG_GUESS, *limits,
-                HEAVY,
+                rules.log_threshold, rules.random, by_steps, likeliest, keys, width, _LOG_GUESS,
+                *limits,
             )  # fmt: skip
             return found
 
-        packed, key, numbers, read, at, missed = self._with_room(call)
-        near = at >= 0
-        state = HostState(packed, key)
-        return Run(state, numbers[0], numbers[1], read, missed[near], at[near])
+        packed, key, numbers, read, ends, at, missed = self._with_room(call)
+        if not likeliest:
+            near = at >= 0
+            missed, at = missed[near], at[near]
+        return Run(HostState(packed, key), numbers[0], numbers[1], read, missed, at, ends)
 
-    def follow_likeliest(self, lanes: Lanes, steps: int) -> Followed | None:
+    def follow_likeliest(self, lanes: Lanes, steps: int) -> tuple[Run, bytes] | None:
         """See `Kernels`."""
-        state, rules = lanes.state, lanes.rules
-        packed, key, numbers, symbols, ends, missing = self._with_room(
-            lambda: sn.follow_likeliest(
-                *self.arrays(), state.packed, state.key, lanes.log_z, lanes.log_dropped,
-                rules.cut, rules.k, rules.log_threshold, rules.random, steps,
-            )
-        )  # fmt: skip
-        state = HostState(packed, key)
-        return Followed(state, numbers[0], numbers[1], symbols.tolist(), missing, ends)
+        texts = Texts.of([bytes(steps)])
+        run = self._run(lanes, texts, 0, (0, 0), False, True, None)
+        return run, texts.lines[0, : run.read].tobytes()
 
     def next_rows(self, state: HostState, cut: IntArray) -> FloatArray:
         """Return log probabilities of the next symbol, float64[N, 257], without extensions."""

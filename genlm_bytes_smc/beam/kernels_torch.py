@@ -1,25 +1,20 @@
 """The beam's verbs on torch tensors, written for a GPU: the host plans, the device sums.
 
 A transfer from the device to the host (a sync) drains the GPU's queue, so each one is worth
-avoiding. Most of what a verb must know to size its arrays, the host knows already: every
-context id was made there, and which nodes a beam holds comes back with each pruning. So
-every state's contexts, nodes and total weights are kept on the host beside the tensors, for
-as long as those live (`HostSide`), and a verb
+avoiding; `syncs` counts them. Most of what a verb must know to size its arrays, the host knows
+already: every context id was made there, and which nodes a beam holds comes back with each
+pruning. So states' contexts, nodes and total weights are kept on the host beside the tensors
+(`HostSide`), and a verb
 
 1. plans on the host, vectorised: which candidates take part, the slots of their rows, how
    many probabilities each of them reads;
-2. sends the plan over in one small asynchronous copy (slots are looked up where the store
-   keeps its table; there is no second table on the device that could go stale);
-3. sums on the device: the ranges of all candidates laid end to end are one gather, and one
-   segmented sum (on CUDA, one block a segment, in a fixed order: equal runs, equal digits).
+2. sends the plan over in one small asynchronous copy (there is no second table of slots on the
+   device that could go stale);
+3. sums on the device (`torch_parts`).
 
 `step` of `ByteLanes` then takes two syncs, the weights of `extensions` and what `select` or
-`resample` kept; a byte of a prompt takes three. `syncs` counts them.
-
-Root candidates read the whole vocabulary, and many share a row: `next_block` sums each
-distinct row once, straight from its storage. It keeps the masses of all children for the
-`advance` that mostly follows, which then only looks up. Ranges and rows are taken
-`flat_limit` probabilities at a time, at some 60 bytes of scratch each.
+`resample` kept; a byte of a prompt takes three. `next_block` sums each distinct row of candidates
+at the root once, and keeps the masses of all children for the `advance` that mostly follows.
 
 `kernels_fused` does the same sums in fewer launches where Triton is at hand; this is its oracle.
 """
@@ -34,50 +29,39 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.admission import keep_above
-from genlm_bytes_smc.beam.composed import ComposedSteps
-from genlm_bytes_smc.beam.host_side import HostSide, distinct, widen
-from genlm_bytes_smc.beam.kernels import FloatArray
-from genlm_bytes_smc.beam.pruning_torch import Kept, keep_largest, keep_unbiased
-from genlm_bytes_smc.beam.range_sums import (
+from genlm_bytes_smc.beam.composed import Composed, keep_above
+from genlm_bytes_smc.beam.rng import PRUNE, uniforms
+from genlm_bytes_smc.beam.state import N_BYTES, Array, BeamState, Extensions, FloatArray
+from genlm_bytes_smc.beam.torch_parts import (
     FLAT_LIMIT,
     ChildMasses,
-    Cut,
+    HostSide,
+    Kept,
     RangeSums,
     chunks,
-    segment_sums,
+    keep_largest,
+    keep_unbiased,
+    most_of,
 )
-from genlm_bytes_smc.beam.rng import PRUNE, uniforms
-from genlm_bytes_smc.beam.state import Array, BeamState, Extensions
-from genlm_bytes_smc.beam.symbols import N_BYTES
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.rows import RowStore
 
 
-class TorchKernels(ComposedSteps):
-    """`Kernels` on torch tensors, on the device of the store's engine.
+class TorchKernels(Composed):
+    """`Kernels` on torch tensors, on the device of the store's engine, where its rows live.
 
-    Host arrays that verbs return may be shared with the states: read them only.
-
-    Args:
-        store: the rows; its probabilities live on `store.engine.device`.
-        flat_limit: how many probabilities to gather at once.
-
-    Attributes:
-        sums: the trie on both sides, and sums over ranges of rows.
-        syncs: transfers from the device to the host so far.
+    Host arrays that verbs return may be shared with the states: read them only. `flat_limit` says
+    how many probabilities are gathered at once.
     """
 
     def __init__(self, store: RowStore, flat_limit: int = FLAT_LIMIT) -> None:
         self.store = store
         self.device = store.engine.device
         self.sums = RangeSums(store, flat_limit)
-        self.syncs = 0
+        self.syncs = 0  # transfers from the device to the host so far
         self._known = HostSide()
         self._summed: deque[ChildMasses] = deque(maxlen=2)
-
-    # -- between host and device -------------------------------------------------------
 
     def _fetch(self, tensor: torch.Tensor) -> npt.NDArray[Any]:
         """To the host; the only place where anything waits for the device."""
@@ -102,22 +86,15 @@ class TorchKernels(ComposedSteps):
             self._known.log_z[state.logw] = log_z
         return state
 
-    # -- verbs -------------------------------------------------------------------------
-
     def single(self, context: int, logw: float, key: npt.NDArray[np.uint64]) -> BeamState:
         """See `Kernels`. No sync."""
-        n = len(key)
-        weight = torch.full((n, 1), logw, dtype=torch.float64, device=self.device)
-        state = BeamState(
-            ctx=torch.full((n, 1), context, dtype=torch.int64, device=self.device),
-            node=torch.zeros((n, 1), dtype=torch.int64, device=self.device),
-            logu=weight,
-            logw=weight,
-            key=key,
-        )
-        contexts = np.full((n, 1), context, dtype=np.int64)
-        nodes = np.full((n, 1), 0 if logw > -torch.inf else -1, dtype=np.int64)
-        return self._remember(state, contexts, nodes, np.full(n, logw))
+        shape = (len(key), 1)
+        weight = torch.full(shape, logw, dtype=torch.float64, device=self.device)
+        ctx = torch.full(shape, context, dtype=torch.int64, device=self.device)
+        node = torch.zeros_like(ctx)
+        nodes = np.full(shape, 0 if logw > -torch.inf else -1, dtype=np.int64)
+        contexts, log_z = np.full(shape, context, dtype=np.int64), np.full(len(key), logw)
+        return self._remember(BeamState(ctx, node, weight, weight, key), contexts, nodes, log_z)
 
     def contexts(self, state: BeamState) -> IntArray:
         """See `Kernels`. No sync, or one for a state made elsewhere."""
@@ -147,9 +124,8 @@ class TorchKernels(ComposedSteps):
         """See `Kernels`. As many syncs as `nodes`."""
         contexts, nodes = self.contexts(state)[:, :1], self.nodes(state)[:, :1]
         logw = torch.where(state.logw[:, :1] > -torch.inf, 0.0, -torch.inf).double()
-        out = BeamState(
-            state.ctx[:, :1], torch.zeros_like(state.node[:, :1]), logw, logw, state.key
-        )
+        node = torch.zeros_like(state.node[:, :1])
+        out = BeamState(state.ctx[:, :1], node, logw, logw, state.key)
         return self._remember(out, contexts, np.minimum(nodes, 0))
 
     def reserve(
@@ -166,7 +142,7 @@ class TorchKernels(ComposedSteps):
     def extensions(self, state: BeamState, cut: IntArray) -> Extensions:
         """See `Kernels`. One sync, for the weights (none if no token ends); and `nodes`'s."""
         ext, weight = self._endings(state, cut)
-        return _possible(ext._replace(logw=self._fetch(weight))) if len(ext.lane) else ext
+        return ext.weighed(self._fetch(weight)) if len(ext.lane) else ext
 
     def _endings(self, state: BeamState, cut: IntArray) -> tuple[Extensions, torch.Tensor]:
         """Return the tokens that end at candidates, impossible ones included, without weights.
@@ -174,15 +150,13 @@ class TorchKernels(ComposedSteps):
         Which tokens end where is the host's knowledge: only the weights, float64[E], are on
         the device.
         """
-        nodes = self.nodes(state)
+        nodes, sums = self.nodes(state), self.sums
         at = np.flatnonzero(nodes >= 0)
-        at = at[self.sums.ends[nodes.ravel()[at]] > 0]
+        at = at[sums.ends[nodes.ravel()[at]] > 0]
         x = nodes.ravel()[at]
-        count = self.sums.ends[x]
+        count = sums.ends[x]
         flat = np.repeat(at, count)
-        position = np.arange(len(flat)) + np.repeat(
-            self.sums.lo[x] - (count.cumsum() - count), count
-        )
+        position = np.arange(len(flat)) + np.repeat(sums.lo[x] - (count.cumsum() - count), count)
         slot = np.repeat(self._slots(state, at), count)
         masked = self.sums.mask(cut)
         if masked is not None:
@@ -204,14 +178,14 @@ class TorchKernels(ComposedSteps):
     def open_read(
         self, state: BeamState, byte: IntArray, cut: IntArray, log_threshold: float
     ) -> Extensions:
-        """See `Parts`. One sync, the weights with what can read `byte`."""
+        """See `Composed`. One sync, the weights with what can read `byte`."""
         ext, weight = self._endings(state, cut)
         if len(ext.lane) == 0:
             return ext
         able = torch.logsumexp(self.advance(state, byte, cut).logw, dim=1)
         fetched = self._fetch(torch.cat([able, weight]))
         base, logw = np.split(fetched, [len(able)])
-        return keep_above(_possible(ext._replace(logw=logw)), base, log_threshold)
+        return keep_above(ext.weighed(logw), base, log_threshold)
 
     def extend(self, state: BeamState, ext: Extensions, contexts: IntArray) -> BeamState:
         """See `Kernels`. No sync."""
@@ -248,24 +222,25 @@ class TorchKernels(ComposedSteps):
 
     def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
         """See `Kernels`. No sync after `next_block` of the state, else as many as `nodes`."""
-        named = cut.tobytes()
-        for summed in self._summed:
-            if summed.logw() is state.logw and summed.cut == named:
-                return self._advance_summed(state, byte, summed)
-        return self._advance_anew(state, byte, cut)
-
-    def _advance_summed(self, state: BeamState, byte: IntArray, masses: ChildMasses) -> BeamState:
-        """`advance` where the masses of all children are known: it looks them up."""
+        summed = self._masses_of(state, cut)
+        if summed is None:
+            return self._advance_anew(state, byte, cut)
         symbol = self._send(byte)[:, None]
         child = self.sums.children(state.node, symbol)
-        mass = masses.root[masses.row, symbol.clamp(min=0)]
-        if len(masses.inner):
-            place = (masses.skip + child).clamp(0, len(masses.inner) - 1)
-            mass = torch.where(state.node > 0, masses.inner[place], mass)
+        place = (summed.skip + child).clamp(0, max(0, len(summed.masses) - 1))
+        mass = summed.masses[place] if len(summed.masses) else torch.zeros_like(state.logw)
         moves = (child > 0) & (symbol >= 0) & (state.logw > -torch.inf) & (mass > 0)
         node = torch.where(moves, child, 0)
         logw = torch.where(moves, state.logu + mass.log(), -torch.inf)
         return BeamState(state.ctx, node, state.logu, logw, state.key)
+
+    def _masses_of(self, state: BeamState, cut: IntArray) -> ChildMasses | None:
+        """Return the masses of all children of the candidates, if `next_block` summed them."""
+        named = cut.tobytes()
+        for summed in self._summed:
+            if summed.logw() is state.logw and summed.cut == named:
+                return summed
+        return None
 
     def _advance_anew(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
         """`advance` by summing the range of each candidate's child.
@@ -287,9 +262,8 @@ class TorchKernels(ComposedSteps):
             where, above, d_symbol, slot, d_bound = plan
             child = self.sums.children(above, d_symbol)
             length = torch.where(child > 0, self.sums.d_length[child], 0)
-            mass = self.sums.range_sums(
-                slot, self.sums.d_lo[child], length, d_bound, bound, self.sums.mask(cut)
-            )
+            begin, masked = self.sums.d_lo[child], self.sums.mask(cut)
+            mass = self.sums.range_sums(slot, begin, length, d_bound, bound, masked)
             node.view(-1)[where] = torch.where(mass > 0, child, 0)
             logw.view(-1)[where] = self._weigh(state, where, mass)
         return BeamState(state.ctx, node, state.logu, logw, state.key)
@@ -309,9 +283,8 @@ class TorchKernels(ComposedSteps):
             bound = self.sums.length[x]
             plan = self._send(np.stack([at, x, self._slots(state, at), bound]))
             where, node, slot, length = plan
-            mass = self.sums.range_sums(
-                slot, self.sums.d_lo[node], length, length, bound, self.sums.mask(cut)
-            )
+            begin, masked = self.sums.d_lo[node], self.sums.mask(cut)
+            mass = self.sums.range_sums(slot, begin, length, length, bound, masked)
             logw.view(-1)[where] = self._weigh(state, where, mass)
         return BeamState(state.ctx, state.node, state.logu, logw, state.key)
 
@@ -325,66 +298,21 @@ class TorchKernels(ComposedSteps):
         top = state.logw.amax(dim=1, keepdim=True)
         scale = (state.logu - top).exp()
         masked = self.sums.mask(cut)
-        flat = nodes.ravel()
-        # Candidates at the root: distinct rows, and for each candidate which one it has.
-        at = np.flatnonzero(flat == 0)
-        once, row_of = distinct(self._slots(state, at))
-        places = np.zeros((2, n, width), dtype=np.int64)
-        places[0] = len(once)
-        places[0].reshape(-1)[at] = row_of
-        # Inside a token: where each candidate's children stand when all are laid end to end.
-        at = np.flatnonzero(flat > 0)
-        at = at[self.sums.fan[flat[at]] > 0]
-        fan = self.sums.fan[flat[at]]
-        places[1].reshape(-1)[at] = fan.cumsum() - fan - self.sums.first[flat[at]]
+        plan = self.sums.plan(nodes, self._slots(state, np.arange(nodes.size)))
+        places = np.stack([np.full(nodes.shape, len(plan.rows)), plan.skip])
+        places[0].reshape(-1)[plan.at_root] = plan.row_of
         row, skip = self._send(places)
-
-        root = self.sums.root_masses(self._send(once), masked)
-        if len(once):
-            weight = torch.where(row < len(once), scale, 0.0)[:, None]
+        root, masses = self.sums.root_masses(self._send(plan.rows), masked)
+        if len(plan.rows):
+            weight = torch.where(row < len(plan.rows), scale, 0.0)[:, None]
             for i in chunks(np.full(n, width * (N_BYTES + 1)), self.sums.flat_limit):
                 out[i] = torch.bmm(weight[i], root[row[i]])[:, 0]
-        inner = self._add_inner(out, state, at, flat[at], scale.reshape(-1), masked)
-        self._summed.append(
-            ChildMasses(weakref.ref(state.logw), cut.tobytes(), root, row, inner, skip)
-        )
+        below, fan = self.sums.below[plan.node], self.sums.fan[plan.node]
+        inner = np.stack([plan.inner, plan.node, self._slots(state, plan.inner), below, fan])
+        masses += self.sums.add_inner(out, self._send(inner), below, fan, scale, masked)
+        every = torch.cat(masses) if masses else out.new_empty(0)
+        self._summed.append(ChildMasses(weakref.ref(state.logw), cut.tobytes(), every, skip))
         return torch.where(out > 0, top + out.log(), -torch.inf)
-
-    def _add_inner(
-        self,
-        out: torch.Tensor,
-        state: BeamState,
-        at: IntArray,
-        x: IntArray,
-        scale: torch.Tensor,
-        cut: Cut | None,
-    ) -> torch.Tensor:
-        """Add to `out` [N, 257] what the candidates at flat places `at`, nodes `x`, give.
-
-        Returns:
-            The masses of all their children, one after the other, float64[G].
-        """
-        below, fan = self.sums.below[x], self.sums.fan[x]
-        plan = self._send(np.stack([at, x, self._slots(state, at), below, fan]))
-        masses = [torch.empty(0, dtype=torch.float64, device=self.device)]
-        for i in chunks(below, self.sums.flat_limit):
-            where, node, slot, d_below, d_fan = plan[:, i]
-            children = int(fan[i].sum())
-            owner = torch.repeat_interleave(d_fan, output_size=children)
-            first = self.sums.d_first[node]
-            skip = first - (d_fan.cumsum(0) - d_fan)
-            child = torch.arange(children, device=self.device) + skip[owner]
-            # The children's ranges follow each other, from the first child's on.
-            values = self.sums.values(
-                slot, self.sums.d_lo[first], d_below, int(below[i].sum()), cut
-            )
-            mass = segment_sums(values, self.sums.d_length[child])
-            lane = where // state.logw.shape[1]
-            column = (lane * (N_BYTES + 1))[owner] + self.sums.d_byte[child]
-            # Accumulating `index_put_` sorts: unlike `scatter_add_`, it adds in a fixed order.
-            out.view(-1).index_put_((column,), scale[where][owner] * mass, accumulate=True)
-            masses.append(mass)
-        return torch.cat(masses)
 
     def normalise(self, block: torch.Tensor, log_z: FloatArray | None) -> torch.Tensor:
         """See `Kernels`. No sync."""
@@ -420,8 +348,8 @@ class TorchKernels(ComposedSteps):
     def _received(self, state: BeamState, packed: torch.Tensor) -> tuple[BeamState, FloatArray]:
         """Return a pruned state without columns that are empty in every lane, and what was dropped.
 
-        `packed` int64[N, 2K + 2], for the host: contexts, nodes (-1 for none), and the bits of
-        the lanes' totals and of the mass dropped.
+        `packed` int64[N, 2K + 2]: contexts, nodes (-1 for none), bits of totals and of what was
+        dropped.
         """
         fetched = self._fetch(packed)
         k = state.ctx.shape[1]
@@ -453,31 +381,20 @@ class TorchKernels(ComposedSteps):
 
         def stack(field: int, fill: float) -> torch.Tensor:
             parts = [s[field] for s in states]
-            pads = [(0, width - p.shape[1]) for p in parts]
             pad = torch.nn.functional.pad
-            return torch.cat([pad(p, w, value=fill) for p, w in zip(parts, pads, strict=True)])
+            return torch.cat([pad(p, (0, width - p.shape[1]), value=fill) for p in parts])
 
-        out = BeamState(
-            ctx=stack(0, -1),
-            node=stack(1, 0),
-            logu=stack(2, -torch.inf),
-            logw=stack(3, -torch.inf),
-            key=np.concatenate([s.key for s in states]),
+        ctx, node, logu, logw = (
+            stack(i, fill) for i, fill in enumerate((-1, 0, -torch.inf, -torch.inf))
         )
+        out = BeamState(ctx, node, logu, logw, np.concatenate([s.key for s in states]))
         for same in zip(*(self._known.pairs(s, out) for s in states), strict=True):
             known, _, new = same[0]
             if all(old in known for _, old, _ in same):
-                known[new] = np.concatenate([widen(known[old], width) for _, old, _ in same])
+                parts = [known[old] for _, old, _ in same]
+                if parts[0].ndim > 1:  # totals have no empty places
+                    pads = [((0, 0), (0, width - p.shape[1])) for p in parts]
+                    pairs = zip(parts, pads, strict=True)
+                    parts = [np.pad(p, w, constant_values=-1) for p, w in pairs]
+                known[new] = np.concatenate(parts)
         return out
-
-
-def _possible(ext: Extensions) -> Extensions:
-    """Return the extensions whose tokens have some probability."""
-    possible = ext.logw > -np.inf
-    return ext if possible.all() else ext.take(possible)
-
-
-def most_of(state: BeamState, k: int | None) -> int:
-    """Return how many candidates a lane can keep."""
-    width = int(state.logw.shape[1])
-    return width if k is None else min(k, width)

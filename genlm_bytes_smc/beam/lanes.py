@@ -21,26 +21,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.heal import heal_lanes
-from genlm_bytes_smc.beam.kernels import Ahead, Look, Read, Stepped, put_lanes
+from genlm_bytes_smc.beam.kernels import Ahead, Lanes, Look, Read, put_lanes
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rng import lane_keys
 from genlm_bytes_smc.beam.rules import Rules
-from genlm_bytes_smc.beam.sharing import SharedLanes
-from genlm_bytes_smc.beam.state import State
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, check_byte, check_symbols
-from genlm_bytes_smc.beam.tokens import feed_token, foresee, look_before, under
+from genlm_bytes_smc.beam.state import EOS_COLUMN, FloatArray, State, check_byte, check_symbols
+from genlm_bytes_smc.beam.token_steps import feed_token, foresee, heal_lanes, look_before, under
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.devices import send
 
-FloatArray = npt.NDArray[np.float64]
-
-T = TypeVar("T", Look, Stepped, Read)
+T = TypeVar("T", Look, Read)
 
 
 @dataclass(frozen=True, eq=False)
-class ByteLanes(SharedLanes):
+class ByteLanes(Lanes):
     """N byte beams over one `ByteModel`; `start` makes them.
 
     Attributes:
@@ -83,8 +78,7 @@ class ByteLanes(SharedLanes):
 
         Args:
             model: the byte model.
-            params: how to prune; its `seed` seeds every lane alike, so lanes that read equal
-                bytes have equal beams.
+            params: its `seed` seeds every lane alike, so equal bytes give equal beams.
             n: number of lanes.
             context: token ids the text begins after (default: the engine's start tokens).
             lane_seeds: one further seed a lane, for independent beams; n of them.
@@ -150,13 +144,10 @@ class ByteLanes(SharedLanes):
         """Log probabilities of the next byte, and of ending last: float64[N, 257].
 
         With `prune="topk"` each row sums to one. Bytes that no candidate can read but that
-        healing would rescue share `rules.HEAL_RESERVE` of the row, in proportion to how
-        likely the best candidate's row holds a token to begin with them: what they weigh
-        exactly would cost LM rows for bytes that are mostly never read. What healing would
-        rescue is judged by spellings; where the model itself has zeros (top-k, top-p), such a
-        byte may turn out impossible when it is read. With
-        `prune="unbiased"` rows are masses over the lane's weight, which sum to one in
-        expectation. Rows of lanes that are dead or have ended are -inf.
+        healing would rescue share `rules.HEAL_RESERVE` of the row. That is judged by spellings;
+        where the model itself has zeros (top-k, top-p), such a byte may turn out impossible when
+        it is read. With `prune="unbiased"` rows are masses over the lane's weight, which sum to
+        one in expectation. Rows of lanes that are dead or have ended are -inf.
         """
         with self.model.engine.tree.one_thread:
             look = self.ahead.look
@@ -192,11 +183,10 @@ class ByteLanes(SharedLanes):
             before = look
             found = await self._with_rows(lambda: kernels.step(self, before, symbols))
             reads = (symbols >= 0) & ~self.ended
-            dropped = np.logaddexp(np.logaddexp(self.log_dropped, look.dropped), found.pruned)
             log_z = np.where(reads, found.log_z, self.log_z)
             after = ByteLanes(
                 self.model, self.params, rules, found.state, log_z,
-                np.where(reads, dropped, self.log_dropped),
+                np.where(reads, found.log_dropped, self.log_dropped),
                 self.ended | ((symbols == EOS_COLUMN) & (log_z > -np.inf)), self.heals,
                 Ahead(found.look),
             )  # fmt: skip
@@ -211,8 +201,7 @@ class ByteLanes(SharedLanes):
         """Read a known byte in every lane (or one a lane), without pruning the result.
 
         As genlm-bytes 0.2 does it: with top-K pruning the threshold on extensions is taken
-        against the candidates that can read the byte, so that a byte that only they can read
-        does not cost the text its life.
+        against the candidates that can read the byte.
         """
         if np.ndim(byte) == 0:
             bytes_ = np.full(len(self), check_byte(byte), dtype=np.int64)
@@ -249,10 +238,9 @@ class ByteLanes(SharedLanes):
         """Prune, take the likeliest symbol and read it, `steps` times: one lane.
 
         Returns:
-            The lane after the last byte, not pruned; the bytes; whether the likeliest symbol
-            is then the end of the text. The bytes are fewer than `steps` where that is so, and
-            before a byte that only healing can read. None if these lanes must be stepped by
-            the other verbs.
+            The lane after the last byte, not pruned; the bytes; whether the text ends then. They
+            are fewer than `steps` where it does, and before a byte that only healing can read.
+            None if these lanes must be stepped by the other verbs.
         """
         if len(self) != 1:
             return None
@@ -262,13 +250,14 @@ class ByteLanes(SharedLanes):
                 found = self.model.kernels.follow_likeliest(lanes, steps - len(out))
                 if found is None:
                     return None
-                if found.symbols:
-                    lanes = lanes._at(found.state, found.log_z, found.log_dropped)
-                    out += found.symbols
+                run, read = found
+                if read:
+                    lanes = lanes._at(run.state, run.log_z, run.log_dropped)
+                    out += read
                     wanted = NO_CUT
-                if len(found.missing) == 0:
-                    return lanes, out, found.ends
-                wanted = await lanes._fetch(wanted, found.missing)
+                if len(run.missed) == 0:
+                    return lanes, out, run.ends
+                wanted = await lanes._fetch(wanted, run.missed)
 
     # -- forking, joining, and the change from prompt to text --------------------------
 
@@ -292,8 +281,7 @@ class ByteLanes(SharedLanes):
     def cat(cls, lanes: Sequence[ByteLanes]) -> ByteLanes:
         """All lanes of several objects over one model with equal parameters."""
         first = lanes[0]
-        if any(x.model is not first.model or x.in_prompt != first.in_prompt for x in lanes):
-            raise ValueError("only lanes of one model, in one mode, can be put side by side")
+        first.check_like(lanes)
         return first.replace(
             first.model.kernels.cat([x.state for x in lanes]),
             log_z=np.concatenate([x.log_z for x in lanes]),
@@ -302,23 +290,8 @@ class ByteLanes(SharedLanes):
             heals=np.concatenate([x.heals for x in lanes]),
         )
 
-    async def as_prompt(self, *, literal: bool = False) -> ByteLanes:
-        """Lanes that read a prompt: end-of-sequence tokens are ordinary tokens.
-
-        Args:
-            literal: leave special tokens out instead, all of them.
-        """
-        return await self._by(self.model.rules(self.params, in_prompt=True, literal=literal))
-
-    async def as_text(self) -> ByteLanes:
-        """Lanes whose prompt is over: end-of-sequence tokens end the text from here on.
-
-        A token in flight can no longer become an end-of-sequence token, so candidates lose
-        that share of their weight; one that the prompt spelled to its end is committed.
-        """
-        return await self._by(self.model.rules(self.params))
-
-    async def _by(self, rules: Rules) -> ByteLanes:
+    async def _in_mode(self, *, in_prompt: bool, literal: bool) -> ByteLanes:
+        rules = self.model.rules(self.params, in_prompt=in_prompt, literal=literal)
         if np.array_equal(rules.cut, self.cut):
             return self.replace(self.state, log_z=self.log_z, rules=rules)
         with self.model.engine.tree.one_thread:

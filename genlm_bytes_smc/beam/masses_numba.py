@@ -1,40 +1,157 @@
-"""Masses of trie nodes in rows on the host, compiled: sums over tokens, and blocks of bytes.
+"""The arrays that compiled steps read, and masses of trie nodes in them, compiled.
 
 Rows come in the order of the token ids, so a sum gathers; and one pass sorts a whole row into
 the bytes after each heavy node (see `host_rows`). Loops are serial, so results do not depend
 on the number of threads; all sums are float64.
 
-The functions that are called for each child take arrays of one row and not the whole
-`RowArrays`: that is seventy words, which a call would copy at more than the price of most sums.
+Functions that are called for each child take arrays of one row and not the whole `RowArrays`: that
+is seventy words, which a call would copy at more than the price of most sums.
+
+Every array among the arguments of a compiled call costs Python about 0.2 microseconds, every
+named tuple of them one more. A step reads twenty such arrays, which change seldom, and does
+often little work. So `Handles` keeps their addresses and lengths in one int64 array, from which
+the compiled side makes the named tuples again at no cost (`opened`).
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np import arrayobj
 
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.host_rows import FAN
+from genlm_bytes_smc.lm.contexts import IntArray, TreeArrays
+from genlm_bytes_smc.lm.host_rows import FAN, RowArrays
 
 # No nnan/ninf: -inf is a legitimate weight here.
 _SUM = {"reassoc", "nsz", "contract", "arcp"}
 
+_SIZES = 8  # numbers in `Handles` before the addresses
 
 ROOT = np.int64(0)  # not a literal, for which numba would compile `add_children` once more
 
 
 class TrieArrays(NamedTuple):
-    """Arrays of a `TokenTrie` that the kernels walk."""
+    """Arrays of a `TokenTrie` that compiled code walks."""
 
     lo: npt.NDArray[np.int32]
     hi: npt.NDArray[np.int32]
     ends: npt.NDArray[np.int32]
     first_child: npt.NDArray[np.int32]
     edge: npt.NDArray[np.uint8]
+
+
+class Handles:
+    """Where the arrays of one trie, the rows over it and the context tree lie.
+
+    Args:
+        trie: the trie's arrays, which stay the same.
+    """
+
+    def __init__(self, trie: TrieArrays) -> None:
+        self.trie = trie
+        # Held here, so that what the addresses point at stays alive.
+        self._rows: RowArrays | None = None
+        self._tree: TreeArrays | None = None
+        self._found: IntArray = np.empty(0, dtype=np.int64)
+
+    def of(self, rows: RowArrays, tree: TreeArrays) -> IntArray:
+        """Return what `opened` takes."""
+        if rows is not self._rows or tree is not self._tree:
+            self._rows, self._tree = rows, tree
+            sizes = [len(self.trie.lo), *rows.probs.shape, len(rows.order), len(rows.heavy)]
+            sizes += [len(rows.slot_of), len(tree.parent), len(tree.table)]
+            arrays: list[np.ndarray[Any, Any]] = [*self.trie, *rows[1:], *tree]
+            assert all(a.flags.c_contiguous for a in arrays)
+            addresses = [a.__array_interface__["data"][0] for a in arrays]
+            self._found = np.array([*sizes, *addresses], dtype=np.int64)
+        return self._found
+
+
+@intrinsic
+def _array(typingctx, address, shape, dtype):
+    """Return the array that lies at an address: `nb.carray`, without compiling it for each type."""
+    array = types.Array(dtype.dtype, shape.count, "C")
+
+    def code(context, builder, signature, args):
+        data = builder.inttoptr(args[0], context.get_data_type(array.dtype).as_pointer())
+        lengths = cgutils.unpack_tuple(builder, args[1])
+        size = context.get_abi_sizeof(context.get_data_type(array.dtype))
+        strides = [context.get_constant(types.intp, size)]
+        for length in lengths[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], length))
+        out = context.make_array(array)(context, builder)
+        item = context.get_constant(types.intp, size)
+        arrayobj.populate_array(out, data, lengths, strides, item, None)
+        return out._getvalue()
+
+    return array(address, shape, dtype), code
+
+
+@inner()
+def opened(handles, probs):
+    """Return the `TrieArrays`, `RowArrays` and `TreeArrays` that `Handles.of` was given.
+
+    handles int64[h]; probs is the first of the RowArrays, whose dtype the others lack.
+    """
+    m, s, v, t, n_heavy = handles[0], handles[1], handles[2], handles[3], handles[4]
+    slots, n, places = handles[5], handles[6], handles[7]
+    at = handles[_SIZES:]
+    trie = TrieArrays(
+        _array(at[0], (m,), np.int32),
+        _array(at[1], (m,), np.int32),
+        _array(at[2], (m,), np.int32),
+        _array(at[3], (m + 1,), np.int32),
+        _array(at[4], (m,), np.uint8),
+    )
+    rows = RowArrays(
+        probs,
+        _array(at[5], (s,), np.float64),
+        _array(at[6], (s, FAN * n_heavy), np.float64),
+        _array(at[7], (s,), np.bool_),
+        _array(at[8], (t,), np.uint32),
+        _array(at[9], (n_heavy,), np.int64),
+        _array(at[10], (n_heavy, 3), np.int64),
+        _array(at[11], (v,), np.uint16),
+        _array(at[12], (slots,), np.int64),
+    )
+    tree = TreeArrays(
+        _array(at[13], (n,), np.int64),
+        _array(at[14], (n,), np.int64),
+        _array(at[15], (n,), np.int64),
+        _array(at[16], (n,), np.bool_),
+        _array(at[17], (places,), np.int64),
+        _array(at[18], (n,), np.int64),
+        _array(at[19], (2,), np.int64),
+    )
+    return trie, rows, tree
+
+
+# -- sums over tokens ---------------------------------------------------------------------
+
+
+@inner()
+def child_of_node(trie, node, byte):
+    """Return the child of a trie node along a byte, or -1."""
+    edge = trie.edge
+    a, b = trie.first_child[node], trie.first_child[node + 1]
+    end = b
+    while a < b:
+        mid = (a + b) >> 1
+        if edge[mid] < byte:
+            a = mid + 1
+        else:
+            b = mid
+    if a < end and edge[a] == byte:
+        return a
+    return -1
 
 
 @inner(fastmath=_SUM)
@@ -77,7 +194,8 @@ def sum_range(row, order, lo, hi, cut):
 
 
 @inner()
-def _touches(lo, hi, cut):
+def touches(lo, hi, cut):
+    """Return whether a position in lo..hi is in `cut`."""
     found = False
     for c in cut:
         found |= lo <= c < hi
@@ -89,7 +207,7 @@ def child_mass(trie, rows, slot, node, child, cut):
     """Mass below an edge of `node`; those of heavy nodes may have been summed already."""
     lo, hi = trie.lo[child], trie.hi[child]
     many = 4 * (hi - lo) > len(rows.labels)
-    if (many or rows.summed[slot]) and not _touches(lo, hi, cut):
+    if (many or rows.summed[slot]) and not touches(lo, hi, cut):
         h = _heavy_index(rows.heavy, node)
         if h >= 0 and rows.summed[slot]:
             return rows.roots[slot, FAN * h + trie.edge[child]]
@@ -110,7 +228,7 @@ def add_children(trie, rows, slot, node, factor, cut, out):
     Rows of candidates at heavy nodes must have been summed (`sum_root`). out float64[>= 256].
     """
     h = _heavy_index(rows.heavy, node)
-    if h >= 0 and not _touches(trie.lo[node], trie.hi[node], cut):
+    if h >= 0 and not touches(trie.lo[node], trie.hi[node], cut):
         line = rows.roots[slot, FAN * h : FAN * h + 256]
         for b in range(256):
             out[b] += factor * line[b]
@@ -118,13 +236,10 @@ def add_children(trie, rows, slot, node, factor, cut, out):
     row, scale = rows.probs[slot], rows.scale[slot]
     for child in range(trie.first_child[node], trie.first_child[node + 1]):
         lo, hi, b = trie.lo[child], trie.hi[child], trie.edge[child]
-        if h >= 0 and not _touches(lo, hi, cut):
+        if h >= 0 and not touches(lo, hi, cut):
             out[b] += factor * rows.roots[slot, FAN * h + b]
         else:
             out[b] += factor * (scale * sum_range(row, rows.order, lo, hi, cut))
-
-
-# -- sorting whole rows -------------------------------------------------------------------
 
 
 @inner(fastmath=_SUM)

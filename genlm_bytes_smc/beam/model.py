@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,10 +15,8 @@ import numpy.typing as npt
 from genlm_bytes_smc.beam.kernels import Kernels
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.respell import NEVER, Span, first_ends, spans, splits_before
 from genlm_bytes_smc.beam.rules import Rescues, Rules
-from genlm_bytes_smc.beam.sharing import Shared
-from genlm_bytes_smc.beam.symbols import N_BYTES
+from genlm_bytes_smc.beam.state import N_BYTES, Shared
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.adapter import as_engine
 from genlm_bytes_smc.lm.contexts import IntArray
@@ -59,10 +57,7 @@ class ByteModel(Shared):
         self.kernels: Kernels = _kernels(self.store)
         self.eos_ids = lru_cache(maxsize=64)(self._eos_ids)
         self.cut = lru_cache(maxsize=64)(self._cut)
-        self._edges = lru_cache(maxsize=1024)(self._edges_of)
-        self._rescues = lru_cache(maxsize=16)(self._rescues_of)
-        self._single_bytes = lru_cache(maxsize=16)(self._has_single_bytes)
-        self.rescuable = lru_cache(maxsize=1 << 16)(self._rescuable)
+        self._rescues = lru_cache(maxsize=16)(partial(Rescues, self.trie))
         self._guide_lost = False
 
     @cached_property
@@ -113,6 +108,12 @@ class ByteModel(Shared):
     def _cut(self, spellings: frozenset[bytes]) -> IntArray:
         """Trie positions of the end-of-sequence tokens, sorted int64."""
         return np.sort(self.trie.position[list(self.eos_ids(spellings))]).astype(np.int64)
+
+    def not_text(self, params: BeamParams, *, in_prompt: bool, literal: bool) -> IntArray:
+        """Trie positions of the tokens that are no text; see `Rules`."""
+        if in_prompt:
+            return self.special_cut if literal else NO_CUT
+        return self.cut(params.eos) if params.eos else NO_CUT
 
     def spellings(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
         """Return what each token spells; an id that only the model knows stands as `<id>`."""
@@ -180,10 +181,7 @@ class ByteModel(Shared):
 
     def rules(self, params: BeamParams, *, in_prompt: bool = False, literal: bool = False) -> Rules:
         """Return how lanes with these parameters prune and heal; see `Rules`."""
-        if in_prompt:
-            cut = self.special_cut if literal else NO_CUT
-        else:
-            cut = self.cut(params.eos) if params.eos else NO_CUT
+        cut = self.not_text(params, in_prompt=in_prompt, literal=literal)
         limits = params.heal_max_backoff, params.heal_max_splits
         return Rules(
             in_prompt=in_prompt,
@@ -193,72 +191,8 @@ class ByteModel(Shared):
             log_threshold=params.log_prune_threshold,
             random=params.unbiased,
             heals=params.heal,
-            max_backoff=limits[0],
-            max_splits=limits[1],
             rescues=self._rescues(tuple(cut.tolist()), *limits),
         )
-
-    def _rescues_of(self, cut: tuple[int, ...], *limits: int | None) -> Rescues:
-        return Rescues(len(self.trie), lambda node: self.rescuable(node, cut, *limits))
-
-    def _rescuable(
-        self, node: int, cut: tuple[int, ...], max_backoff: int | None, max_splits: int | None
-    ) -> npt.NDArray[np.bool_]:
-        """Return which bytes healing could read from a node, bool[256].
-
-        Healing ends a token at an earlier byte of the partial one, then spells the rest anew;
-        whether that can be done depends on the trie alone.
-
-        Args:
-            node: trie node of the token in flight.
-            cut: trie positions that are no text.
-            max_backoff, max_splits: as in `BeamParams`.
-        """
-        partial = self.trie.spell(node)
-        out = np.zeros(N_BYTES, dtype=bool)
-        if max_splits is None and self._single_bytes(cut):  # any rest can be spelled then
-            out[:] = bool(first_ends(self.spans(partial, cut, 1), len(partial), max_backoff))
-            return out
-        found = self.spans(partial, cut)
-        fewest = splits_before(found, first_ends(found, len(partial), max_backoff))
-        most = NEVER - 1 if max_splits is None else max_splits
-        for span, splits in zip(found, fewest, strict=True):
-            if splits <= most and span.node >= 0:
-                out[self._edges(span.node, cut)] = True
-        return out
-
-    def spans(self, partial: bytes, cut: tuple[int, ...], count: int | None = None) -> list[Span]:
-        """Return how the trie goes on from each position of a partial token; see `respell`.
-
-        Args:
-            partial: the bytes of the token so far.
-            cut: trie positions that are no text.
-            count: only from so many first positions.
-        """
-        return spans(self.trie, partial, lambda node: self._ends(node, cut), count)
-
-    def _has_single_bytes(self, cut: tuple[int, ...]) -> bool:
-        """Return whether each byte is a token that is text, as in most vocabularies."""
-        nodes = [self.trie.child(0, byte) for byte in range(N_BYTES)]
-        return all(node >= 0 and self._ends(node, cut) for node in nodes)
-
-    def reads(self, node: int, byte: int, cut: tuple[int, ...]) -> bool:
-        """Return whether a token that is text goes on from `node` with `byte`."""
-        return byte in self._edges(node, cut)
-
-    def _ends(self, node: int, cut: tuple[int, ...]) -> bool:
-        """Return whether a token that is text ends at `node`."""
-        first = int(self.trie.lo[node])
-        last = first + int(self.trie.ends[node])
-        return last - first > sum(first <= c < last for c in cut)
-
-    def _edges_of(self, node: int, cut: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Bytes on the edges below `node` under which a token that is text ends."""
-        trie = self.trie
-        below = slice(int(trie.first_child[node]), int(trie.first_child[node + 1]))
-        lo, hi = trie.lo[below], trie.hi[below]
-        inside = sum(((lo <= c) & (c < hi)).astype(np.int64) for c in cut)
-        return trie.byte[below][hi - lo > inside]
 
 
 def _valid_utf8(text: bytes) -> str:

@@ -13,17 +13,9 @@ import numpy as np
 from genlm_bytes_smc.beam import rng
 from genlm_bytes_smc.compiled import entry, full, inner
 
-_GOLDEN, _M1, _M2 = rng.GOLDEN, rng.M1, rng.M2
+_GOLDEN, _R11 = rng.GOLDEN, np.uint64(11)
 _THIN, _PRUNE = rng.salt(rng.THIN), rng.salt(rng.PRUNE)
-_R30, _R27, _R31, _R11 = (np.uint64(n) for n in (30, 27, 31, 11))
-
-
-@inner()
-def _mix(x):
-    """Mix as `rng.mix`."""
-    x = (x ^ (x >> _R30)) * _M1
-    x = (x ^ (x >> _R27)) * _M2
-    return x ^ (x >> _R31)
+_mix = inner()(rng.mix)
 
 
 @inner()
@@ -304,18 +296,28 @@ def select_unbiased(logw, k, uniform):
 
 
 @inner()
-def prune_lanes(ctx, node, logu, logw, key, k, log_threshold, random):
+def add_logs(a, b):
+    """log(exp(a) + exp(b))."""
+    top = max(a, b)
+    if top == -np.inf:
+        return top
+    return top + np.log(np.exp(a - top) + np.exp(b - top))
+
+
+@inner()
+def prune_lanes(ctx, node, logu, logw, key, k, log_threshold, random, dropped):
     """Keep `k` candidates a lane (k < 0: all), best first; with `random` by their keys.
 
-    Returns (ctx, node, logu, logw, log mass dropped float64[N]).
+    The log mass dropped is added to `dropped` float64[N]. Returns (ctx, node, logu, logw, log_z).
     """
     if random:
         pick, weight = select_unbiased(logw, k, _uniforms(key, _PRUNE))
-        lost = full(len(logw), -np.inf)
     else:
         pick, weight, lost = select_topk(logw, k, log_threshold)
+        for n in range(len(lost)):
+            dropped[n] = add_logs(dropped[n], lost[n])
     ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
-    return ctx, node, logu, logw, lost
+    return ctx, node, logu, logw, logsumexp_rows(logw)
 
 
 @inner()

@@ -18,22 +18,21 @@ KeyArray = npt.NDArray[np.uint64]
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 M1 = np.uint64(0xBF58476D1CE4E5B9)
 M2 = np.uint64(0x94D049BB133111EB)
+_R30, _R27, _R31 = (np.uint64(n) for n in (30, 27, 31))
 
 PRUNE, THIN = 0, 1  # the draws of one step
 
 
 def mix(x: KeyArray) -> KeyArray:
-    """SplitMix64's bijective mixer, elementwise over uint64."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * M1
-        x = (x ^ (x >> np.uint64(27))) * M2
-        return x ^ (x >> np.uint64(31))
+    """SplitMix64's bijective mixer, elementwise over uint64; `pruning_numba` compiles it, too."""
+    x = (x ^ (x >> _R30)) * M1
+    x = (x ^ (x >> _R27)) * M2
+    return x ^ (x >> _R31)
 
 
-def start_keys(seeds: npt.NDArray[np.uint64]) -> KeyArray:
+def start_keys(seeds: KeyArray) -> KeyArray:
     """Keys uint64[N] of lanes that have read nothing, from their seeds."""
-    with np.errstate(over="ignore"):
-        return mix(seeds + GOLDEN)
+    return mix(seeds + GOLDEN)
 
 
 def lane_keys(seed: int, n: int, lane_seeds: Sequence[int] | None) -> KeyArray:
@@ -57,14 +56,12 @@ def lane_keys(seed: int, n: int, lane_seeds: Sequence[int] | None) -> KeyArray:
 
 def read_keys(keys: KeyArray, symbols: npt.NDArray[np.int64]) -> KeyArray:
     """Keys after one more symbol (0..256) a lane."""
-    with np.errstate(over="ignore"):
-        return mix(keys + GOLDEN * (symbols + 2).astype(np.uint64))
+    return mix(keys + GOLDEN * (symbols + 2).astype(np.uint64))
 
 
 def salt(draw: int) -> np.uint64:
     """Return the number that a key is combined with for a draw."""
-    with np.errstate(over="ignore"):
-        return np.uint64(mix(np.full(1, draw + 1, dtype=np.uint64) * GOLDEN)[0])
+    return np.uint64(mix(np.full(1, draw + 1, dtype=np.uint64) * GOLDEN)[0])
 
 
 def uniforms(keys: KeyArray, draw: int) -> npt.NDArray[np.float64]:

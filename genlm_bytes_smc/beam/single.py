@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,13 @@ import torch
 from genlm_bytes_smc.beam import display
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_text import read_texts
-from genlm_bytes_smc.beam.display import Candidate
+from genlm_bytes_smc.beam.display import EOS, Candidate, LazyByteProbs
+from genlm_bytes_smc.beam.known_text import read_text
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.prefill import read_text
-from genlm_bytes_smc.beam.probs import EOS, LazyByteProbs
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN, N_BYTES, check_byte
+from genlm_bytes_smc.beam.state import EOS_COLUMN, N_BYTES, check_byte
 from genlm_bytes_smc.lm.async_lm import start_tokens
 from genlm_bytes_smc.lm.engine import LMCounts
 from genlm_bytes_smc.lm.rows import RowTransform
@@ -110,8 +109,7 @@ class ByteBeamState:
         """Read a prompt, in which end-of-sequence tokens are ordinary tokens.
 
         Args:
-            prompt: bytes, a sequence of integers 0..255, or a `Prompt` (text, token ids,
-                chat messages).
+            prompt: bytes, integers 0..255, or a `Prompt` (text, token ids, chat messages).
 
         Raises:
             TypeError: text, where bytes or a `Prompt` are due.
@@ -186,8 +184,9 @@ class ByteBeamState:
             seed: of a generator used instead of `draw`.
         """
         if seed is not None:
-            return await self._generate(context, steps, _Categorical(seed))
-        return await self._generate(context, steps, _Drawn(draw))
+            choose = partial(_categorical, np.random.default_rng(seed))
+            return await self._generate(context, steps, choose)
+        return await self._generate(context, steps, partial(_drawn, draw))
 
     async def cleanup(self) -> None:
         """Nothing is left to clean: a beam holds arrays, and no task or thread."""
@@ -350,28 +349,17 @@ def _likeliest(row: torch.Tensor) -> int:
     return int(row.argmax())
 
 
-class _Categorical:
-    """Draws a column of a row of log weights, from a seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-
-    def __call__(self, row: torch.Tensor) -> int:
-        p = torch.softmax(row, dim=0).cpu().numpy()
-        return int(np.searchsorted(p.cumsum() / p.sum(), self._rng.random(), side="right"))
+def _categorical(rng: np.random.Generator, row: torch.Tensor) -> int:
+    """Draw a column of a row of log weights."""
+    p = torch.softmax(row, dim=0).cpu().numpy()
+    return int(np.searchsorted(p.cumsum() / p.sum(), rng.random(), side="right"))
 
 
-class _Drawn:
-    """A user's `draw`, which wants a dictionary of probabilities."""
-
-    def __init__(self, draw: Draw) -> None:
-        self._draw = draw
-
-    def __call__(self, row: torch.Tensor) -> int:
-        chart = LazyByteProbs.from_row(row).materialize().map_values(np.exp)
-        drawn = self._draw(chart)
-        if drawn == EOS:
-            return EOS_COLUMN
-        if drawn is None or not 0 <= drawn < N_BYTES:
-            raise ValueError(f"draw must return a byte 0..255 or {EOS}, got {drawn!r}")
-        return int(drawn)
+def _drawn(draw: Draw, row: torch.Tensor) -> int:
+    """Draw a column by a user's `draw`, which wants a dictionary of probabilities."""
+    drawn = draw(LazyByteProbs.from_row(row).materialize().map_values(np.exp))
+    if drawn == EOS:
+        return EOS_COLUMN
+    if drawn is None or not 0 <= drawn < N_BYTES:
+        raise ValueError(f"draw must return a byte 0..255 or {EOS}, got {drawn!r}")
+    return int(drawn)

@@ -1,12 +1,22 @@
-"""The candidates of N byte beams as a struct of arrays."""
+"""The candidates of N byte beams as a struct of arrays, what lanes have in common, and symbols."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.engine import not_pickled
+
+N_BYTES = 256
+EOS_COLUMN = N_BYTES  # of a [N, 257] block; as a symbol to `step`, the end of the text
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
 Array = Any  # numpy array (CPU kernels) or torch tensor (any device); one kind per state
 
 
@@ -47,13 +57,15 @@ class HostState(NamedTuple):
     key: npt.NDArray[np.uint64]
 
     @classmethod
-    def of(cls, ctx: Array, node: Array, logu: Array, logw: Array, key: Array) -> HostState:
-        """Return a copy of the arrays of a `BeamState` on the host."""
+    def of(
+        cls, ctx: Array, node: Array, logu: Array, logw: Array, key: Array | None = None
+    ) -> HostState:
+        """Return a copy of the arrays of a `BeamState` on the host; without keys they are 0."""
         packed = np.empty((4, *ctx.shape), dtype=np.int64)
         packed[0], packed[1] = ctx, node
         weights = packed.view(np.float64)
         weights[2], weights[3] = logu, logw
-        return cls(packed, key)
+        return cls(packed, np.zeros(len(packed[0]), dtype=np.uint64) if key is None else key)
 
     @property
     def ctx(self) -> npt.NDArray[np.int64]:
@@ -99,7 +111,112 @@ class Extensions(NamedTuple):
     logw: Array
     dropped: Array
 
+    def weighed(self, logw: Array) -> Extensions:
+        """Return the extensions with their weights float64[E], the impossible ones left out."""
+        return self._replace(logw=logw).take(logw > -np.inf)
+
     def take(self, keep: Array) -> Extensions:
         """Return the extensions that `keep` bool[E] marks."""
         lane, cand, token, logw = (a[keep] for a in self[:4])
         return Extensions(lane, cand, token, logw, self.dropped)
+
+
+class Shared:
+    """An object that a copy of what holds it holds, too; it cannot be pickled."""
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the object itself."""
+        return self
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise not_pickled()
+
+
+class SharedLanes(Shared):
+    """N beams, a value.
+
+    Attributes:
+        log_z: float64[N], see `ByteLanes`.
+        ended: bool[N].
+        model, in_prompt: shared by all lanes.
+    """
+
+    model: Any
+    in_prompt: Any
+    log_z: npt.NDArray[np.float64]
+    ended: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Return the number of lanes, N."""
+        return len(self.log_z)
+
+    async def as_prompt(self, *, literal: bool = False) -> Self:
+        """Return lanes that read a prompt: end-of-sequence tokens are ordinary tokens.
+
+        Args:
+            literal: leave special tokens out instead, all of them.
+        """
+        return await self._in_mode(in_prompt=True, literal=literal)
+
+    async def as_text(self) -> Self:
+        """Return lanes whose prompt is over: end-of-sequence tokens end the text from here on.
+
+        A token in flight can no longer become an end-of-sequence token, so candidates lose
+        that share of their weight; one that the prompt spelled to its end is committed.
+        """
+        return await self._in_mode(in_prompt=False, literal=False)
+
+    @abstractmethod
+    async def _in_mode(self, *, in_prompt: bool, literal: bool) -> Self:
+        """Return the same lanes in a mode."""
+
+    def check_like(self, lanes: Sequence[Any]) -> None:
+        """Raise unless all of these lanes can stand beside these.
+
+        Raises:
+            ValueError: lanes of another model, or in another mode.
+        """
+        if any(x.model is not self.model or x.in_prompt != self.in_prompt for x in lanes):
+            raise ValueError("only lanes of one model, in one mode, can be put side by side")
+
+    @property
+    def alive(self) -> npt.NDArray[np.bool_]:
+        """Lanes that can read on, bool[N]."""
+        return (self.log_z > -np.inf) & ~self.ended
+
+
+# -- symbols, checked where a user gives them ----------------------------------------------
+
+
+def check_byte(byte: object) -> int:
+    """`byte` as an int in 0..255.
+
+    Raises:
+        TypeError: not an integer. ValueError: out of range.
+    """
+    if isinstance(byte, bool) or not hasattr(byte, "__index__"):
+        raise TypeError(f"a byte must be an integer in 0..255, got {byte!r}")
+    value: int = byte.__index__()
+    if not 0 <= value < N_BYTES:
+        raise ValueError(f"a byte must be an integer in 0..255, got {value}")
+    return value
+
+
+def check_symbols(symbols: Sequence[int] | IntArray, n: int) -> IntArray:
+    """One symbol for each of `n` lanes, int64[n]: a byte, 256 for the end, -1 for nothing.
+
+    Raises:
+        ValueError: a symbol out of range, or not one a lane.
+    """
+    out = np.asarray(symbols)
+    if out.shape != (n,) or out.dtype.kind not in "iu":
+        raise ValueError(
+            f"step needs one integer symbol for each of {n} lanes, got shape {out.shape} of "
+            f"dtype {out.dtype}"
+        )
+    if n and (out.min() < -1 or out.max() > EOS_COLUMN):
+        raise ValueError(f"symbols run from -1 to {EOS_COLUMN}, got {out.min()} to {out.max()}")
+    return out.astype(np.int64)

@@ -2,7 +2,7 @@
 
 A step whose rows are not all there returns the contexts that lack one and has no effect but that
 those contexts exist; it is called again with the rows there. States go in and out as one array
-(`packing_numba`). The arrays of trie, rows and tree come in as `Handles`. `random` means
+(`candidates_numba`). The arrays of trie, rows and tree come in as `Handles`. `random` means
 `prune="unbiased"`: draws are functions of the lanes' keys uint64[N].
 """
 
@@ -14,32 +14,36 @@ import numpy as np
 
 from genlm_bytes_smc.beam.candidates_numba import (
     advance,
-    append_extensions,
     begin_read,
+    children,
     end_read,
-    extensions,
+    extend_all,
+    grow,
+    lacking,
+    nothing,
+    pack,
+    unpack,
 )
-from genlm_bytes_smc.beam.handles import opened
-from genlm_bytes_smc.beam.masses_numba import ROOT, add_children, add_masses, sum_root
-from genlm_bytes_smc.beam.packing_numba import add_logs, children, lacking, nothing, pack, unpack
-from genlm_bytes_smc.beam.pruning_numba import admit, keys_after, logsumexp_rows, prune_lanes
+from genlm_bytes_smc.beam.masses_numba import ROOT, add_children, add_masses, opened, sum_root
+from genlm_bytes_smc.beam.pruning_numba import add_logs, keys_after, prune_lanes
 from genlm_bytes_smc.compiled import entry, full, inner
 from genlm_bytes_smc.lm.contexts import NO_ROOM
 
-_NONE = np.empty(0, np.int64)
-_WITHIN = np.bool_(True)
+_NO, _NOWHERE, _NOT_AT_ALL = np.bool_(False), np.int64(0), np.float64(0.0)
 
 
 @entry()
 def prune(packed, key, log_dropped, k, log_threshold, random):
     """Prune: (packed state, float64[2, N]: log_z, and all that was dropped so far)."""
     ctx, node, logu, logw = unpack(packed)
-    ctx, node, logu, logw, lost = prune_lanes(ctx, node, logu, logw, key, k, log_threshold, random)
-    numbers = full((2, len(lost)), 0.0)
-    log_z = logsumexp_rows(logw)
-    for n in range(len(lost)):
+    numbers = full((2, len(key)), 0.0)
+    for n in range(len(key)):  # array assignments take seconds to compile, for their error
+        numbers[1, n] = log_dropped[n]
+    ctx, node, logu, logw, log_z = prune_lanes(
+        ctx, node, logu, logw, key, k, log_threshold, random, numbers[1]
+    )
+    for n in range(len(key)):
         numbers[0, n] = log_z[n]
-        numbers[1, n] = add_logs(log_dropped[n], lost[n])
     return pack(ctx, node, logu, logw), numbers
 
 
@@ -53,67 +57,29 @@ def read(
     """
     trie, rows, tree = opened(handles, probs)
     ctx, node, logu, logw = unpack(packed)
-    lost = full(len(byte), -np.inf)
+    dropped = log_dropped.copy()
     if k >= 0 or log_prune > -np.inf:
-        ctx, node, logu, logw, lost = prune_lanes(ctx, node, logu, logw, key, k, log_prune, random)
-    out, after, numbers, missing = _read(
-        trie, rows, tree, ctx, node, logu, logw, key, log_z, byte, cut, log_threshold, random
-    )
-    for n in range(len(byte)):
-        numbers[1, n] = add_logs(add_logs(log_dropped[n], lost[n]), numbers[1, n])
-    return out, after, numbers, missing
-
-
-@inner(inline="always")
-def _read(trie, rows, tree, ctx, node, logu, logw, key, log_z, byte, cut, log_threshold, random):
+        ctx, node, logu, logw, _ = prune_lanes(
+            ctx, node, logu, logw, key, k, log_prune, random, dropped
+        )
     numbers = full((2, len(byte)), -np.inf)
     missing = lacking(rows, ctx, logw)
     if len(missing):
         return nothing(), key, numbers, missing
-    moved, able, lane, cand, token, ext, dropped = begin_read(
-        trie, rows, ctx, node, logu, logw, key, log_z, byte, cut, log_threshold, random
-    )
+    moved, able, lane, cand, token, ext, left = begin_read(
+        trie, rows, ctx, node, logu, logw, key, log_z, byte, cut, log_threshold, random, _NO,
+        _NO, full(0, 0), _NOWHERE, _NOT_AT_ALL,
+    )  # fmt: skip
     new, missing = children(tree, rows, ctx, lane, cand, token)
     if len(missing):
         return nothing(), key, numbers, missing
     ctx, node, logu, logw, total = end_read(
         trie, rows, ctx, moved, logu, able, lane, new, ext, byte, cut
     )
-    for n in range(len(byte)):  # array assignments take seconds to compile, for their error
-        numbers[0, n], numbers[1, n] = total[n], dropped[n]
+    for n in range(len(byte)):
+        numbers[0, n], numbers[1, n] = total[n], add_logs(dropped[n], left[n])
     after = keys_after(key, byte) if random else key
     return pack(ctx, node, logu, logw), after, numbers, missing
-
-
-@inner(inline="always")
-def _extend(trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random):
-    """Return the candidates and their admitted extensions, if all have rows.
-
-    Returns (packed state, log mass left out [N], contexts without rows or [NO_ROOM]).
-    """
-    missing = lacking(rows, ctx, logw)
-    dropped = full(len(log_z), -np.inf)
-    if len(missing):
-        return nothing(), dropped, missing
-    out, dropped, missing = _grow(
-        trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random
-    )
-    if len(missing):
-        return nothing(), dropped, missing
-    return out, dropped, missing
-
-
-@inner()
-def _grow(trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random):
-    """As `_extend`, where the rows of the extensions may be missing."""
-    lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
-    lane, cand, token, ext, dropped = admit(
-        lane, cand, token, ext, log_z, key, log_threshold, random, _WITHIN
-    )
-    new, missing = children(tree, rows, ctx, lane, cand, token)
-    if len(lane):
-        ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new, ext)
-    return pack(ctx, node, logu, logw), dropped, missing
 
 
 @inner()
@@ -164,11 +130,11 @@ def step(handles, probs, extended, key, symbols, cut, k, log_threshold, random):
             byte[n] = symbols[n]
     after = keys_after(key, symbols) if random else key
     moved, weight = advance(trie, rows, ctx, node, logu, logw, byte, cut)
-    kept_ctx, kept_node, kept_logu, kept_logw, lost = prune_lanes(
-        ctx, moved, logu, weight, after, k, log_threshold, random
+    lost = full(n_lanes, -np.inf)
+    kept_ctx, kept_node, kept_logu, kept_logw, log_z = prune_lanes(
+        ctx, moved, logu, weight, after, k, log_threshold, random, lost
     )
-    log_z = logsumexp_rows(kept_logw)
-    out, left, missing = _grow(
+    out, left, missing = grow(
         trie, rows, tree, kept_ctx, kept_node, kept_logu, kept_logw, after, log_z, cut,
         log_threshold, random,
     )  # fmt: skip
@@ -282,7 +248,7 @@ def look(
         extended_ctx, _, _, extended_logw = unpack(extended)
         missing = lacking(rows, extended_ctx, extended_logw)
     else:
-        extended, left_out, missing = _extend(
+        extended, left_out, missing = extend_all(
             trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random
         )
     if len(missing) or not wanted:
@@ -295,66 +261,3 @@ def look(
         trie, rows, ctx, node, logw, extended, log_z, lossy, cut, random, rescue_of, rescues, share
     )
     return extended, left_out, missing, out, done
-
-
-@inner(inline="always")
-def _likeliest(trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random):
-    """Return the likeliest symbol after one lane's candidates; contexts without rows."""
-    ext, _, missing = _extend(
-        trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random
-    )
-    if len(missing):
-        return -1, missing
-    ectx, enode, elogu, elogw = unpack(ext)
-    mass = full(257, 0.0)
-    add_masses(trie, rows, ectx[0], enode[0], elogu[0], elogw[0], cut, True, mass)
-    return np.argmax(mass), missing
-
-
-@entry()
-def follow_likeliest(
-    handles, probs, packed, key, log_z, log_dropped, cut, k, log_threshold, random, steps
-):
-    """Prune, find the likeliest byte, read it: up to `steps` times, for one lane.
-
-    Stops before a byte for which a row is missing, before the end of the text, and before a
-    byte that only healing can read. What healing adds to a row is never the likeliest.
-
-    Returns:
-        The packed state after the last byte read, not pruned; its key; float64[2, 1] its log_z
-        and log mass dropped; the bytes int64[n]; whether the text ends next; contexts without
-        rows.
-    """
-    trie, rows, tree = opened(handles, probs)
-    ctx, node, logu, logw = unpack(packed)
-    symbols = full(steps, 0)
-    numbers = full((2, 1), 0.0)
-    numbers[0, 0], numbers[1, 0] = log_z[0], log_dropped[0]
-    ends = False
-    missing = _NONE
-    done = 0
-    while done < steps:
-        missing = lacking(rows, ctx, logw)
-        if len(missing):
-            break
-        c, x, u, w, lost = prune_lanes(ctx, node, logu, logw, key, k, log_threshold, random)
-        total = full(1, numbers[0, 0]) if random else logsumexp_rows(w)
-        symbol, missing = _likeliest(
-            trie, rows, tree, c, x, u, w, key, total, cut, log_threshold, random
-        )
-        if len(missing):
-            break
-        ends = symbol == 256
-        if ends:
-            break
-        state, after, out, missing = _read(
-            trie, rows, tree, c, x, u, w, key, total, full(1, symbol), cut, log_threshold, random
-        )
-        if len(missing) or out[0, 0] == -np.inf:
-            break
-        numbers[0, 0], key = out[0, 0], after
-        numbers[1, 0] = add_logs(add_logs(numbers[1, 0], lost[0]), out[1, 0])
-        ctx, node, logu, logw = unpack(state)
-        symbols[done] = symbol
-        done += 1
-    return pack(ctx, node, logu, logw), key, numbers, symbols[:done], ends, missing

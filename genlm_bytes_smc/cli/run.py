@@ -11,7 +11,7 @@ import numpy as np
 from genlm_bytes_smc import ByteBeamState, ByteLanes
 from genlm_bytes_smc.beam import display
 from genlm_bytes_smc.beam.model import byte_model
-from genlm_bytes_smc.beam.symbols import EOS_COLUMN
+from genlm_bytes_smc.beam.state import EOS_COLUMN
 from genlm_bytes_smc.cli.inputs import (
     announce_compilation,
     as_prompt,

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.beam import pruning_numba as pn
-from genlm_bytes_smc.beam.admission import keep_above
+from genlm_bytes_smc.beam.composed import keep_above
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels, _arrays
 from genlm_bytes_smc.beam.masses_numba import next_block
 from genlm_bytes_smc.beam.rng import PRUNE, uniforms
@@ -28,7 +28,7 @@ def packed(state):
 
 
 class HostParts:
-    """`composed.Parts` on numpy arrays.
+    """The parts of `composed.Composed` on numpy arrays.
 
     Args:
         store: of the rows, on the host.

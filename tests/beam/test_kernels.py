@@ -23,17 +23,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from genlm_bytes_smc.beam import pruning_numba as pn
-from genlm_bytes_smc.beam.admission import keep_above, thin
+from genlm_bytes_smc.beam.composed import keep_above, thin
 from genlm_bytes_smc.beam.kernels import Kernels, Texts
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.kernels_torch import TorchKernels
+from genlm_bytes_smc.beam.known_text import read_text
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.prefill import read_text
-from genlm_bytes_smc.beam.range_sums import chunks
 from genlm_bytes_smc.beam.rng import start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions, HostState
+from genlm_bytes_smc.beam.torch_parts import chunks
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowStore, RowTransform
 from genlm_bytes_smc.trie import TokenTrie, Vocabulary

@@ -8,8 +8,8 @@ import torch
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, load_model, trie
 from genlm_bytes_smc.beam import candidates_numba, pruning_numba, steps_numba
+from genlm_bytes_smc.beam.known_text import read_text
 from genlm_bytes_smc.beam.model import byte_model
-from genlm_bytes_smc.beam.prefill import read_text
 from tests.toys import EOS_TOKEN, ToyLM
 
 SETTINGS = [

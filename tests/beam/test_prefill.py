@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.ngram import NgramLM
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, ByteLLM, load_model
-from genlm_bytes_smc.beam import foresight
+from genlm_bytes_smc.beam import known_text
 from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 
 LICENCE = Path(__file__).parents[2].joinpath("LICENSE").read_bytes()[:400]
@@ -126,11 +126,11 @@ async def test_the_prefix_of_a_potential_is_foreseen_too(tiny):
     ],
 )
 async def test_a_guide_begun_inside_a_token_knows_what_it_says(tiny, begun, stretch, monkeypatch):
-    monkeypatch.setattr(foresight, "STRETCH", (stretch, 256))
+    monkeypatch.setattr(known_text, "STRETCH", (stretch, 256))
     lanes = (await ByteBeamState.initial(tiny, BeamParams(5))).lanes
     model, text = lanes.model, b"le a day keeps the doctor away. " * 12
     known = np.full(len(text) + 1, -1)
-    guide = foresight.Guide(model, lanes.state, text, known)
+    guide = known_text.Guide(model, lanes.state, text, known)
     guide._partial, guide._at = begun, -len(begun)  # as if a long token had begun so
     while len(guide.further(lanes.state, -len(begun))):
         pass  # to the end, or to what the tokenizer cannot say

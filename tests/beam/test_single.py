@@ -28,6 +28,7 @@ from genlm_bytes_smc import (
 )
 from genlm_bytes_smc.beam.display import as_text
 from genlm_bytes_smc.beam.model import byte_model
+from genlm_bytes_smc.beam.rules import Rescues
 from genlm_bytes_smc.beam.single import sample_dict
 from tests.toys import EOS_TOKEN, ToyLM
 
@@ -300,6 +301,7 @@ def test_what_healing_can_read_equals_all_spellings(seed, limits):
     words -= {b"a"} if seed % 2 else set()
     model = byte_model(ToyLM(sorted(words), seed=seed))
     backoff, most = limits
+    rescues = Rescues(model.trie, (), backoff, most)
     for node in range(1, len(model.trie)):
         partial = model.trie.spell(node)
         least = 1 if backoff is None else max(1, len(partial) - backoff)
@@ -311,7 +313,7 @@ def test_what_healing_can_read_equals_all_spellings(seed, limits):
                 fits = ends[0] >= least and (most is None or len(ends) - 1 <= most)
                 if fits and words.issuperset(parts) and any(w.startswith(tail) for w in words):
                     expected.add(byte)
-        assert set(np.flatnonzero(model.rescuable(node, (), backoff, most))) == expected
+        assert set(np.flatnonzero(rescues.of(np.array([[node]]))[0])) == expected
 
 
 def cuts(length):

@@ -7,7 +7,7 @@ import torch
 from genlm_bytes_smc import TokenTrie, Vocabulary, as_engine
 from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam import pruning_numba as pn
-from genlm_bytes_smc.beam.handles import Handles, opened
+from genlm_bytes_smc.beam.masses_numba import Handles, opened
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.rng import PRUNE, THIN, read_keys, start_keys, uniforms
 from genlm_bytes_smc.beam.state import HostState

@@ -1,11 +1,11 @@
-"""Adaptive token healing: when no candidate can read a byte, end its token earlier.
+"""Steps that end given tokens: exact tokens, tokens that are no text any more, and healing.
 
-A candidate with the partial token `abcd` that cannot read `x` is taken back to a token that
-ends inside it (`abc`, `ab`, `a`, longest first), the rest is spelled anew from there, ending
-further tokens where the trie allows no other way, until `x` is read. The first candidate,
-best first, and the longest token that succeed give the healed lane its one candidate. Its
-weight is the probability of that one path, a lower bound of the sum over all of them
-(genlm-bytes 0.2's rule, kept so that beams agree).
+Adaptive token healing: when no candidate can read a byte, end its token earlier. A candidate with
+the partial token `abcd` that cannot read `x` is taken back to a token that ends inside it (`abc`,
+`ab`, `a`, longest first), the rest is spelled anew from there, ending further tokens where the trie
+allows no other way, until `x` is read. The first candidate, best first, and the longest token that
+succeed give the healed lane its one candidate. Its weight is the probability of that one path, a
+lower bound of the sum over all of them (genlm-bytes 0.2's rule, kept so that beams agree).
 
 To end tokens only where one must can lead into a dead end: `tt` that begins `tter` cannot be
 ended before a space, though `t` and `t` can. Where every attempt of that kind fails, all ways
@@ -14,17 +14,100 @@ to spell the rest are searched, those of fewest tokens first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from genlm_bytes_smc.beam.kernels import put_lanes
+from genlm_bytes_smc.beam.composed import keep_above
+from genlm_bytes_smc.beam.kernels import Look, commit, put_lanes
 from genlm_bytes_smc.beam.model import ByteModel
-from genlm_bytes_smc.beam.respell import NEVER, first_ends, splits_after
-from genlm_bytes_smc.beam.rules import Rules
-from genlm_bytes_smc.beam.state import State
+from genlm_bytes_smc.beam.rng import read_keys
+from genlm_bytes_smc.beam.rules import NEVER, Rules
+from genlm_bytes_smc.beam.state import N_BYTES, Extensions, State
 from genlm_bytes_smc.lm.contexts import IntArray
 
 MOST_TOKENS = 64
 """Tokens that the search of one candidate may try to end, each of which costs a row."""
+
+
+async def foresee(model: ByteModel, state: State, tokens: Sequence[int]) -> None:
+    """Check tokens, and fetch the rows all along a lone candidate's, in one forward.
+
+    Raises:
+        ValueError: no token of the vocabulary.
+    """
+    size = len(model.vocab)
+    for token in tokens:
+        if not 0 <= token < size:
+            raise ValueError(f"token ids run from 0 to {size - 1}, got {token}")
+    contexts = model.kernels.contexts(state)
+    if contexts.size == 1 and len(tokens) > 1:
+        at = int(contexts.ravel()[0])
+        ahead = model.engine.tree.along(at, tokens)
+        await model.store.ensure(np.concatenate([[at], ahead]))
+
+
+async def feed_token(
+    model: ByteModel, state: State, look: Look, cut: IntArray, token: int
+) -> State:
+    """Return the lanes after a token, best first.
+
+    Candidates of `state` in the middle of a token are lost; `look.extended` is the same state with
+    its extensions.
+    """
+    kernels, n = model.kernels, len(state.key)
+    ext = _followed(model, look.extended, token)
+    contexts = kernels.contexts(look.extended)
+    new = model.engine.tree.children(ext.token, np.full(len(ext.token), token, dtype=np.int64))
+    await model.store.ensure(np.concatenate([contexts.ravel(), new]))
+    empty = kernels.advance(look.extended, np.full(n, -1, dtype=np.int64), cut)
+    fed = kernels.extend(empty, ext, new)
+    fed = fed._replace(key=read_keys(state.key, np.full(n, token + N_BYTES)))
+    return kernels.select(fed, None, -np.inf)[0]
+
+
+async def under(model: ByteModel, state: State, cut: IntArray, new_cut: IntArray) -> State:
+    """Return the candidates under another `cut`, best first.
+
+    Those in flight lose the share of the tokens that are no text any more; one whose token was
+    spelled to its end is committed.
+    """
+    kernels = model.kernels
+    await model.store.ensure(kernels.contexts(state))
+    ext = kernels.extensions(state, cut)
+    gone = np.isin(model.trie.position[ext.token], new_cut)
+    state = await commit(kernels, kernels.reweigh(state, new_cut), ext.take(gone))
+    return kernels.select(state, None, -np.inf)[0]
+
+
+async def look_before(model: ByteModel, state: State, rules: Rules, token: int) -> Look:
+    """Return the candidates with their extensions, admitted by what can take a token.
+
+    The threshold is taken against the candidates that can take it, as `ByteLanes.read` takes it
+    against those that can read its byte: the others are lost.
+    """
+    await model.store.ensure(model.kernels.contexts(state))
+    stand = _followed(model, state, token)
+    able = np.full(len(state.key), -np.inf)
+    np.logaddexp.at(able, stand.lane, stand.logw)
+    ext = model.kernels.extensions(state, rules.cut)
+    ext = keep_above(ext, able, rules.log_threshold)
+    return Look(await commit(model.kernels, state, ext), ext.dropped)
+
+
+def _followed(model: ByteModel, state: State, token: int) -> Extensions:
+    """Return the candidates at the root followed by `token`; or, without one, their contexts."""
+    nodes, contexts = model.kernels.nodes(state), model.kernels.contexts(state)
+    weights = np.asarray(state.logw.tolist(), dtype=np.float64).reshape(nodes.shape)
+    lane, cand = np.nonzero(nodes == 0)
+    above = contexts[lane, cand]
+    with np.errstate(divide="ignore"):
+        p = np.log(np.array([model.store.prob(int(c), token) for c in above], dtype=np.float64))
+    nothing = np.full(len(nodes), -np.inf)
+    return Extensions(lane, cand, above, weights[lane, cand] + p, nothing)
+
+
+# -- healing -------------------------------------------------------------------------------
 
 
 async def heal_lanes(
@@ -62,21 +145,23 @@ class _Healer:
 
     async def heal(self) -> State | None:
         """Return a lane of one candidate that has read the byte, or None if there is none."""
-        trie, rules = self.model.trie, self.rules
+        trie, rescues = self.model.trie, self.rules.rescues
         nodes, contexts = self.kernels.nodes(self.lane)[0], self.kernels.contexts(self.lane)[0]
-        weights = np.asarray(self.lane.logu[0].tolist())
-        for c in np.flatnonzero(nodes >= 0).tolist():
-            partial = trie.spell(int(nodes[c]))
-            backoff = len(partial) if rules.max_backoff is None else rules.max_backoff
-            for k in range(len(partial), max(1, len(partial) - backoff) - 1, -1):
+        weights = self.lane.logu[0].tolist()
+        flying = [
+            (trie.spell(int(nodes[c])), int(contexts[c]), weights[c])
+            for c in np.flatnonzero(nodes >= 0).tolist()
+        ]
+        for partial, context, logu in flying:
+            for k in rescues.first_ends(rescues.spans(partial, 1), len(partial)):
                 for token in trie.tokens_at(trie.find(partial[:k])):
                     rest = (*partial[k:], self.byte)
-                    found = await self._respell(int(contexts[c]), weights[c], token, rest)
+                    found = await self._respell(context, logu, token, rest)
                     if found is not None:
                         return found
-        for c in np.flatnonzero(nodes >= 0).tolist():
-            search = _Search(self, trie.spell(int(nodes[c])))
-            found = await search.from_start(int(contexts[c]), float(weights[c]))
+        for partial, context, logu in flying:
+            search = _Search(self, partial)
+            found = await search.end_one(context, logu, 0, search.firsts, search.most)
             if found is not None:
                 return found
         return None
@@ -95,7 +180,7 @@ class _Healer:
         for byte in rest:
             after = self.read(state, byte)
             if after is None:
-                if splits == self.rules.max_splits:
+                if splits == self.rules.rescues.max_splits:
                     return None
                 splits += 1
                 ended = self.kernels.extensions(state, self.rules.cut)
@@ -132,24 +217,22 @@ class _Search:
     """
 
     def __init__(self, healer: _Healer, partial: bytes) -> None:
-        model, rules, byte = healer.model, healer.rules, healer.byte
-        cut = tuple(rules.cut.tolist())
-        self.healer, self.model = healer, model
-        self.text = (*partial, byte)
-        self.spans = model.spans(partial, cut)
-        self.firsts = first_ends(self.spans, len(partial), rules.max_backoff)
-        self.splits = splits_after(self.spans, lambda node: model.reads(node, byte, cut))
-        self.most = NEVER - 1 if rules.max_splits is None else rules.max_splits
+        rescues = healer.rules.rescues
+        self.healer, self.model = healer, healer.model
+        self.text = (*partial, healer.byte)
+        self.spans = rescues.spans(partial)
+        self.splits = rescues.splits_after(self.spans, healer.byte)
+        self.firsts = rescues.first_ends(self.spans, len(partial))
+        self.most = NEVER - 1 if rescues.max_splits is None else rescues.max_splits
         self.tokens_left = MOST_TOKENS
 
-    async def from_start(self, context: int, logu: float) -> State | None:
-        """One candidate that has read all, or None; it begins after `context`."""
-        return await self._end_one(context, logu, 0, self.firsts, self.most)
-
-    async def _end_one(
+    async def end_one(
         self, context: int, logu: float, start: int, ends: list[int], splits: int
     ) -> State | None:
-        """End a token that begins at `start` at one of `ends`, with `splits` more to follow."""
+        """End a token that begins at `start` at one of `ends`, with `splits` more to follow.
+
+        Returns one candidate that has read all, or None; `context` is before the token.
+        """
         for end, token, p in self._choices(context, start, ends, splits):
             if self.tokens_left == 0:
                 return None
@@ -161,7 +244,7 @@ class _Search:
                 found = self._read(state, end) if self.splits[end] == 0 else None
                 if found is None and splits > 0:
                     later = self.spans[end].ends
-                    found = await self._end_one(child, logw, end, later, splits - 1)
+                    found = await self.end_one(child, logw, end, later, splits - 1)
             if found is not None:
                 return found
         return None
