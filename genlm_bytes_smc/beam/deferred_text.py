@@ -49,8 +49,7 @@ async def read_texts(
     """Return N lanes, each after its own of N texts, whose lengths may differ.
 
     Args:
-        lanes: N of them.
-        texts: what each reads.
+        lanes, texts: N each.
         used: a list to which the contexts are appended whose rows were used. Short texts are
             then read until no row is missing.
 

@@ -46,11 +46,7 @@ class Look(NamedTuple):
 
 @dataclass
 class Ahead:
-    """What is known of lanes before they read on; computed once, when first asked for.
-
-    Attributes:
-        look: the candidates with their extensions, and the next-byte row.
-    """
+    """What is known of lanes before they read on; found once, when first asked for."""
 
     look: Look | None = None
 
@@ -162,12 +158,9 @@ class Kernels(Protocol):
     def run_texts(
         self, lanes: Lanes, texts: Texts, start: int, limits: Limits, *, by_steps: bool, sure: Any
     ) -> Run:
-        """Read texts from byte `start` on with the rows at hand; see `texts_numba`.
+        """Read texts, one a lane, from byte `start` on with the rows at hand; see `texts_numba`.
 
         Args:
-            lanes: N of them.
-            texts: one a lane.
-            start: bytes that have been read.
             limits: bytes to go on after the first missing row, and after the first guess.
             by_steps: whether to extend and prune as `step` does, or as `read` after pruning.
             sure: `deferred_nodes.Held`, extensions that are not thinned; or None.

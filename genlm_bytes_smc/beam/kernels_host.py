@@ -36,11 +36,7 @@ _LOG_GUESS = float(np.log(tn.GUESS))
 
 
 class NumbaKernels:
-    """`Kernels` of compiled functions; rows must live on the CPU.
-
-    Args:
-        store: the rows and, through its engine, the context tree.
-    """
+    """`Kernels` of compiled functions; rows must live on the CPU."""
 
     def __init__(self, store: RowStore) -> None:
         self.store = store

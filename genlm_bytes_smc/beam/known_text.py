@@ -9,11 +9,8 @@
 
 Each pass settles at least the first byte that was open (or the next one is read the slow
 way), and what is read in the end is read with every row there, so the result does not depend
-on what was asked for early.
-
-`fetch_ahead` does the same for many lanes that will be stepped through texts of their own: it
-keeps no result and only fetches the rows, so stepping afterwards finds them in the store and
-computes what it would have computed anyway. `read_paths` uses it to weigh every prefix of a text.
+on what was asked for early. `fetch_ahead` does the same for many lanes that will be stepped through
+texts of their own: it only fetches the rows.
 """
 
 from __future__ import annotations
@@ -134,11 +131,7 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
 
 
 async def read_paths(lanes: Any, texts: Sequence[bytes]) -> tuple[Any, list[FloatArray]]:
-    """Read each lane's own text.
-
-    Args:
-        lanes: N of them, of either class.
-        texts: N, whose lengths may differ.
+    """Read each lane's own text; lanes are of either class, and lengths may differ.
 
     Returns:
         The lanes after their texts, and for each text its lane's `log_z` after each of its bytes,
@@ -182,15 +175,12 @@ class Guide:
         text: what is to be read.
         known: int64[L + 1], a line of `Texts.known`; filled in.
         lane: which lane.
-
-    Attributes:
-        ends: byte up to which the tokenizer has been followed, or was given up.
     """
 
     def __init__(
         self, model: ByteModel, state: State, text: bytes, known: IntArray, lane: int = 0
     ) -> None:
-        self.ends = 0
+        self.ends = 0  # byte up to which the tokenizer has been followed, or was given up
         self._stretch = STRETCH[0]
         self._model, self._text, self._known, self._lane = model, text, known, lane
         self._begin(state, 0)

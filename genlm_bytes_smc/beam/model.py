@@ -28,18 +28,14 @@ NO_CUT: IntArray = np.empty(0, dtype=np.int64)
 
 
 class ByteModel(Shared):
-    """A token-level model seen as a source of bytes.
-
-    Use `byte_model(llm)` to get the one of an engine and transform.
+    """A token-level model seen as a source of bytes; `byte_model(llm)` gives an engine's own.
 
     Attributes:
         engine: the rows' source, itself a genlm-backend AsyncLM.
         vocab, trie: shared by all models with an equal tokenizer.
         store: rows in trie order.
-        kernels: the beam's arithmetic, where the rows are.
-
-    Args:
-        on_host: keep rows and do the arithmetic on the host, wherever the engine computes.
+        kernels: the beam's arithmetic, where the rows are; with `on_host` that is the host,
+            wherever the engine computes.
     """
 
     def __init__(

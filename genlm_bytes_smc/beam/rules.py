@@ -43,13 +43,8 @@ class Rescues:
     from tokens, the last of which stays in flight and reads the next byte. Position p means that
     a token ends after p bytes of the partial one; a *split* is a token that ends after the first.
 
-    Args:
-        trie: of the vocabulary.
-        cut: trie positions that are no text.
-        max_backoff, max_splits: as in `BeamParams`.
-
     Attributes:
-        max_backoff, max_splits: the same.
+        max_backoff, max_splits: as in `BeamParams`.
         line_of: int32[nodes], line of `lines` for a node whose bytes have been looked up, or -1.
         lines: bool[R, 256].
     """

@@ -115,13 +115,7 @@ async def heal_lanes(
 ) -> tuple[State, IntArray]:
     """Heal dead lanes where that goes; return the candidates, and int64[N], 1 for a healed lane.
 
-    Args:
-        model: the byte model.
-        rules: limits of healing, and the tokens that are no text.
-        before: N lanes before they read.
-        after: what they came to.
-        dead: int64[D], those that could not read their byte.
-        bytes_: int64[N], what each was to read.
+    The lanes `dead` int64[D] of N could not read their byte of `bytes_` int64[N].
     """
     kernels, healed = model.kernels, np.zeros(len(before.key), dtype=np.int64)
     for n in dead.tolist():
