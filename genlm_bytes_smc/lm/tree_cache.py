@@ -80,11 +80,6 @@ class TreeCache:
 
     # -- reading -----------------------------------------------------------------------
 
-    def slots(self, nodes: IntArray) -> IntArray:
-        """Slot of each context or -1, int64[m]."""
-        self._fit_tree()
-        return self._slot[nodes]
-
     def depths(self, slots: IntArray | slice) -> IntArray:
         """Return the tokens of the contexts in these slots (any number for a dead entry)."""
         return self.tree.depth[self._node[slots]]
