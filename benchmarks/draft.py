@@ -7,9 +7,9 @@ each prompt and way,
 
 - rows and forwards of the target a byte of the step (all particles together);
 - `log_ml`, and the effective sample size at the end: the estimates are of one number;
-- the standard deviation over particles of the log ratio of target and draft, nats a byte, over the
-  texts that the draft wrote. A block of b bytes multiplies weights whose logs vary by about
-  sigma sqrt(b), and where that is far above one, a single particle survives.
+- sigma, the standard deviation of the log ratio of target and draft over the texts that are left,
+  over the root of their length. A block of b bytes multiplies weights whose logs vary by about
+  sigma sqrt(b), so that a share of about exp(-sigma^2 b) of the particles survives it.
 
 `--docs` writes the table to docs/howto/ensemble.md.
 """
@@ -36,7 +36,7 @@ PROMPTS = (
     "The first computers were",
 )
 LONGEST, SENTENCE = 48, "[a-zA-Z ,']{12,46}[.]"
-HEADS = ("prompt", "draft", "rows a byte", "forwards a byte", "log_ml", "ESS", "σ a byte")
+HEADS = ("prompt", "draft", "rows a byte", "forwards a byte", "log_ml", "ESS", "σ, nats/√byte")
 
 
 async def measure(

@@ -41,6 +41,7 @@ from genlm_bytes_smc.smc import exact_sample
 
 NEAR, TESTED, PLAIN_DRAWS = 0.05, 2000, 30
 MOST_DRAWS, MOST_STEPS = 1000, 20_000  # of ASAp until it is near; of all chains together
+FIRST = "ASAp's first draws, whatever their law,"
 HEADS = (
     "constraint",
     "exact: draws, rows, forwards",
@@ -140,6 +141,7 @@ async def measure(world: World, n: int, at_once: int) -> tuple[list[str], dict[s
         f"{_count(last[0])}, {last[1]:.1f}, {last[2]:.1f}",
     ]
     forwards = {"exact": ours[2], "plain": other[1], "ASAp": third[4], "MH": last[2]}
+    forwards |= {FIRST: third[1]}
     return cells, forwards | {"p": ours[3]}
 
 
@@ -149,7 +151,7 @@ def _count(x: float) -> str:
 
 def verdict(found: Sequence[dict[str, float]], n: int) -> str:
     """Say on how many constraints `exact_sample` took the fewest forwards."""
-    won = {k: sum(f["exact"] < f[k] for f in found) for k in ("plain", "ASAp", "MH")}
+    won = {k: sum(f["exact"] < f[k] for f in found) for k in ("plain", "ASAp", "MH", FIRST)}
     told = ", ".join(f"{k} on {v}" for k, v in won.items())
     passed = sum(f["p"] > 0.001 for f in found)
     return (

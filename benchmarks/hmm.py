@@ -283,10 +283,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--states", type=int, default=32)
     parser.add_argument("--only", nargs="*", default=list(auto.CONSTRAINTS), help="constraints")
+    parser.add_argument("--ways", nargs="*", default=["hmm", "pilot", "auto", "smc"])
     parser.add_argument("--kept", type=Path, help="keep rows of the model in this file")
     parser.add_argument("--docs", action="store_true", help="update docs/lookahead.md")
     arguments = parser.parse_args()
-    auto.WAYS |= (chosen := ways(arguments.states))
+    auto.WAYS |= ways(arguments.states)
     llm = load_model(arguments.model)
     KeptRows(llm, arguments.kept)
     console, text = Console(width=160), []
@@ -294,13 +295,13 @@ def main() -> None:
         lines, found = [], []
         for name in arguments.only:
             world = auto.World(llm, *auto.CONSTRAINTS[name])
-            measured = auto.measure(world, rows, arguments.seeds, list(chosen))
+            measured = auto.measure(world, rows, arguments.seeds, arguments.ways)
             found.append(asyncio.run(measured))
             lines.append(auto.cells(name, found[-1]))
             console.print(rows, *lines[-1], sep=" | ")
         lines.append(auto.means(found))
         console.print(rows, *lines[-1], sep=" | ")
-        heads = [f"{rows} rows", *chosen]
+        heads = [f"{rows} rows", *arguments.ways]
         table = (heads, ["---"] * len(heads), *lines)
         text.append("\n".join("| " + " | ".join(row) + " |" for row in table))
     told = f"{arguments.model}, {arguments.seeds} seeds, {arguments.states} hidden states."
