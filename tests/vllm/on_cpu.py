@@ -1,13 +1,30 @@
-"""vLLM's second model runner on a CPU: import this before vLLM, with TRITON_INTERPRET=1.
+"""What vLLM needs on a CPU before it is imported.
 
-That runner needs kernels in Triton, whose releases compile for GPUs only. Triton's own interpreter
-runs them in Python, slowly, if the variable is set. vLLM asks for a backend called "cpu" before it
-chooses that runner; the one entered here compiles nothing, because the interpreter comes first.
-Without the variable nothing happens, and vLLM takes its first runner.
+Its second model runner needs kernels in Triton, whose releases compile for GPUs only. With
+TRITON_INTERPRET=1 Triton's own interpreter runs them in Python, slowly. vLLM asks for a backend
+called "cpu" before it chooses that runner; the one entered here compiles nothing, because the
+interpreter comes first. Without the variable vLLM takes its first runner.
+
+Without Triton the CPU build of vLLM 0.32 reads `__dict__` of every object in every module. The
+library object of llvmlite, which numba imports, answers with a function of that name instead of
+raising AttributeError, and vLLM fails to start; here it raises.
 """
 
 import os
 import sys
+
+from llvmlite.binding import ffi
+
+_function_of = ffi._lib_wrapper.__getattr__
+
+
+def _function(self, name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _function_of(self, name)
+
+
+ffi._lib_wrapper.__getattr__ = _function
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     assert "vllm" not in sys.modules, "vLLM has looked for Triton's backends already"

@@ -259,6 +259,8 @@ class VLLMEngine(RowEngine):
         # another is open, one that runs here is only let go of: that frees all it holds.
         if setting.holders == 1 or _has_workers(llm):
             _shut_down(llm)
+        else:
+            _keep_groups(llm)
         del llm
         self._failure = None
         _clean(last=setting.release())
@@ -289,6 +291,18 @@ def _shut_down(llm: Any) -> None:
             except Exception:
                 logging.getLogger(__name__).debug("vLLM's shutdown failed", exc_info=True)
             return
+
+
+def _keep_groups(llm: Any) -> None:
+    """Have an engine that is collected leave the process groups to the others.
+
+    Newer versions of vLLM shut an engine down as it is collected, and keep what was there while
+    it started from being collected at all.
+    """
+    ending = getattr(getattr(llm.llm_engine, "engine_core", None), "_finalizer", None)
+    if ending is not None:
+        ending.detach()
+        gc.unfreeze()
 
 
 def _has_workers(llm: Any) -> bool:
