@@ -6,7 +6,6 @@ in trie order, no kernels.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rng import start_keys
 from genlm_bytes_smc.beam.state import BeamState, Extensions, HostState
 from genlm_bytes_smc.beam.torch_parts import chunks
+from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowStore, RowTransform
 from genlm_bytes_smc.trie import TokenTrie, Vocabulary
@@ -131,6 +131,15 @@ class World:
         return math.fsum(p[t] for t in p if self.tokens[t].startswith(prefix) and t not in cut)
 
 
+def ensure_now(store: RowStore, contexts: IntArray) -> None:
+    """Do what `RowStore.ensure` does, where an event loop is running."""
+    missing = store.missing(contexts)
+    if len(missing):
+        with store._needing(contexts):
+            store._insert(missing, store.engine.rows_sync(missing))
+    store.table.touch(contexts)
+
+
 def make_world(seed: int, cut: bool, device: str = "cpu") -> World:
     rng = np.random.default_rng(seed)
     engine = RandomEngine(random_vocabulary(rng), device)
@@ -141,7 +150,7 @@ def make_world(seed: int, cut: bool, device: str = "cpu") -> World:
         [engine.tree.insert(rng.integers(size, size=rng.integers(1, 4)).tolist()) for _ in range(7)]
     )
     for some in np.array_split(rng.permutation(contexts), 3):  # slots in no special order
-        asyncio.run(store.ensure(some))
+        ensure_now(store, some)
     share = rng.random(trie.n_tokens) < 0.2
     share[rng.integers(trie.n_tokens)] = True
     return World(engine, trie, store, contexts, np.flatnonzero(share) if cut else NO_CUT)
@@ -183,7 +192,7 @@ def kernel_sets(world: World, device: str) -> tuple[HostParts, TorchKernels]:
     engine = RandomEngine(world.tokens, device)
     engine.tree = world.engine.tree
     store = RowStore(engine, world.trie)
-    asyncio.run(store.ensure(world.contexts))
+    ensure_now(store, world.contexts)
     return HostParts(world.store), TorchKernels(store, flat_limit=300)
 
 
@@ -890,7 +899,7 @@ def settled(call: Callable[[], Any], *stores: RowStore) -> Any:
         if len(found.missing) == 0:
             return found
         for store in stores:
-            asyncio.run(store.ensure(found.missing))
+            ensure_now(store, found.missing)
 
 
 @pytest.mark.parametrize("prune", ["topk", "unbiased"])
@@ -901,7 +910,7 @@ def test_whole_steps_are_the_composed_ones(prune, seed):
     model = ByteModel(world.engine, RowTransform(), 1 << 20)
     ends = next(t for t in world.tokens if t)
     params = BeamParams(3, 0.05, prune=prune, eos_byte_strings=[ends])
-    asyncio.run(model.store.ensure(world.contexts))
+    ensure_now(model.store, world.contexts)
     host_, torch_ = NumbaKernels(model.store), TorchKernels(model.store)
     state = random_state(world, seed)
     state = BeamState(*pn.take(*state[:4], *pn.select_topk(state.logw, -1, -np.inf)[:2]), state.key)
@@ -935,7 +944,7 @@ def test_whole_steps_are_the_composed_ones(prune, seed):
                 run = kernels.run_texts(lanes, known, 0, (9, 9), by_steps=by_steps, sure=None)
                 if len(run.missed) == 0:
                     break
-                asyncio.run(model.store.ensure(run.missed))
+                ensure_now(model.store, run.missed)
             out += [run.state, run.log_z, run.log_dropped, np.array([float(run.read)])]
         return out
 
