@@ -8,7 +8,7 @@ certain bounds, which only narrow the interval). Printed are
 - which share of the intervals holds the enumerated log marginal likelihood, and their mean width;
 - the same of intervals by Student's t, mean ± t s / sqrt(8), which trust the spread of the runs.
 
-Under "unlikely beginning" the constraint has a text of 4 to 20% of the posterior whose first byte
+Under "unlikely beginning" the constraint has a text of 4 to 12% of the posterior whose first byte
 particles seldom draw: runs that all miss it agree. `--docs` writes the table to docs/exact.md.
 """
 
@@ -44,7 +44,7 @@ WORLDS: dict[str, dict[str, tuple[str, list[str]]]] = {
     "tiny": {
         "animals": (TALE, ["big dog", "old man", "cat", "fox", "king", "bad"]),
         "saying": ("An apple a day keeps the ", ["doctor away.", "dentist away.", "wolf away."]),
-        "unlikely beginning": (TALE, []),
+        "unlikely beginning": ("Once upon a time there was a", []),
     },
     "smollm2": {
         **{name: CONSTRAINTS[name] for name in ("sum", "e-mail")},
@@ -63,19 +63,21 @@ class Cover(NamedTuple):
 
 
 async def unlikely_beginning(llm: ByteLLM) -> list[str]:
-    """Return texts, of which one has an unlikely first byte and 4 to 20% of the posterior.
+    """Return two texts: one with an unlikely first byte and 4 to 12% of the posterior.
 
-    The others begin likely and go on unlikely: a common word with another after it.
+    The other begins likely and goes on unlikely: a common word with another one after it.
     """
-    words = [w for w in (*RARE, *COMMON) if np.isfinite(await llm.complete(_symbols(f" {w}")))]
+    first = (await llm.logw_next(_symbols(" "))).weights.numpy()
+    pairs = [f" {a} {b}" for a, b in itertools.product(COMMON, COMMON)]
+    every = [*(f" {w}" for w in RARE), *pairs]
+    logs = dict(zip(every, await llm.batch_complete([_symbols(t) for t in every]), strict=True))
     found: list[tuple[float, list[str]]] = []
-    for rare, common in itertools.product(words, COMMON):
-        texts = [f" {rare}", *(f" {common} {other}" for other in COMMON[:4])]
-        logs = await llm.batch_complete([_symbols(t) for t in texts])
-        share = float(np.exp(logs[0] - np.logaddexp.reduce(logs)))
-        first = float((await llm.logw_next(_symbols(" "))).weights[ord(rare[0])])
-        if 0.04 < share < 0.2:
-            found.append((first, texts))
+    for rare, pair in itertools.product(
+        (w for w in every[: len(RARE)] if logs[w] > -np.inf), pairs
+    ):
+        share = np.exp(logs[rare] - np.logaddexp(logs[rare], logs[pair]))
+        if 0.04 < share < 0.12:
+            found.append((first[ord(rare[1])] - first[ord(pair[1])], [rare, pair]))
     return min(found)[1]
 
 
@@ -133,6 +135,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(WORLDS), choices=list(WORLDS))
+    parser.add_argument("--only", nargs="*", help="constraints")
     parser.add_argument("--intervals", type=int, default=200)
     parser.add_argument("--kept", type=Path, help="keep rows of smollm2 in this file")
     parser.add_argument("--docs", action="store_true", help="update docs/exact.md")
@@ -141,7 +144,10 @@ def main() -> None:
     for name in arguments.models:
         engine = load_model(name)
         KeptRows(engine, arguments.kept if name == "smollm2" else None)
-        for (constraint, (prompt, texts)), size in itertools.product(WORLDS[name].items(), SIZES):
+        worlds = [
+            w for w in WORLDS[name].items() if arguments.only is None or w[0] in arguments.only
+        ]
+        for (constraint, (prompt, texts)), size in itertools.product(worlds, SIZES):
             llm = ByteLLM(engine, PARAMS, prompt=prompt.encode())
             cells = asyncio.run(measure(llm, texts, size, arguments.intervals))
             lines.append([f"{name}, {constraint}", *cells])
