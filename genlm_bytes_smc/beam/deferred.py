@@ -288,13 +288,13 @@ class DeferredLanes(SharedLanes):
             guessed: float64[N], mass that nodes without any row are taken to hold: bytes share
                 it as they begin tokens, so that none is out of reach that such a node may spell.
         """
+        at_end, live, alive = nodes.at_end, nodes.live, self.alive
         deferred = nodes.used & (nodes.ints[:, :, CTX] < 0)
-        stands = (nodes.at_end & nodes.live).any(axis=1, keepdims=True)
-        rides = deferred & nodes.at_end & ~stands  # no row there: the row before the last token
-        alive = self.alive
+        stands = (at_end & live).any(axis=1, keepdims=True)
+        rides = deferred & at_end & ~stands  # no row there: the row before the last token
         with np.errstate(divide="ignore"):
             weight = np.log(np.where(rides, nodes.floats[:, :, OWN], nodes.floats[:, :, WEIGHT]))
-        weight = np.where((nodes.live | rides) & alive[:, None], weight, -np.inf)
+        weight = np.where((live | rides) & alive[:, None], weight, -np.inf)
         ctx = np.where(rides, nodes.ints[:, :, ABOVE], nodes.ints[:, :, CTX])
         node = np.where(rides, 0, nodes.ints[:, :, NODE])
         state = HostState.of(ctx, node, weight, weight)
