@@ -24,6 +24,7 @@ from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError
 from genlm_bytes_smc.constraints.automata.table import Table, ragged
 from genlm_bytes_smc.constraints.base import IntArray
 from genlm_bytes_smc.constraints.wfsa import total_weights
+from genlm_bytes_smc.lookahead.edges import EdgeMeans
 from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float
 from genlm_bytes_smc.lookahead.pilot import LocalRows
 
@@ -141,7 +142,7 @@ class FutureTable:
         model: ByteNgram,
         max_bytes: int | None,
         device: torch.device,
-        local: LocalRows | None = None,
+        local: LocalRows | EdgeMeans | None = None,
     ) -> None:
         self.model = model
         self.device = device
@@ -213,7 +214,7 @@ def _product(arcs: Arcs, model: ByteNgram) -> tuple[IntArray, IntArray, IntArray
 
 def _logp(
     model: ByteNgram,
-    local: LocalRows | None,
+    local: LocalRows | EdgeMeans | None,
     state: IntArray,
     context: IntArray,
     symbol: IntArray | int,
