@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.lookahead.search import Search
 from genlm_bytes_smc.lookahead.seen import SeenLookahead, settings_of
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.diagnostics import Progress
@@ -48,8 +49,20 @@ LEAST = 4  # particles of a run that a budget pays for
 PART = 1 / 3  # of what is left of a budget, for the next run
 LEAST_PART = 0.1  # of a budget, below which what is left is for the last run
 MOST_PARTICLES = 4096  # of a run that a budget pays for
+TRIED, WORTH = 0.6, 0.05  # of a budget, after which a search has to have found this of the mass
+SEARCHED = 0.95  # of a budget, for a search that is worth it
+FEWEST = 2  # particles of the run that follows it
 SEED_STREAM = 3  # of the seeds of further runs
 _TWO = 8  # particles below which there is one further run, and not two
+
+_USUAL: dict[str, Any] = {  # what options are where a run can be one of distinct texts
+    "rollout": None,
+    "rejuvenate": None,
+    "tempering": None,
+    "record": False,
+    "share_beams": True,
+    "resampling_method": "systematic",
+}
 
 
 async def auto(
@@ -110,6 +123,7 @@ class _Stages:
         self._stages: list[Stage] = []
         self._error: AllParticlesDeadError | None = None
         self._settings: list[dict[str, Any] | None] = []  # of the tables, once known
+        self._searched, self._share = 0, 0.0  # rows of the search, and what it found of the mass
 
     def _rows(self) -> int:
         return sum(engine.counts.rows for engine in self._engines)
@@ -124,7 +138,7 @@ class _Stages:
                 await self._stage(size, size / n, exact=False)
         else:
             await self._spend(n, budget)
-        result = StagedResult(self._stages)
+        result = StagedResult(self._stages, self._searched, self._share)
         if result.log_ml == -np.inf:
             assert self._error is not None
             error = self._error
@@ -132,7 +146,47 @@ class _Stages:
         return result
 
     async def _spend(self, size: int, budget: int) -> None:
-        """Run stages until the rows are spent.
+        """Search, and run stages, until the rows are spent.
+
+        Args:
+            size: particles of the first plain stage, and most of a run that follows a search.
+            budget: rows.
+        """
+        if self._sums and await self._search(budget):
+            return await self._rest(size, budget)
+        await self._grow(size, budget)
+
+    async def _search(self, budget: int) -> bool:
+        """Search for likely texts, and return whether it found enough of the mass to go on with.
+
+        Where it did, it has all but the last rows, else `TRIED` of them.
+        """
+        search = Search(self._plan)
+        await search.spend(int(TRIED * budget))
+        worth = search.share >= WORTH
+        if worth:
+            await search.spend(int(SEARCHED * budget) - self._spent())
+        self._searched, self._share = self._spent(), search.share
+        self._settings.append(search.settings)
+        seen = search.rows()
+        self._seen.add(seen.texts, seen.target, seen.visits)
+        self._seen.end(list(seen.final))
+        return worth
+
+    async def _rest(self, most: int, budget: int) -> None:
+        """Estimate what the search has not found by one run of few distinct texts.
+
+        They are as many as the rows that are left pay for, at the price of a text of the search.
+        """
+        price = self._searched / max(len(self._seen.rows().whole()), 1)
+        left = budget - self._spent()
+        await self._stage(min(max(int(left / price), FEWEST), most), 1.0, rest=True)
+
+    def _spent(self) -> int:
+        return self._rows() - self._start
+
+    async def _grow(self, size: int, budget: int) -> None:
+        """Run stages, the first one plain, until the rows are spent.
 
         Each may cost a third of what is left, reckoned by the rows a particle of the one before.
         The price falls as more is known, so stages grow. The last one takes what is left. Shares
@@ -147,7 +201,7 @@ class _Stages:
         for k in range(1, MOST_STAGES):
             rows = self._stages[-1].rows
             price = max(rows, 1) / size
-            rest = max(budget - (self._rows() - self._start), 0)
+            rest = max(budget - self._spent(), 0)
             last = rest < LEAST_PART * budget or k == MOST_STAGES - 1
             size = min(max(int((1.0 if last else PART) * rest / price), LEAST), most)
             share = left if last else left / (2 ** (MOST_STAGES - k) - 1)
@@ -156,18 +210,24 @@ class _Stages:
             if last:
                 return
 
-    async def _stage(self, size: int, share: float, *, exact: bool = True) -> None:
+    async def _stage(
+        self, size: int, share: float, *, exact: bool = True, rest: bool = False
+    ) -> None:
         """Run one stage of `size` particles.
 
         Args:
             size: how many.
             share: see `Stage`.
             exact: whether texts that are known count with their weights, if these are exact.
+            rest: whether it is drawn to what is not known alone; else the first one is plain.
         """
         before, k = self._rows(), len(self._stages)
-        known = self._seen.rows().whole() if k and exact and self._sums else {}
+        looks = k > 0 or rest
+        known = self._seen.rows().whole() if (looks or self._searched) and exact and self._sums else {}
         options = {**self._options, "seed": _seed(self._plan.seed, k)}
-        ahead = self._ahead() if k else None
+        if rest and not any(options.get(name) != value for name, value in _USUAL.items()):
+            options["distinct"] = True
+        ahead = self._ahead(rest) if looks else None
         if ahead is not None:
             options |= {"proposal": ahead, "twist": ahead}
         p = self._plan
@@ -184,8 +244,8 @@ class _Stages:
         stage = Stage(outcome.result, share, ahead is not None, trust, rows, known)
         self._stages.append(stage)
 
-    def _ahead(self) -> SeenLookahead | None:
-        """Return the look-ahead that was learned so far."""
+    def _ahead(self, rest: bool) -> SeenLookahead | None:
+        """Return the look-ahead that was learned so far, to what is not known alone if `rest`."""
         if not len(self._seen):
             return None
         seen = self._seen.rows()
@@ -193,7 +253,7 @@ class _Stages:
         if not self._settings:
             terminated = self._plan.terminate_when is not None
             self._settings.append(settings_of(target, seen, terminated=terminated))
-        return SeenLookahead.learned(target, seen, DEFENSIVE, self._settings[0])
+        return SeenLookahead.learned(target, seen, DEFENSIVE, self._settings[0], rest=rest)
 
 
 def _sums(plan: Plan, options: dict[str, Any]) -> bool:

@@ -246,6 +246,7 @@ class _Sweep:
     ) -> None:
         lengths = np.bincount(source, minlength=len(end))
         self.lengths = torch.from_numpy(lengths).to(device)
+        self.source = torch.from_numpy(source).to(device)
         self.target = torch.from_numpy(target).to(device)
         self.weight = torch.from_numpy(weight).to(device)
         self.end = torch.from_numpy(end).to(device)
@@ -257,7 +258,7 @@ class _Sweep:
         top = torch.segment_reduce(terms, "max", lengths=self.lengths, initial=-torch.inf)
         top = torch.maximum(top, self.end)
         shift = torch.where(torch.isneginf(top), 0.0, top)
-        terms = (terms - shift.repeat_interleave(self.lengths)).exp_()
+        terms = (terms - shift[self.source]).exp_()
         total = torch.segment_reduce(terms, "sum", lengths=self.lengths, initial=0.0)
         return shift + torch.log(total + (self.end - shift).exp())
 

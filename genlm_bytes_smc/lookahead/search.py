@@ -67,11 +67,10 @@ class Search:
         self._weight, self._value, self._best = (np.empty(64) for _ in range(3))
         self._fitted = 0  # texts that the guesses were learned from
         self._asked = False  # whether settings are known
-        starts = plan.names[: plan.n_target]
-        assert len(starts) == plan.n_target
+        self._engines = plan.engines
 
     def _rows_spent(self) -> int:
-        return sum(engine.counts.rows for engine in self._plan.engines)
+        return sum(engine.counts.rows for engine in self._engines)
 
     async def spend(self, rows: int) -> None:
         """Go on until so many rows are computed from now on, or every text is known."""

@@ -66,14 +66,19 @@ class StagedResult(SMCResult):
     """What `smc(..., lookahead="auto")` returns: its runs, pooled.
 
     Args:
-        stages: the runs in their order; the first one is plain.
+        stages: the runs in their order; the first one is plain if there was no search.
+        searched: rows that a search before them cost.
+        found: what share of the mass it found, by its own guess of the rest.
 
     Attributes:
-        stages: the same.
+        stages, searched, found: the same.
         gap: by how much the log evidences of the first run and of the last one differ, nats.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], searched: int = 0, found: float = 0.0
+    ) -> None:
+        self.searched, self.found = searched, found
         rests, shares = [s.rest() for s in stages], [s.share for s in stages]
         self._variance = _log_variance(rests, shares)
         known = _known(stages)
@@ -90,7 +95,7 @@ class StagedResult(SMCResult):
     @property
     def rows(self) -> int:
         """Rows that the language models computed."""
-        return sum(stage.rows for stage in self.stages)
+        return self.searched + sum(stage.rows for stage in self.stages)
 
     @property
     def gap(self) -> float:
@@ -110,7 +115,8 @@ class StagedResult(SMCResult):
     def summary(self) -> dict[str, str]:
         """Return what is shown above the texts, name by name."""
         out = super().summary()
-        out["stages"] = "; ".join(_told(stage) for stage in self.stages)
+        search = [f"search ({self.searched} rows, found {self.found:.1%})"] if self.searched else []
+        out["stages"] = "; ".join([*search, *(_told(stage) for stage in self.stages)])
         if self.gapes:
             first, last = self.stages[0].result, self.stages[-1].result
             out["warning"] = (
