@@ -27,15 +27,14 @@ import numpy as np
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.lookahead.search import Search
 from genlm_bytes_smc.lookahead.seen import SeenLookahead, settings_of
-from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.diagnostics import Progress
-from genlm_bytes_smc.smc.factors import engines_of, has_language_model, name_of
-from genlm_bytes_smc.smc.loop import run
+from genlm_bytes_smc.smc.factors import engines_of, name_of
+from genlm_bytes_smc.smc.loop import run, start_weight
 from genlm_bytes_smc.smc.particles import SMCState
 from genlm_bytes_smc.smc.plan import Plan, make_plan
-from genlm_bytes_smc.smc.pooled import Stage, StagedResult
+from genlm_bytes_smc.smc.pooled import Found, Stage, StagedResult
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
-from genlm_bytes_smc.smc.seen import Recorder, Seen
+from genlm_bytes_smc.smc.seen import Recorder, Seen, weights_are_sums
 
 FIRST = 0.25  # share of the first, plain run
 LOSS = -math.log(FIRST)  # nats: most that log_ml may be below the plain run's
@@ -119,11 +118,11 @@ class _Stages:
         self._engines = engines_of(plan.leaves)
         self._start = self._rows()
         self._seen, self._start_weight = Seen(), 0.0
-        self._sums = _sums(plan, options)
+        self._sums = weights_are_sums(plan.leaves) and options.get("critic") is None
         self._stages: list[Stage] = []
         self._error: AllParticlesDeadError | None = None
         self._settings: list[dict[str, Any] | None] = []  # of the tables, once known
-        self._searched, self._share = 0, 0.0  # rows of the search, and what it found of the mass
+        self._found: Found | None = None
 
     def _rows(self) -> int:
         return sum(engine.counts.rows for engine in self._engines)
@@ -138,7 +137,7 @@ class _Stages:
                 await self._stage(size, size / n, exact=False)
         else:
             await self._spend(n, budget)
-        result = StagedResult(self._stages, self._searched, self._share)
+        result = StagedResult(self._stages, self._found)
         if result.log_ml == -np.inf:
             assert self._error is not None
             error = self._error
@@ -161,12 +160,12 @@ class _Stages:
 
         Where it did, it has all but the last rows, else `TRIED` of them.
         """
-        search = Search(self._plan)
+        search, self._start_weight = Search(self._plan), await start_weight(self._plan)
         await search.spend(int(TRIED * budget))
         worth = search.share >= WORTH
         if worth:
             await search.spend(int(SEARCHED * budget) - self._spent())
-        self._searched, self._share = self._spent(), search.share
+        self._found = search.found(self._spent(), self._start_weight)
         self._settings.append(search.settings)
         seen = search.rows()
         self._seen.add(seen.texts, seen.target, seen.visits)
@@ -178,7 +177,7 @@ class _Stages:
 
         They are as many as the rows that are left pay for, at the price of a text of the search.
         """
-        price = self._searched / max(len(self._seen.rows().whole()), 1)
+        price = self._spent() / max(len(self._seen.rows().whole()), 1)
         left = budget - self._spent()
         await self._stage(min(max(int(left / price), FEWEST), most), 1.0, rest=True)
 
@@ -223,7 +222,8 @@ class _Stages:
         """
         before, k = self._rows(), len(self._stages)
         looks = k > 0 or rest
-        known = self._seen.rows().whole() if (looks or self._searched) and exact and self._sums else {}
+        exact = exact and self._sums and (looks or self._found is not None)
+        known = self._seen.rows().whole() if exact else {}
         options = {**self._options, "seed": _seed(self._plan.seed, k)}
         if rest and not any(options.get(name) != value for name, value in _USUAL.items()):
             options["distinct"] = True
@@ -254,13 +254,6 @@ class _Stages:
             terminated = self._plan.terminate_when is not None
             self._settings.append(settings_of(target, seen, terminated=terminated))
         return SeenLookahead.learned(target, seen, DEFENSIVE, self._settings[0], rest=rest)
-
-
-def _sums(plan: Plan, options: dict[str, Any]) -> bool:
-    """Return whether the weight of a whole text is the sum of the target's rows along it."""
-    models = [leaf for leaf in plan.leaves if has_language_model(leaf)]
-    fixed = all(isinstance(m, ByteLLM) and m.params.prune == "topk" for m in models)
-    return fixed and options.get("critic") is None
 
 
 def _seed(seed: int, k: int) -> int:

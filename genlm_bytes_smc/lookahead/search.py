@@ -37,11 +37,13 @@ from genlm_bytes_smc.lookahead.seen import (
 )
 from genlm_bytes_smc.smc.particles import BoolArray
 from genlm_bytes_smc.smc.plan import Plan
+from genlm_bytes_smc.smc.pooled import Found
 from genlm_bytes_smc.smc.resampling import FloatArray
 from genlm_bytes_smc.smc.seen import SeenRows
 from genlm_bytes_smc.smc.weighers import AheadLanes
 
 GROWTH = 1.15  # of the number of texts, after which guesses are learned anew
+_ROUNDING = 1e-6  # of the sum of a row
 AT_ONCE = 1 / 100  # of the known texts, whose rows are asked for in one forward
 
 
@@ -98,8 +100,28 @@ class Search:
     @property
     def share(self) -> float:
         """The mass of the whole texts that are known, over the guess of all there is."""
-        known = np.logaddexp.reduce(list(self.rows().whole().values()))
-        return float(np.exp(known - self._value[0])) if self._value[0] > -np.inf else 1.0
+        return float(np.exp(self._total() - self._value[0])) if self._value[0] > -np.inf else 1.0
+
+    def found(self, rows: int, start: float) -> Found:
+        """Return what was found.
+
+        Args:
+            rows: that it cost.
+            start: log weight of the empty text, nats.
+        """
+        upper = np.full((len(self.texts), N_SYMBOLS), 0.0)
+        for text in reversed(range(1, len(self.texts))):  # those that are longer come later
+            here = np.logaddexp.reduce(self._target[text] + upper[text])
+            upper[self._parent[text], self.texts[text][-1]] = here
+        high = float(np.logaddexp.reduce(self._target[0] + upper[0]))
+        if (np.exp(self._target[: len(self.texts)]).sum(axis=1) > 1 + _ROUNDING).any():
+            high = np.inf
+        return Found(rows, self.share, self._total() + start, high + start)
+
+    def _total(self) -> float:
+        """Return the log weight of all whole texts that are known, over the empty text's, nats."""
+        whole = list(self.rows().whole().values())
+        return float(np.logaddexp.reduce(whole)) if whole else -np.inf
 
     async def _fit(self) -> None:
         """Learn guesses from what is known, and sum up."""

@@ -35,6 +35,7 @@ from genlm_bytes_smc.smc.loop import smc
 from genlm_bytes_smc.smc.pooled import StagedResult
 from genlm_bytes_smc.smc.prefixes import READ_OFF, Draw, ExactSamples, Posterior, Prefix
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
+from genlm_bytes_smc.smc.seen import weights_are_sums
 
 TREE, FEW_AT_ONCE = 0.25, 4  # share of a budget that draws have before `smc` takes over
 MOST_DRAWS, PARTICLES = 1000, 32  # of draws, and of the first run of `smc`
@@ -93,11 +94,14 @@ async def posterior(
 ) -> Posterior:
     """Estimate the law of a target from a given number of rows of the language models.
 
-    A quarter of the rows goes to draws whose proposal learns from every row, and so do the
+    Where the weights of texts are the sums of rows (`prune="topk"`), all rows go to
+    `smc(..., lookahead="auto")`, which searches for likely texts and counts those that it knows
+    exactly; if these hold nine tenths of the most mass there can be, they are the result.
+
+    Else a quarter of the rows goes to draws whose proposal learns from every row, and so do the
     others if what was seen then holds nine tenths of the most mass there can be: the law is read
-    off it. Else they go to `smc(..., lookahead="auto")`. Of both, the result is what has the
-    smaller expected error; `Posterior.source` says which. What `smc` counts exactly and what it
-    estimates is said in `smc.pooled`.
+    off it. Else they go to `smc(..., lookahead="auto")`, and of both, the result is what has the
+    smaller expected error; `Posterior.source` says which.
 
     Args:
         target: as for `exact_sample`.
@@ -121,6 +125,11 @@ async def posterior(
     if draws is not None:
         await sampler.weighted(draws, budget, at_once)
         return sampler.posterior(None)
+    if weights_are_sums(sampler.leaves):
+        run = await _staged(target, max_bytes, budget, sampler.new_seed())
+        if run is not None and run.search is not None:
+            low, high = np.exp([run.search.low, run.search.high]).tolist()
+            return Posterior([], dict(run.stages[-1].known), sampler.spent, low, high, run)
     few = min(at_once, FEW_AT_ONCE)  # or those under way would take the others' rows
     await sampler.weighted(MOST_DRAWS, max(1, int(TREE * budget)), few)
     left = budget - sampler.spent
@@ -160,9 +169,9 @@ class _Sampler:
         self._target, self._max_bytes, self._rng = target, max_bytes, rng
         self._reject = reject
         self._finished: list[Draw] = []
-        leaves: list[Any] = []
-        compile_rows(target, leaves)
-        self._engines = engines_of(leaves)
+        self.leaves: list[Any] = []
+        compile_rows(target, self.leaves)
+        self._engines = engines_of(self.leaves)
         self._start = self._rows()
         self._root: Prefix | None = None
         self._accepted: list[float] = []  # bound at the start of each finished draw, or 0

@@ -7,15 +7,23 @@ changes no weight and notes them, so that a later run can look ahead along what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.potential import ByteLLM
+from genlm_bytes_smc.smc.factors import has_language_model
 from genlm_bytes_smc.smc.particles import BoolArray, Particles
 from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.weighers import Reads, Weigher
+
+
+def weights_are_sums(leaves: Sequence[Any]) -> bool:
+    """Return whether a whole text weighs what the rows along it sum up to, without a critic."""
+    models = [leaf for leaf in leaves if has_language_model(leaf)]
+    return all(isinstance(m, ByteLLM) and m.params.prune == "topk" for m in models)
 
 
 class SeenRows(NamedTuple):
