@@ -284,9 +284,7 @@ def main() -> None:
     if arguments.docs:
         heads = ["constraint", *arguments.ways]
         rows = ["| " + " | ".join(x) + " |" for x in (heads, ["---"] * len(heads), *shown)]
-        said = (
-            f"{arguments.model}, {arguments.rows} rows, seeds {seeds.start} to {seeds.stop - 1}."
-        )
+        said = f"{arguments.model}, {arguments.rows} rows, seeds {seeds.start} to {seeds.stop - 1}."
         report.put(report.DOCS / "inference.md", "\n".join([*rows, "", said]), "auto")
 
 

@@ -24,15 +24,17 @@ from typing import Any
 
 import numpy as np
 
+from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.lookahead.search import Search
 from genlm_bytes_smc.lookahead.seen import SeenLookahead, settings_of
 from genlm_bytes_smc.smc.diagnostics import Progress
-from genlm_bytes_smc.smc.factors import engines_of, name_of
+from genlm_bytes_smc.smc.factors import engines_of, name_of, random_beams
 from genlm_bytes_smc.smc.loop import run, start_weight
-from genlm_bytes_smc.smc.particles import SMCState
+from genlm_bytes_smc.smc.particles import Particles, SMCState
 from genlm_bytes_smc.smc.plan import Plan, make_plan
 from genlm_bytes_smc.smc.pooled import Found, Stage, StagedResult
+from genlm_bytes_smc.smc.reading import replay
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
 from genlm_bytes_smc.smc.seen import Recorder, Seen, weights_are_sums
 
@@ -118,7 +120,10 @@ class _Stages:
         self._engines = engines_of(plan.leaves)
         self._start = self._rows()
         self._seen, self._start_weight = Seen(), 0.0
-        self._sums = weights_are_sums(plan.leaves) and options.get("critic") is None
+        # Whether a text weighs the same in every run, and rows forecast it.
+        self._exact = not random_beams(plan.leaves) and options.get("critic") is None
+        self._sums = weights_are_sums(plan.leaves)
+        self._weights: dict[bytes, float] = {}  # of whole texts, where these are not sums
         self._stages: list[Stage] = []
         self._error: AllParticlesDeadError | None = None
         self._settings: list[dict[str, Any] | None] = []  # of the tables, once known
@@ -129,7 +134,7 @@ class _Stages:
 
     async def run(self, budget: int | None) -> StagedResult:
         """Run the stages that N particles, or a budget, pay for."""
-        n = self._plan.n_particles
+        n, self._start_weight = self._plan.n_particles, await start_weight(self._plan)
         first = math.ceil(FIRST * n)
         if budget is None:
             sizes = [first, n - first] if n < _TWO else [first, first, n - 2 * first]
@@ -151,7 +156,7 @@ class _Stages:
             size: particles of the first plain stage, and most of a run that follows a search.
             budget: rows.
         """
-        if self._sums and await self._search(budget):
+        if self._exact and await self._search(budget):
             return await self._rest(size, budget)
         await self._grow(size, budget)
 
@@ -160,7 +165,7 @@ class _Stages:
 
         Where it did, it has all but the last rows, else `TRIED` of them.
         """
-        search, self._start_weight = Search(self._plan), await start_weight(self._plan)
+        search = Search(self._plan)
         await search.spend(int(TRIED * budget))
         worth = search.share >= WORTH
         if worth:
@@ -222,8 +227,8 @@ class _Stages:
         """
         before, k = self._rows(), len(self._stages)
         looks = k > 0 or rest
-        exact = exact and self._sums and (looks or self._found is not None)
-        known = self._seen.rows().whole() if exact else {}
+        exact = exact and self._exact and (looks or self._found is not None)
+        known = await self._known() if exact else {}
         options = {**self._options, "seed": _seed(self._plan.seed, k)}
         if rest and not any(options.get(name) != value for name, value in _USUAL.items()):
             options["distinct"] = True
@@ -237,12 +242,32 @@ class _Stages:
         (outcome,) = await run([plan], self._progress, self._on_step)
         if isinstance(outcome, AllParticlesDeadError):
             self._error = self._error or outcome
-        self._start_weight = outcome.state.start
         trust = 0.0 if ahead is None else ahead.line.slope
         rows = self._rows() - before
-        known = {text: logw + self._start_weight for text, logw in known.items()}
         stage = Stage(outcome.result, share, ahead is not None, trust, rows, known)
         self._stages.append(stage)
+
+    async def _known(self) -> dict[bytes, float]:
+        """Return the log weight of every whole text whose rows are known, as a run has it, nats.
+
+        Where rows are forecasts (`prune="deferred"`), texts are read and weighed as in a run.
+        """
+        sums = self._seen.rows().whole()
+        if self._sums:
+            return {text: logw + self._start_weight for text, logw in sums.items()}
+        texts = [text for text in sums if text not in self._weights]
+        if texts:
+            length = np.array([len(text) for text in texts])
+            symbols = np.full((len(texts), int(length.max()) + 1), EOS_COLUMN)
+            for row, text in zip(symbols, texts, strict=True):
+                row[: len(text)] = list(text)
+            first = Particles.first(len(texts), self._start_weight)
+            read = await replay(
+                self._plan, first, [self._plan.beam_seed], range(symbols.shape[1]),
+                lambda step: symbols[:, step], score=True,
+            )  # fmt: skip
+            self._weights |= dict(zip(texts, read.particles.log_weights.tolist(), strict=True))
+        return {text: self._weights[text] for text in sums}
 
     def _ahead(self, rest: bool) -> SeenLookahead | None:
         """Return the look-ahead that was learned so far, to what is not known alone if `rest`."""

@@ -30,12 +30,11 @@ import numpy.typing as npt
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.blocking import blocking
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows, engines_of
+from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows, engines_of, random_beams
 from genlm_bytes_smc.smc.loop import smc
 from genlm_bytes_smc.smc.pooled import StagedResult
 from genlm_bytes_smc.smc.prefixes import READ_OFF, Draw, ExactSamples, Posterior, Prefix
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
-from genlm_bytes_smc.smc.seen import weights_are_sums
 
 TREE, FEW_AT_ONCE = 0.25, 4  # share of a budget that draws have before `smc` takes over
 MOST_DRAWS, PARTICLES = 1000, 32  # of draws, and of the first run of `smc`
@@ -94,7 +93,7 @@ async def posterior(
 ) -> Posterior:
     """Estimate the law of a target from a given number of rows of the language models.
 
-    Where the weights of texts are the sums of rows (`prune="topk"`), all rows go to
+    Where beams are not random, all rows go to
     `smc(..., lookahead="auto")`, which searches for likely texts and counts those that it knows
     exactly; if these hold nine tenths of the most mass there can be, they are the result.
 
@@ -125,7 +124,7 @@ async def posterior(
     if draws is not None:
         await sampler.weighted(draws, budget, at_once)
         return sampler.posterior(None)
-    if weights_are_sums(sampler.leaves):
+    if not random_beams(sampler.leaves):
         run = await _staged(target, max_bytes, budget, sampler.new_seed())
         if run is not None and run.search is not None:
             low, high = np.exp([run.search.low, run.search.high]).tolist()

@@ -10,18 +10,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from genlm_bytes_smc.smc.diagnostics import Clock, Progress, observe, open_progress
 from genlm_bytes_smc.smc.factors import name_of
 from genlm_bytes_smc.smc.frontier import Frontier
-from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights, generator
+from genlm_bytes_smc.smc.particles import Particles, SMCState, Weights, generator
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
 from genlm_bytes_smc.smc.reading import advance, moved, settled
 from genlm_bytes_smc.smc.rejuvenation import rejuvenate
-from genlm_bytes_smc.smc.resampling import FloatArray, IntArray, Rollout, Suffix
+from genlm_bytes_smc.smc.resampling import FloatArray, Rollout, Suffix
 from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.runs import (
     AllParticlesDeadError,

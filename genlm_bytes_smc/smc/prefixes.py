@@ -140,8 +140,8 @@ class Posterior(TextSamples):
             "particles": of the last of some runs of `smc`, and texts that were known before it.
         error: the total variation from the target's law that is to be expected, estimated.
         log_ml_bounds: low, high (nats), between which the log marginal likelihood lies for sure.
-        log_ml_of_draws: log of the mean weight of the draws, nats (NaN without any); unbiased on the linear scale if
-            `draws` of them were made, so that the budget did not end them.
+        log_ml_of_draws: log of the mean weight of the draws, nats; unbiased on the linear scale if
+            `draws` of them were made, so that the budget did not end them. NaN without any.
         log_ml: the same, or that of the particles, moved between the bounds where it is outside.
     """
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.lanes import Rows
 from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, StepInfo, Weights

@@ -17,7 +17,7 @@ from tests.smc.worlds import (
     RANDOM,
     TEXTS,
     TOPK,
-    estimates,
+    Estimates,
     exact_weights,
     finite,
     same,
@@ -29,6 +29,14 @@ from tests.toys import EOS_TOKEN, Enumeration
 
 RUNS = 1000
 DISTINCT = {"distinct": True}
+
+
+async def repeated(target, runs, n, max_bytes=LONGEST, **options):
+    """exp(log_ml) of runs side by side."""
+    found = await smc_repeat(
+        target, n, 0.5, max_bytes, seeds=runs, at_once=100, distinct=True, **options
+    )
+    return Estimates(np.exp(found.log_mls))
 
 
 def test_inclusion_probabilities():
@@ -66,7 +74,7 @@ async def test_its_estimate_is_unbiased(look):
     """The mean of exp(log_ml) is the enumerated weight, within four standard errors."""
     llm, ahead = toy(seed=12), Lookahead(n_texts=8, defensive=0.05)
     options = {k: ahead for k in ("twist", "proposal") if look in (k, "both")}
-    found = await estimates(finite(llm), RUNS, n=2, **DISTINCT, **options)
+    found = await repeated(finite(llm), RUNS, 2, **options)
     assert found.agree(sum(exact_weights(llm).values())), found
     assert found.error > 0
 
@@ -76,7 +84,7 @@ async def test_it_is_unbiased_on_a_real_model():
     llm = ByteLLM(load_model("tiny"), dataclasses.replace(TOPK, K=5, eos_byte_strings=[b"\n"]))
     texts = [b" the cat", b" a cat", b" a dog", b" the end", b" an end"]
     truth = sum((await weights_of(llm, texts)).values())
-    found = await estimates(finite(llm, texts), 200, n=2, max_bytes=9, **DISTINCT)
+    found = await repeated(finite(llm, texts), 200, 2, 9)
     assert found.agree(truth), (found, truth)
 
 
@@ -89,14 +97,14 @@ async def test_a_wrong_weight_is_noticed(monkeypatch):
         return kept, log_share * 0
 
     monkeypatch.setattr(selection, "without_replacement", wrong)
-    found = await estimates(finite(llm), 100, n=2, **DISTINCT)
+    found = await repeated(finite(llm), 100, 2)
     assert not found.agree(sum(exact_weights(llm).values())), found
 
 
 async def test_its_posterior_is_that_of_enumeration():
     """Averaged over runs by weight, the law of the texts is the target's."""
     llm = toy(seed=12)
-    runs = await smc_repeat(finite(llm), 3, 0.5, LONGEST, seeds=RUNS, **DISTINCT)
+    runs = await smc_repeat(finite(llm), 3, 0.5, LONGEST, seeds=RUNS, at_once=100, **DISTINCT)
     assert total_variation(runs.byte_posterior, exact_weights(llm)) < 0.05
 
 
@@ -151,16 +159,8 @@ async def test_it_is_unbiased_with(case):
     else:
         llm = toy(seed=12, params=dataclasses.replace(RANDOM, K=2))
         target, truth = finite(llm), sum(texts.values())
-    values = []
-    for seed in range(300):
-        own = {**options, "beam_seed": seed} if case == "random" else options
-        try:
-            found = await smc(target, 2, 0.5, longest, seed=seed, progress=False, **DISTINCT, **own)
-            values.append(math.exp(found.log_ml))
-        except AllParticlesDeadError:
-            values.append(0.0)
-    error = np.std(values) / math.sqrt(len(values))
-    assert abs(np.mean(values) - truth) < 4 * error + slack * truth, (np.mean(values), error, truth)
+    found = await repeated(target, 300, 2, longest, **options)
+    assert abs(found.mean - truth) < 4 * found.error + slack * truth, (found, truth)
 
 
 async def test_runs_side_by_side_are_those_alone():
