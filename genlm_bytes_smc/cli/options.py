@@ -248,8 +248,8 @@ class GenerateOptions(BeamOptions, ConstraintOptions):
         typer.Option(
             "--budget",
             min=1,
-            help="With --lookahead auto: go on with further particles until the model has "
-            "computed so many rows.",
+            help="With --lookahead auto: search for likely texts, or go on with further "
+            "particles, until the model has computed so many rows.",
         ),
     ] = None
     save: Annotated[

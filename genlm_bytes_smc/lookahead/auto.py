@@ -1,18 +1,20 @@
-"""`smc(..., lookahead="auto")`: a plain run, then runs that look ahead along what was seen.
+"""`smc(..., lookahead="auto")`: a search and a run for the rest, or runs that teach each other.
 
-The first run is plain: no look-ahead, the settings that were asked for, a share of at least a
-quarter. Each further one has a `SeenLookahead` that the ones before taught, as proposal and as
-twist. All are pooled by shares that are chosen before a run is drawn (`smc.pooled`). Hence
+With a budget of rows, likely texts are searched for first (`lookahead.search`). Whole texts whose
+rows are known count with their exact weight, and one run of distinct texts (`smc.selection`),
+drawn to what is not known alone, estimates the rest. log_ml is at least what was found.
 
-- E[exp(log_ml)] is the target's total weight, over the draws of all runs, the first one's too;
-- log_ml is at least that of the first run less `LOSS` (with a budget: less `LOSS_OF_BUDGET`),
-  however bad a look-ahead is;
-- a step of a further run draws from (1 - d) look-ahead + d target and weighs by that mixture, so
-  its weight is at most 1 / d times that of a plain step.
+Without a budget, or where there are too many texts to find, the first run is plain: no look-ahead,
+the settings that were asked for, a share of at least a quarter. Each further one has a
+`SeenLookahead` that the ones before taught, as proposal and as twist. All are pooled by shares
+that are chosen before a run is drawn (`smc.pooled`). In both cases
 
-The rows of every run teach the next one, and what is known already costs no row again. With a
-budget, and beams whose rows are their weights (`prune="topk"`), whole texts that are known count
-with their exact weight, and runs estimate the rest alone.
+- E[exp(log_ml)] is the target's total weight, over all draws;
+- a step of a run that looks ahead draws from (1 - d) look-ahead + d target and weighs by that
+  mixture, so its weight is at most 1 / d times that of a plain step.
+
+In the second one, log_ml is at least that of the first run less `LOSS` (with a budget: less
+`LOSS_OF_BUDGET`), however bad a look-ahead is. What is known already costs no row again.
 """
 
 from __future__ import annotations

@@ -138,10 +138,11 @@ async def smc(
             the particles teaches a look-ahead to further runs, and all are pooled, with the mean
             weight of the target. `log_ml` is at least the plain run's less log 4. The result is a
             `StagedResult`. Not with `proposal`, `twist`, `resume`, `draft` or `resample_at`.
-        budget: with "auto", rows of the language models to spend. The plain run then has all
-            `n_particles`, whatever they cost; further runs follow until the rows are spent (the
-            last one may go over). `log_ml` is at least the plain run's less log 16. With
-            `prune="topk"` texts known before a run count with their exact weight.
+        budget: with "auto", rows of the language models to spend. A search finds likely texts,
+            which count with their exact weight, and a run of at most `n_particles` estimates
+            the rest. `log_ml` is at least what was found. Where a search cannot find enough, a
+            plain run has all `n_particles`, and further ones follow until the rows are spent (the
+            last one may go over); `log_ml` is then at least the plain run's less log 16.
 
     Returns:
         Texts, weights, and what the run tells about itself.
