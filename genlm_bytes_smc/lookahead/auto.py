@@ -184,7 +184,7 @@ class _Stages:
 
         They are as many as the rows that are left pay for, at the price of a text of the search.
         """
-        price = self._spent() / max(len(self._seen.rows().whole()), 1)
+        price = max(self._spent(), 1) / max(len(self._seen.rows().whole()), 1)
         left = budget - self._spent()
         await self._stage(min(max(int(left / price), FEWEST), most), 1.0, rest=True)
 

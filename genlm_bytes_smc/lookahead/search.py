@@ -43,6 +43,7 @@ from genlm_bytes_smc.smc.seen import SeenRows
 from genlm_bytes_smc.smc.weighers import AheadLanes
 
 GROWTH = 1.15  # of the number of texts, after which guesses are learned anew
+MOST_TEXTS = 100  # a row that may be spent
 _ROUNDING = 1e-6  # of the sum of a row
 AT_ONCE = 1 / 100  # of the known texts, whose rows are asked for in one forward
 
@@ -75,11 +76,14 @@ class Search:
         return sum(engine.counts.rows for engine in self._engines)
 
     async def spend(self, rows: int) -> None:
-        """Go on until so many rows are computed from now on, or every text is known."""
-        start = self._rows_spent()
+        """Go on until so many rows are computed from now on, or every text is known.
+
+        Texts whose rows cost nothing are read too, up to `MOST_TEXTS` a row.
+        """
+        start, most_texts = self._rows_spent(), len(self.texts) + MOST_TEXTS * max(rows, 1)
         if not self.texts:
             await self._know([])
-        while self._rows_spent() - start < rows:
+        while self._rows_spent() - start < rows and len(self.texts) < most_texts:
             if len(self.texts) >= GROWTH * self._fitted:
                 await self._fit()
             best = self._best[: len(self.texts)]

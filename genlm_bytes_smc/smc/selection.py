@@ -144,8 +144,10 @@ class _Candidates(NamedTuple):
             if isinstance(weigher, Twist):
                 psi = rows.blocks[weigher.ahead].to(promised.device)
                 promised = promised + weigher.strength * psi
-        total, drawn = (torch.logsumexp(x, 1, keepdim=True) for x in (promised, q))
-        gain = (q - torch.where(drawn.isneginf(), 0.0, drawn) + total).cpu().numpy()
+        gain = q.cpu().numpy().copy()
+        if promised is not q:
+            drawn, total = _log_sums(q), _log_sums(promised)
+            gain += (total - np.where(np.isneginf(drawn), 0.0, drawn))[:, None]
         if step >= plan.max_bytes:
             gain[:, :EOS_COLUMN] = -np.inf
             gain[:, EOS_COLUMN] = rows.target[:, EOS_COLUMN].cpu().numpy()
@@ -192,6 +194,14 @@ class _Candidates(NamedTuple):
         count = np.bincount(place, minlength=len(kept))
         chosen = kept[place]
         return source[chosen], symbols[chosen], (weight - np.log(count))[place]
+
+
+def _log_sums(rows: torch.Tensor) -> FloatArray:
+    """Return the log of the sum of each row, float64[D], the same however many rows there are."""
+    top = rows.amax(dim=1).clamp_(min=torch.finfo(rows.dtype).min)
+    sums = torch.exp(rows - top[:, None]).cumsum(1)[:, -1]
+    out: FloatArray = (top + torch.log(sums)).cpu().numpy()
+    return out
 
 
 def without_replacement(log_weights: FloatArray, n: int, u: float) -> tuple[IntArray, FloatArray]:

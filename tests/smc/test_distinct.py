@@ -124,7 +124,7 @@ async def test_it_is_exact_where_there_are_no_more_texts(params, n):
 async def test_particles_do_not_share_texts():
     """Where there are more texts than places, each place has one of its own."""
     states = []
-    await smc(toy(), 8, 0.5, 6, seed=1, on_step=states.append, **DISTINCT)
+    await smc(toy(), 5, 0.5, 6, seed=1, on_step=states.append, **DISTINCT)
     for state in states[2:-1]:
         texts = list(zip(state.particles.texts(), state.particles.ended.tolist(), strict=True))
         assert len(set(texts)) == len(texts)
