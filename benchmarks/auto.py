@@ -213,18 +213,20 @@ WAYS: dict[str, Way] = {
 }
 
 
-async def measure(world: World, rows: int, seeds: int, ways: Sequence[str]) -> dict[str, Any]:
+async def measure(
+    world: World, rows: int, seeds: Sequence[int], ways: Sequence[str]
+) -> dict[str, Any]:
     """Return for each way the total variation (mean, standard error) and the mean rows spent."""
     truth, out = await world.truth(), {}
     for way in ways:
         errors, spent = [], []
-        for seed in range(seeds):
+        for seed in seeds:
             found = await WAYS[way](world, rows, seed)
             share = np.array([found.get(t, 0.0) for t in world.texts])
             total = share.sum()
             errors.append(0.5 * np.abs(share / total - truth).sum() if total > 0 else 1.0)
             spent.append(world.llm.counts.rows)
-        error = float(np.std(errors) / np.sqrt(seeds))
+        error = float(np.std(errors) / np.sqrt(len(seeds)))
         out[way] = (float(np.mean(errors)), error, float(np.mean(spent)))
     return out
 
@@ -253,6 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--only", nargs="*", default=list(CONSTRAINTS), help="constraints")
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
@@ -264,9 +267,10 @@ def main() -> None:
     llm = load_model(arguments.model)
     KeptRows(llm, arguments.kept)
     shown = []
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     for name in arguments.only:
         world = World(llm, *CONSTRAINTS[name])
-        found = asyncio.run(measure(world, arguments.rows, arguments.seeds, arguments.ways))
+        found = asyncio.run(measure(world, arguments.rows, seeds, arguments.ways))
         lines.append(found)
         shown.append(cells(name, found))
         console.print(*shown[-1], sep=" | ")
@@ -280,7 +284,7 @@ def main() -> None:
     if arguments.docs:
         heads = ["constraint", *arguments.ways]
         rows = ["| " + " | ".join(x) + " |" for x in (heads, ["---"] * len(heads), *shown)]
-        said = f"{arguments.model}, {arguments.rows} rows, {arguments.seeds} seeds."
+        said = f"{arguments.model}, {arguments.rows} rows, seeds {seeds.start} to {seeds.stop - 1}."
         report.put(report.DOCS / "inference.md", "\n".join([*rows, "", said]), "auto")
 
 

@@ -10,6 +10,7 @@ import base64
 import binascii
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -256,7 +257,7 @@ def _stages(result: SMCResult) -> list[dict[str, Any]]:
             "lookahead": stage.lookahead,
             "trust": stage.trust,
             "lm_rows": stage.rows,
-            "log_ml": stage.result.log_ml,
+            "log_ml": stage.result.log_ml if stage.result.log_ml > -math.inf else None,
         }
         for stage in result.stages
     ]
@@ -269,6 +270,8 @@ def _told_ahead(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["lookahead"] == "auto":
         plain, *others = facts["stages"]
         told = [f"{plain['particles']} particles without"]
+        if plain["lookahead"]:  # there was a search
+            told, others = ["a search"], facts["stages"]
         told += [f"{s['particles']} trusting it {s['trust']:.0%}" for s in others]
         lines = [("look-ahead", f"auto: {', '.join(told)}")]
         return lines + [("warning", facts["warning"])] * (facts["warning"] is not None)

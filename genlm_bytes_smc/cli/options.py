@@ -278,8 +278,8 @@ class GenerateOptions(PromptOptions, ConstraintOptions):
         None,
         "--budget",
         min=1,
-        help="With --lookahead auto: go on with further particles until the model has "
-        "computed so many rows.",
+        help="With --lookahead auto: search for likely texts, or go on with further particles, "
+        "until the model has computed so many rows.",
     )
     draft: str | None = _option(
         None,

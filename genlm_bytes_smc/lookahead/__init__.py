@@ -4,6 +4,8 @@
     automata.py        the automata of a target that are followed
     ngram.py pilot.py  the byte model of what follows: an n-gram, and rows learned in pilot runs
     future_mass.py     the expected mass of both together, tabulated
+    edges.py           the byte model of `auto`: averaged entries of known rows
+    seen.py search.py  sums over known rows; the best-first search; auto.py puts runs together
     factor.py          the table read for many texts at once, as a factor of a run
 
 Any positive guess leaves the target of a run what it is, so all of this may be made rougher or

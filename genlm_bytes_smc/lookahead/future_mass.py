@@ -24,6 +24,7 @@ from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError
 from genlm_bytes_smc.constraints.automata.table import Table, ragged
 from genlm_bytes_smc.constraints.base import IntArray
 from genlm_bytes_smc.constraints.wfsa import total_weights
+from genlm_bytes_smc.lookahead.edges import EdgeMeans
 from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float
 from genlm_bytes_smc.lookahead.pilot import LocalRows
 
@@ -141,7 +142,7 @@ class FutureTable:
         model: ByteNgram,
         max_bytes: int | None,
         device: torch.device,
-        local: LocalRows | None = None,
+        local: LocalRows | EdgeMeans | None = None,
     ) -> None:
         self.model = model
         self.device = device
@@ -213,7 +214,7 @@ def _product(arcs: Arcs, model: ByteNgram) -> tuple[IntArray, IntArray, IntArray
 
 def _logp(
     model: ByteNgram,
-    local: LocalRows | None,
+    local: LocalRows | EdgeMeans | None,
     state: IntArray,
     context: IntArray,
     symbol: IntArray | int,
@@ -245,6 +246,7 @@ class _Sweep:
     ) -> None:
         lengths = np.bincount(source, minlength=len(end))
         self.lengths = torch.from_numpy(lengths).to(device)
+        self.source = torch.from_numpy(source).to(device)
         self.target = torch.from_numpy(target).to(device)
         self.weight = torch.from_numpy(weight).to(device)
         self.end = torch.from_numpy(end).to(device)
@@ -256,7 +258,7 @@ class _Sweep:
         top = torch.segment_reduce(terms, "max", lengths=self.lengths, initial=-torch.inf)
         top = torch.maximum(top, self.end)
         shift = torch.where(torch.isneginf(top), 0.0, top)
-        terms = (terms - shift.repeat_interleave(self.lengths)).exp_()
+        terms = (terms - shift[self.source]).exp_()
         total = torch.segment_reduce(terms, "sum", lengths=self.lengths, initial=0.0)
         return shift + torch.log(total + (self.end - shift).exp())
 

@@ -20,9 +20,10 @@ from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.lm.devices import device_of
 from genlm_bytes_smc.lookahead.automata import Automata, automata_of, language_models_of
+from genlm_bytes_smc.lookahead.edges import EdgeMeans, contexts_of
 from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
 from genlm_bytes_smc.lookahead.future_mass import Arcs, FutureTable
-from genlm_bytes_smc.lookahead.ngram import ByteNgram, soft_counts_of
+from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float, soft_counts_of
 from genlm_bytes_smc.lookahead.pilot import LocalRows, PilotSamples, longest, pilot_samples
 from genlm_bytes_smc.smc.factors import compile_rows
 from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes
@@ -140,7 +141,7 @@ class Lookahead(Ahead):
         self.fit_bytes = fit_bytes
         self.seed = seed
         self.device = None if device is None else device_of(device)
-        self.local: LocalRows | None = None
+        self.local: LocalRows | EdgeMeans | None = None
         self._solved: _LastFew[tuple[Tracker, FutureTable]] = _LastFew()
         self._automata: _LastFew[Automata] = _LastFew()
         self._fitted: _LastFew[ByteNgram] = _LastFew()
@@ -219,7 +220,7 @@ class Lookahead(Ahead):
     ) -> Lookahead:
         new = cls(ByteNgram.from_rows(soft_counts_of(*seen), order, smoothing), **settings)
         dfa, wfsa, approximate = automata_of(
-            target, new.constraint, new.max_states, longest(seen, _TAUGHT)
+            target, new.constraint, new.max_states, longest(seen.texts, _TAUGHT)
         )
         if wfsa is not None or dfa is None:
             raise ValueError("a pilot run learns about deterministic automata only")
@@ -233,6 +234,28 @@ class Lookahead(Ahead):
         new.local = LocalRows(
             model, dfa.n_states, state[at], context[at], seen.rows[at], seen.counts[at], smoothing
         )
+        return new
+
+    @classmethod
+    def _guessing(
+        cls, target: Any, texts: Sequence[bytes], rows: Float, settings: dict[str, Any]
+    ) -> Lookahead:
+        """Return a look-ahead along a target's deterministic automata by averages of its rows.
+
+        Args:
+            target: the target.
+            texts: V of them.
+            rows: float64[V, 257], the target's log weight of each symbol after them, nats.
+            settings: of the look-ahead.
+        """
+        contexts = contexts_of(texts, np.exp(rows))
+        new = cls(contexts, **settings)
+        dfa, _, _ = automata_of(target, new.constraint, new.max_states, ())
+        assert dfa is not None
+        state = dfa.states(texts).cpu().numpy()
+        context = np.array([contexts.context_of(t[-2:] if len(t) > 2 else t) for t in texts])
+        at = np.flatnonzero(state >= 0)  # an approximating automaton may have been left
+        new.local = EdgeMeans(dfa, contexts, state[at], context[at], rows[at])
         return new
 
     async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -63,11 +64,11 @@ async def pilot_samples(
     return PilotSamples(texts, np.array([float(count[t]) for t in texts]), rows)
 
 
-def longest(seen: PilotSamples, most: int) -> list[bytes]:
+def longest(texts: Sequence[bytes], most: int) -> list[bytes]:
     """Return at most so many of the texts that no other one goes on from, of all lengths."""
-    begun = {text[:-1] for text in seen.texts}
-    found = sorted({t for t in seen.texts if t not in begun}, key=lambda t: (len(t), t))
-    return found[:: -(-len(found) // most)]
+    begun = {text[:-1] for text in texts}
+    found = sorted({t for t in texts if t not in begun}, key=lambda t: (len(t), t))
+    return found[:: max(-(-len(found) // most), 1)]
 
 
 class LocalRows:

@@ -31,14 +31,13 @@ from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.lookahead.automata import automata_of
 from genlm_bytes_smc.lookahead.lookahead import Lookahead
-from genlm_bytes_smc.lookahead.pilot import PilotSamples, longest
+from genlm_bytes_smc.lookahead.pilot import longest
 from genlm_bytes_smc.smc.particles import BoolArray
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.seen import SeenRows
 from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes
 
-ORDER, SMOOTHING = 4, 0.1  # of the table
-_TAUGHT = 64  # texts that an approximating automaton learns from
+TAUGHT = 64  # texts that an approximating automaton learns from
 _PRIOR = 8.0  # texts that a line's slope 1, and the mean intercept of all lengths, count as
 
 
@@ -71,6 +70,8 @@ class Solved(NamedTuple):
         guess: float64[V], what was guessed for the text itself.
         codes, child: int64[C], the texts that follow others: 256 * parent + byte, ascending,
             and which text that is.
+        lanes, place: the guesses at the texts of each length, and the place of each text among
+            those of its length, int64[V].
     """
 
     value: FloatArray
@@ -78,10 +79,17 @@ class Solved(NamedTuple):
     guess: FloatArray
     codes: IntArray
     child: IntArray
+    lanes: list[AheadLanes]
+    place: IntArray
 
 
 async def solve(
-    seen: SeenRows, root: AheadLanes, line: Line = AS_IT_IS, known: BoolArray | None = None
+    seen: SeenRows,
+    root: AheadLanes,
+    line: Line = AS_IT_IS,
+    known: BoolArray | None = None,
+    *,
+    rest: bool = False,
 ) -> Solved:
     """Sum psi up from the longest texts to the empty one.
 
@@ -90,23 +98,28 @@ async def solve(
         root: the guesses at the empty text (D = 1).
         line: what is made of the guesses.
         known: bool[V], the texts whose rows are used; the others are guessed (None: all are).
+        rest: leave out whole texts whose weight is known.
     """
     levels = seen.levels()
     byte = np.array([text[-1] if text else 0 for text in seen.texts], dtype=np.int64)
     after, guess = np.empty((len(seen.texts), N_SYMBOLS)), np.empty(len(seen.texts))
     lanes, place = root, np.zeros(len(seen.texts), dtype=np.int64)
+    all_lanes = list[AheadLanes]()
     for t, nodes in enumerate(levels):
         if t > 0:
             moved, _ = await lanes.gather(place[seen.parent[nodes]]).step(byte[nodes])
             assert isinstance(moved, AheadLanes)
             lanes = moved
+        all_lanes.append(lanes)
         place[nodes] = np.arange(len(nodes))
         guess[nodes] = lanes.value.cpu().numpy()
         after[nodes] = (await _guesses(lanes, line, t)).numpy()
     number = {text: i for i, text in enumerate(seen.texts)}
     for text in seen.final:
         if text[:-1] in number:
-            after[number[text[:-1]], text[-1]] = 0.0
+            after[number[text[:-1]], text[-1]] = 0.0 if not rest else -np.inf
+    if rest:
+        after[:, EOS_COLUMN] = -np.inf
     value = np.full(len(seen.texts), -np.inf)
     for nodes in reversed(levels):
         value[nodes] = np.logaddexp.reduce(seen.target[nodes] + after[nodes], axis=1)
@@ -116,7 +129,7 @@ async def solve(
     below = np.flatnonzero(seen.parent >= 0)
     codes = seen.parent[below] * N_BYTES + byte[below]
     order = np.argsort(codes)
-    return Solved(value, after, guess, codes[order], below[order])
+    return Solved(value, after, guess, codes[order], below[order], all_lanes, place)
 
 
 async def _guesses(lanes: AheadLanes, line: Line, age: int) -> torch.Tensor:
@@ -229,40 +242,54 @@ class SeenLookahead(Ahead):
         tables: the guesses: learned from all particles, from those with even and from those with
             odd numbers. None: there is no automaton to look along.
         defensive: share of the target's own row in the proposal.
+        rest: look ahead to what is not known alone, not to whole texts whose weight is known.
 
     Attributes:
         line: how far the guesses are trusted; set by `start`.
     """
 
     def __init__(
-        self, seen: SeenRows, tables: Sequence[Lookahead] | None, defensive: float
+        self,
+        seen: SeenRows,
+        tables: Sequence[Lookahead] | None,
+        defensive: float,
+        *,
+        rest: bool = False,
     ) -> None:
-        self.seen, self.tables = seen, tables
+        self.seen, self.tables, self._rest = seen, tables, rest
         self.strength, self.defensive = 1.0, defensive
         self.line = AS_IT_IS
 
     @classmethod
     def learned(
-        cls, target: Any, seen: SeenRows, defensive: float, settings: dict[str, Any] | None
+        cls,
+        target: Any,
+        seen: SeenRows,
+        defensive: float,
+        settings: dict[str, Any] | None,
+        *,
+        rest: bool = False,
     ) -> SeenLookahead:
         """Return the look-ahead that rows teach.
 
         Args:
             target: a target whose runs saw the rows.
             seen: the rows.
-            defensive: see the class.
+            defensive, rest: see the class.
             settings: of the tables (`settings_of`); None: there are none.
         """
         if settings is None:
-            return cls(seen, None, defensive)
-        every = _samples(seen, seen.visits.sum(axis=1))
-        halves = [_samples(seen, seen.visits[:, h]) for h in (0, 1)]
-        fits = [every, *(half if len(half.texts) else every for half in halves)]
+            return cls(seen, None, defensive, rest=rest)
+        every = np.ones(len(seen.texts), dtype=bool)
+        fits = [every]
+        if not rest:
+            halves = [seen.visits[:, h] > 0 for h in (0, 1)]
+            fits += [half if half.any() else every for half in halves]
         try:
-            tables = [Lookahead._learned(target, s, ORDER, SMOOTHING, settings) for s in fits]
+            tables = [guesses_of(target, seen, fit, settings) for fit in fits]
         except ConstraintError:  # too large a table
-            return cls(seen, None, defensive)
-        return cls(seen, tables, defensive)
+            return cls(seen, None, defensive, rest=rest)
+        return cls(seen, tables, defensive, rest=rest)
 
     async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
         """See `Ahead`."""
@@ -270,8 +297,10 @@ class SeenLookahead(Ahead):
             root: AheadLanes = MeanLanes(mean_guesses(self.seen), 1)
         else:
             roots = [await t.start(target, leaves, max_bytes) for t in self.tables]
-            root, self.line = roots[0], await fitted_line(self.seen, roots[1:])
-        solved = await solve(self.seen, root, self.line)
+            root = roots[0]
+            if len(roots) > 1:
+                self.line = await fitted_line(self.seen, roots[1:])
+        solved = await solve(self.seen, root, self.line, rest=self._rest)
         return SeenLanes(solved, self.line, np.zeros(1, dtype=np.int64), root, 0)
 
 
@@ -287,7 +316,7 @@ def settings_of(target: Any, seen: SeenRows, *, terminated: bool) -> dict[str, A
         seen: rows of its runs.
         terminated: whether `terminate_when` ends texts.
     """
-    texts = longest(_samples(seen, seen.visits.sum(axis=1)), _TAUGHT)
+    texts = longest(seen.texts, TAUGHT)
     try:
         dfa, wfsa, approximate = automata_of(target, None, MAX_STATES, texts)
     except (ConstraintError, ValueError):
@@ -340,7 +369,9 @@ def line_of(guess: FloatArray, value: FloatArray, length: IntArray) -> Line:
     return Line(slope, np.append(means / (number + _PRIOR), rest.mean()))
 
 
-def _samples(seen: SeenRows, visits: FloatArray) -> PilotSamples:
-    """Return the texts that were visited as those of a pilot."""
-    at = np.flatnonzero(visits > 0)
-    return PilotSamples([seen.texts[i] for i in at], visits[at], seen.model[at])
+def guesses_of(
+    target: Any, seen: SeenRows, which: BoolArray, settings: dict[str, Any]
+) -> Lookahead:
+    """Return the table that the rows of some texts teach, bool[V]."""
+    at = np.flatnonzero(which)
+    return Lookahead._guessing(target, [seen.texts[i] for i in at], seen.target[at], settings)

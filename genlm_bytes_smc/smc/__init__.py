@@ -18,6 +18,7 @@ Here belongs what happens to particles; models, constraints and look-aheads only
     plan, frontier            checked settings; the distinct texts of all particles
     reading, diagnostics      one symbol in every particle; what is noted of it
     runs, rejuvenation        R runs and their errors; Metropolis-Hastings moves
+    selection                 which particles go on: with replacement, or distinct texts
     loop                      `smc`, `run`, `step`
     seen, pooled              rows that runs have seen; runs pooled to one (`lookahead="auto"`)
     many, conditional         several runs, runs without an event loop; Markov chains

@@ -97,7 +97,7 @@ def _lanes_of_runs(read: Advance, runs: int) -> tuple[list[int], list[float]]:
     lane_of, size = read.before.lane_of, max(read.before.size, 1)
     _, target, proposal = read.rows
     share = None if proposal is None else uncovered(target, proposal)
-    if runs == 1:
+    if runs == 1 and not read.before.plan.distinct:  # which chooses among lanes
         return [read.before.size], [0.0 if share is None else float(share.max(initial=0.0))]
     run = np.repeat(np.arange(runs), len(lane_of) // runs)
     codes = np.unique((run * size + lane_of)[lane_of >= 0])

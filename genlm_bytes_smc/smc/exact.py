@@ -30,7 +30,7 @@ import numpy.typing as npt
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows, engines_of
+from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows, engines_of, random_beams
 from genlm_bytes_smc.smc.loop import smc
 from genlm_bytes_smc.smc.pooled import StagedResult
 from genlm_bytes_smc.smc.prefixes import READ_OFF, Draw, ExactSamples, Posterior, Prefix
@@ -93,11 +93,14 @@ async def posterior(
 ) -> Posterior:
     """Estimate the law of a target from a given number of rows of the language models.
 
-    A quarter of the rows goes to draws whose proposal learns from every row, and so do the
+    Where beams are not random, all rows go to
+    `smc(..., lookahead="auto")`, which searches for likely texts and counts those that it knows
+    exactly; if these hold nine tenths of the most mass there can be, they are the result.
+
+    Else a quarter of the rows goes to draws whose proposal learns from every row, and so do the
     others if what was seen then holds nine tenths of the most mass there can be: the law is read
-    off it. Else they go to `smc(..., lookahead="auto")`. Of both, the result is what has the
-    smaller expected error; `Posterior.source` says which. What `smc` counts exactly and what it
-    estimates is said in `smc.pooled`.
+    off it. Else they go to `smc(..., lookahead="auto")`, and of both, the result is what has the
+    smaller expected error; `Posterior.source` says which.
 
     Args:
         target: as for `exact_sample`.
@@ -121,6 +124,11 @@ async def posterior(
     if draws is not None:
         await sampler.weighted(draws, budget, at_once)
         return sampler.posterior(None)
+    if not random_beams(sampler.leaves):
+        run = await _staged(target, max_bytes, budget, sampler.new_seed())
+        if run is not None and run.search is not None:
+            low, high = np.exp([run.search.low, run.search.high]).tolist()
+            return Posterior([], dict(run.stages[-1].known), sampler.spent, low, high, run)
     few = min(at_once, FEW_AT_ONCE)  # or those under way would take the others' rows
     await sampler.weighted(MOST_DRAWS, max(1, int(TREE * budget)), few)
     left = budget - sampler.spent
@@ -160,9 +168,9 @@ class _Sampler:
         self._target, self._max_bytes, self._rng = target, max_bytes, rng
         self._reject = reject
         self._finished: list[Draw] = []
-        leaves: list[Any] = []
-        compile_rows(target, leaves)
-        self._engines = engines_of(leaves)
+        self.leaves: list[Any] = []
+        compile_rows(target, self.leaves)
+        self._engines = engines_of(self.leaves)
         self._start = self._rows()
         self._root: Prefix | None = None
         self._accepted: list[float] = []  # bound at the start of each finished draw, or 0

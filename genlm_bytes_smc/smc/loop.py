@@ -10,18 +10,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from genlm_bytes_smc.smc.diagnostics import Clock, Progress, observe, open_progress
 from genlm_bytes_smc.smc.factors import name_of
 from genlm_bytes_smc.smc.frontier import Frontier
-from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights, generator
+from genlm_bytes_smc.smc.particles import Particles, SMCState, Weights, generator
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
 from genlm_bytes_smc.smc.reading import advance, moved, settled
 from genlm_bytes_smc.smc.rejuvenation import rejuvenate
-from genlm_bytes_smc.smc.resampling import FloatArray, IntArray, Rollout, Suffix
+from genlm_bytes_smc.smc.resampling import FloatArray, Rollout, Suffix
 from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.runs import (
     AllParticlesDeadError,
@@ -31,11 +31,11 @@ from genlm_bytes_smc.smc.runs import (
     breakdowns,
     noted,
 )
+from genlm_bytes_smc.smc.selection import Chosen, advance_distinct, resampled
 
 SALT_STREAM, MOVE_STREAM = 1, 2  # random numbers of a step besides those of its draws
 
 _STAGES = "genlm_bytes_smc.lookahead.auto"  # loaded where it is asked for: it runs `run` below
-_ROUNDING = 1e-9  # relative, of an effective sample size
 _UNCOVERED = 1e-6  # share of a row from which on a proposal's gaps are worth a warning
 
 
@@ -64,6 +64,7 @@ async def smc(
     on_step: Callable[[SMCState], object] | None = None,
     record: bool = False,
     resume: SMCResult | SMCState | None = None,
+    distinct: bool = False,
     lookahead: Any = None,
     budget: int | None = None,
 ) -> SMCResult:
@@ -127,14 +128,21 @@ async def smc(
             so with a `Lookahead` that looks to the run's own `max_bytes`, as it does unless
             told otherwise: as a twist it has given up what cannot end in time, so a larger
             limit is refused then; as a proposal it draws other texts. Give it a `max_bytes`.)
+        distinct: keep at most `n_particles` distinct texts after each byte, chosen among all
+            that one byte more can make: the heavy ones for sure, others at random in proportion to
+            their weight (`smc.selection`). Particles then never share a text, and a run is exact
+            where there are no more texts. `ess_threshold` has no effect. Not with `rollout`,
+            `rejuvenate`, `draft`, `resample_at`, `tempering`, `record`, other resampling methods
+            or `share_beams=False`.
         lookahead: a `Lookahead` as proposal and as twist; or "auto": a plain run of a quarter of
             the particles teaches a look-ahead to further runs, and all are pooled, with the mean
             weight of the target. `log_ml` is at least the plain run's less log 4. The result is a
             `StagedResult`. Not with `proposal`, `twist`, `resume`, `draft` or `resample_at`.
-        budget: with "auto", rows of the language models to spend. The plain run then has all
-            `n_particles`, whatever they cost; further runs follow until the rows are spent (the
-            last one may go over). `log_ml` is at least the plain run's less log 16. With
-            `prune="topk"` texts known before a run count with their exact weight.
+        budget: with "auto", rows of the language models to spend. A search finds likely texts,
+            which count with their exact weight, and a run of at most `n_particles` estimates
+            the rest. `log_ml` is at least what was found. Where a search cannot find enough, a
+            plain run has all `n_particles`, and further ones follow until the rows are spent (the
+            last one may go over); `log_ml` is then at least the plain run's less log 16.
 
     Returns:
         Texts, weights, and what the run tells about itself.
@@ -167,6 +175,7 @@ async def smc(
         "resample_at": resample_at,
         "record": record,
         "resume": resume,
+        "distinct": distinct,
     }
     size = n_particles, ess_threshold, max_bytes
     if isinstance(lookahead, str) and lookahead == "auto":
@@ -299,20 +308,24 @@ async def step(runs: Runs) -> Runs:
       gamma_n(x_1:n) / (gamma_n-1(x_1:n-1) q_n(x_n | x_1:n-1)). Rows are q_n, the factors'
       steps give gamma_n / gamma_n-1, and twists make gamma_n what resampling shall see;
     - `weights` are W_n^i, with the estimate of Z_n (their mean) and ESS = 1 / sum (W_n^i)^2;
-    - `_select` draws ancestors A_n^i by W_n, after which every weight is the mean;
+    - `resampled` draws ancestors A_n^i by W_n, after which every weight is the mean (with
+      `distinct`, `advance_distinct` chooses texts before they are read instead);
     - `rejuvenate` moves particles by a kernel K_n that leaves gamma_n as it is.
     """
     plan, rngs = runs.plans[0], runs.generators()
     with breakdowns(runs.states):
         clock, wide = Clock(runs.frontier.engines), runs.widened()
-        uniform = np.concatenate([_uniform(rng, wide.size) for rng in rngs])
-        read = await advance(wide.particles, wide.frontier, runs.step, uniform, wide.forced())
+        if plan.distinct:
+            wide, read = await advance_distinct(wide, rngs)
+        else:
+            uniform = np.concatenate([_uniform(rng, wide.size) for rng in rngs])
+            read = await advance(wide.particles, wide.frontier, runs.step, uniform, wide.forced())
         weights = [Weights(w) for w in read.particles.log_weights.reshape(len(rngs), -1)]
         infos = observe(wide.particles, runs.step, read, weights)
         ready, on_the_way = settled(read.after, read.particles)
-        chosen = _Chosen(read.particles, None, {})
-        if not on_the_way:
-            chosen = await _select(wide, read.particles, weights, infos, rngs)
+        chosen = Chosen(read.particles, None, {})
+        if not (on_the_way or plan.distinct):
+            chosen = await resampled(wide, read.particles, weights, infos, rngs)
         particles = runs.salted(chosen.particles, rngs, runs.step + 1)
         frontier = moved(ready, particles, chosen.places)
         after = runs._replace(particles=particles, frontier=frontier, step=runs.step + 1)
@@ -328,64 +341,9 @@ async def step(runs: Runs) -> Runs:
         return noted(runs, wide, read.particles, after, infos, chosen.ancestors)
 
 
-class _Chosen(NamedTuple):
-    """The particles that go on.
-
-    Attributes:
-        particles: with their weights.
-        places: int64[R N], their places before, None if all go on.
-        ancestors: int64[N], in each run that was resampled.
-    """
-
-    particles: Particles
-    places: IntArray | None
-    ancestors: dict[int, IntArray]
-
-
-async def _select(
-    runs: Runs,
-    particles: Particles,
-    weights: Sequence[Weights],
-    infos: Sequence[StepInfo],
-    rngs: Sequence[np.random.Generator | None],
-) -> _Chosen:
-    """Keep a candidate of each roll-out that ends, and resample the runs that need it."""
-    plan = runs.plans[0]
-    if not plan.rollout.ends(runs.step, sum([info.active for info in infos])):
-        return _Chosen(particles, None, {})
-    index, log_weights = np.arange(len(particles.length)), particles.log_weights
-    if plan.rollout.candidates > 1 and rngs[0] is not None:  # of one run
-        index, log_weights = plan.rollout.pick(log_weights, rngs[0])
-        weights = [Weights(log_weights)]
-    ancestors: dict[int, IntArray] = {}
-    for r, rng in enumerate(rngs):
-        if rng is not None and infos[r].active and _due(plan, weights[r]):
-            ancestors[r] = plan.resample(weights[r].normalised, rng)
-            if runs.pins is not None:  # ascending; independent of the place from here on
-                ancestors[r] = rng.permutation(ancestors[r])
-    if not ancestors and plan.rollout.candidates == 1:
-        return _Chosen(particles, None, {})
-    if runs.pins is not None:
-        due = list(ancestors)
-        firsts = await runs.pins.ancestors(runs, particles, due)
-        for r, first in zip(due, firsts.tolist(), strict=True):
-            ancestors[r][0] = first
-    kept, log_weights = index.copy(), log_weights.copy()
-    n = len(index) // len(rngs)
-    for r, mine in ancestors.items():
-        kept[r * n : (r + 1) * n] = index[mine + r * n]
-        log_weights[r * n : (r + 1) * n] = weights[r].log_mean
-    return _Chosen(particles.gather(kept, log_weights), kept, ancestors)
-
-
 def _uniform(rng: np.random.Generator | None, n: int) -> FloatArray:
     """Return n numbers in [0, 1); zeros for a run that is over."""
     return np.zeros(n) if rng is None else rng.random(n)
-
-
-def _due(plan: Plan, weights: Weights) -> bool:
-    """Return whether the effective sample size is below its threshold."""
-    return weights.ess < plan.ess_threshold * len(weights.log) * (1 - _ROUNDING)
 
 
 def _warn_uncovered(share: float) -> None:

@@ -66,6 +66,7 @@ class SMCOptions(TypedDict, total=False):
     resample_at: str | bytes | Sequence[str | bytes] | None
     record: bool
     resume: SMCResult | SMCState | None
+    distinct: bool
     lookahead: Any
 
 
@@ -105,6 +106,7 @@ class Plan:
     resample_at: tuple[bytes, ...]
     record: bool
     resume: SMCState | None
+    distinct: bool = False
 
     @property
     def engines(self) -> tuple[Any, ...]:
@@ -136,6 +138,7 @@ def make_plan(
     resample_at: str | bytes | Sequence[str | bytes] | None = None,
     record: bool = False,
     resume: SMCResult | SMCState | None = None,
+    distinct: bool = False,
     lookahead: Any = None,
 ) -> Plan:
     """Check the arguments of `smc`.
@@ -171,6 +174,10 @@ def make_plan(
     if strings:
         others = {"rollout": rollout, "rejuvenate": rejuvenate, "tempering": tempering}
         _check_waiting({**others, "draft": draft}, (proposal, twist), share_beams)
+    if distinct:
+        others = {"rollout": rollout, "rejuvenate": rejuvenate, "tempering": tempering}
+        others |= {"draft": draft, "resample_at": resample_at}
+        _check_distinct(others, record, resampling_method, share_beams)
     if not share_beams:
         _check_random(leaves)
     state = _resumed(resume, (n_particles, rolls.candidates), max_bytes, seed, beam_seed)
@@ -197,6 +204,7 @@ def make_plan(
         resample_at=strings,
         record=record,
         resume=state,
+        distinct=bool(distinct),
     )
 
 
@@ -320,6 +328,22 @@ def _check_waiting(options: dict[str, Any], ahead: Sequence[Any], share_beams: b
         raise ValueError(
             "with resample_at particles wait for others, so their texts differ in length, which "
             f"does not go with {', '.join(given)}"
+        )
+
+
+def _check_distinct(
+    options: dict[str, Any], record: bool, resampling_method: str, share_beams: bool
+) -> None:
+    """Raise if an option that is not the default needs particles that are drawn one by one."""
+    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    given += ["record=True"] if record else []
+    given += [] if share_beams else ["share_beams=False"]
+    if resampling_method != "systematic":
+        given.append(f"resampling_method={resampling_method!r}")
+    if given:
+        raise ValueError(
+            "distinct=True chooses texts before they are read, in place of drawing and resampling "
+            f"particles, which does not go with {', '.join(given)}"
         )
 
 

@@ -62,18 +62,37 @@ class Stage(NamedTuple):
         return state._replace(particles=state.particles._replace(log_weights=weights))
 
 
+class Found(NamedTuple):
+    """What a search before the runs found.
+
+    Attributes:
+        rows: that it cost.
+        share: of the mass, in whole texts that are known, by its own guess of the rest.
+        low, high: bounds on the total weight for sure, nats: what whole texts weigh, and what all
+            would weigh if everything below an unknown text had mass 1. `high` is only one if no
+            row of the target sums to more than 1.
+    """
+
+    rows: int
+    share: float
+    low: float
+    high: float
+
+
 class StagedResult(SMCResult):
     """What `smc(..., lookahead="auto")` returns: its runs, pooled.
 
     Args:
-        stages: the runs in their order; the first one is plain.
+        stages: the runs in their order; the first one is plain if there was no search.
+        search: what a search before them found; None if there was none.
 
     Attributes:
-        stages: the same.
+        stages, search: the same.
         gap: by how much the log evidences of the first run and of the last one differ, nats.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], search: Found | None = None) -> None:
+        self.search = search
         rests, shares = [s.rest() for s in stages], [s.share for s in stages]
         self._variance = _log_variance(rests, shares)
         known = _known(stages)
@@ -90,7 +109,8 @@ class StagedResult(SMCResult):
     @property
     def rows(self) -> int:
         """Rows that the language models computed."""
-        return sum(stage.rows for stage in self.stages)
+        searched = 0 if self.search is None else self.search.rows
+        return searched + sum(stage.rows for stage in self.stages)
 
     @property
     def gap(self) -> float:
@@ -110,7 +130,11 @@ class StagedResult(SMCResult):
     def summary(self) -> dict[str, str]:
         """Return what is shown above the texts, name by name."""
         out = super().summary()
-        out["stages"] = "; ".join(_told(stage) for stage in self.stages)
+        told = [_told(stage) for stage in self.stages]
+        if self.search is not None:
+            found = f"found {self.search.share:.1%} of the mass as it guesses"
+            told.insert(0, f"search ({self.search.rows} rows, {found})")
+        out["stages"] = "; ".join(told)
         if self.gapes:
             first, last = self.stages[0].result, self.stages[-1].result
             out["warning"] = (

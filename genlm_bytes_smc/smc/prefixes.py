@@ -141,7 +141,7 @@ class Posterior(TextSamples):
         error: the total variation from the target's law that is to be expected, estimated.
         log_ml_bounds: low, high (nats), between which the log marginal likelihood lies for sure.
         log_ml_of_draws: log of the mean weight of the draws, nats; unbiased on the linear scale if
-            `draws` of them were made, so that the budget did not end them.
+            `draws` of them were made, so that the budget did not end them. NaN without any.
         log_ml: the same, or that of the particles, moved between the bounds where it is outside.
     """
 
@@ -154,12 +154,14 @@ class Posterior(TextSamples):
         high: float,
         run: StagedResult | None = None,
     ) -> None:
+        drawn, log_ml = [d.text for d in finished], np.nan
         with np.errstate(divide="ignore"):
-            weights = np.log([d.weight for d in finished])
+            weights = np.log(np.array([d.weight for d in finished]))
             bounds = np.log([low, high])
-        log_ml = float(np.logaddexp.reduce(weights) - np.log(len(weights)))
-        drawn = [d.text for d in finished]
-        found = {"draws": (drawn, weights, expected_error(drawn, weights))}
+        found: dict[str, tuple[list[bytes], FloatArray, float]] = {}
+        if finished:
+            log_ml = float(np.logaddexp.reduce(weights) - np.log(len(weights)))
+            found["draws"] = drawn, weights, expected_error(drawn, weights)
         if bounds[0] >= bounds[1] + np.log(READ_OFF):
             known = np.array(list(seen.values()))
             found = {"seen": (list(seen), known, float(-np.expm1(bounds[0] - bounds[1])))}
@@ -209,8 +211,12 @@ def particles_of(run: StagedResult) -> tuple[list[bytes], FloatArray, float]:
     known = np.array(list(last.known.values()))
     total = np.logaddexp.reduce(np.concatenate([known, logs[kept]]))
     rest = float(np.exp(np.logaddexp.reduce(logs[kept]) - total)) if len(kept) else 0.0
-    # A run of N particles that found nothing else may have missed a share of 1 / N.
-    error = rest * expected_error(texts, logs[kept]) + (1 - rest) / (last.result.size + 1)
+    if run.search is not None and last.known:
+        # What is not known is on few texts, if it is not missed.
+        error = max(rest, 1 - run.search.share)
+    else:
+        # A run of N particles that found nothing else may have missed a share of 1 / N.
+        error = rest * expected_error(texts, logs[kept]) + (1 - rest) / (last.result.size + 1)
     if total == -np.inf:
         error = 1.0
     return [*last.known, *texts], np.concatenate([known, logs[kept]]), min(error, 1.0)

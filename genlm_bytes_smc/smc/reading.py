@@ -50,6 +50,7 @@ async def advance(
     forced: IntArray | None = None,
     *,
     score: bool = False,
+    rows: Rows | None = None,
 ) -> Advance:
     """Read and weigh one symbol in every active particle.
 
@@ -60,8 +61,9 @@ async def advance(
         uniform: float64[N], in [0, 1), one a particle.
         forced: int64[N], what to read instead of drawing it, -1 where to draw.
         score: weigh what is forced by the target's rows alone, not by target / proposal.
+        rows: of the frontier, where they are known.
     """
-    rows, weighers = await frontier.rows(), frontier.plan.weighers
+    rows, weighers = rows or await frontier.rows(), frontier.plan.weighers
     symbols, log_weights = _propose(particles, frontier, step, rows, uniform, forced, score)
     going = (symbols >= 0) & (log_weights > -np.inf)
     ended = await frontier.ending(rows, going & (symbols == EOS_COLUMN))

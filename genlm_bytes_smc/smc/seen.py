@@ -7,17 +7,23 @@ changes no weight and notes them, so that a later run can look ahead along what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.factors import has_language_model
 from genlm_bytes_smc.smc.particles import BoolArray, Particles
 from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.weighers import Reads, Weigher
+
+
+def weights_are_sums(leaves: Sequence[Any]) -> bool:
+    """Return whether a whole text weighs what the rows along it sum up to, without a critic."""
+    models = [leaf for leaf in leaves if has_language_model(leaf)]
+    return all(isinstance(m, ByteLLM) and m.params.prune == "topk" for m in models)
 
 
 class SeenRows(NamedTuple):
@@ -27,7 +33,6 @@ class SeenRows(NamedTuple):
         texts: V distinct texts, by length.
         parent: int64[V], the text that is one byte shorter; -1 of the empty text.
         target: float64[V, 257], the target's log weight of each symbol after it, nats.
-        model: float64[V, 257], the probability of each symbol under the language models.
         visits: float64[V, 2], how many particles with even and with odd numbers came to it.
         final: texts that ended without a symbol for it (`terminate_when`).
     """
@@ -35,7 +40,6 @@ class SeenRows(NamedTuple):
     texts: list[bytes]
     parent: IntArray
     target: FloatArray
-    model: FloatArray
     visits: FloatArray
     final: frozenset[bytes]
 
@@ -71,7 +75,6 @@ class Seen:
     def __init__(self) -> None:
         self._place: dict[bytes, int] = {}
         self._target: list[FloatArray] = []
-        self._model: list[FloatArray] = []
         self._visits: list[FloatArray] = []
         self._final: set[bytes] = set()
 
@@ -79,20 +82,17 @@ class Seen:
         """Return the number of texts."""
         return len(self._place)
 
-    def add(
-        self, texts: Sequence[bytes], target: FloatArray, model: FloatArray, visits: FloatArray
-    ) -> None:
+    def add(self, texts: Sequence[bytes], target: FloatArray, visits: FloatArray) -> None:
         """Store the rows of texts, and count the visits of those that are known already.
 
         Args:
             texts: n of them.
-            target, model, visits: see `SeenRows`.
+            target, visits: see `SeenRows`.
         """
-        for text, row, own, count in zip(texts, target, model, visits, strict=True):
+        for text, row, count in zip(texts, target, visits, strict=True):
             place = self._place.setdefault(text, len(self._place))
             if place == len(self._target):
                 self._target.append(row)
-                self._model.append(own)
                 self._visits.append(count)
             else:
                 self._visits[place] = self._visits[place] + count
@@ -111,7 +111,6 @@ class Seen:
             texts,
             np.array(parent, dtype=np.int64),
             np.array([self._target[i] for i in order]).reshape(-1, N_SYMBOLS),
-            np.array([self._model[i] for i in order]).reshape(-1, N_SYMBOLS),
             np.array([self._visits[i] for i in order]).reshape(-1, 2),
             frozenset(self._final),
         )
@@ -122,16 +121,11 @@ class Recorder(Weigher):
 
     Args:
         seen: the store.
-        plan: of the run, for what its rows are made of.
+        plan: of the run.
     """
 
     def __init__(self, seen: Seen, plan: Plan) -> None:
         self._seen, self._max_bytes = seen, plan.max_bytes
-        self._models = [
-            (i, float(plan.exponents[i]))
-            for i in range(plan.n_target)
-            if plan.exponents[i] != 0 and has_language_model(plan.leaves[i])
-        ]
 
     async def weigh(self, particles: Particles, reads: Reads) -> Particles:
         """See `Weigher`; the particles come back as they are."""
@@ -146,17 +140,9 @@ class Recorder(Weigher):
             target[:, :EOS_COLUMN] = -np.inf
         visits = np.zeros((reads.rows.target.shape[0], 2))
         np.add.at(visits, (reads.lane_of[at], at % 2), 1.0)
-        self._seen.add(texts, target, self._model_rows(reads)[lanes], visits[lanes])
+        self._seen.add(texts, target, visits[lanes])
         self._seen.end(_stopped(particles, reads))
         return particles
-
-    def _model_rows(self, reads: Reads) -> FloatArray:
-        """Return the product of the language models' rows, float64[D, 257]."""
-        total: torch.Tensor | float = 0.0
-        for i, power in self._models:
-            total = total + power * reads.rows.blocks[i].double().cpu()
-        rows: FloatArray = torch.as_tensor(total).exp().numpy()
-        return rows
 
 
 def _stopped(particles: Particles, reads: Reads) -> list[bytes]:

@@ -296,7 +296,7 @@ async def test_particles_and_known_texts_estimate_the_marginal_likelihood():
         llm.clear_cache()
         llm.model.store.clear()
         run = await smc(llm * FiniteSet(TEXTS), 4, 1.0, 10, seed=seed, progress=False,
-                        lookahead="auto", budget=20)  # fmt: skip
+                        lookahead="auto", budget=6)  # fmt: skip
         texts, logs, error = particles_of(run)
         assert len(texts) == len(logs)
         assert 0 <= error <= 1
