@@ -295,10 +295,7 @@ def begin_read(
     """Find the extensions to admit where the next byte is known.
 
     Args:
-        trie, rows: the arrays.
-        ctx, node, logu, logw, key, log_z: of the lanes.
-        byte: int64[N].
-        cut: positions that are no text.
+        trie, rows, ctx, node, logu, logw, key, log_z, byte, cut: as elsewhere here.
         log_threshold: extensions are held against it as `admit` does, with `random` or `by_steps`
             against `log_z`, else against the candidates that can read the byte.
         random: whether they are thinned at random.

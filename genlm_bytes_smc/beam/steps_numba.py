@@ -104,11 +104,9 @@ def step(handles, probs, extended, key, symbols, cut, k, log_threshold, random):
 
     Args:
         handles, probs: `Handles`, and the rows.
-        extended: the candidates with their extensions.
-        key: uint64[N].
+        extended, key: the candidates with their extensions, and uint64[N].
         symbols: int64[N], a byte; 256 ends the text, -1 reads nothing: both empty the lane.
-        cut: positions that are no text.
-        k, log_threshold, random: how to prune, and which extensions are admitted.
+        cut, k, log_threshold, random: see `Rules`.
 
     Returns:
         The packed state; its candidates with their extensions, packed; the keys; float64[3, N]:
@@ -233,8 +231,7 @@ def look(
             with share 0 none is.
         looked: whether `extended` and `left_out` float64[N] are what a step has found.
         extended, left_out: candidates with their extensions; log mass of those left out.
-        cut: positions that are no text.
-        log_threshold, random: which extensions are admitted.
+        cut, log_threshold, random: see `Rules`.
         rescue_of, rescues, share: see `_rows`.
         wanted: whether rows are asked for.
 

@@ -135,12 +135,9 @@ def run_texts(
     Args:
         handles, probs: `Handles`, and the rows.
         packed, key, log_z, log_dropped: the lanes.
-        text: uint8[N, L], a line a lane.
-        lengths: int64[N], how long each text is.
+        text, lengths, known: see `kernels.Texts`.
         start: how many bytes have been read.
-        known: see `lend`.
-        cut: positions that are no text.
-        k, log_threshold, random: how to prune.
+        cut, k, log_threshold, random: see `Rules`.
         by_steps: whether to extend and prune as `steps_numba.step` (after each byte, without
             knowing it when extending), or as `read` (before each, and not after the last).
         likeliest: with one lane, whether to read the likeliest bytes and fill them in. That stops
