@@ -192,7 +192,7 @@ def names_of(leaves: Iterable[Any]) -> tuple[str, ...]:
 def prunings(leaves: Iterable[Any]) -> set[str]:
     """Return the ways in which beams anywhere in the leaves are pruned."""
     params = [getattr(part, "params", None) for leaf in leaves for part in _parts(leaf)]
-    return {p.prune for p in params if hasattr(p, "prune")}
+    return {p.prune for p in params if p is not None and hasattr(p, "prune")}
 
 
 def random_beams(leaves: Iterable[Any]) -> bool:
