@@ -17,7 +17,6 @@ gives bytes that it never saw next to nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -72,7 +71,7 @@ def _sums(at: IntArray, rows: Float, size: int) -> tuple[Float, Float]:
     return total, count
 
 
-def contexts_of(texts: Sequence[bytes], rows: Any) -> ByteNgram:
+def contexts_of(texts: Sequence[bytes], rows: Float) -> ByteNgram:
     """Return an n-gram whose contexts are those of texts, from float64[V, 257] rows after them."""
     counted = ((text, len(text), row) for text, row in zip(texts, rows, strict=True))
     return ByteNgram.from_rows(counted, ORDER)

@@ -171,7 +171,7 @@ class Posterior(TextSamples):
         self.source = min(found, key=lambda name: found[name][2])
         texts, logs, self.error = found[self.source]
         super().__init__(texts, np.isfinite(logs), logs)
-        if self.source == "particles":
+        if self.source == "particles" or not finished:
             estimate = self.log_total
         self.draws, self.rows, self.seen = len(finished), rows, seen
         self.log_ml_of_draws = log_ml
