@@ -162,7 +162,7 @@ async def test_a_ruinous_look_ahead_costs_no_more_than_is_stated(monkeypatch):
     """log_ml is never below that of the plain run of a quarter less log 4, and is unbiased."""
     llm = toy(seed=12)
     truth, values = sum(exact_weights(llm).values()), []
-    monkeypatch.setattr(auto._Stages, "_ahead", lambda self: Wrong())
+    monkeypatch.setattr(auto._Stages, "_ahead", lambda self, rest: Wrong())
     for seed in range(FEW):
         result = await smc(finite(llm), 8, 1.0, LONGEST, seed=seed, progress=False, **AUTO)
         plain = await smc(finite(llm), 2, 1.0, LONGEST, seed=seed, progress=False)
