@@ -95,13 +95,13 @@ class Bench:
         decoder = self.engine._forward.decoder
         linears = [x for at in decoder._layers for x in (at.into, at.out, at.up, at.down)]
         inputs: dict[int, torch.Tensor] = {}
-        for linear in (*linears, decoder.head):
+        for linear in (*linears, decoder._head):
             wide = linear._plain[0][0].shape[1]
             inputs[wide] = torch.randn((count, wide), device=self.engine.device)
 
         @torch.inference_mode()
         def run() -> None:
-            for linear in (*linears, decoder.head):
+            for linear in (*linears, decoder._head):
                 linear(inputs[linear._plain[0][0].shape[1]])
 
         return self.seconds(run)

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,23 +121,9 @@ def unbiased(llm: Any, text: bytes, params: BeamParams) -> Reading:
 
 
 def pieces() -> list[bytes]:
-    """Return 20 kB of prose: paragraphs of this project's documents, and code of the package."""
-    root = Path(__file__).parents[1]
-    names = ("theory", "design", "lookahead", "scaling", "tutorial", "glossary")
-    pages = [(root / "docs" / f"{name}.md").read_text() for name in names]
-    plain = [re.sub(r"[`*]|\]\([^)]*\)|\[", "", page) for page in pages]
-    prose = [p for page in plain for p in page.split("\n\n") if re.match(r"[A-Z].{160}", p, re.S)]
-    code = (root / "genlm_bytes_smc" / "trie.py").read_text()
-    return [*_cut(" ".join(prose), PIECES * 3 // 4), *_cut(code, PIECES // 4)]
-
-
-def _cut(text: str, n: int) -> Iterator[bytes]:
-    """Yield the first n pieces of a text."""
-    coded = text.encode("ascii", errors="ignore")
-    if len(coded) < n * PIECE:
-        raise ValueError(f"{len(coded)} bytes of prose are too few for {n} pieces of {PIECE}")
-    for i in range(n):
-        yield coded[i * PIECE : (i + 1) * PIECE]
+    """Return 20 kB of this project's documents (three quarters) and code in pieces."""
+    text = (Path(__file__).parent / "data" / "pages.txt").read_bytes()
+    return [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
 
 
 def read_all(

@@ -41,7 +41,7 @@ from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc import AllParticlesDeadError, smc
+from genlm_bytes_smc.smc import AllParticlesDeadError, exact_sample, smc
 from genlm_bytes_smc.smc.many import run_blocking
 
 from .bias import bigram
@@ -49,6 +49,7 @@ from .measures import FloatArray, normalised, total_variation
 
 PARTICLES, K, THRESHOLD, ESS = 8, 5, 0.01, 0.5
 MOST_RUNS = 40  # of a method, should it want hardly any rows
+MOST_TEXTS = 1000  # that are drawn exactly
 PILOT_SEED = 10_000  # far from those of the runs
 
 METHODS = {
@@ -56,6 +57,8 @@ METHODS = {
     "smc": "SMC over bytes",
     "lookahead": "SMC over bytes, bigram look-ahead",
     "pilot": "SMC over bytes, pilot look-ahead",
+    "auto": 'SMC over bytes, lookahead="auto"',
+    "exact": "exact samples",
     "bytellm": "genlm-control ByteLLM, SMC",
     "awrs": "genlm-control AWRS, SMC over tokens",
 }
@@ -181,13 +184,14 @@ def run(config: Config) -> Outcome:
     reference, noise = _reference(model, case, config["reference"])
     ahead, fitted = _ahead(model, case, config["method"])
     engine, constraint = fresh_engine(config["model"]), case.constraint()
-    drawn, rows, runs = list[Drawn](), 0, 0
-    while rows < config["lm_rows"] and runs < MOST_RUNS:
+    drawn, rows, runs = list[Drawn](), fitted, 0
+    most = 1 if config["method"] in ("auto", "exact") else MOST_RUNS  # the rows all at once
+    while runs == 0 or (rows < config["lm_rows"] and runs < most):
         seed = 1000 * config["seed"] + runs
         one, cost = run_blocking(_METHOD[config["method"]](config, engine, constraint, seed, ahead))
         drawn, rows, runs = [*drawn, one], rows + cost, runs + 1
     weights, good, n = defaultdict[bytes, float](float), 0, 0
-    top = max(float(d.log_weights.max()) for d in drawn)
+    top = max((float(d.log_weights.max()) for d in drawn if d.texts), default=0.0)
     for one in drawn:
         for text, logw in zip(one.texts, one.log_weights.tolist(), strict=True):
             n += 1
@@ -198,7 +202,7 @@ def run(config: Config) -> Outcome:
     posterior = normalised(dict(weights))
     return Outcome(
         {
-            "success": good / n,
+            "success": good / max(n, 1),
             "distance": total_variation(posterior, reference) if posterior else 1.0,
             "noise": noise,
             "heads": len(posterior),
@@ -269,8 +273,15 @@ async def _ours(
     options: dict[str, Any] = {"ess_threshold": 0.0 if method == "local" else ESS}
     if ahead is not None:
         options |= {"proposal": ahead, "twist": ahead}
+    if method == "auto":
+        options |= {"lookahead": "auto", "budget": config["lm_rows"]}
     llm.model.store.clear()
     with metered(llm.model.store) as meter:
+        if method == "exact":
+            found = await exact_sample(
+                llm * constraint, MOST_TEXTS, config["lm_rows"], case.max_bytes, seed=seed
+            )
+            return Drawn(list(found.texts), np.zeros(len(found.texts))), meter.rows
         try:
             done = await smc(
                 llm * constraint,
@@ -390,6 +401,8 @@ _METHOD: dict[str, Any] = {
     "smc": _ours,
     "lookahead": _ours,
     "pilot": _ours,
+    "auto": _ours,
+    "exact": _ours,
     "bytellm": _bytellm,
     "awrs": _awrs,
 }
@@ -438,9 +451,10 @@ def report(rows: list[Row]) -> Report:
             f"wanted {budget} distinct LM rows (the last run is finished), and all texts "
             "are pooled by weight. All use one model object and the same compiled constraint. "
             f"Byte beams have K={K} and threshold {THRESHOLD:g}. genlm-control's AWRS works on "
-            "tokens; prompts end where a token ends, so that both see the same prompt. A "
-            "look-ahead is fitted once, which is not counted: a bigram to 64 texts of the model, "
-            "the other in four pilot runs of 32 particles of the target (their rows are listed).",
+            "tokens; prompts end where a token ends, so that both see the same prompt. A bigram "
+            "look-ahead is fitted once to 64 texts of the model, which is not counted. The rows of "
+            "the four pilot runs of 32 particles are counted, even where they are more than the "
+            "others have in all. Auto and exact samples are given all rows at once.",
             "The distance is the total variation (0 to 1) of the distribution of the first "
             "bytes of a text from that of a reference, two runs of many more particles with a "
             "wider beam and a pilot look-ahead (unbiased like the others, and steadier). Noise "
@@ -457,7 +471,7 @@ def _figure(entries: list[dict[str, Any]]) -> Section:
     for axis, value in zip(axes, ("distance", "success"), strict=True):
         for i, (method, name) in enumerate(METHODS.items()):
             mine = [e for e in entries if e["method"] == method]
-            at = [cases.index(e["case"]) + 0.13 * (i - 2.5) for e in mine]
+            at = [cases.index(e["case"]) + 0.1 * (i - 3.5) for e in mine]
             look = figures.style(i, linestyle="none")
             axis.plot(at, [e[value] for e in mine], label=name, **look)
         axis.set_xticks(range(len(cases)), cases)
@@ -496,7 +510,7 @@ def _table(entries: list[dict[str, Any]]) -> Section:
             f"{e['noise']:.3f}",
             f"{e['particles']:.0f}",
             f"{e['lm_rows']:,.0f}",
-            f"{e['lm_rows'] / e['particles']:.1f}",
+            f"{e['lm_rows'] / e['particles']:.1f}" if e["particles"] else "",
             f"{e['fit_rows']:,.0f}" if e["fit_rows"] else "",
             f"{e['seconds']:.1f}",
         ]

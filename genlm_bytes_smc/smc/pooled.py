@@ -247,8 +247,11 @@ def _joined(parts: Sequence[Particles], gains: Sequence[float]) -> Particles:
 def _step(states: Sequence[SMCState], gains: Sequence[float], t: int) -> StepInfo:
     """Return step t of all runs as one; a run that was over by then has not changed since."""
     sizes = [len(state.particles.length) for state in states]
-    infos = [state.history[min(t, len(state.history) - 1)] for state in states]
     now = [t < len(state.history) for state in states]
+    infos = [
+        state.history[t] if on else _over(state.history[-1], n)
+        for state, on, n in zip(states, now, sizes, strict=True)
+    ]
     here = [info for info, on in zip(infos, now, strict=True) if on]
     moved = [info.moved for info in here if info.moved is not None]
     deaths: dict[str, int] = {}
@@ -273,6 +276,15 @@ def _step(states: Sequence[SMCState], gains: Sequence[float], t: int) -> StepInf
         seconds=sum(info.seconds for info in here),
         **_record(infos, now, sizes, gains),
     )
+
+
+def _over(last: StepInfo, n: int) -> StepInfo:
+    """Return the last step as it is once a run of n particles is over.
+
+    Its counts are those before resampling, which may have kept ended particles alone.
+    """
+    dead = last.dead if last.ancestors is None else 0
+    return last._replace(active=0, ended=n - dead, dead=dead)
 
 
 def _moments(

@@ -299,6 +299,21 @@ async def test_what_is_pooled_is_a_run_like_another(tmp_path):
     assert "trusted" in result.summary()["stages"]
 
 
+async def test_a_run_that_resampling_ends_is_counted_as_it_is_then(tmp_path):
+    """Its last step counts particles that were still active, and that resampling left out."""
+    for seed in range(200):
+        result = await smc(finite(toy()), 6, 1.0, LONGEST, seed=seed, record=True, **AUTO)
+        lasts = [stage.result.history[-1] for stage in result.stages]
+        if any(info.active for info in lasts) and len({info.step for info in lasts}) > 1:
+            break
+    else:
+        pytest.fail("no run was ended by resampling")
+    for info in result.history:
+        assert info.active + info.ended + info.dead == result.size == len(info.symbols)
+    result.save(tmp_path / "run.json")
+    assert SMCResult.load(tmp_path / "run.json").texts == result.texts
+
+
 async def test_stages_that_gape_are_told():
     """A plain run far below the last one is said, and one near it is not."""
     result = await smc(finite(toy()), 40, 0.5, LONGEST, seed=3, **AUTO)

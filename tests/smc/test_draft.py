@@ -105,7 +105,7 @@ async def test_deferred_models_are_weighed_by_what_they_read():
     llm = toy(1, DEFERRED)
     weights = await llm.batch_complete([[bytes([b]) for b in t] for t in TEXTS])
     runs = await repeated(finite(llm), other(7, DEFERRED), block=3)
-    proposable = [w > 0 for w in (await stepped(other(7, DEFERRED))).values()]
+    proposable = [w > 0 for w in (await stepped(other(7, DEFERRED)))[0].values()]
     assert agrees(runs, float(np.exp(weights)[proposable].sum()))
 
 

@@ -83,7 +83,7 @@ async def test_all_kinds_of_factors_wait(kind):
             truth[t] = math.exp(await weigh(t))
     elif kind == "deferred":
         llm = toy(1, DEFERRED)
-        target, truth = finite(llm), await stepped(llm)
+        target, truth = finite(llm), (await stepped(llm))[0]
     runs = await repeated(target, 400, **options)
     assert agrees(runs, sum(truth.values()), 0.01 * (kind == "deferred"))
 
