@@ -88,7 +88,7 @@ def jobs(quick: bool, model: Config) -> list[Config]:
         }
         for name in names
         for width, prune in beams
-        for method in ("is", "smc", "lookahead")
+        for method in ("is", "smc", "lookahead", "auto")
         for n in counts
     ]
 
@@ -113,6 +113,8 @@ async def _runs(config: Config, ahead: Lookahead | None) -> list[dict[str, float
     options: dict[str, Any] = {"ess_threshold": 0.0 if config["method"] == "is" else 0.5}
     if ahead is not None:
         options |= {"proposal": ahead, "twist": ahead}
+    if config["method"] == "auto":
+        options["lookahead"] = "auto"
     constrained = llm * ByteRegex(target.regex)
     found = []
     for seed in range(config["seed"], config["seed"] + config["runs"]):
@@ -192,10 +194,11 @@ def _findings(entries: list[dict[str, Any]]) -> list[str]:
         wide = [e for e in mine if e["particles"] == most]
         for width, prune in dict.fromkeys((e["K"], e["prune"]) for e in wide):
             at = {e["method"]: e for e in wide if (e["K"], e["prune"]) == (width, prune)}
-            plain, ahead, local = at["smc"], at["lookahead"], at["local"]
+            plain, ahead, auto, local = (at[m] for m in ("smc", "lookahead", "auto", "local"))
             out.append(
                 f"{target}, {beam_name(plain)}, {most} particles: the log estimate scatters by "
-                f"{plain['log_sd']:.2f} nats with SMC and {ahead['log_sd']:.2f} with look-ahead; "
+                f"{plain['log_sd']:.2f} nats with SMC, {ahead['log_sd']:.2f} with look-ahead and "
+                f"{auto['log_sd']:.2f} with auto; "
                 f"locally constrained decoding is off by {local['log_bias']:+.2f} nats."
             )
     return out
@@ -206,7 +209,7 @@ def _means(target: str, entries: list[dict[str, Any]], particles: int) -> Sectio
     beams = list(dict.fromkeys(beam_name(e) for e in entries))
     for i, method in enumerate(METHODS):
         mine = [e for e in entries if e["method"] == method and e["particles"] == particles]
-        at = [beams.index(beam_name(e)) + 0.16 * (i - 1.5) for e in mine]
+        at = [beams.index(beam_name(e)) + 0.14 * (i - 2) for e in mine]
         look = figures.style(i, linestyle="none")
         errors = [2 * e["mean_error"] for e in mine]
         axis.errorbar(at, [e["mean"] for e in mine], errors, label=METHODS[method], **look)
@@ -219,7 +222,7 @@ def _means(target: str, entries: list[dict[str, Any]], particles: int) -> Sectio
     return Section(
         f"Bias: {target}",
         [
-            "The line is the truth. Importance sampling, SMC and SMC with look-ahead are unbiased "
+            "The line is the truth. All but locally constrained decoding are unbiased "
             "for the distribution that the beam stands for. With unbiased beams that is the "
             "model's own, and dots lie on the line within their errors however narrow the beam. "
             "With top K it is another one, and a narrow beam is off by as much, "
@@ -237,7 +240,7 @@ def _cost(target: str, entries: list[dict[str, Any]]) -> Section:
     beams = list(dict.fromkeys((e["K"], e["prune"]) for e in entries))[-2:]
     drawn, axes = figures.figure(2)
     for axis, chosen in zip(axes, beams, strict=False):
-        for i, method in enumerate(("is", "smc", "lookahead"), 1):
+        for i, method in enumerate(("is", "smc", "lookahead", "auto"), 1):
             mine = [e for e in entries if e["method"] == method and (e["K"], e["prune"]) == chosen]
             x, y = [e["rows"] for e in mine], [e["log_rmse"] for e in mine]
             axis.plot(x, y, label=METHODS[method], **figures.style(i))

@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 INK, FAINT, GRID = "#24292f", "#8c959f", "#e4e7eb"
-COLOURS = ("#8250df", "#1a7f37", "#bc4c00", "#0969da", "#bf3989", "#7d8590", "#9a6700")
-MARKERS = "osD^vPX"
+COLOURS = ("#8250df", "#1a7f37", "#bc4c00", "#0969da", "#bf3989", "#7d8590", "#9a6700", "#0f766e")
+MARKERS = "osD^vPX*"
 
 
 def figure(columns: int = 1, rows: int = 1, height: float = 3.4) -> tuple[Figure, list[Any]]:

@@ -29,6 +29,7 @@ METHODS = {
     "is": "importance sampling",
     "smc": "SMC",
     "lookahead": "SMC with look-ahead",
+    "auto": 'SMC with lookahead="auto"',
 }
 
 
