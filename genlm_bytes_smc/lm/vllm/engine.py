@@ -294,7 +294,7 @@ def _shut_down(llm: Any) -> None:
 
 
 def _keep_groups(llm: Any) -> None:
-    """Have an engine that is collected leave the process groups to the others.
+    """Keep the process groups of other engines when this one is collected.
 
     Newer versions of vLLM shut an engine down as it is collected, and keep what was there while
     it started from being collected at all.
