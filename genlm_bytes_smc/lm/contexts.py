@@ -122,6 +122,52 @@ def spelled(parent, of, node, out):
 
 
 @entry()
+def common_depth(parent, depth, nodes, seen):
+    """Return how many first tokens the contexts above `nodes` have in common.
+
+    `seen` bool[contexts] is all false, and is left so.
+    """
+    least = depth[nodes[0]] - 1
+    above = parent[nodes[0]]
+    while above > 0:
+        seen[above] = True
+        above = parent[above]
+    for node in nodes[1:]:
+        at = parent[node]
+        while at > 0 and not seen[at]:
+            at = parent[at]
+        least = min(least, depth[at] if at > 0 else 0)
+    above = parent[nodes[0]]
+    while above > 0:
+        seen[above] = False
+        above = parent[above]
+    return least
+
+
+@entry()
+def fill_paths(parent, depth, of, nodes, last, common, rest):
+    """Write what `of` says of the contexts above `nodes`: those of all to `common`, in order.
+
+    The others of each node, and `last + i` behind those of nodes[i], go to `rest`.
+    """
+    above = parent[nodes[0]]
+    while depth[above] > len(common):
+        above = parent[above]
+    for i in range(len(common) - 1, -1, -1):
+        common[i] = of[above]
+        above = parent[above]
+    start = 0
+    for k in range(len(nodes)):
+        count = depth[nodes[k]] - len(common)
+        rest[start + count - 1] = last + k
+        at = parent[nodes[k]]
+        for i in range(count - 2, -1, -1):
+            rest[start + i] = of[at]
+            at = parent[at]
+        start += count
+
+
+@entry()
 def fill_table(tree):
     """Enter every node in use into the table, which must be empty."""
     mask = len(tree.table) - 1

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -25,7 +25,22 @@ from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 
 Masks = dict[str, torch.Tensor] | torch.Tensor | None
 _Norm = Callable[[torch.Tensor], torch.Tensor]
-_AttendLayer = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+AttendLayer = Callable[[int, torch.Tensor, Any, float], torch.Tensor]
+
+
+class Attend(Protocol):
+    """Attention of one forward, and what else is done otherwise on another device."""
+
+    def of(self, kind: str) -> AttendLayer:
+        """Return attention of layers of one kind, `attend(i, qkv, turn, scale)`.
+
+        It keeps the new keys and values of layer `i` and lets every query see what it may. qkv is
+        float[T, heads + 2 kv_heads, head_dim], and may be written on; `turn` is what
+        `Decoder.turn` gave, None where nothing is turned; the result float[T, heads * head_dim].
+        """
+
+    def gate(self, both: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Return act(gate) * value, float[T, m], of [T, 2 m], gates first."""
 
 
 class Decoder(ABC):
@@ -38,6 +53,7 @@ class Decoder(ABC):
 
     Attributes:
         weights: "packed" if there is that copy, else "plain", and why.
+        heads, kv_heads, width: of attention; `width` is a head's.
     """
 
     def __init__(self, model: Any, pack_bytes: int, norm: _Norm) -> None:
@@ -53,7 +69,9 @@ class Decoder(ABC):
         self.packed = self.weights == "packed"
         self.embedding: torch.Tensor = model.get_input_embeddings().weight.detach()
         self._last, self._head = norm, Linear([model.lm_head], self.packed)
-        self._heads: int = config.num_attention_heads
+        self.heads: int = config.num_attention_heads
+        self.kv_heads: int = getattr(config, "num_key_value_heads", None) or self.heads
+        self.width: int = int(self.embedding.shape[1]) // self.heads
 
     def __call__(
         self,
@@ -77,12 +95,20 @@ class Decoder(ABC):
         Returns:
             float[R or T, width].
         """
+        x = self.body(tokens, positions, _Attend(masks, buffer, batched, self))
+        return self.logits(x if asked is None else x[asked])
+
+    def body(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Compute what leaves the last layer: float[T, d]."""
         x = self.embed(tokens, positions)
         turn = self.turn(x, positions)
-        attend = _Attend(masks, buffer, batched)
         for i, kind in enumerate(self.kinds):
-            x = self.layer(i, x, turn, attend.of(kind))
-        return self._head(self._last(x if asked is None else x[asked]))
+            x = self.layer(i, x, turn, attend.of(kind), attend)
+        return x
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the last norm and the head: float[R, d] to float[R, width]."""
+        return self._head(self._last(x))
 
     @abstractmethod
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -93,7 +119,9 @@ class Decoder(ABC):
         return None
 
     @abstractmethod
-    def layer(self, i: int, x: torch.Tensor, turn: Any, attend: _AttendLayer) -> torch.Tensor:
+    def layer(
+        self, i: int, x: torch.Tensor, turn: Any, attend: AttendLayer, ops: Attend
+    ) -> torch.Tensor:
         """Layer `i`: float[T, d] to float[T, d]; may write on `x`."""
 
 
@@ -120,7 +148,7 @@ class GPT2Decoder(Decoder):
         body = model.transformer
         super().__init__(model, pack_bytes, _layer_norm(body.ln_f))
         self._positions: torch.Tensor = body.wpe.weight.detach()
-        scale = (body.wte.weight.shape[1] / self._heads) ** -0.5
+        scale = (body.wte.weight.shape[1] / self.heads) ** -0.5
         scale = scale if model.config.scale_attn_weights else 1.0
         layered = model.config.scale_attn_by_inverse_layer_idx
         self._layers = [
@@ -141,12 +169,14 @@ class GPT2Decoder(Decoder):
         """Add token and position embeddings."""
         return self.embedding[tokens] + self._positions[positions]
 
-    def layer(self, i: int, x: torch.Tensor, turn: None, attend: _AttendLayer) -> torch.Tensor:
+    def layer(
+        self, i: int, x: torch.Tensor, turn: None, attend: AttendLayer, ops: Attend
+    ) -> torch.Tensor:
         """Attention, then the MLP."""
         at = self._layers[i]
-        q, k, v = at.into(at.norm(x)).view(x.shape[0], 3, self._heads, -1).unbind(1)
-        x = x + at.out(attend(i, q, k, v, at.scale))
-        return x + at.down(at.act(at.up(at.norm_mlp(x))))
+        qkv = at.into(at.norm(x)).view(x.shape[0], 3 * self.heads, -1)
+        x = at.out.onto(x, attend(i, qkv, None, at.scale))
+        return at.down.onto(x, at.act(at.up(at.norm_mlp(x))))
 
 
 class LlamaDecoder(Decoder):
@@ -155,8 +185,7 @@ class LlamaDecoder(Decoder):
     def __init__(self, model: Any, pack_bytes: int) -> None:
         body = model.model
         super().__init__(model, pack_bytes, _rms_norm(body.norm))
-        self._width = body.layers[0].self_attn.head_dim
-        self._turned = self._heads + model.config.num_key_value_heads
+        self.width = body.layers[0].self_attn.head_dim
         self._rotary = body.rotary_emb
         self._layers = [self._layer_of(x) for x in body.layers[: len(self.kinds)]]
 
@@ -183,51 +212,54 @@ class LlamaDecoder(Decoder):
     def turn(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines float[T, 1, head_dim], and sines of their first half."""
         cos, sin = self._rotary(x[None], positions[None])
-        return cos[0, :, None], sin[0, :, None, : self._width // 2]
+        return cos[0, :, None], sin[0, :, None, : self.width // 2]
 
     def layer(
         self,
         i: int,
         x: torch.Tensor,
         turn: tuple[torch.Tensor, torch.Tensor],
-        attend: _AttendLayer,
+        attend: AttendLayer,
+        ops: Attend,
     ) -> torch.Tensor:
         """Attention over turned queries and keys, then the gated MLP."""
         at = self._layers[i]
-        qkv = at.into(at.norm(x)).view(x.shape[0], -1, self._width)
-        qk, v = qkv[:, : self._turned], qkv[:, self._turned :]
+        qkv = at.into(at.norm(x)).view(x.shape[0], -1, self.width)
         if at.norm_q is not None and at.norm_k is not None:
-            parts = at.norm_q(qk[:, : self._heads]), at.norm_k(qk[:, self._heads :])
-            qk = torch.cat(parts, dim=1)
-        qk = _rotate(qk, *turn)
-        x = x + at.out(attend(i, qk[:, : self._heads], qk[:, self._heads :], v, at.scale))
-        gate, value = at.up(at.norm_mlp(x)).chunk(2, dim=-1)
-        return x + at.down(at.act(gate) * value)
+            heads, turned = self.heads, self.heads + self.kv_heads
+            qkv[:, :heads] = at.norm_q(qkv[:, :heads])
+            qkv[:, heads:turned] = at.norm_k(qkv[:, heads:turned])
+        x = at.out.onto(x, attend(i, qkv, turn, at.scale))
+        return at.down.onto(x, ops.gate(at.up(at.norm_mlp(x)), at.act))
 
 
 class _Attend:
-    """Attention of one forward: writes new keys and values and reads what positions see."""
+    """Attention by torch's operations, over keys laid out as an `Attention` says."""
 
-    def __init__(self, masks: Masks, buffer: KVBuffer, batched: bool) -> None:
+    def __init__(self, masks: Masks, buffer: KVBuffer, batched: bool, decoder: Decoder) -> None:
         self.masks, self.buffer, self.batched = masks, buffer, batched
+        self.heads, self.turned = decoder.heads, decoder.heads + decoder.kv_heads
         self._spread: dict[tuple[int, int], torch.Tensor] = {}
 
-    def of(self, kind: str) -> _AttendLayer:
-        """Attention of layers of one kind, `attend(i, q, k, v, scale)`.
-
-        q is float[T, heads, head_dim], k and v float[T, kv_heads, head_dim]; the result is
-        float[T, heads * head_dim].
-        """
+    def of(self, kind: str) -> AttendLayer:
+        """See `Attend`."""
         mask = self.masks[kind] if isinstance(self.masks, dict) else self.masks
 
-        def attend(
-            i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-        ) -> torch.Tensor:
+        def attend(i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
+            qk, v = qkv[:, : self.turned], qkv[:, self.turned :]
+            if turn is not None:
+                qk = _rotate(qk, *turn)
+            q, k = qk[:, : self.heads], qk[:, self.heads :]
             keys, values = self.buffer.update(self._lay(k), self._lay(v), i)
             out = self._scored(self._lay(q), keys, values, mask, scale)
             return out.transpose(1, 2).reshape(q.shape[0], -1)
 
         return attend
+
+    def gate(self, both: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """See `Attend`."""
+        gate, value = both.chunk(2, dim=-1)
+        return act(gate) * value
 
     def _lay(self, x: torch.Tensor) -> torch.Tensor:
         """[T, heads, width] as [1, heads, T, width], or [T, heads, 1, width] if batched."""

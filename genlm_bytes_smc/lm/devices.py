@@ -128,8 +128,26 @@ class Linear:
             if room == count:
                 return _apply(x, self._packed, self._bias)
             return _apply(pad(x, (0, 0, 0, room - count)), self._packed, self._bias)[:count]
-        outputs = [linear(x, w, b) for w, b in self._plain]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        if len(self._plain) == 1:
+            return linear(x, *self._plain[0])
+        sizes = [len(w) for w, _ in self._plain]
+        out = x.new_empty(count, sum(sizes))
+        for part, (w, b) in zip(torch.split(out, sizes, dim=1), self._plain, strict=True):
+            if b is None:
+                torch.mm(x, w.T, out=part)
+            else:
+                torch.addmm(b, x, w.T, out=part)
+        return out
+
+    def onto(self, x: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+        """Return `x`, float[T, out], plus the layer's output for `inner`, float[T, in].
+
+        On a GPU `x` is written on: the product adds to it, which saves an operation.
+        """
+        (weight, bias), *others = self._plain
+        if x.is_cuda and bias is None and not others:
+            return x.addmm_(inner, weight.T)
+        return x + self(inner)
 
 
 def is_linear(module: Any) -> bool:

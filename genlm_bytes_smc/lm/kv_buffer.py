@@ -12,6 +12,7 @@ from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.devices import send
 
 _LEAST_SLOTS = 64
+_FIRST_SHARE = 8  # a GPU's buffer begins with this part of its limit, as growing it costs much
 
 
 @dataclass
@@ -36,10 +37,14 @@ class KVBuffer:
 
     Args:
         layers: number of layers that keep keys and values.
+
+    Attributes:
+        version: changes whenever the keys and values are put elsewhere in memory.
     """
 
     def __init__(self, layers: int) -> None:
         self.layers = [_Layer() for _ in range(layers)]
+        self.version = 0
         self._capacity = self._first = self._count = 0
         self._attention: Attention | None = None
         self._index: torch.Tensor | None = None
@@ -53,6 +58,14 @@ class KVBuffer:
             self._index = None if index is None else torch.from_numpy(index)
         else:
             self._index = send(index, keys.device)
+
+    def allot(self, heads: int, width: int, like: torch.Tensor) -> None:
+        """Make the buffers, on the device and in the dtype of `like`, where there are none."""
+        for layer in self.layers:
+            if layer.keys is None:
+                new = like.new_empty(2, 1, heads, self._capacity, width)
+                layer.keys, layer.values = new[0], new[1]
+                self.version += 1
 
     def update(
         self,
@@ -128,8 +141,10 @@ class KVBuffer:
     def reserve(self, slots: int, used: int, limit: int) -> None:
         """Make room for `slots` slots; keep the first `used`; grow by doubling up to `limit`."""
         if slots > self._capacity:
-            grown = min(max(2 * self._capacity, _LEAST_SLOTS), limit)
-            self._resize(max(slots, grown), None, used)
+            keys = self.keys
+            on_host = keys is None or keys.device.type == "cpu"
+            least = _LEAST_SLOTS if on_host else max(_LEAST_SLOTS, limit // _FIRST_SHARE)
+            self._resize(max(slots, min(max(2 * self._capacity, least), limit)), None, used)
 
     def compact(self, keep: IntArray) -> None:
         """Move the entries in slots `keep`, int64[m] ascending, to the front."""
@@ -138,6 +153,7 @@ class KVBuffer:
     def clear(self) -> None:
         """Free the memory."""
         self._capacity = 0
+        self.version += 1
         self._scratch.clear()
         for layer in self.layers:
             layer.keys = layer.values = None
@@ -145,6 +161,7 @@ class KVBuffer:
     @torch.inference_mode()
     def _resize(self, capacity: int, keep: torch.Tensor | None, used: int) -> None:
         """Move to buffers of `capacity` slots with the entries `keep` (or the first `used`)."""
+        self.version += capacity != self._capacity
         self._capacity = capacity
         self._scratch.clear()
         for layer in self.layers:

@@ -22,7 +22,7 @@ from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.devices import fitting_threads, send
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.tree_cache import Work
+from genlm_bytes_smc.lm.tree_cache import Paths, Work
 from genlm_bytes_smc.lm.tree_forward import Architecture, TreeForward, batches, plain_logits
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,9 @@ class TreeTransformer(RowEngine):
         if limit_bytes is None:
             limit_bytes = DEFAULT_LIMIT_BYTES
             if self.device.type == "cuda":
-                limit_bytes = max(limit_bytes, torch.cuda.mem_get_info(self.device)[0] // 4)
+                free = torch.cuda.mem_get_info(self.device)[0]
+                limit_bytes = max(limit_bytes, free // 4)
+                self.request_bytes = min(1 << 30, max(self.request_bytes, free // 16))
         self.limit_bytes = limit_bytes
         self.logit_bytes = 1 << 30
         self.mask_bytes = 1 << 28
@@ -198,8 +200,15 @@ class TreeTransformer(RowEngine):
             return torch.cat([self._tree(nodes[:half]), self._tree(nodes[half:])])
         self.counts.evicted += evicted
         self._evicted += evicted
-        position = {node: i for i, node in enumerate(work.nodes)}
-        asked = np.array([position[n] for n in nodes.tolist()], dtype=np.int64)
+        if work.nodes == (wanted := nodes.tolist()):
+            asked = np.arange(len(wanted))
+        else:
+            position = {node: i for i, node in enumerate(work.nodes)}
+            asked = np.array([position[n] for n in wanted], dtype=np.int64)
+        if len(asked) <= self._most_rows:
+            paths = self._forward.paths(work.nodes, work.fresh)
+            if paths is not None:
+                return self._part(work, 0, len(work.nodes), asked, paths)
         parts = list(self._parts(work, asked))
         if len(parts) == 1:
             return self._part(work, 0, len(work.nodes), asked)
@@ -209,11 +218,13 @@ class TreeTransformer(RowEngine):
             rows[send(here, self.device)] = self._part(work, first, stop, asked[here])
         return rows
 
-    def _part(self, work: Work, first: int, stop: int, asked: IntArray) -> torch.Tensor:
+    def _part(
+        self, work: Work, first: int, stop: int, asked: IntArray, paths: Paths | None = None
+    ) -> torch.Tensor:
         """Rows of the positions `asked` from one forward over `[first, stop)`."""
         fresh = max(0, min(stop, work.fresh) - first)
         with fitting_threads(self._parameters, stop - first, self.device):
-            logits = self._forward.run(work.nodes[first:stop], fresh, asked - first)
+            logits = self._forward.run(work.nodes[first:stop], fresh, asked - first, paths)
             self.counts.forwards += 1
             self.counts.positions += stop - first
             return _log_softmax(logits)
@@ -272,6 +283,10 @@ class TreeTransformer(RowEngine):
             forward.doubt = self._probe(dtype)
             if forward.doubt is not None:
                 forward.clear()  # of keys that would spoil the next probe
+            elif forward.paging and (reason := self._probe(dtype, paged=True)):
+                forward.paging = False
+                forward.clear()
+                warn_lost(f"keys are copied in every forward, which is slower, as {reason}")
         if forward.decoder is None and forward.refusal is None:
             reason = self._probe(dtype)
             forward.refusal = None if reason is None else Way("whole", reason, lost=True)
@@ -285,8 +300,13 @@ class TreeTransformer(RowEngine):
                 f"{way!r}, as {way.reason}"
             )
 
-    def _probe(self, dtype: torch.dtype) -> str | None:
-        """Why the cache cannot be trusted with this model, or None if a small tree comes right."""
+    def _probe(self, dtype: torch.dtype, *, paged: bool = False) -> str | None:
+        """Why the cache cannot be trusted with this model, or None if a small tree comes right.
+
+        Args:
+            dtype: of the model's rows.
+            paged: read keys where they lie, by `lm.paged`.
+        """
         a, b, c, d = (i % self._width for i in range(4))
         steps: list[tuple[Layout, list[list[int]]]] = [
             ("range", [[a, b], [a, c]]),  # a fork
@@ -294,10 +314,14 @@ class TreeTransformer(RowEngine):
             ("range", [[a, b, d, c]]),  # or masked
             ("rows", [[a, c, d], [a, c, b]]),
         ]
+        if paged:  # once more in between: the second forward of a size is recorded
+            self._forward.cache.clear()
+            steps.insert(2, ("range", [[a, b, b]]))
         nodes = [np.array([self.tree.insert(t) for t in tokens]) for _, tokens in steps]
         rows = []
         try:
-            for (self._forward.layout, _), asked in zip(steps, nodes, strict=True):
+            for (layout, _), asked in zip(steps, nodes, strict=True):
+                self._forward.layout = "paged" if paged else layout
                 rows.append(self._tree(asked))
         except Exception as error:  # whatever the model raises, whole forwards remain
             logger.debug("the tree probe failed", exc_info=True)

@@ -15,11 +15,12 @@ entries go to the end and compaction keeps the order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.lm.contexts import ContextTree, IntArray, spelled
+from genlm_bytes_smc.lm.contexts import ContextTree, IntArray, common_depth, fill_paths, spelled
 
 _DEAD_TOLERATED = 512  # compaction copies the whole buffer: not for less than this
 _EVICT_SHARE = 4  # evict a quarter more than needed, so that it does not happen every call
@@ -57,6 +58,26 @@ class Segment:
     path: IntArray
 
 
+class Paths(NamedTuple):
+    """The entries that each of T positions of a forward sees.
+
+    Attributes:
+        token, depth: int64[T], of each position's context.
+        first: the slot of the first position; the others follow.
+        common: int32[m], slots of the first tokens of all of them.
+        own: int32[...], slots of each one's further tokens, its own last, one position's after the
+            other's.
+        length: int64[T], how many each has there.
+    """
+
+    token: IntArray
+    depth: IntArray
+    first: int
+    common: npt.NDArray[np.int32]
+    own: npt.NDArray[np.int32]
+    length: IntArray
+
+
 class TreeCache:
     """Slots of contexts, and the plans that follow from them.
 
@@ -72,6 +93,7 @@ class TreeCache:
         self._slot: IntArray = np.full(tree.capacity, -1, dtype=np.int64)
         self._node: IntArray = np.full(64, -1, dtype=np.int64)
         self._last_used: IntArray = np.zeros(64, dtype=np.int64)
+        self._seen = np.zeros(tree.capacity, dtype=bool)
         tree.on_free(self._forget)
 
     def __len__(self) -> int:
@@ -96,6 +118,9 @@ class TreeCache:
         """List the positions that rows of `nodes` (distinct, not empty) require."""
         self._fit_tree()
         parent, slot = self.tree.parent, self._slot
+        above = parent[nodes]
+        if (slot[nodes] < 0).all() and ((above == 0) | (slot[above] >= 0)).all():
+            return Work(nodes.tolist(), len(nodes))  # one token each, as in most steps
         fresh, again, seen = list[int](), list[int](), set[int]()
         for node in nodes.tolist():
             if slot[node] >= 0:
@@ -126,6 +151,27 @@ class TreeCache:
             out.append(Segment(start, stop, inside, path))
             start = stop
         return out
+
+    def paths(self, nodes: IntArray, fresh: int, most: int) -> Paths | None:
+        """Find the entries that the positions of one forward see; None: more than `most` in all.
+
+        Args:
+            nodes: as in a `Work`.
+            fresh: how many of them, the first, have no entry yet.
+            most: entries, common ones counted once.
+        """
+        tree, slot = self.tree, self._slot
+        depth = tree.depth[nodes]
+        shared = int(common_depth(tree.parent, tree.depth, nodes, self._seen))
+        length = depth - shared
+        total = int(length.sum())
+        if shared + total > most:
+            return None
+        common, own = np.empty(shared, dtype=np.int32), np.empty(total, dtype=np.int32)
+        slot[nodes[:fresh]] = np.arange(self.used, self.used + fresh)
+        fill_paths(tree.parent, tree.depth, slot, nodes, self.used, common, own)
+        slot[nodes[:fresh]] = -1
+        return Paths(tree.token[nodes], depth, self.used, common, own, length)
 
     # -- changing ----------------------------------------------------------------------
 
@@ -238,6 +284,7 @@ class TreeCache:
         lack = self.tree.capacity - len(self._slot)
         if lack > 0:
             self._slot = np.concatenate([self._slot, np.full(lack, -1, dtype=np.int64)])
+            self._seen = np.zeros(self.tree.capacity, dtype=bool)
 
     def _fit_slots(self, slots: int) -> None:
         if slots > len(self._node):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,10 @@ from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked, is_known
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer, transformers_buffer
-from genlm_bytes_smc.lm.tree_cache import TreeCache
+from genlm_bytes_smc.lm.tree_cache import Paths, TreeCache
+
+if TYPE_CHECKING:
+    from genlm_bytes_smc.lm.paged import PagedForward
 
 # Families that never took position ids, or keys and values to go on from.
 _WITHOUT = {
@@ -33,6 +37,7 @@ _CACHE_NAMES = ("cache", "past_key_values")  # since transformers 5.24, and befo
 _MASKED = {"sdpa", "eager"}  # attention implementations that take any 4-D mask
 _MOST_POSITIONS = 1 << 15  # of one padded batch
 _UNLIMITED = 1 << 40
+_PAGED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -130,15 +135,23 @@ def _missing(model: Any, config: Any, takes: set[str]) -> str | None:
     return None
 
 
-def _reach(config: Any) -> int | None:
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """Return the settings of rotary positions, one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if not isinstance(rope, dict):
-        return None
-    kinds = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+        return []
+    return [rope, *(v for v in rope.values() if isinstance(v, dict))]
+
+
+def _rope_kinds(config: Any) -> set[Any]:
+    return {rope.get("rope_type", rope.get("type")) for rope in _ropes(config)}
+
+
+def _reach(config: Any) -> int | None:
     limits = [
         r.get("original_max_position_embeddings")
         or getattr(config, "original_max_position_embeddings", None)
-        for r in kinds
+        for r in _ropes(config)
         if r.get("rope_type", r.get("type")) == "longrope"
     ]
     return min((int(n) for n in limits if n), default=None)
@@ -156,7 +169,11 @@ class TreeForward:
     Attributes:
         cache: which contexts have entries.
         limit_slots: the most entries; unknown, and unlimited, before the first forward.
-        layout: force one way of laying out keys (see `attend`); None takes the cheapest.
+        layout: force one way of laying out keys (see `attend`), or "paged"; None takes "paged"
+            where that is at hand and the cheapest elsewhere.
+        paging: whether a forward that is written out may read keys where they lie, on a GPU
+            (`paged`).
+        graphs: whether such forwards are recorded and replayed.
         doubt: why the forward is not written out although it could be; None: it is.
         refusal: "whole" and why, if the model's own modules cannot compute a tree; None: they can.
         pack_bytes: most memory for a second copy of the weights on a CPU (see `Linear`); heeded
@@ -171,13 +188,16 @@ class TreeForward:
         self.tree = tree
         self.limit_bytes = limit_bytes
         self.limit_slots: int | None = None
-        self.layout: Layout | None = None
+        weight = model.get_input_embeddings().weight
+        self.layout: Layout | Literal["paged"] | None = None
+        self.paging = weight.device.type == "cuda" and weight.dtype in _PAGED
+        self._paged: PagedForward | None = None
+        self.graphs = not _rope_kinds(model.config) & {"dynamic", "longrope"}  # ask the device
         self.doubt: str | None = None
         self.refusal = architecture.refusal
         self.pack_bytes = 1 << 30
         self.cache = TreeCache(tree)
         self._buffer = _buffer_for(model, architecture)
-        weight = model.get_input_embeddings().weight
         self._device, self._dtype = weight.device, weight.dtype
         self._decoder: Decoder | str | None = None  # None: not tried yet
 
@@ -240,41 +260,74 @@ class TreeForward:
         self.cache.touch(wanted)
         return dropped
 
+    def paths(self, nodes: list[int], fresh: int) -> Paths | None:
+        """Return what the positions of one forward see, if it may read keys where they lie."""
+        if not self.paging or self.layout not in (None, "paged") or self.decoder is None:
+            return None
+        from genlm_bytes_smc.lm.paged import MOST_ENTRIES, SIZES
+
+        if len(nodes) > SIZES[-1]:
+            return None
+        return self.cache.paths(np.array(nodes, dtype=np.int64), fresh, MOST_ENTRIES)
+
     @torch.inference_mode()
-    def run(self, nodes: list[int], fresh: int, asked: IntArray) -> torch.Tensor:
+    def run(
+        self, nodes: list[int], fresh: int, asked: IntArray, paths: Paths | None = None
+    ) -> torch.Tensor:
         """Run contexts' last tokens through the model; the first `fresh` get entries.
 
         Args:
             nodes: T contexts, as in a `Work` (or a stretch of one).
             fresh: how many of them have no entry yet.
             asked: positions in `nodes` whose rows are wanted, int64[R].
+            paths: of all the nodes, to read keys where they lie; None: lay keys out.
 
         Returns:
             Logits float[R, width] in the model's dtype, an inference tensor.
         """
         ids = np.array(nodes, dtype=np.int64)
-        depth = self.tree.depth[ids]
+        everything = len(asked) == len(nodes) and bool((asked == np.arange(len(asked))).all())
+        chosen = None if everything else send(asked, self._device)
+        if paths is None:
+            with _backends(self._device):
+                logits = self._laid_out(ids, fresh, chosen)
+        else:
+            decoder = self.decoder
+            assert decoder is not None
+            out = self._paged_by(decoder)(paths)
+            logits = decoder.logits(out if chosen is None else out[chosen])
+        self.cache.append(ids[:fresh])
+        if self.limit_slots is None:
+            self.limit_slots = self.limit_bytes // max(1, self._buffer.slot_cost)
+        return logits
+
+    def _paged_by(self, decoder: Decoder) -> PagedForward:
+        if self._paged is None or self._paged.decoder is not decoder:
+            from genlm_bytes_smc.lm.paged import PagedForward
+
+            window, mixed = self.architecture.sliding, self.architecture.mixed
+            self._paged = PagedForward(decoder, self._buffer, window, mixed, self.graphs)
+        self._paged.recording = self.graphs
+        return self._paged
+
+    def _laid_out(self, ids: IntArray, fresh: int, chosen: torch.Tensor | None) -> torch.Tensor:
+        """Run a forward by torch's operations, its keys laid out."""
+        nodes, depth, layout = ids.tolist(), self.tree.depth[ids], self.layout
         attention = attend(
             self.cache,
             self.cache.segments(nodes, fresh),
             depth,
             window=self.architecture.sliding,
             always_mask=self.architecture.eager,
-            layout=self.layout,
+            layout=None if layout == "paged" else layout,
             most_copied=self.limit_slots,
             costs=costs_on(self._device),
         )
         self._buffer.prepare(self.cache.used, len(nodes), attention)
         both = send(np.stack([self.tree.token[ids], depth - 1]), self._device)
-        everything = len(asked) == len(nodes) and bool((asked == np.arange(len(asked))).all())
-        chosen = None if everything else send(asked, self._device)
         compute = self._by_modules if (decoder := self.decoder) is None else decoder
         batched = attention.layout == "rows"
-        logits = compute(both[0], both[1], self._masks(attention), self._buffer, chosen, batched)
-        self.cache.append(ids[:fresh])
-        if self.limit_slots is None:
-            self.limit_slots = self.limit_bytes // max(1, self._buffer.slot_cost)
-        return logits
+        return compute(both[0], both[1], self._masks(attention), self._buffer, chosen, batched)
 
     def _by_modules(
         self,
@@ -304,7 +357,7 @@ class TreeForward:
         """Drop all entries and what was made of the model's weights, and free their memory."""
         self.cache.clear()
         self._buffer.clear()
-        self._decoder = None
+        self._decoder = self._paged = None
 
     def _masks(self, attention: Attention) -> Masks:
         """Return the mask as the model takes it: None, one 4-D tensor, or one a kind of layer."""
@@ -326,6 +379,16 @@ class TreeForward:
 def _buffer_for(model: Any, architecture: Architecture) -> KVBuffer:
     bundled = isinstance(model, BundledGPT2)
     return (KVBuffer if bundled else transformers_buffer)(architecture.layers)
+
+
+def _backends(device: torch.device) -> AbstractContextManager[None]:
+    """Leave cuDNN's attention out: it makes a new plan, in 50 ms, for every number of keys."""
+    if device.type != "cuda":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(others)
 
 
 # -- without any cache: the slow way that every model allows -----------------------------
