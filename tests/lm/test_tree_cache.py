@@ -107,7 +107,8 @@ def test_dead_entries_are_compacted_away_in_the_end(cache):
     trunk = insert(cache, list(range(50)))
     compactions = 0
     for _ in range(60):
-        lanes = cache.tree.children(np.repeat(trunk, 40), rng.integers(0, 9999, size=40))
+        tokens = rng.choice(9999, size=40, replace=False)  # contexts of a call are distinct
+        lanes = cache.tree.children(np.repeat(trunk, 40), tokens)
         holder.nodes = np.append(trunk, lanes)
         keep = cache.room(lanes, 90, 1 << 30)
         if keep is not None:
