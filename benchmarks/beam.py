@@ -1,6 +1,7 @@
 """This package against genlm-bytes 0.2.0: `python -m benchmarks.beam [--quick] [--only a,b]`.
 
-`--model smollm2` measures parts c to e on a real model, with less of everything and one thread.
+`--model smollm2` (or the path of a model) measures parts c to e on a real model, with less of
+everything and one thread, and `--device cuda` on a GPU.
 
 Every measurement runs in a process of its own, once with one thread and once with as many as
 torch chooses (its thread pools keep their size), and measures both packages there, one right
@@ -15,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.child:
         print(json.dumps(_measure(args)), flush=True)
         return
+    if args.docs and args.device != "cpu":
+        raise SystemExit("--docs is for the CPU")
     bundled = args.model == "tiny"
     parts = PARTS if bundled else "cde"
     wanted = (args.only or ",".join(parts)).split(",")
@@ -54,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
             records += [r for r in found if r.part != "e" or threads == "1"]
     records.sort(key=lambda r: r.part)
     machine = report.machine(args.model)
+    if args.device != "cpu":
+        machine["cpu"] = f"{torch.cuda.get_device_name(args.device)}, {machine['cpu']}"
     report.show(records, machine)
     report.write(records, machine, args.out, quick=args.quick)
     if args.docs:
@@ -65,6 +71,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes: a minute or less")
     parser.add_argument("--only", default="", help="parts, as in a,c (default: all)")
     parser.add_argument("--model", default="tiny", help="of parts c, d and e (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="of the model (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument("--threads", default="", help="1, default, or both: 1,default")
     parser.add_argument("--docs", action="store_true", help="update docs/performance.md too")
@@ -86,7 +93,7 @@ def _child(part: str, threads: str, args: argparse.Namespace) -> list[Record]:
 def _run(child: str, threads: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return what a process that runs `_measure` printed last."""
     command = [sys.executable, "-m", "benchmarks.beam", "--child", child, "--threads", threads]
-    command += ["--model", args.model]
+    command += ["--model", args.model, "--device", args.device]
     env = dict(os.environ)
     if threads == "1":
         env["OMP_NUM_THREADS"] = "1"
@@ -106,6 +113,7 @@ def _measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One part, in this process."""
     child, model = args.child, args.model
     sizes = measure.QUICK if args.quick else measure.FULL if model == "tiny" else measure.REAL
+    sizes = replace(sizes, device=args.device)
     if args.threads != "default":
         torch.set_num_threads(int(args.threads))
     if child in ("ours", "peer"):

@@ -48,6 +48,7 @@ class Sizes:
     steps: int = 50  # of the lanes
     long: int = 2000  # bytes of a long context, against CONTEXT
     repeats: int = 3  # of what is fast
+    device: str = "cpu"  # of models
 
 
 FULL = Sizes()
@@ -426,18 +427,18 @@ def licence(n: int) -> bytes:
     return Path(__file__).parents[1].joinpath("LICENSE").read_bytes()[:n]
 
 
-def _loaded(name: str) -> TreeTransformer:
-    """Load a model of its own, in float32 on the CPU."""
-    engine = load_model(name, device="cpu", dtype=torch.float32)
+def _loaded(name: str, device: str = "cpu") -> TreeTransformer:
+    """Load a model of its own, in float32."""
+    engine = load_model(name, device=device, dtype=torch.float32)
     assert isinstance(engine, TreeTransformer)
     return engine
 
 
-def _peer_model(name: str = "tiny") -> tuple[Any, dict[str, int]]:
+def _peer_model(name: str = "tiny", device: str = "cpu") -> tuple[Any, dict[str, int]]:
     """Give a model to genlm-backend's own transformer; also return counters of its work."""
     from genlm.backend.llm import AsyncTransformer
 
-    loaded = _loaded(name)
+    loaded = _loaded(name, device)
     model = loaded.model
     llm = AsyncTransformer(model, loaded.tokenizer)
     counts = {"forwards": 0, "rows": 0}
@@ -458,8 +459,8 @@ async def one_model(sizes: Sizes, name: str = "tiny") -> list[Record]:
     prompt, context = text[: sizes.prompt], text[: min(CONTEXT, sizes.prompt)]
     goals = (50.0, 8.0) if name == "tiny" else (None, None)
     params = BeamParams(K=K, prune_threshold=TINY_THRESHOLD)
-    ours = _ours(await ByteBeamState.initial(_loaded(name), params))
-    llm, counts = _peer_model(name)
+    ours = _ours(await ByteBeamState.initial(_loaded(name, sizes.device), params))
+    llm, counts = _peer_model(name, sizes.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peer = Side(
@@ -513,7 +514,7 @@ def _lm_work(*records: Record) -> list[Record]:
 
 async def lanes_and_length(sizes: Sizes, name: str = "tiny") -> list[Record]:
     """Many lanes against one, and a byte late in a text against one early."""
-    engine = _loaded(name)
+    engine = _loaded(name, sizes.device)
     params = BeamParams(K=K, prune_threshold=TINY_THRESHOLD)
     start = await ByteBeamState.initial(engine, params)
     side = _ours(start)
