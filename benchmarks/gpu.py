@@ -35,6 +35,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -94,7 +95,7 @@ class Bench:
             for case, size in parts.cases("agreement", self.sizes, compiles=False):
                 await self._try(
                     Record("agreement", shapes[0].name, case, size),
-                    lambda case=case: parts.agreement(self.worlds, shapes[0], self.device, case),
+                    partial(parts.agreement, self.worlds, shapes[0], self.device, case),
                     self._stop,
                 )
         for i, shape in enumerate(shapes):
@@ -122,9 +123,11 @@ class Bench:
             for cell in cells:
                 self._keep(_failed(cell, error))
             return
-        for cell in cells:
-            await self._try(cell, lambda cell=cell: self._cell(engine, shape, cell), stop)
-        del engine
+        for i, cell in enumerate(cells):
+            if engine is not None and i and cell.part != cells[i - 1].part:
+                engine.clear_cache()
+            await self._try(cell, partial(self._cell, engine, shape, cell), stop)
+        engine = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.gpu_models import Mixed, wait_for
+from benchmarks.gpu_stages import patched
 from genlm_bytes_smc.fast_path import FastPathWarning
+from genlm_bytes_smc.lm.decoder import _rotate
+from genlm_bytes_smc.lm.devices import Linear
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 WAYS = ("engine", "eager", "modules")
@@ -75,7 +78,7 @@ def forward(engine: Mixed, prompt: bytes, count: int, way: str, repeats: int) ->
     Raises:
         RuntimeError: the engine took more than one forward, or other positions.
     """
-    engine.clear_cache()
+    engine.forget()
     width = len(engine.byte_vocab)
     start = [*engine.start, *engine.tokenizer.encode(prompt.decode())]
     parents = [[*start, (17 + i) % width] for i in range(count)]
@@ -120,15 +123,16 @@ def _by(engine: Mixed, way: str) -> Iterator[None]:
             yield
     finally:
         inner.graphs = graphs
-        inner.doubt = None
-        engine.clear_cache()
+        if way == "modules":
+            inner.doubt = None
+            engine.clear_cache()
 
 
 def compiled(engine: Mixed, prompt: bytes, count: int, repeats: int) -> dict[str, float]:
     """Measure the written-out decoder compiled by `torch.compile` for one fixed shape.
 
-    Its positions read the prompt's keys and their own, as a dense mask over both says; keys
-    and values are zeros, and nothing is kept.
+    Its positions read as many keys as the prompt has tokens, and their own; see
+    `over_fixed_shape`.
 
     Returns:
         `ms`, and `compile_s`, what compiling took.
@@ -136,12 +140,13 @@ def compiled(engine: Mixed, prompt: bytes, count: int, repeats: int) -> dict[str
     Raises:
         TooSlowError: compiling took more than `COMPILE_SECONDS`.
     """
-    run = over_fixed_shape(engine, prompt, count)
+    kept = len(engine.start) + len(engine.tokenizer.encode(prompt.decode()))
+    run = over_fixed_shape(engine, kept, count)
     fast = torch.compile(run, mode="reduce-overhead", fullgraph=True, dynamic=False)
     device = engine.device
     tokens = torch.arange(17, 17 + count, device=device) % len(engine.byte_vocab)
     begin = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), patched(Linear, "__call__", lambda _: _side_by_side):
         with _alarm(COMPILE_SECONDS):
             fast(tokens)
             wait_for(device)
@@ -152,46 +157,85 @@ def compiled(engine: Mixed, prompt: bytes, count: int, repeats: int) -> dict[str
 
 
 def over_fixed_shape(
-    engine: Mixed, prompt: bytes, count: int
+    engine: Mixed, kept: int, count: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the written-out decoder as a function of tokens int64[count] alone; see `compiled`.
+    """Return the written-out decoder as a function of tokens int64[count] alone.
 
-    It returns the log probabilities float32[count, width].
+    Args:
+        engine: the model.
+        kept: how many keys and values, all zeros, every position sees besides its own.
+        count: how many positions, all at depth `kept`.
+
+    Returns:
+        A function that returns the log probabilities float32[count, width].
+
+    Raises:
+        RuntimeError: the engine's forward is not written out.
     """
     decoder: Any = engine._forward.decoder
     if decoder is None:
         raise RuntimeError(f"the forward of the engine is {engine.forward!r}, not written out")
-    config, dtype, device = engine.base.config, engine.base.dtype, engine.device
-    tokens = len(engine.start) + len(engine.tokenizer.encode(prompt.decode()))
-    width = config.hidden_size // config.num_attention_heads
-    heads = config.num_key_value_heads
-    groups = config.num_attention_heads // heads
-    kept = torch.zeros((heads, tokens, width), dtype=dtype, device=device)
-    eye = torch.eye(count, dtype=torch.bool, device=device)
-    sees = torch.cat([torch.ones((count, tokens), dtype=torch.bool, device=device), eye], dim=1)
-    mask = torch.where(sees, 0.0, -torch.inf).to(dtype).repeat(groups, 1)
-    positions = torch.full((count,), tokens, device=device)
-
-    def attend(
-        i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        keys, values = (torch.cat([kept, x.transpose(0, 1)], dim=1) for x in (k, v))
-        # Queries that share a key/value head stand below each other.
-        stacked = q.transpose(0, 1).reshape(heads, groups * count, width)
-        out = scaled_dot_product_attention(
-            stacked[None], keys[None], values[None], mask, scale=scale
-        )
-        return out.reshape(heads * groups, count, width).transpose(0, 1).reshape(count, -1)
+    attend = _FixedAttend(engine, count, kept)
+    positions = torch.full((count,), kept, device=engine.device)
 
     def run(tokens: torch.Tensor) -> torch.Tensor:
-        x = decoder.embed(tokens, positions)
-        turn = decoder.turn(x, positions)
-        for i in range(len(decoder.kinds)):
-            x = decoder.layer(i, x, turn, attend)
-        logits: torch.Tensor = decoder._head(decoder._last(x))
-        return torch.log_softmax(logits.float(), dim=-1)
+        if hasattr(decoder, "body"):
+            x = decoder.body(tokens, positions, attend)
+        else:
+            x = decoder.embed(tokens, positions)
+            turn = decoder.turn(x, positions)
+            for i in range(len(decoder.kinds)):
+                x = decoder.layer(i, x, turn, attend.apart)
+        return torch.log_softmax(decoder._head(decoder._last(x)).float(), dim=-1)
 
     return run
+
+
+class _FixedAttend:
+    """Attention of `count` positions to `kept` keys that all see, and each to its own."""
+
+    def __init__(self, engine: Mixed, count: int, kept: int) -> None:
+        config, dtype, device = engine.base.config, engine.base.dtype, engine.device
+        self.heads = config.num_key_value_heads
+        self.groups = config.num_attention_heads // self.heads
+        self.width = config.hidden_size // config.num_attention_heads
+        self.kept = torch.zeros((self.heads, kept, self.width), dtype=dtype, device=device)
+        own = torch.eye(count, dtype=torch.bool, device=device)
+        sees = torch.cat([torch.ones_like(own[:, :1]).expand(-1, kept), own], dim=1)
+        self.mask = torch.where(sees, 0.0, -torch.inf).to(dtype).repeat(self.groups, 1)
+
+    def of(self, kind: str) -> Callable[..., torch.Tensor]:
+        """Return attention of any layer."""
+        return self.together
+
+    def together(self, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
+        """Attend by queries, keys and values in one tensor, not turned yet."""
+        queries = self.heads * self.groups
+        qk, v = qkv[:, : queries + self.heads], qkv[:, queries + self.heads :]
+        if turn is not None:
+            qk = _rotate(qk, *turn)
+        return self.apart(i, qk[:, :queries], qk[:, queries:], v, scale)
+
+    def apart(
+        self, i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Attend by queries, keys and values apart."""
+        count = q.shape[0]
+        keys, values = (torch.cat([self.kept, x.transpose(0, 1)], dim=1)[None] for x in (k, v))
+        # Queries that share a key/value head stand below each other.
+        stacked = q.transpose(0, 1).reshape(1, self.heads, self.groups * count, self.width)
+        out = scaled_dot_product_attention(stacked, keys, values, self.mask, scale=scale)
+        return out.reshape(-1, count, self.width).transpose(0, 1).reshape(count, -1)
+
+    def gate(self, both: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Gate the values of an MLP."""
+        gate, value = both.chunk(2, dim=-1)
+        return act(gate) * value
+
+
+def _side_by_side(layers: Any, x: torch.Tensor) -> torch.Tensor:
+    """Do what `Linear` does, in a way that the compiler can follow."""
+    return torch.cat([linear(x, weight, bias) for weight, bias in layers._plain], dim=-1)
 
 
 @contextmanager

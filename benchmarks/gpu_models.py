@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from benchmarks.ngram import END, NgramLM, gpt2_tokens, llama_size_tokens
+from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
@@ -114,6 +115,11 @@ class Mixed(TreeTransformer):
     def evaluate(self, nodes: np.ndarray) -> torch.Tensor:
         """Mixed rows, float32[B, width], nats."""
         return self.mix(super().evaluate(nodes), nodes)
+
+    def forget(self) -> None:
+        """Drop keys and values and rows, but nothing that was compiled, recorded or allotted."""
+        self._forward.cache.clear()
+        byte_model(self).store.clear()
 
     def mix(self, rows: torch.Tensor, nodes: np.ndarray) -> torch.Tensor:
         """Mix rows of the model, float32[B, width], with the bigram LM's; in place."""

@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu_forward import COMPILED, WAYS
 from benchmarks.gpu_models import Mixed, Shape, Worlds, small, wait_for
 from benchmarks.gpu_stages import MIX, STAGES, Stages, Waits
-from genlm_bytes_smc import BeamParams, ByteBeamState, byte_model
+from genlm_bytes_smc import BeamParams, ByteBeamState
 from genlm_bytes_smc.beam.params import default_params
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.potential import ByteLLM
@@ -80,7 +80,8 @@ class Record:
             `rows`, `forwards`, `positions`, `waits`, `waits_inside` (the forward) and `mix_ms`.
             `rate` is bytes or particle-bytes a second; `inside` the share of a step's time
             inside the forward; `floor_ms` what reading all weights once takes; `peak_bytes`
-            the most memory of the device, weights included.
+            the most memory of the device, weights included and what the part's measurements
+            before it have allotted.
         problem: "failed: ..." or "skipped: ..."; "" if it was measured.
     """
 
@@ -125,12 +126,6 @@ def params_of(case: str) -> BeamParams:
     return BeamParams(K=5, prune_threshold=0.05) if case == TOP else default_params()
 
 
-def fresh(engine: Mixed) -> None:
-    """Forget what earlier measurements computed."""
-    engine.clear_cache()
-    byte_model(engine).store.clear()
-
-
 # -- agreement with the CPU ------------------------------------------------------------------
 
 
@@ -169,7 +164,7 @@ async def _everything(
     """Return the numbers to compare (rows, the beam's, particles' weights), and texts."""
     contexts = [[*engine.start, *engine.tokenizer.encode(text[:n].decode())] for n in (0, 9, 90)]
     rows = engine.batch_next_token_logprobs_sync(contexts)[:, : len(engine.byte_vocab)]
-    fresh(engine)
+    engine.forget()
     lanes = (await (await ByteBeamState.initial(engine, params_of(case))).prefill(text)).lanes
     following = await lanes.logp_next()
     state, _ = await _run(engine, text[:40], case, 16, 12, np.inf)
@@ -215,7 +210,7 @@ async def _draw(
     seconds: float,
     watched: Stages | Waits | None = None,
 ) -> dict[str, float]:
-    fresh(engine)
+    engine.forget()
     lanes = (await (await ByteBeamState.initial(engine, params_of(case))).prefill(prompt)).lanes
     rng = np.random.default_rng(1)
     _restart(watched)
@@ -268,7 +263,7 @@ async def _run(
     watched: Stages | Waits | None = None,
 ) -> tuple[SMCState, dict[str, float]]:
     """Return particles after some steps, and what was measured since they had read the prompt."""
-    fresh(engine)
+    engine.forget()
     llm = ByteLLM(engine, params_of(case), prompt=prompt)
     await llm.prompt_weight()  # reads the prompt
     device = torch.device("cpu") if case == ON_HOST else engine.device
@@ -291,7 +286,7 @@ async def _run(
 async def prompt(engine: Mixed, text: bytes, case: str) -> dict[str, float]:
     """Read a text that is known: once to warm up, once for the clock."""
     for _ in range(2):
-        fresh(engine)
+        engine.forget()
         clock = Clock(engine)
         await (await ByteBeamState.initial(engine, params_of(case))).prefill(text)
         out = clock.values(len(text), len(text))

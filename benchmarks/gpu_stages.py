@@ -1,4 +1,4 @@
-"""What a particle step spends where: time by stages, and how often the host waits for the device."""
+"""What a particle step spends where: time by stages, and waits of the host for the device."""
 
 from __future__ import annotations
 
@@ -48,9 +48,11 @@ class Stages:
         self._patches = ExitStack()
 
     def __enter__(self) -> Stages:
-        for owner, names, stage in _CALLS:
-            for name in names:
-                self._patches.enter_context(patched(owner, name, self._watched(stage)))
+        with ExitStack() as patches:
+            for owner, names, stage in _CALLS:
+                for name in names:
+                    patches.enter_context(patched(owner, name, self._watched(stage)))
+            self._patches = patches.pop_all()
         self.restart()
         return self
 
@@ -127,9 +129,11 @@ class Waits(TorchDispatchMode):
         self._patches = ExitStack()
 
     def __enter__(self) -> Waits:
-        self._patches.enter_context(patched(TreeTransformer, "evaluate", self._entered))
-        for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event):
-            self._patches.enter_context(patched(owner, "synchronize", self._counted))
+        with ExitStack() as patches:
+            patches.enter_context(patched(TreeTransformer, "evaluate", self._entered))
+            for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event):
+                patches.enter_context(patched(owner, "synchronize", self._counted))
+            self._patches = patches.pop_all()
         super().__enter__()
         return self
 
