@@ -173,28 +173,28 @@ def _forwards(records: Sequence[Record]) -> _Cells:
 def _text(records: Sequence[Record]) -> _Cells:
     rows = [
         [
-            r.model, r.case, _with_goal(r, "rate", lambda x: f"{x:,.0f}"), _value(r, "ms"),
-            _value(r, "forwards"), _value(r, "rows"), _with_goal(r, "over_floor", _number),
+            r.model, r.case, *_with_goal(r, "rate", lambda x: f"{x:,.0f}"), _value(r, "ms"),
+            _value(r, "forwards"), _value(r, "rows"), *_with_goal(r, "over_floor", _number),
             _share(r), _value(r, "waits"), _value(r, "waits_inside"), _memory(r),
         ]
         for r in records
     ]  # fmt: skip
-    heads = ("model", "pruning", "bytes/s", "ms a byte", "forwards", "rows", "time / floor")
-    more = ("in the forward", "waits", "waits in it", "peak memory")
+    heads = ("model", "pruning", "bytes/s", "goal", "ms a byte", "forwards", "rows")
+    more = ("time / floor", "goal", "in the forward", "waits", "waits in it", "peak memory")
     return "One text; forwards, rows and waits a byte", heads + more, rows
 
 
 def _particles(records: Sequence[Record]) -> _Cells:
     rows = [
         [
-            r.model, r.case, f"{r.size:,}", _with_goal(r, "rate", lambda x: f"{x:,.0f}"),
+            r.model, r.case, f"{r.size:,}", *_with_goal(r, "rate", lambda x: f"{x:,.0f}"),
             *(_value(r, k) for k in ("ms", "forwards", "rows", "lanes", "waits", "waits_inside")),
             _memory(r),
         ]
         for r in records
     ]  # fmt: skip
-    heads = ("model", "pruning", "particles", "particle-bytes/s", "ms a step", "forwards")
-    more = ("rows", "distinct texts", "waits", "waits in the forward", "peak memory")
+    heads = ("model", "pruning", "particles", "particle-bytes/s", "goal", "ms a step")
+    more = ("forwards", "rows", "distinct texts", "waits", "waits in the forward", "peak memory")
     return "Particles; forwards, rows and waits a step", heads + more, rows
 
 
@@ -202,13 +202,13 @@ def _stages(records: Sequence[Record]) -> _Cells:
     rows = [
         [
             r.model, r.case, f"{r.size:,}", *(_value(r, f"{stage}_ms") for stage in STAGES),
-            _with_goal(r, "inside", lambda x: f"{x:.0%}"),
+            *_with_goal(r, "inside", lambda x: f"{x:.0%}"),
         ]
         for r in records
     ]  # fmt: skip
     heads = ("model", "pruning", "particles", "forward", "rows stored", "beam", "constraint")
     title = "A step by stages, ms, with a wait for the device around each"
-    return title, (*heads, "draw", "host", "in the forward"), rows
+    return title, (*heads, "draw", "host", "in the forward", "goal"), rows
 
 
 def _prompts(records: Sequence[Record]) -> _Cells:
@@ -235,14 +235,15 @@ def _contexts(records: Sequence[Record]) -> _Cells:
     return "A step of 64 particles after a prompt", heads, rows
 
 
-def _with_goal(record: Record, key: str, shown: Callable[[float], str]) -> str:
+def _with_goal(record: Record, key: str, shown: Callable[[float], str]) -> tuple[str, str]:
+    """Return a value and what is said of its goal."""
     if key not in record.values:
-        return ""
+        return "", ""
     goal, text = goal_of(record, key), shown(record.values[key])
     if goal is None:
-        return text
+        return text, ""
     sign = "at most" if goal.at_most else "at least"
-    return f"{text} (goal {sign} {shown(goal.bound)}: {'met' if goal.met(record) else 'missed'})"
+    return text, f"{sign} {shown(goal.bound)}: {'met' if goal.met(record) else 'missed'}"
 
 
 def _value(record: Record, key: str) -> str:
@@ -295,9 +296,9 @@ def show(records: Sequence[Record], about: dict[str, str]) -> None:
 
 def _coloured(cell: str) -> str:
     cell = cell.replace("[", r"\[")
-    if cell.endswith(": met)"):
+    if cell.endswith(": met"):
         return f"[green]{cell}[/]"
-    return f"[red]{cell}[/]" if cell.endswith(": missed)") else cell
+    return f"[red]{cell}[/]" if cell.endswith(": missed") else cell
 
 
 def markdown(records: Sequence[Record], about: dict[str, str]) -> str:

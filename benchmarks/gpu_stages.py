@@ -29,7 +29,12 @@ _CALLS: tuple[tuple[Any, tuple[str, ...], str], ...] = (
     (StateLanes, ("rows", "step", "gather"), "constraint"),
     (reading, ("draw",), "draw"),
 )
-_SIZES_FOUND = {"nonzero", "masked_select", "unique_dim", "_unique2", "equal", "is_nonzero"}
+# Operations whose result the host must see: a value, or a size that only the device knows.
+_SEEN = {
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "masked_select",
+    "_unique2", "unique_dim", "repeat_interleave",
+}  # fmt: skip
+_INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}  # the same for a mask
 
 
 class Stages:
@@ -173,15 +178,19 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **kwargs or {})
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        if any(x.device.type == self._kind for x in tensors):
-            name = func.overloadpacket.__name__
-            if name in _SIZES_FOUND or isinstance(out, bool | int | float | complex):
-                self._count()
-            elif self._kind != "cpu" and isinstance(out, torch.Tensor):
-                behind = (kwargs or {}).get("non_blocking") or (name == "copy_" and len(args) > 2)
-                if out.device.type == "cpu" and not (behind and out.is_pinned()):
-                    self._count()
+        here = [x for x in tensors if x.device.type == self._kind]
+        name = func.overloadpacket.__name__
+        masked = name in _INDEXED and any(x.dtype == torch.bool for x in here[1:])
+        if here and (name in _SEEN or masked or self._copied(name, args, kwargs or {}, out)):
+            self._count()
         return out
+
+    def _copied(self, name: str, args: Any, kwargs: Any, out: Any) -> bool:
+        """Return whether this copies from the device to the host and waits for it."""
+        if self._kind == "cpu" or not isinstance(out, torch.Tensor) or out.device.type != "cpu":
+            return False
+        behind = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
+        return not (behind and out.is_pinned())
 
 
 @contextmanager
