@@ -82,6 +82,7 @@ class Bench:
         self.records: list[Record] = []
         self._log, self._stop, self._note = log, stop, note
         self._bandwidth = 0.0
+        self._pair: list[Mixed] = []
 
     async def measure(self, shapes: Sequence[Shape], chosen: Sequence[str] = PARTS) -> None:
         """Measure the chosen parts: agreement on the first shape, then shape by shape.
@@ -95,9 +96,10 @@ class Bench:
             for case, size in parts.cases("agreement", self.sizes, compiles=False):
                 await self._try(
                     Record("agreement", shapes[0].name, case, size),
-                    partial(parts.agreement, self.worlds, shapes[0], self.device, case),
+                    partial(self._agreement, shapes[0], case),
                     self._stop,
                 )
+        self._pair.clear()
         for i, shape in enumerate(shapes):
             now = time.perf_counter()
             stop = now + (self._stop - now) / (len(shapes) - i)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_forward import COMPILED, WAYS
-from benchmarks.gpu_models import Mixed, Shape, Worlds, small, wait_for
+from benchmarks.gpu_models import Mixed, wait_for
 from benchmarks.gpu_stages import MIX, STAGES, Stages, Waits
 from genlm_bytes_smc import BeamParams, ByteBeamState
 from genlm_bytes_smc.beam.params import default_params
@@ -129,10 +129,14 @@ def params_of(case: str) -> BeamParams:
 # -- agreement with the CPU ------------------------------------------------------------------
 
 
-async def agreement(
-    worlds: Worlds, shape: Shape, device: torch.device, case: str
-) -> dict[str, float]:
-    """Compare rows, a beam and a run of particles with the CPU's: float32, two layers.
+async def agreement(here: Mixed, there: Mixed, text: bytes, case: str) -> dict[str, float]:
+    """Compare rows, a beam and a run of particles of one model on two devices.
+
+    Args:
+        here: the model in float32 on the device.
+        there: the same on the CPU.
+        text: what is read, of 90 bytes at least.
+        case: of the pruning.
 
     Returns:
         `apart`, the largest difference of log probabilities and log weights, nats.
@@ -140,19 +144,13 @@ async def agreement(
     Raises:
         AssertionError: it is more than `APART`, or texts differ.
     """
-    shape = small(shape)
-    text = worlds.ngram(shape).held_out[:120]
-    found = [
-        await _everything(worlds.engine(shape, place, torch.float32), text, case)
-        for place in (device, torch.device("cpu"))
-    ]
-    (here, texts), (there, others) = found
+    (one, texts), (other, others) = [await _everything(e, text, case) for e in (here, there)]
     with np.errstate(invalid="ignore"):
-        gaps = [np.where(a == b, 0.0, np.abs(a - b)) for a, b in zip(here, there, strict=True)]
+        gaps = [np.where(a == b, 0.0, np.abs(a - b)) for a, b in zip(one, other, strict=True)]
     apart = max(float(np.max(gap)) for gap in gaps)
     if not apart <= APART or texts != others:
         raise AssertionError(
-            f"{shape.name}, {case}: {device} and the CPU differ by {apart:.2e} nats, and "
+            f"{case}: {here.device} and the CPU differ by {apart:.2e} nats, and "
             f"{sum(a != b for a, b in zip(texts, others, strict=True))} of {len(texts)} texts"
         )
     return {"apart": apart}

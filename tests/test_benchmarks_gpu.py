@@ -18,6 +18,7 @@ from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 CPU = torch.device("cpu")
 LLAMA = QUICK[1]
+WORLDS = Worlds()
 SIZES = replace(
     QUICK_SIZES, positions=(3,), particles=(4, 2), on_host=(4,), prompts=(30,), contexts=(30,),
     text=5, steps=4, before=20, repeats=1, copied=1 << 20, seconds=60.0,
@@ -26,7 +27,12 @@ SIZES = replace(
 
 @pytest.fixture(scope="module")
 def engine():
-    return Worlds().engine(LLAMA, CPU, torch.float32)
+    return WORLDS.engine(LLAMA, CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return [WORLDS.engine(LLAMA, CPU, torch.float32) for _ in range(2)]
 
 
 # -- the command -----------------------------------------------------------------------------
@@ -115,7 +121,7 @@ def test_what_cannot_be_measured(capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("case", [TOP, DEFAULT])
 @pytest.mark.parametrize("what", ["rows", "beam", "weights", "texts"])
-async def test_devices_that_disagree_are_found_out(monkeypatch, case, what):
+async def test_devices_that_disagree_are_found_out(monkeypatch, pair, case, what):
     """The first of two engines is made to differ by 0.001 nats, or in one text."""
     first = []
 
@@ -152,14 +158,14 @@ async def test_devices_that_disagree_are_found_out(monkeypatch, case, what):
         monkeypatch.setattr(gpu_parts, "_run", off_run)
     said = "1 of 16 texts" if what == "texts" else "0 of 16 texts"
     with pytest.raises(AssertionError, match=f"cpu and the CPU differ by .*{said}"):
-        await gpu_parts.agreement(Worlds(), LLAMA, CPU, case)
+        await gpu_parts.agreement(*pair, WORLDS.ngram(LLAMA).held_out[:120], case)
 
 
 # -- stages and waits ------------------------------------------------------------------------
 
 
 async def test_stages_add_up_and_leave_nothing_watched(engine):
-    text = Worlds().ngram(LLAMA).held_out
+    text = WORLDS.ngram(LLAMA).held_out
     before = TreeTransformer.evaluate, Mixed.mix
     with Stages(CPU) as stages:
         _, values = await gpu_parts._run(engine, text[:20], TOP, 4, 3, np.inf, stages)
@@ -201,7 +207,7 @@ def test_what_is_to_be_watched_must_be_there():
 
 
 def test_the_forward_of_a_fixed_shape_is_the_engines():
-    engine = Worlds().engine(LLAMA, CPU, torch.float32)
+    engine = WORLDS.engine(LLAMA, CPU, torch.float32)
     tokens = torch.arange(17, 21)
     run = gpu_forward.over_fixed_shape(engine, 0, 4)
     nodes = np.array([engine.tree.insert([t]) for t in tokens.tolist()])
@@ -232,7 +238,7 @@ def test_each_way_runs_its_own_forward(engine, monkeypatch):
 
 
 def test_the_floor_reads_the_embedding_only_where_the_head_shares_it():
-    tied, apart = Worlds().engine(LLAMA, CPU, torch.float32), QUICK[1].config()
+    tied, apart = WORLDS.engine(LLAMA, CPU, torch.float32), QUICK[1].config()
     assert gpu_forward.weights_read(tied) == 4 * sum(p.numel() for p in tied.base.parameters())
     apart.tie_word_embeddings = False
     tied.base = tf.AutoModelForCausalLM.from_config(apart)
