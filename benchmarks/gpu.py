@@ -106,6 +106,14 @@ class Bench:
             wanted = [p for p in PARTS[1:] if p in chosen and (p != "context" or i == 0)]
             await self._shape(shape, wanted, first=i == 0, stop=stop)
 
+    async def _agreement(self, shape: Shape, case: str) -> dict[str, float]:
+        """Compare the device with the CPU: two layers of a shape, in float32."""
+        if not self._pair:
+            places = self.device, torch.device("cpu")
+            self._pair = [self.worlds.engine(small(shape), p, torch.float32) for p in places]
+        here, there = self._pair
+        return await parts.agreement(here, there, self.worlds.ngram(shape).held_out[:120], case)
+
     async def _shape(
         self, shape: Shape, wanted: Sequence[str], *, first: bool, stop: float
     ) -> None:
