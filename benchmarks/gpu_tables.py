@@ -89,6 +89,12 @@ def grids(records: Sequence[Record]) -> list[Grid]:
 _Cells = tuple[str, tuple[str, ...], list[list[str]]]
 
 
+def of_models(records: Sequence[Record]) -> list[Record]:
+    """Return records by model in the order they came, and size."""
+    models = list(dict.fromkeys(r.model for r in records))
+    return sorted(records, key=lambda r: (models.index(r.model), r.size))
+
+
 def of_part(records: Sequence[Record], part: str) -> list[Record]:
     """Return the records of one part, by model in the order they came, case and size."""
     models = list(dict.fromkeys(r.model for r in records))
@@ -111,7 +117,7 @@ def _agreement(records: Sequence[Record]) -> _Cells:
 
 def _forwards(records: Sequence[Record]) -> _Cells:
     rows = []
-    for model, size in sorted({(r.model, r.size) for r in records}):
+    for model, size in dict.fromkeys((r.model, r.size) for r in of_models(records)):
         mine = {r.case: r.values for r in records if (r.model, r.size) == (model, size)}
         floor = next(iter(mine.values()))["floor_ms"]
         times = [_number(mine[w]["ms"]) if w in mine else "" for w in (*WAYS, COMPILED)]
