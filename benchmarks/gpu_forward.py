@@ -73,12 +73,14 @@ def forward(engine: Mixed, prompt: bytes, count: int, way: str, repeats: int) ->
         repeats: how many are timed; three more come before. The median counts.
 
     Returns:
-        `ms`.
+        `ms`, and on a GPU `peak_bytes`.
 
     Raises:
         RuntimeError: the engine took more than one forward, or other positions.
     """
     engine.forget()
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
     width = len(engine.byte_vocab)
     start = [*engine.start, *engine.tokenizer.encode(prompt.decode())]
     parents = [[*start, (17 + i) % width] for i in range(count)]
@@ -102,7 +104,10 @@ def forward(engine: Mixed, prompt: bytes, count: int, way: str, repeats: int) ->
                 raise RuntimeError(
                     f"expected one forward of {count} positions, got {done[0]} of {done[1]}"
                 )
-    return {"ms": 1e3 * median(times[3:])}
+    out = {"ms": 1e3 * median(times[3:])}
+    if engine.device.type == "cuda":
+        out["peak_bytes"] = torch.cuda.max_memory_allocated(engine.device)
+    return out
 
 
 @contextmanager

@@ -118,13 +118,19 @@ def _agreement(records: Sequence[Record]) -> _Cells:
 def _forwards(records: Sequence[Record]) -> _Cells:
     rows = []
     for model, size in dict.fromkeys((r.model, r.size) for r in of_models(records)):
-        mine = {r.case: r.values for r in records if (r.model, r.size) == (model, size)}
+        found = {r.case: r for r in records if (r.model, r.size) == (model, size)}
+        mine = {case: r.values for case, r in found.items()}
         floor = next(iter(mine.values()))["floor_ms"]
         times = [_number(mine[w]["ms"]) if w in mine else "" for w in (*WAYS, COMPILED)]
         ratio = f"{mine['engine']['ms'] / floor:.2f}" if "engine" in mine else ""
-        rows.append([model, f"{size:,}", _number(floor), *times, ratio])
+        peak = _memory(found["engine"]) if "engine" in found else ""
+        rows.append([model, f"{size:,}", _number(floor), *times, ratio, peak])
     heads = ("model", "positions", "floor", "engine", "without a graph", "transformers' modules")
-    return "One decoding forward, ms", (*heads, "torch.compile", "engine / floor"), rows
+    return (
+        "One decoding forward, ms",
+        (*heads, "torch.compile", "engine / floor", "peak memory"),
+        rows,
+    )
 
 
 def _text(records: Sequence[Record]) -> _Cells:
