@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -167,12 +168,12 @@ async def test_devices_that_disagree_are_found_out(monkeypatch, pair, case, what
 async def test_stages_add_up_and_leave_nothing_watched(engine):
     text = WORLDS.ngram(LLAMA).held_out
     before = TreeTransformer.evaluate, Mixed.mix
+    start = time.perf_counter()
     with Stages(CPU) as stages:
         _, values = await gpu_parts._run(engine, text[:20], TOP, 4, 3, np.inf, stages)
     assert (TreeTransformer.evaluate, Mixed.mix) == before
     whole = sum(stages.seconds[name] for name in (*STAGES, MIX))
-    assert whole >= 3e-3 * values["ms"]
-    assert whole == pytest.approx(3e-3 * values["ms"], rel=0.5)
+    assert 3e-3 * values["ms"] <= whole <= time.perf_counter() - start
 
 
 def test_waits_are_counted_inside_the_forward_and_outside(engine, monkeypatch):
