@@ -8,7 +8,6 @@ nothing is downloaded.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from benchmarks.ngram import END, NgramLM, gpt2_tokens, llama_size_tokens
+from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
@@ -95,15 +95,9 @@ def small(shape: Shape) -> Shape:
 
 
 class Mixed(TreeTransformer):
-    """A transformer whose rows are mixed with a bigram LM's after each forward.
-
-    Attributes:
-        timed: whether to measure, waiting for the device before and after each forward.
-        forward_seconds, mix_seconds: what forwards, and mixing their rows, have taken so far.
-    """
+    """A transformer whose rows are mixed with a bigram LM's after each forward."""
 
     def __init__(self, model: Any, tokenizer: Any, ngram: NgramLM, **options: Any) -> None:
-        self.timed, self.forward_seconds, self.mix_seconds = False, 0.0, 0.0
         super().__init__(model, tokenizer, **options)
         pad = (self.width or 0) - len(ngram.tokens)
         tables = [np.pad(t, (0, pad), constant_values=-np.inf) for t in ngram.logs]
@@ -120,18 +114,12 @@ class Mixed(TreeTransformer):
 
     def evaluate(self, nodes: np.ndarray) -> torch.Tensor:
         """Mixed rows, float32[B, width], nats."""
-        if not self.timed:
-            return self.mix(super().evaluate(nodes), nodes)
-        wait_for(self.device)
-        start = time.perf_counter()
-        rows = super().evaluate(nodes)
-        wait_for(self.device)
-        middle = time.perf_counter()
-        rows = self.mix(rows, nodes)
-        wait_for(self.device)
-        self.forward_seconds += middle - start
-        self.mix_seconds += time.perf_counter() - middle
-        return rows
+        return self.mix(super().evaluate(nodes), nodes)
+
+    def forget(self) -> None:
+        """Drop keys and values and rows, but nothing that was compiled, recorded or allotted."""
+        self._forward.cache.clear()
+        byte_model(self).store.clear()
 
     def mix(self, rows: torch.Tensor, nodes: np.ndarray) -> torch.Tensor:
         """Mix rows of the model, float32[B, width], with the bigram LM's; in place."""

@@ -152,9 +152,19 @@ def update_docs(records: Sequence[Record], about: dict[str, str]) -> None:
 
 
 def put(page: Path, table: str, model: str = "") -> None:
-    """Replace what stands between the marks of a page, those of a model if it is named."""
+    """Replace what stands between the marks of a page, those of a model if it is named.
+
+    Raises:
+        ValueError: the page does not have both marks, once each and in order.
+    """
     begin, end = (m.replace("measured", f"measured {model}".strip()) for m in (BEGIN, END))
-    before, rest = page.read_text().split(begin)
+    text = page.read_text()
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise ValueError(
+            f"{page} must have the mark {begin!r} once and {end!r} once behind it, got "
+            f"{text.count(begin)} and {text.count(end)}: nothing was written"
+        )
+    before, rest = text.split(begin)
     after = rest.split(end)[1]
     page.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}")
 
