@@ -60,8 +60,8 @@ class Columns(NamedTuple):
                 below[i, label] = 1.0
                 above, byte, _ = nest[label // FAN].tolist()
                 label = FAN * above + byte if above >= 0 else -1
-        on = [send(a.astype(np.int64), device) for a in (order, counts)]
-        return cls(len(labels), *on, send(below, device))
+        at, many = (send(a.astype(np.int64), device) for a in (order, counts))
+        return cls(len(labels), at, many, send(below, device))
 
 
 class LinearRows(NamedTuple):
@@ -166,15 +166,15 @@ class SlotMemory:
             start = self._pieces[-1]
             size = min(_PIECE, whole - start)
             with torch.cuda.device(self._device):
-                code = torch.cuda.cudart().cudaHostRegister(self._begin + start, size, _PORTABLE)
-            if int(code) == 0:
+                code = int(_runtime().cudaHostRegister(self._begin + start, size, _PORTABLE))
+            if code == 0:
                 self._pieces.append(start + size)
                 continue
             self._failed = True
             with suppress(RuntimeError):  # the next kernel is told of the error: let it be this one
                 torch.zeros(1, device=self._device)
             warn_lost(
-                f"memory for rows cannot be page-locked (CUDA's error {int(code)}): rows are "
+                f"memory for rows cannot be page-locked (CUDA's error {code}): rows are "
                 "copied from the GPU at a fraction of the speed"
             )
 
@@ -182,7 +182,12 @@ class SlotMemory:
 def _unlock(raw: npt.NDArray[np.uint8], begin: int, pieces: list[int]) -> None:
     """Unlock pieces of memory, which `raw` has kept alive until now."""
     for start in pieces[:-1]:
-        torch.cuda.cudart().cudaHostUnregister(begin + start)
+        _runtime().cudaHostUnregister(begin + start)
+
+
+def _runtime() -> Any:
+    """Return CUDA's runtime, as torch gives it."""
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 def runs(slots: IntArray, width: int, piece: int) -> Iterator[tuple[int, int, int]]:

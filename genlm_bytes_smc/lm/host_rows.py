@@ -93,15 +93,16 @@ class HostRows:
         infinite or zero says that the row is no distribution.
         """
         if rows.device.type != "cpu":
-            total = self.take_linear(slots, rows)
-            if total is not None:
-                return total
+            taken = self.take_linear(slots, rows)
+            if taken is not None:
+                return taken
             rows = fetched(rows.detach())
         logp = rows.detach().numpy() if rows.requires_grad else rows.numpy()
         if not self.exact and logp.dtype != np.float32:
             self._make_exact()
         self.used = max(self.used, *slots.tolist())
         take = take_64 if (exact := self.exact) else take_32
+        total: FloatArray
         total, low, odd = take(logp, slots, self._probs, self._scale, self._summed, ROUNDING)
         # Not normalised (their sum in float32 ends early), or a token out of range.
         if not exact and (low or (odd and not np.isfinite(total).all())):

@@ -1,4 +1,4 @@
-"""Rows made linear by operations of torch's, as on a GPU, are what the compiled loops make of them."""
+"""Rows that torch makes linear, as on a GPU, are what the compiled loops make of them."""
 
 import math
 
@@ -13,8 +13,8 @@ from genlm_bytes_smc.lm import device_rows
 from genlm_bytes_smc.lm.device_rows import Columns, linear_rows, runs
 from genlm_bytes_smc.lm.host_rows import HostRows
 from genlm_bytes_smc.lm.rows_numba import DOUBLINGS
-from tests.beam.host_parts import called
 from tests.beam.test_steps import nested_tokens
+from tests.inner import called
 from tests.lm.test_host_rows import TOKENS
 from tests.toys import ToyLM
 
@@ -84,7 +84,7 @@ def test_labels_are_summed_below_every_heavy_node_above_them():
     logp = torch.tensor([[0.1, 0.2, 0.3, 0.05, 0.4]]).log()
     _, sums = linear_rows(logp, columns)
     p = sums[0, 2:] * 2.0**-DOUBLINGS
-    assert p[257 * 2] == pytest.approx(0.3, rel=1e-6)  # ends at the node itself, byte 0
+    assert p[257 * 2] == pytest.approx(0.3, rel=1e-6)
     assert p[257 + 9] == pytest.approx(0.3, rel=1e-6)
     assert p[257 + 7] == pytest.approx(0.3, rel=1e-6)
     assert p[65] == pytest.approx(1.0, rel=1e-6)
