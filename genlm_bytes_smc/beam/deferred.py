@@ -43,6 +43,7 @@ RESERVE = 1e-5  # least share of a row that all bytes have together, for what ha
 FEW = 0.1  # share of a row below which the bytes that are admitted are few
 LEAST_ADMITTED = 1e-4  # least share of the admitted bytes that thresholds are taken from
 
+_HOST = torch.device("cpu")
 _PER_LANE = ("log_scale", "log_z", "ended", "forgotten", "pending")
 
 
@@ -136,7 +137,7 @@ class DeferredLanes(SharedLanes):
         index = np.asarray(lanes, dtype=np.int64)
         memo: dict[str, Any] = {}
         if "row" in self._memo:
-            memo["row"] = self._memo["row"][torch.from_numpy(index)]
+            memo["row"] = self._memo["row"][send(index, _HOST)]
             memo["looked"] = self._memo["looked"].gather(index)
         each: dict[str, Any] = {name: getattr(self, name)[index] for name in _PER_LANE}
         return dataclasses.replace(self, nodes=self.nodes.take(index), **each, _memo=memo)

@@ -270,7 +270,7 @@ class ByteLanes(Lanes):
             look = look._replace(
                 extended=None if extended is None else extended.gather(index),
                 dropped=look.dropped[index],
-                row=None if row is None else row[torch.from_numpy(index)],
+                row=None if row is None else row[send(index, row.device)],
             )
         return ByteLanes(
             self.model, self.params, self.rules, self.state.gather(index), self.log_z[index],
