@@ -39,7 +39,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from rich.console import Console
@@ -51,6 +50,7 @@ from benchmarks.gpu_models import FULL, QUICK, Mixed, Shape, Worlds, small, wait
 from benchmarks.report import machine
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, byte_model
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
+from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.model import FUSED
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.potential import ByteLLM

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers as tf
-from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 
 from benchmarks import endurance, gpu
 from benchmarks.gpu_models import FULL, QUICK, Worlds
+from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 
 CPU = torch.device("cpu")
 SIZES = gpu.Sizes(

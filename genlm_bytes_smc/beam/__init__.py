@@ -14,6 +14,6 @@ Here belongs what a beam over tokenizations is made of. Users see `ByteLanes`, `
 - `deferred` and `deferred_*`: beams that judge contexts after the byte.
 
 Kernels are pure functions of states, which nobody writes into, and never wait. Compiled modules are
-listed in `compiled.SOURCES`. Tests hold whole steps against their parts, and beams against sums over
-all tokenizations.
+listed in `compiled.SOURCES`. Tests hold whole steps against their parts, and beams against
+sums over all tokenizations.
 """
