@@ -161,7 +161,7 @@ class DeferredLanes(SharedLanes):
         rows; others ride on those, or on the row before their last token. Each row sums to one;
         rows of lanes that are dead or have ended are -inf. They are on the engine's device.
         """
-        return send(await self.rows(), self.model.engine.device)
+        return send(await self.rows(), self.model.device)
 
     async def rows_within(self, admitted: FloatArray) -> torch.Tensor:
         """Return `rows` for draws among some bytes only, as a constraint admits them.

@@ -149,7 +149,7 @@ class ByteLanes(Lanes):
         one in expectation. Rows of lanes that are dead or have ended are -inf. They are on the
         engine's device.
         """
-        return send(await self.rows(), self.model.engine.device)
+        return send(await self.rows(), self.model.device)
 
     async def rows(self) -> torch.Tensor:
         """Return `logp_next` on the host, where it is computed."""

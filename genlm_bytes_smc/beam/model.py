@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.params import BeamParams
@@ -48,6 +49,13 @@ class ByteModel(Shared):
         self.cut = lru_cache(maxsize=64)(self._cut)
         self._rescues = lru_cache(maxsize=16)(partial(Rescues, self.trie))
         self._guide_lost = False
+
+    @property
+    def device(self) -> torch.device:
+        """Return where byte rows are returned: where the model is, or the host for Metal, which
+        has no float64."""
+        device = self.engine.device
+        return torch.device("cpu") if device.type == "mps" else device
 
     @cached_property
     def special_ids(self) -> tuple[int, ...]:

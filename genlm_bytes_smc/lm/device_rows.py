@@ -25,6 +25,7 @@ from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.rows_numba import DOUBLINGS, FAN, LEAST, LOWEST
 
+_PART = 64  # columns of one label that are added up first
 _AT_ONCE = 1 << 24  # entries that are made linear together, at some 40 bytes each on the way
 _PIECE = 1 << 26  # bytes of pages that are locked together
 _PORTABLE = 1  # for all contexts of CUDA: `cudaHostRegisterPortable`
@@ -35,33 +36,39 @@ class Columns(NamedTuple):
 
     Attributes:
         width: V, how many columns there are, but for padding.
-        order: int64[T], the columns of tokens that spell something, sorted by their label (see
-            `RowArrays.labels`).
-        counts: int64[U], how many columns have each of the labels that occur.
-        below: float64[U, H * 257], one where the tokens of a label are below a byte after a heavy
+        order: int64[P * 64], the columns of tokens that spell something, sorted by their label
+            (see `RowArrays.labels`), in P parts of 64 that have one label each.
+        gaps: bool[P * 64], where a part has fewer columns.
+        below: float64[P, H * 257], one where the tokens of a part are below a byte after a heavy
             node, else zero.
     """
 
     width: int
     order: torch.Tensor
-    counts: torch.Tensor
+    gaps: torch.Tensor
     below: torch.Tensor
 
     @classmethod
     def of(cls, labels: npt.NDArray[np.uint16], nest: IntArray, device: torch.device) -> Columns:
         """Return what `RowArrays` says of a trie, on a device."""
         n_labels = FAN * len(nest)
-        order = np.argsort(labels, kind="stable")
-        order = order[labels[order] < n_labels]
-        used, counts = np.unique(labels[order], return_counts=True)
+        columns = np.argsort(labels, kind="stable")
+        columns = columns[labels[columns] < n_labels]
+        used, begin, counts = np.unique(labels[columns], return_index=True, return_counts=True)
+        parts = -(-counts // _PART)
+        first = _PART * (np.cumsum(parts) - parts)
+        places = np.arange(len(columns)) + np.repeat(first - begin, counts)
+        order = np.zeros(_PART * int(parts.sum()), dtype=np.int64)
+        gaps = np.ones(len(order), dtype=bool)
+        order[places], gaps[places] = columns, False
         below = np.zeros((len(used), n_labels))
         for i, label in enumerate(used.tolist()):
             while label >= 0:
                 below[i, label] = 1.0
                 above, byte, _ = nest[label // FAN].tolist()
                 label = FAN * above + byte if above >= 0 else -1
-        at, many = (send(a.astype(np.int64), device) for a in (order, counts))
-        return cls(len(labels), at, many, send(below, device))
+        below = np.repeat(below, parts, axis=0)
+        return cls(len(labels), *(send(a, device) for a in (order, gaps, below)))
 
 
 class LinearRows(NamedTuple):
@@ -70,8 +77,8 @@ class LinearRows(NamedTuple):
     Attributes:
         probs: float32[B, V], probabilities times 2**115.
         sums: float64[B, 2 + H * 257] over `probs`, not rescaled: of all tokens that spell
-            something; then 1 if an entry is infinite, NaN, or of a token that is possible but
-            too unlikely for float32, else 0; then `RowArrays.roots`.
+            something; then 1 if some token is possible but too unlikely for float32, else 0; then
+            `RowArrays.roots`.
     """
 
     probs: torch.Tensor
@@ -93,16 +100,11 @@ def linear_rows(rows: torch.Tensor, columns: Columns) -> LinearRows:
 def _linear(rows: torch.Tensor, columns: Columns) -> LinearRows:
     logp = rows.detach()[:, : columns.width]
     probs = logp.double().exp_().mul_(2.0**DOUBLINGS).float()
-    unlikely = (logp < LOWEST) & (logp > LEAST)
-    odd = (unlikely | ~torch.isfinite(probs)).any(dim=1)
-    values = probs.index_select(1, columns.order).double()
-    # Each label is one segment. unsafe: do not look at the lengths, which would be a wait.
-    flat = torch.segment_reduce(
-        values.view(-1), "sum", lengths=columns.counts.repeat(len(rows)), unsafe=True, initial=0.0
-    )
-    by_label = flat.view(len(rows), -1)
-    total = by_label.sum(dim=1, keepdim=True)
-    return LinearRows(probs, torch.cat([total, odd[:, None].double(), by_label @ columns.below], 1))
+    unlikely = ((logp < LOWEST) & (logp > LEAST)).any(dim=1, keepdim=True)
+    values = probs.index_select(1, columns.order).double().masked_fill_(columns.gaps, 0.0)
+    parts = values.view(len(rows), -1, _PART).sum(dim=2)
+    total = parts.sum(dim=1, keepdim=True)
+    return LinearRows(probs, torch.cat([total, unlikely.double(), parts @ columns.below], dim=1))
 
 
 def fetched(tensor: torch.Tensor) -> torch.Tensor:
@@ -140,8 +142,7 @@ class SlotMemory:
         raw = np.empty(size + 2 * mmap.PAGESIZE, dtype=np.uint8)
         self._begin = -(-raw.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
         skip = self._begin - raw.ctypes.data
-        self._flat = torch.from_numpy(raw[skip : skip + size].view(dtype))
-        self.array = self._flat.numpy().reshape(shape)
+        self.array = raw[skip : skip + size].view(dtype).reshape(shape)
         self._failed = False
         weakref.finalize(self, _unlock, raw, self._begin, self._pieces)
 
@@ -155,9 +156,9 @@ class SlotMemory:
             return
         width, itemsize = self.array.shape[1], self.array.itemsize
         self._lock((int(slots.max()) + 1) * width * itemsize)
-        source = rows.contiguous().view(-1)
+        source, out = rows.contiguous().view(-1), torch.from_numpy(self.array).view(-1)
         for at, start, count in runs(slots, width, _PIECE // itemsize):
-            self._flat[start : start + count].copy_(source[at : at + count], non_blocking=True)
+            out[start : start + count].copy_(source[at : at + count], non_blocking=True)
 
     def _lock(self, end: int) -> None:
         """Lock the pages below `end` bytes."""

@@ -138,8 +138,8 @@ class HostRows:
         linear = linear_rows(rows, self._columns)
         self._memory.land(slots, linear.probs)
         sums = fetched(linear.sums).numpy()  # and wait for both
-        total, odd, roots = UNBIAS * sums[:, 0], sums[:, 1], sums[:, 2:]
-        if odd.any() or not np.isfinite(total).all():
+        total, unlikely, roots = UNBIAS * sums[:, 0], sums[:, 1], sums[:, 2:]
+        if unlikely.any() or not np.isfinite(total).all():
             return None
         self.used = max(self.used, *slots.tolist())
         whole = self._all_spelled and rows.shape[1] == self.width

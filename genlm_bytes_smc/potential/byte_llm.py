@@ -227,8 +227,8 @@ class ByteLLM(Potential):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        """Return where the model is, and where rows of weights are returned."""
-        return self.model.engine.device
+        """Return where rows of weights are returned: where the model is; see `ByteModel.device`."""
+        return self.model.device
 
     async def lanes(self, n: int, *, independent_prompts: bool = False) -> Any:
         """Return N lanes after the prompt, for a vectorised particle loop.

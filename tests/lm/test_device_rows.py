@@ -10,8 +10,10 @@ from genlm_bytes_smc import BeamParams, ByteLanes, TokenTrie, Vocabulary, as_eng
 from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.lm import device_rows
+from genlm_bytes_smc.lm.contexts import ContextTree
 from genlm_bytes_smc.lm.device_rows import Columns, linear_rows, runs
 from genlm_bytes_smc.lm.host_rows import HostRows
+from genlm_bytes_smc.lm.rows import SlotTable
 from genlm_bytes_smc.lm.rows_numba import DOUBLINGS
 from tests.beam.test_steps import nested_tokens
 from tests.inner import called
@@ -105,6 +107,20 @@ def test_runs_bring_every_row_into_its_slot_within_pieces(piece):
     assert piece < 100 or len(copies) == 3
 
 
+def test_slots_are_handed_out_from_the_lowest_on():
+    """So that rows of one forward lie side by side, and are copied together."""
+    tree, table, none = ContextTree(), SlotTable(4, 8), np.empty(0, dtype=np.int64)
+    ids = np.array([tree.insert([i]) for i in range(8)])
+    table.cover(tree.capacity)
+    with tree.pinned(ids):
+        for n, want in ((3, [0, 1, 2]), (2, [3, 4])):
+            slots = table.room(n, none, tree)
+            assert slots.tolist() == want
+            table.place(ids[slots], slots)
+        table.release(np.array([3, 1]))
+        assert table.room(3, none, tree).tolist() == [1, 3, 5]
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_pages_are_locked_as_slots_are_written_to(monkeypatch):
@@ -118,7 +134,7 @@ def test_pages_are_locked_as_slots_are_written_to(monkeypatch):
     torch.cuda.synchronize()
     np.testing.assert_array_equal(memory.array[slots], rows.cpu())
     assert few < 6 < len(memory._pieces)
-    assert memory._flat.is_pinned()
+    assert torch.from_numpy(memory.array).is_pinned()
 
 
 async def test_beams_over_rows_made_linear_by_torch_are_those_of_the_loops(monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -141,6 +142,18 @@ async def test_rows_are_returned_where_the_model_is(prune):
         assert (await llm.logw_next([b"a"])).weights.device == FAR
 
 
+@pytest.mark.parametrize("prune", PARAMS)
+async def test_rows_of_a_model_on_metal_are_returned_on_the_host(prune, monkeypatch):
+    """It has no float64. There is none here, so the model's rows are on the host, too."""
+    engine = FarToy("cpu")
+    monkeypatch.setattr(engine, "device", torch.device("mps"))
+    llm = ByteLLM(engine, params_of(prune))
+    found = await llm.batch_logw_next([[b"a"], [b"b"]])
+    assert found.weights.device.type == llm.device.type == llm.alloc_rows(1).device.type == "cpu"
+    want = await ByteLLM(FarToy("cpu"), params_of(prune)).batch_logw_next([[b"a"], [b"b"]])
+    assert torch.equal(found.weights, want.weights)
+
+
 @pytest.mark.parametrize("prune", [pytest.param(p, marks=CUDA) for p in PARAMS])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 async def test_a_gpu_makes_the_rows_and_particles_of_the_cpu(prune, dtype):
@@ -157,9 +170,14 @@ async def test_a_gpu_makes_the_rows_and_particles_of_the_cpu(prune, dtype):
     same(far, near, 1e-4)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+@pytest.mark.parametrize("device", ["cpu", FAR, pytest.param("cuda", marks=CUDA)], ids=str)
 async def test_large_vocabularies_are_the_same_from_a_device(device):
     """Rows that are made linear and landed in place, through evictions, beside float64 rows."""
+    with FarDevice() if device == FAR else nullcontext():
+        await compare_large(device)
+
+
+async def compare_large(device):
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = ["".join(t).encode() for n in (1, 2, 3) for t in itertools.product(letters, repeat=n)]
     logs = []
