@@ -1,6 +1,10 @@
 """Rows that torch makes linear, as on a GPU, are what the compiled loops make of them."""
 
+import gc
 import math
+import mmap
+import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import torch
 from genlm_bytes_smc import BeamParams, ByteLanes, TokenTrie, Vocabulary, as_engine
 from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam.model import byte_model
+from genlm_bytes_smc.fast_path import FastPathWarning
 from genlm_bytes_smc.lm import device_rows
 from genlm_bytes_smc.lm.contexts import ContextTree
 from genlm_bytes_smc.lm.device_rows import Columns, linear_rows, runs
@@ -119,6 +124,56 @@ def test_slots_are_handed_out_from_the_lowest_on():
             table.place(ids[slots], slots)
         table.release(np.array([3, 1]))
         assert table.room(3, none, tree).tolist() == [1, 3, 5]
+
+
+class Runtime:
+    """What CUDA's runtime is asked to lock and to unlock, in place of one.
+
+    Args:
+        most: how often it does.
+    """
+
+    def __init__(self, most):
+        self.most, self.locked, self.unlocked = most, [], []
+
+    def cudaHostRegister(self, begin, size, flags):  # noqa: N802
+        if len(self.locked) == self.most:
+            return 2
+        self.locked.append((begin, size))
+        return 0
+
+    def cudaHostUnregister(self, begin):  # noqa: N802
+        self.unlocked.append(begin)
+
+
+@pytest.mark.parametrize("most", [0, 3, 100])
+def test_pages_are_locked_once_in_neighbouring_pieces_and_unlocked(most, monkeypatch):
+    runtime, piece, page = Runtime(most), 1 << 16, mmap.PAGESIZE
+    monkeypatch.setattr(device_rows, "_PIECE", piece)
+    monkeypatch.setattr(device_rows, "_runtime", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch, "zeros", lambda *args, **options: None)
+    memory = device_rows.SlotMemory((100, 5001), np.float32, torch.device("cuda"))
+    rows, slots = torch.rand(7, 5001), np.array([0, 1, 2, 9, 10, 98, 99])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        memory.land(slots[:5], rows[:5])
+        few = len(runtime.locked)
+        memory.land(slots[5:], rows[5:])
+        memory.land(slots[:5], rows[:5])
+    np.testing.assert_array_equal(memory.array[slots], rows)
+    assert [w.category for w in said] == ([FastPathWarning] if most < 100 else [])
+    assert few == min(most, -(-11 * 4 * 5001 // piece))  # up to the tenth slot
+    begins, sizes = zip(*runtime.locked, strict=True) if most else ((), ())
+    assert all(begin % page == 0 for begin in begins)
+    assert all(size % page == 0 for size in sizes)
+    assert list(begins[1:]) == [b + s for b, s in zip(begins, sizes, strict=True)][:-1]
+    if most == 100:
+        assert begins[0] <= memory.array.ctypes.data
+        assert begins[-1] + sizes[-1] >= memory.array.ctypes.data + memory.array.nbytes
+    del memory
+    gc.collect()
+    assert runtime.unlocked == list(begins)
 
 
 @pytest.mark.cuda
