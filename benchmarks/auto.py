@@ -185,7 +185,6 @@ class World:
         """Return the target; nothing is in the caches any more, and no row is counted."""
         byte_llm = ByteLLM(self.llm, PARAMS, prompt=self.prompt.encode())
         byte_llm.model.store.clear()
-        byte_llm.model.on_host.store.clear()
         self.llm.clear_cache()
         self.llm.counts.reset()
         return byte_llm * FiniteSet(self.texts)

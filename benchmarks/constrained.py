@@ -191,7 +191,6 @@ async def measure(
         potential = ByteLLM(llm, ends, prompt=prompt.encode())
         if seed == 0:
             potential.model.store.clear()
-            potential.model.on_host.store.clear()
             llm.clear_cache()
             llm.counts.reset()
         run = await smc(

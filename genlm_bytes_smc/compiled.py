@@ -35,7 +35,7 @@ SOURCES = (
     "compiled.py",
     "constraints/automata/loops_numba.py",
     "lm/contexts.py",
-    "lm/host_rows.py",
+    "lm/rows_numba.py",
 )
 
 

@@ -247,7 +247,7 @@ async def _greedy(lanes: Any, texts: Sequence[bytes]) -> list[bool]:
         if not going_on:
             return out
         going, lanes = [going[k] for k in going_on], lanes.gather(going_on).prune()
-        best = (await lanes.logp_next()).argmax(dim=1).tolist()
+        best = (await lanes.rows()).argmax(dim=1).tolist()
         same = [k for k, i in enumerate(going) if best[k] == texts[i][at]]
         for k in set(range(len(going))) - set(same):
             out[going[k]] = False
@@ -268,7 +268,7 @@ async def _continued(
         for _ in range(most):
             if not going:
                 break
-            symbols = draw(await lanes.prune().logp_next(), rng)
+            symbols = draw(await lanes.prune().rows(), rng)
             for k, i in enumerate(going):
                 if symbols[k] != EOS_COLUMN:
                     texts[i].append(symbols[k])

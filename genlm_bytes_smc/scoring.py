@@ -213,15 +213,15 @@ def _best(lanes: ByteLanes) -> list[bytes]:
     """Return what the best candidate's tokens spell: no start tokens, the partial one last."""
     model = lanes.model
     best = int(np.argmax(np.asarray(lanes.state.logw[0].tolist())))
-    node = int(model.kernels.nodes(lanes.state)[0, best])
-    context = int(model.kernels.contexts(lanes.state)[0, best])
+    node = int(lanes.state.nodes[0, best])
+    context = int(lanes.state.ctx[0, best])
     tokens = model.engine.tree.tokens(context)[len(model.engine.start) :]
     return [*(model.vocab[t] for t in tokens), model.trie.spell(max(node, 0))]
 
 
 def _depth(lanes: ByteLanes) -> int:
     """Return the tokens of the longest context."""
-    contexts = lanes.model.kernels.contexts(lanes.state)
+    contexts = lanes.state.ctx
     return int(lanes.model.engine.tree.depth[contexts[contexts >= 0]].max(initial=0))
 
 

@@ -49,7 +49,7 @@ class Completion:
         lanes = self._lanes.prune()
         self.log_z = float(lanes.log_z[0])
         for _ in range(self._steps):
-            row = (await lanes.logp_next())[0]
+            row = (await lanes.rows())[0]
             if not bool(torch.isfinite(row).any()):
                 raise NoCandidateError(
                     "no candidate is left; try a wider beam or a lower threshold"

@@ -20,31 +20,6 @@ FAR = torch.device("meta")
 _TO_HOST = {torch.Tensor.cpu, torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy}
 _TO_HOST |= {torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__}
 _SIZED_BY_VALUE = ("nonzero", "masked_select", "unique", "equal", "_local_scalar_dense")
-_NO_WORK = ("empty", "empty_like", "detach")
-
-launches: Counter[tuple[str, str]] = Counter()
-"""What was started on the device so far: operations by (file.function, name), copies too.
-
-An operation of torch's is a kernel or several (a sort, a sum in log space), so this is the least
-that it can be.
-"""
-
-
-def launched(name: str) -> None:
-    """Count an operation, for the place in the package that asks for it."""
-    launches[_place(), name] += 1
-
-
-def _place() -> str:
-    """The verb of the kernels, where one asks; else the innermost function of the package."""
-    found = "elsewhere"
-    for frame in traceback.extract_stack():
-        path = Path(frame.filename)
-        if "genlm_bytes_smc" in path.parts:
-            found = f"{path.stem}.{frame.name}"
-            if path.stem in ("kernels_torch", "kernels_fused"):
-                return f"kernels.{frame.name}"
-    return found
 
 
 class Far(torch.Tensor):
@@ -70,8 +45,6 @@ class Far(torch.Tensor):
             return x.held if isinstance(x, cls) else x
 
         name = func.overloadpacket.__name__
-        if not func.is_view and name not in _NO_WORK:
-            launched(name)
         assert not any(word in name for word in _SIZED_BY_VALUE), f"{name} waits for its values"
         if name.startswith("repeat_interleave"):
             assert (kwargs or {}).get("output_size") is not None, f"{name} waits for its size"
@@ -107,7 +80,6 @@ class FarDevice(TorchFunctionMode):
             args = (first, args[1], _filled(args[2], first))
         if func in _TO_HOST and isinstance(first, Far):
             self._wait()
-            launched("fetch")
             return first.held if func is torch.Tensor.cpu else func(first.held, *args[1:])
         if func is torch.Tensor.to and FAR in (*args[1:], kwargs.get("device")):
             return self._sent(func, args, kwargs)
@@ -116,8 +88,6 @@ class FarDevice(TorchFunctionMode):
                 self._wait()
             if isinstance(first, Far):
                 return first
-            if not func.__name__.startswith("empty"):
-                launched(func.__name__)
             return Far(func(*args, **kwargs | {"device": "cpu"}))
         return func(*args, **kwargs)
 
@@ -128,8 +98,6 @@ class FarDevice(TorchFunctionMode):
         held = args[0].held if isinstance(args[0], Far) else args[0]
         if not isinstance(args[0], Far) and not quiet:
             self._wait()
-        if not isinstance(args[0], Far):
-            launched("send")
         return Far(func(held, *here, **kwargs) if here or kwargs else held)
 
     def _wait(self) -> None:

@@ -26,7 +26,6 @@ from genlm_bytes_smc import (
     load_model,
 )
 from genlm_bytes_smc.alphabet import BYTES, TABLES
-from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.potential import ByteLLM
 from tests.toys import EOS_TOKEN, TOY_TOKENS, Enumeration, ToyLM
@@ -232,18 +231,6 @@ async def test_scoring_a_text_takes_few_forwards(tiny):
         await other.prefix(text[:i])
     assert forwards(other) > 25
     assert scored == pytest.approx(await other.prefix(text), abs=1e-4)  # float32 rows
-
-
-@pytest.mark.parametrize("prune", ["topk", "unbiased"])
-async def test_device_arrays_give_the_same_numbers(prune):
-    on_host, on_device = toy(3, 0.05, prune), toy(3, 0.05, prune)
-    on_device.model.kernels = TorchKernels(on_device.model.store)
-    texts = [*random_texts([3, 7, 40, 1]), b"x"]
-    for ask in ("batch_prefix", "batch_complete"):
-        a, b = await getattr(on_host, ask)(texts), await getattr(on_device, ask)(texts)
-        np.testing.assert_allclose(a, b, atol=1e-12)
-    rows = [(await llm.batch_logw_next(texts)).weights for llm in (on_host, on_device)]
-    torch.testing.assert_close(*rows, atol=1e-12, rtol=0)
 
 
 async def test_rows_evicted_between_row_and_step_were_read_as_garbage():

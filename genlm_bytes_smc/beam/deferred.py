@@ -30,18 +30,20 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import (
     EOS_COLUMN,
     N_BYTES,
+    BeamState,
     FloatArray,
-    HostState,
     SharedLanes,
     check_byte,
     check_symbols,
 )
 from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.devices import send
 
 RESERVE = 1e-5  # least share of a row that all bytes have together, for what has no row
 FEW = 0.1  # share of a row below which the bytes that are admitted are few
 LEAST_ADMITTED = 1e-4  # least share of the admitted bytes that thresholds are taken from
 
+_HOST = torch.device("cpu")
 _PER_LANE = ("log_scale", "log_z", "ended", "forgotten", "pending")
 
 
@@ -85,7 +87,6 @@ class DeferredLanes(SharedLanes):
         lane_seeds: Sequence[int] | None = None,
     ) -> DeferredLanes:
         """Return N lanes that have read nothing; arguments as for `ByteLanes.start`."""
-        model = model.on_host  # what is decided here is little and irregular: work for a CPU
         tree = model.engine.tree
         with tree.one_thread:
             node = tree.insert(model.engine.start if context is None else context)
@@ -136,7 +137,7 @@ class DeferredLanes(SharedLanes):
         index = np.asarray(lanes, dtype=np.int64)
         memo: dict[str, Any] = {}
         if "row" in self._memo:
-            memo["row"] = self._memo["row"][torch.from_numpy(index)]
+            memo["row"] = self._memo["row"][send(index, _HOST)]
             memo["looked"] = self._memo["looked"].gather(index)
         each: dict[str, Any] = {name: getattr(self, name)[index] for name in _PER_LANE}
         return dataclasses.replace(self, nodes=self.nodes.take(index), **each, _memo=memo)
@@ -160,13 +161,10 @@ class DeferredLanes(SharedLanes):
         rows; others ride on those, or on the row before their last token. Each row sums to one;
         rows of lanes that are dead or have ended are -inf. They are on the engine's device.
         """
-        row = await self._next_rows()
-        return row.to(self.model.engine.device, non_blocking=True)
-
-    rows = logp_next
+        return send(await self.rows(), self.model.device)
 
     async def rows_within(self, admitted: FloatArray) -> torch.Tensor:
-        """Return `logp_next` for draws among some bytes only, as a constraint admits them.
+        """Return `rows` for draws among some bytes only, as a constraint admits them.
 
         Contexts get their own rows from a share of the admitted mass on, not of all: those that
         hold little in all may hold most of what is admitted.
@@ -174,16 +172,16 @@ class DeferredLanes(SharedLanes):
         Args:
             admitted: float64[N], share of each lane's row that the admitted bytes have.
         """
-        rows = (await self._next_rows()).clone()
+        rows = (await self.rows()).clone()
         few = np.flatnonzero((admitted < FEW) & self.alive)
         if len(few):
             lanes = self.gather(few)
             least = self.params.prune_threshold * np.maximum(admitted[few], LEAST_ADMITTED)
             rows[torch.from_numpy(few)] = (await lanes._judged_at_end(least))[1]
-        return rows.to(self.model.engine.device, non_blocking=True)
+        return rows
 
-    async def _next_rows(self) -> torch.Tensor:
-        """Return `logp_next`, on the host."""
+    async def rows(self) -> torch.Tensor:
+        """Return `logp_next` on the host, where it is computed."""
         if "row" not in self._memo:
             with self.model.engine.tree.one_thread:
                 nodes, self._memo["row"] = await self._judged_at_end(self.params.prune_threshold)
@@ -261,7 +259,7 @@ class DeferredLanes(SharedLanes):
         weight = np.where(nodes.live & nodes.at_end, nodes.floats[:, :, WEIGHT], 0.0)
         with np.errstate(divide="ignore"):
             log_weight, total = np.log(weight), np.log(weight.sum(axis=1))
-        state = HostState.of(nodes.ints[:, :, CTX], np.zeros_like(weight), log_weight, log_weight)
+        state = BeamState.of(nodes.ints[:, :, CTX], np.zeros_like(weight), log_weight, log_weight)
         ending: FloatArray = judge.kernels.next_rows(state, self.cut)[:, EOS_COLUMN]
         ending = ending + total + self.log_scale[lanes]
         return ending
@@ -297,7 +295,7 @@ class DeferredLanes(SharedLanes):
         weight = np.where((live | rides) & alive[:, None], weight, -np.inf)
         ctx = np.where(rides, nodes.ints[:, :, ABOVE], nodes.ints[:, :, CTX])
         node = np.where(rides, 0, nodes.ints[:, :, NODE])
-        state = HostState.of(ctx, node, weight, weight)
+        state = BeamState.of(ctx, node, weight, weight)
         row = torch.from_numpy(self._judge.kernels.next_rows(state, self.cut))
         with np.errstate(divide="ignore", invalid="ignore"):
             guess = np.where(masses > 0, guessed / (masses + guessed), 1.0)
@@ -311,13 +309,13 @@ class DeferredLanes(SharedLanes):
     # -- what is shown -------------------------------------------------------------------
 
     @property
-    def state(self) -> HostState:
+    def state(self) -> BeamState:
         """The tokens in flight and the contexts that end with the text, as candidates."""
         return self.nodes.candidates(self.model.engine.tree, self.log_scale)
 
-    async def extended(self) -> HostState:
-        """Return `state` once `logp_next` has fetched its rows."""
-        await self.logp_next()
+    async def extended(self) -> BeamState:
+        """Return `state` once `rows` has fetched its rows."""
+        await self.rows()
         looked: DeferredLanes = self._memo["looked"]
         return looked.state
 

@@ -24,7 +24,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.state import BoolArray, FloatArray, HostState
+from genlm_bytes_smc.beam.state import BeamState, BoolArray, FloatArray
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 AT_ONCE = 4  # rows that a lane asks for in one request
@@ -101,7 +101,7 @@ class Nodes:
 
     def candidates(
         self, tree: ContextTree, log_scale: FloatArray, *, merged: bool = False
-    ) -> HostState:
+    ) -> BeamState:
         """Return the tokens in flight and the contexts that end with the text as a beam's state.
 
         Args:
@@ -135,7 +135,7 @@ class Nodes:
             ints[new, CTX] = tree.children(ints[new, ABOVE], ints[new, TOKEN])
         ctx = np.where(shown, ints[:, :, CTX], -1)
         node = np.where(shown, np.where(alone, 0, ints[:, :, NODE]), -1)
-        return HostState.of(ctx, node, logu, logw)
+        return BeamState.of(ctx, node, logu, logw)
 
     def copy(self) -> Nodes:
         """Return a copy of all lanes."""
@@ -227,8 +227,8 @@ class Judge:
     """What judges the contexts of lanes after a byte, and fetches the rows that may matter.
 
     Rows come from `held` where it is given. Otherwise they are fetched as soon as they are wanted,
-    and what else happens to be there changes no weight. The model is on a CPU; `cut` are trie
-    positions of the tokens that are no text.
+    and what else happens to be there changes no weight. `cut` are trie positions of
+    the tokens that are no text.
     """
 
     model: ByteModel
@@ -238,9 +238,7 @@ class Judge:
     @property
     def kernels(self) -> NumbaKernels:
         """The arithmetic."""
-        kernels = self.model.kernels
-        assert isinstance(kernels, NumbaKernels)  # the model is on a CPU
-        return kernels
+        return self.model.kernels
 
     async def read(
         self, nodes: Nodes, symbols: IntArray, held: Held | None

@@ -163,7 +163,7 @@ class LazyByteProbs:
 
     @classmethod
     def of_lane(cls, block: torch.Tensor) -> LazyByteProbs:
-        """From the float[1, 257] that a lone lane's `logp_next` gives; `ps` is made when used."""
+        """From the float[1, 257] that a lone lane's `rows` gives; `ps` is made when used."""
         row = cls.__new__(cls)
         row._block = block
         return row

@@ -1,25 +1,17 @@
-"""What a device does for N byte beams between two forwards of the language model: `Kernels`.
-
-There is one implementation a device: `kernels_host` on a CPU, `kernels_torch` elsewhere. A kernel
-set holds the trie's arrays and looks rows up in a `RowStore`; states go in and come out in its own
-kind of arrays. Nothing here waits for the language model: a step for which rows are missing says
-which, and is called again when they are there.
-"""
+"""What goes into the compiled steps of N byte beams, and what comes out: see `kernels_host`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.rng import KeyArray
 from genlm_bytes_smc.beam.rules import Rules
-from genlm_bytes_smc.beam.state import Extensions, FloatArray, SharedLanes, State
+from genlm_bytes_smc.beam.state import BeamState, FloatArray, SharedLanes
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.rows import RowStore
 
 NOTHING: IntArray = np.empty(0, dtype=np.int64)
 
@@ -32,16 +24,14 @@ class Look(NamedTuple):
     Attributes:
         extended: the candidates and their admitted token-ending extensions; None: not yet known.
         dropped: float64[N], log mass of the extensions left out, nats.
-        row: float64[N, 257], log probabilities of the next symbol, if asked for.
+        row: float64[N, 257] on the host, log probabilities of the next symbol, if asked for.
         missing: int64[m], contexts whose rows are missing; unless it is empty `row` says nothing.
-        roots: what kernels keep of it for the next look.
     """
 
-    extended: State | None
+    extended: BeamState | None
     dropped: FloatArray
     row: torch.Tensor | None = None
     missing: IntArray = NOTHING
-    roots: Any = None
 
 
 @dataclass
@@ -64,7 +54,7 @@ class Read(NamedTuple):
         look: of the new state, as far as it is known.
     """
 
-    state: State
+    state: BeamState
     log_z: FloatArray
     log_dropped: FloatArray
     missing: IntArray = NOTHING
@@ -107,7 +97,7 @@ class Run(NamedTuple):
         ends: whether the likeliest symbol is then the end of the text, if such are followed.
     """
 
-    state: State
+    state: BeamState
     log_z: FloatArray
     log_dropped: FloatArray
     read: int
@@ -117,120 +107,8 @@ class Run(NamedTuple):
 
 
 class Lanes(SharedLanes):
-    """N lanes as kernels take them: see `ByteLanes`."""
+    """N lanes as the kernels take them: see `ByteLanes`."""
 
-    state: State
+    state: BeamState
     log_dropped: FloatArray
     rules: Rules
-
-
-class Kernels(Protocol):
-    """Arithmetic of beams on one device.
-
-    `cut` is a sorted int64 array of trie positions that are no text (end-of-sequence tokens).
-    Every context of a state must have its row when a part of a step is called; whole steps say
-    which rows are missing.
-    """
-
-    store: RowStore
-
-    # -- whole steps -------------------------------------------------------------------
-
-    def look(self, lanes: Lanes, known: Look | None, *, row: bool) -> Look:
-        """Extend the candidates, unless `known` has them, and find their rows if asked to."""
-
-    def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Read:
-        """Read one symbol int64[N] a lane in the candidates that `look` has extended, and prune.
-
-        256 ends a text, -1 reads nothing: both empty the lane.
-        """
-
-    def read(self, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
-        """Read one byte int64[N] a lane (-1 empties it), after pruning if told so; prune no more.
-
-        With top-K pruning the threshold on extensions is taken against the candidates that can
-        read the byte.
-        """
-
-    def prune(self, lanes: Lanes) -> Read:
-        """Keep at most `rules.k` candidates a lane, best first; read nothing."""
-
-    def run_texts(
-        self, lanes: Lanes, texts: Texts, start: int, limits: Limits, *, by_steps: bool, sure: Any
-    ) -> Run:
-        """Read texts, one a lane, from byte `start` on with the rows at hand; see `texts_numba`.
-
-        Args:
-            limits: bytes to go on after the first missing row, and after the first guess.
-            by_steps: whether to extend and prune as `step` does, or as `read` after pruning.
-            sure: `deferred_nodes.Held`, extensions that are not thinned; or None.
-        """
-
-    def follow_likeliest(self, lanes: Lanes, steps: int) -> tuple[Run, bytes] | None:
-        """Prune, take the likeliest byte and read it, up to `steps` times, in one lane.
-
-        Returns how far that went until a row was missing, and the bytes; None where it is not
-        done in one go.
-        """
-
-    # -- states ------------------------------------------------------------------------
-
-    def single(self, context: int, logw: float, key: KeyArray) -> State:
-        """One candidate a lane: `context`, at the root, of weight `logw`."""
-
-    def contexts(self, state: State) -> IntArray:
-        """Context ids on the host, any shape, -1 for empty places."""
-
-    def nodes(self, state: State) -> IntArray:
-        """Trie nodes on the host, int64[N, C], -1 for empty places."""
-
-    def log_z(self, state: State) -> FloatArray:
-        """Log of each lane's total weight, float64[N], on the host."""
-
-    def gather(self, state: State, lanes: IntArray) -> State:
-        """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
-
-    def cat(self, states: list[State]) -> State:
-        """All lanes of several states."""
-
-    # -- parts of steps, for what is seldom done ----------------------------------------
-
-    def extensions(self, state: State, cut: IntArray) -> Extensions:
-        """Every token-ending extension, none left out."""
-
-    def extend(self, state: State, ext: Extensions, contexts: IntArray) -> State:
-        """Append extensions, whose new contexts are given, as further candidates."""
-
-    def advance(self, state: State, byte: IntArray, cut: IntArray) -> State:
-        """Read one byte int64[N] a lane; -1 empties the lane. Keys stay as they are."""
-
-    def reweigh(self, state: State, cut: IntArray) -> State:
-        """Return the same candidates with their weights under another `cut`."""
-
-    def select(self, state: State, k: int | None, log_threshold: float) -> tuple[State, FloatArray]:
-        """Top-K and threshold pruning, which never drops a lane's best candidate, best first;
-        and the log mass dropped, float64[N]."""
-
-
-def children(kernels: Kernels, state: State, ext: Extensions) -> IntArray:
-    """Return the contexts of the extensions of a state, int64[E]; new ones are made."""
-    contexts = kernels.contexts(state)
-    tree = kernels.store.engine.tree
-    return tree.children(contexts[ext.lane, ext.cand], ext.token)
-
-
-async def commit(kernels: Kernels, state: State, ext: Extensions) -> State:
-    """Return `state` with the extensions as candidates, their rows fetched."""
-    if len(ext.lane) == 0:
-        return state
-    new = children(kernels, state, ext)
-    await kernels.store.ensure(np.concatenate([kernels.contexts(state).ravel(), new]))
-    return kernels.extend(state, ext, new)
-
-
-def put_lanes(kernels: Kernels, state: State, lanes: IntArray, new: State) -> State:
-    """`state` with its lanes `lanes` int64[M] replaced by the M lanes of `new`, keys kept."""
-    both = kernels.cat([state, new])
-    index = np.arange(len(state.key))
-    index[lanes] = len(state.key) + np.arange(len(lanes))
-    return kernels.gather(both, index)._replace(key=state.key)

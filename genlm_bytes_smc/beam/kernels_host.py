@@ -1,6 +1,9 @@
-"""`Kernels` on a CPU, for rows on the host: each step is one compiled call.
+"""What is done for N byte beams between two forwards of the language model.
 
-A call that lacks rows, or room in the context tree, has no effect, and is repeated.
+Each step is one compiled call on the host, over rows that are kept there (`RowStore`), wherever the
+model runs: the work is little and irregular, and on a GPU, whose kernels take longer to start than
+to run here, it was measured to take several times as long. Nothing here waits for the model: a call
+for which rows are missing has no effect, says which, and is repeated when they are there.
 """
 
 from __future__ import annotations
@@ -26,8 +29,7 @@ from genlm_bytes_smc.beam.kernels import (
     Run,
     Texts,
 )
-from genlm_bytes_smc.beam.rng import KeyArray
-from genlm_bytes_smc.beam.state import Extensions, FloatArray, HostState
+from genlm_bytes_smc.beam.state import BeamState, Extensions, FloatArray
 from genlm_bytes_smc.lm.contexts import NO_ROOM, IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 
@@ -36,7 +38,12 @@ _LOG_GUESS = float(np.log(tn.GUESS))
 
 
 class NumbaKernels:
-    """`Kernels` of compiled functions; rows must live on the CPU."""
+    """Arithmetic of the beams over one `RowStore`.
+
+    `cut` is a sorted int64 array of trie positions that are no text (end-of-sequence tokens).
+    Every context of a state must have its row when a part of a step is called; whole steps say
+    which rows are missing.
+    """
 
     def __init__(self, store: RowStore) -> None:
         self.store = store
@@ -61,7 +68,7 @@ class NumbaKernels:
     # -- whole steps -------------------------------------------------------------------
 
     def look(self, lanes: Lanes, known: Look | None, *, row: bool) -> Look:
-        """See `Kernels`."""
+        """Extend the candidates, unless `known` has them, and find their rows if asked to."""
         state, rules, log_z = lanes.state, lanes.rules, lanes.log_z
         looked = known is not None and known.extended is not None
         packed = known.extended.packed if looked else _NO_STATE  # type: ignore[union-attr]
@@ -74,7 +81,7 @@ class NumbaKernels:
                 rescues.lines, rules.share, row,
             )  # fmt: skip
             if done:
-                held = HostState(extended, state.key)
+                held = BeamState(extended, state.key)
                 return Look(held, left_out, torch.from_numpy(rows) if row else None)
             if len(missing) == 0:
                 rescues.learn(state.node)
@@ -84,7 +91,11 @@ class NumbaKernels:
                 return (known or Look(None, log_z))._replace(missing=missing)
 
     def step(self, lanes: Lanes, look: Look, symbols: IntArray) -> Read:
-        """See `Kernels`. The candidates kept are extended, too."""
+        """Read one symbol int64[N] a lane in the candidates that `look` has extended, and prune.
+
+        256 ends a text, -1 reads nothing: both empty the lane. The candidates kept are extended,
+        too.
+        """
         state, rules, extended = lanes.state, lanes.rules, look.extended
         assert extended is not None
         packed, grown, key, numbers, missing = self._with_room(
@@ -93,12 +104,16 @@ class NumbaKernels:
                 rules.log_threshold, rules.random,
             )
         )  # fmt: skip
-        after = Look(HostState(grown, key), numbers[2])
+        after = Look(BeamState(grown, key), numbers[2])
         log_dropped = np.logaddexp(np.logaddexp(lanes.log_dropped, look.dropped), numbers[1])
-        return Read(HostState(packed, key), numbers[0], log_dropped, missing, after)
+        return Read(BeamState(packed, key), numbers[0], log_dropped, missing, after)
 
     def read(self, lanes: Lanes, byte: IntArray, *, prune: bool = False) -> Read:
-        """See `Kernels`."""
+        """Read one byte int64[N] a lane (-1 empties it), after pruning if told so; prune no more.
+
+        With top-K pruning the threshold on extensions is taken against the candidates that can
+        read the byte.
+        """
         state, rules = lanes.state, lanes.rules
         k, log_prune = (rules.k, rules.log_threshold) if prune else (-1, -np.inf)
         packed, key, numbers, missing = self._with_room(
@@ -107,20 +122,29 @@ class NumbaKernels:
                 rules.cut, k, log_prune, rules.log_threshold, rules.random,
             )
         )  # fmt: skip
-        return Read(HostState(packed, key), numbers[0], numbers[1], missing)
+        return Read(BeamState(packed, key), numbers[0], numbers[1], missing)
 
     def prune(self, lanes: Lanes) -> Read:
-        """See `Kernels`."""
+        """Keep at most `rules.k` candidates a lane, best first; read nothing."""
         state, rules = lanes.state, lanes.rules
         packed, numbers = sn.prune(
             state.packed, state.key, lanes.log_dropped, rules.k, rules.log_threshold, rules.random
         )
-        return Read(HostState(packed, state.key), numbers[0], numbers[1])
+        return Read(BeamState(packed, state.key), numbers[0], numbers[1])
 
     def run_texts(
         self, lanes: Lanes, texts: Texts, start: int, limits: Limits, *, by_steps: bool, sure: Any
     ) -> Run:
-        """See `Kernels`."""
+        """Read texts, one a lane, from byte `start` on with the rows at hand; see `texts_numba`.
+
+        Args:
+            lanes: as many as texts.
+            texts: what is read, and what is known of them.
+            start: bytes that have been read.
+            limits: bytes to go on after the first missing row, and after the first guess.
+            by_steps: whether to extend and prune as `step` does, or as `read` after pruning.
+            sure: `deferred_nodes.Held`, extensions that are not thinned; or None.
+        """
         return self._run(lanes, texts, start, limits, by_steps, False, sure)
 
     def _run(
@@ -144,94 +168,58 @@ class NumbaKernels:
         if not likeliest:
             near = at >= 0
             missed, at = missed[near], at[near]
-        return Run(HostState(packed, key), numbers[0], numbers[1], read, missed, at, ends)
+        return Run(BeamState(packed, key), numbers[0], numbers[1], read, missed, at, ends)
 
-    def follow_likeliest(self, lanes: Lanes, steps: int) -> tuple[Run, bytes] | None:
-        """See `Kernels`."""
+    def follow_likeliest(self, lanes: Lanes, steps: int) -> tuple[Run, bytes]:
+        """Prune, take the likeliest byte and read it, up to `steps` times, in one lane.
+
+        Returns how far that went until a row was missing, and the bytes.
+        """
         texts = Texts.of([bytes(steps)])
         run = self._run(lanes, texts, 0, (0, 0), False, True, None)
         return run, texts.lines[0, : run.read].tobytes()
 
-    def next_rows(self, state: HostState, cut: IntArray) -> FloatArray:
+    def next_rows(self, state: BeamState, cut: IntArray) -> FloatArray:
         """Return log probabilities of the next symbol, float64[N, 257], without extensions."""
         block = nm.next_block(self._trie, self.store.host, *_arrays(state), cut)
         total = pn.logsumexp_rows(block)[:, None]
         with np.errstate(invalid="ignore"):
             return np.where(total > -np.inf, block - total, -np.inf)
 
-    # -- states ------------------------------------------------------------------------
-
-    def single(self, context: int, logw: float, key: KeyArray) -> HostState:
-        """See `Kernels`."""
-        shape = (len(key), 1)
-        weight = np.full(shape, logw)
-        return HostState.of(np.full(shape, context), np.zeros(shape), weight, weight, key)
-
-    def contexts(self, state: HostState) -> IntArray:
-        """See `Kernels`."""
-        return state.ctx
-
-    def nodes(self, state: HostState) -> IntArray:
-        """See `Kernels`."""
-        return np.where(state.logw > -np.inf, state.node, -1)
-
-    def log_z(self, state: HostState) -> FloatArray:
-        """See `Kernels`."""
+    def log_z(self, state: BeamState) -> FloatArray:
+        """Return the log of each lane's total weight, float64[N]."""
         out: FloatArray = pn.logsumexp_rows(state.logw)
-        return out
-
-    def gather(self, state: HostState, lanes: IntArray) -> HostState:
-        """See `Kernels`."""
-        return HostState(state.packed.take(lanes, axis=1), state.key[lanes])
-
-    def cat(self, states: list[HostState]) -> HostState:
-        """See `Kernels`."""
-        if len(states) == 1:
-            return states[0]
-        width = max(s.packed.shape[2] for s in states)
-        key = np.concatenate([s.key for s in states])
-        none = np.full((len(key), width), -np.inf)
-        out = HostState.of(np.full(none.shape, -1), np.zeros(none.shape), none, none, key)
-        at = 0
-        for s in states:
-            n, c = s.packed.shape[1:]
-            out.packed[:, at : at + n, :c] = s.packed
-            at += n
         return out
 
     # -- parts of steps ----------------------------------------------------------------
 
-    def extensions(self, state: HostState, cut: IntArray) -> Extensions:
-        """See `Kernels`."""
-        found = cn.extensions(self._trie, self.store.host, *_arrays(state), cut)
-        return Extensions._make((*found, np.full(len(state.key), -np.inf)))
+    def extensions(self, state: BeamState, cut: IntArray) -> Extensions:
+        """Return every token-ending extension, none left out."""
+        return Extensions._make(cn.extensions(self._trie, self.store.host, *_arrays(state), cut))
 
-    def extend(self, state: HostState, ext: Extensions, contexts: IntArray) -> HostState:
-        """See `Kernels`."""
+    def extend(self, state: BeamState, ext: Extensions, contexts: IntArray) -> BeamState:
+        """Append extensions, whose new contexts are given, as further candidates."""
         if len(ext.lane) == 0:
             return state
         ctx, node, logu, logw = cn.append_extensions(*_arrays(state), ext.lane, contexts, ext.logw)
-        return HostState.of(ctx, node, logu, logw, state.key)
+        return BeamState.of(ctx, node, logu, logw, state.key)
 
-    def advance(self, state: HostState, byte: IntArray, cut: IntArray) -> HostState:
-        """See `Kernels`."""
+    def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
+        """Read one byte int64[N] a lane; -1 empties the lane. Keys stay as they are."""
         moved, weight = cn.advance(self._trie, self.store.host, *_arrays(state), byte, cut)
-        return HostState.of(state.ctx, moved, state.logu, weight, state.key)
+        return BeamState.of(state.ctx, moved, state.logu, weight, state.key)
 
-    def reweigh(self, state: HostState, cut: IntArray) -> HostState:
-        """See `Kernels`."""
+    def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
+        """Return the same candidates with their weights under another `cut`."""
         weight = cn.node_logw(self._trie, self.store.host, *_arrays(state), cut)
-        return HostState.of(state.ctx, state.node, state.logu, weight, state.key)
+        return BeamState.of(state.ctx, state.node, state.logu, weight, state.key)
 
-    def select(
-        self, state: HostState, k: int | None, log_threshold: float
-    ) -> tuple[HostState, FloatArray]:
-        """See `Kernels`."""
+    def ranked(self, state: BeamState) -> BeamState:
+        """Return the same candidates, best first."""
         nothing = np.full(len(state.key), -np.inf)
-        most = -1 if k is None else k
-        packed, numbers = sn.prune(state.packed, state.key, nothing, most, log_threshold, False)
-        return HostState(packed, state.key), numbers[1]
+        packed, _ = sn.prune(state.packed, state.key, nothing, -1, -np.inf, False)
+        return BeamState(packed, state.key)
 
 
-def _arrays(state: HostState) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+def _arrays(state: BeamState) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
     return state.ctx, state.node, state.logu, state.logw

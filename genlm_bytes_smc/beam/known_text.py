@@ -25,10 +25,9 @@ from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_nodes import Held
 from genlm_bytes_smc.beam.deferred_text import read_weighed, rows_that_matter
 from genlm_bytes_smc.beam.kernels import NOTHING, Texts
-from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
-from genlm_bytes_smc.beam.state import FloatArray, State
+from genlm_bytes_smc.beam.state import BeamState, FloatArray
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 
@@ -58,7 +57,7 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
                 pins.enter_context(tree.pinned(ahead))
                 await store.ensure(ahead)
             # Together, so that a tight limit on rows cannot evict the one for the other.
-            now = np.concatenate([model.kernels.contexts(lanes.state).ravel(), wanted])
+            now = np.concatenate([lanes.state.ctx.ravel(), wanted])
             with tree.pinned(now):
                 await store.ensure(now)
             again = len(wanted) > 0
@@ -95,8 +94,7 @@ def _guided(lanes: ByteLanes, text: bytes) -> bool:
     What is thinned at random need not be judged by the next byte alone where all are known.
     """
     alive = len(text) > 0 and lanes.log_z[0] > -np.inf
-    on_host = isinstance(lanes.model.kernels, NumbaKernels)  # what judges contexts
-    return alive and lanes.params.unbiased and lanes.params.prune_threshold > 0 and on_host
+    return alive and lanes.params.unbiased and lanes.params.prune_threshold > 0
 
 
 async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
@@ -117,7 +115,7 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
             if at == 0 or read >= HORIZON // 2:
                 further = [g.further(lanes.state, at) for g in guides if g.falls_short(at)]
                 wanted = np.unique(np.concatenate([wanted, *further]))
-            now = model.kernels.contexts(lanes.state).ravel()
+            now = lanes.state.ctx.ravel()
             room = store.table.limit // 2 - sum(map(len, fetched)) - len(now)
             wanted = wanted[: max(0, room)]  # more would evict what is stepped on first
             if len(wanted) == 0:
@@ -178,7 +176,7 @@ class Guide:
     """
 
     def __init__(
-        self, model: ByteModel, state: State, text: bytes, known: IntArray, lane: int = 0
+        self, model: ByteModel, state: BeamState, text: bytes, known: IntArray, lane: int = 0
     ) -> None:
         self.ends = 0  # byte up to which the tokenizer has been followed, or was given up
         self._stretch = STRETCH[0]
@@ -189,7 +187,7 @@ class Guide:
         """Return whether the tokenizer is to be followed further to look ahead from byte `at`."""
         return self.ends < min(at + HORIZON, len(self._text))
 
-    def further(self, state: State, at: int) -> IntArray:
+    def further(self, state: BeamState, at: int) -> IntArray:
         """Follow the tokenizer another stretch, longer each time: contexts int64[m].
 
         Where it was not to be followed up to byte `at`, which the state has read, it is from
@@ -203,12 +201,12 @@ class Guide:
         self.ends = max(self.ends, self._at if len(found) else at + HORIZON + REACH[0])
         return found
 
-    def _begin(self, state: State, at: int) -> None:
+    def _begin(self, state: BeamState, at: int) -> None:
         """From the best candidate after `at` bytes, which may be inside a token."""
-        kernels, model = self._model.kernels, self._model
-        nodes = kernels.nodes(state)[self._lane]  # best first; none if every lane is dead
+        model = self._model
+        nodes = state.nodes[self._lane]  # best first; none if every lane is dead
         node = int(nodes[0]) if len(nodes) else -1
-        self._context = int(kernels.contexts(state)[self._lane, 0]) if node >= 0 else 0
+        self._context = int(state.ctx[self._lane, 0]) if node >= 0 else 0
         self._partial = model.trie.spell(max(node, 0))
         self._at = at - len(self._partial)
 

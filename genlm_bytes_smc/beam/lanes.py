@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam.kernels import Ahead, Lanes, Look, Read, put_lanes
+from genlm_bytes_smc.beam.kernels import Ahead, Lanes, Look, Read
 from genlm_bytes_smc.beam.model import NO_CUT, ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rng import lane_keys
 from genlm_bytes_smc.beam.rules import Rules
-from genlm_bytes_smc.beam.state import EOS_COLUMN, FloatArray, State, check_byte, check_symbols
+from genlm_bytes_smc.beam.state import EOS_COLUMN, BeamState, FloatArray, check_byte, check_symbols
 from genlm_bytes_smc.beam.token_steps import feed_token, foresee, heal_lanes, look_before, under
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.devices import send
@@ -54,7 +54,7 @@ class ByteLanes(Lanes):
     model: ByteModel
     params: BeamParams
     rules: Rules
-    state: State
+    state: BeamState
     log_z: FloatArray
     log_dropped: FloatArray
     ended: npt.NDArray[np.bool_]
@@ -89,7 +89,7 @@ class ByteLanes(Lanes):
             node = tree.insert(model.engine.start if context is None else context)
             lanes = cls(
                 model, params, model.rules(params),
-                model.kernels.single(node, 0.0, keys), np.zeros(n),
+                BeamState.single(node, 0.0, keys), np.zeros(n),
                 np.full(n, -np.inf), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64),
             )  # fmt: skip
             await model.store.ensure(np.array([node], dtype=np.int64))
@@ -122,10 +122,9 @@ class ByteLanes(Lanes):
         """Return the contexts that must stay valid while this object lives."""
         look = self.ahead.look or Look(None, self.log_dropped)
         states = [self.state] if look.extended is None else [self.state, look.extended]
-        held = [self.model.kernels.contexts(s).ravel() for s in states]
-        return np.concatenate([*held, NO_CUT if look.roots is None else look.roots[0].ravel()])
+        return np.concatenate([s.ctx.ravel() for s in states])
 
-    def replace(self, state: State, **changes: Any) -> ByteLanes:
+    def replace(self, state: BeamState, **changes: Any) -> ByteLanes:
         """Return the same lanes with another state; what is not named is kept, log_z recomputed."""
         if "log_z" not in changes:
             changes["log_z"] = self.model.kernels.log_z(state)
@@ -147,8 +146,13 @@ class ByteLanes(Lanes):
         healing would rescue share `rules.HEAL_RESERVE` of the row. That is judged by spellings;
         where the model itself has zeros (top-k, top-p), such a byte may turn out impossible when
         it is read. With `prune="unbiased"` rows are masses over the lane's weight, which sum to
-        one in expectation. Rows of lanes that are dead or have ended are -inf.
+        one in expectation. Rows of lanes that are dead or have ended are -inf. They are on the
+        engine's device.
         """
+        return send(await self.rows(), self.model.device)
+
+    async def rows(self) -> torch.Tensor:
+        """Return `logp_next` on the host, where it is computed."""
         with self.model.engine.tree.one_thread:
             look = self.ahead.look
             if look is None or look.row is None:
@@ -156,12 +160,11 @@ class ByteLanes(Lanes):
         assert look.row is not None
         return look.row
 
-    rows = logp_next
-
-    async def extended(self) -> State:
+    async def extended(self) -> BeamState:
         """Return the candidates and their admitted token-ending extensions, with their rows."""
         with self.model.engine.tree.one_thread:
             look = await self._look(row=False)
+            assert look.extended is not None
             return look.extended
 
     async def step(self, symbols: Sequence[int] | IntArray) -> ByteLanes:
@@ -247,10 +250,7 @@ class ByteLanes(Lanes):
         lanes, out, wanted = self, list[int](), NO_CUT
         with self.model.engine.tree.one_thread:
             while True:
-                found = self.model.kernels.follow_likeliest(lanes, steps - len(out))
-                if found is None:
-                    return None
-                run, read = found
+                run, read = self.model.kernels.follow_likeliest(lanes, steps - len(out))
                 if read:
                     lanes = lanes._at(run.state, run.log_z, run.log_dropped)
                     out += read
@@ -264,16 +264,16 @@ class ByteLanes(Lanes):
     def gather(self, lanes: Sequence[int] | IntArray) -> ByteLanes:
         """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
         index = np.asarray(lanes, dtype=np.int64)
-        gather, look = self.model.kernels.gather, self.ahead.look
+        look = self.ahead.look
         if look is not None:
             row, extended = look.row, look.extended
             look = look._replace(
-                extended=None if extended is None else gather(extended, index),
+                extended=None if extended is None else extended.gather(index),
                 dropped=look.dropped[index],
                 row=None if row is None else row[send(index, row.device)],
             )
         return ByteLanes(
-            self.model, self.params, self.rules, gather(self.state, index), self.log_z[index],
+            self.model, self.params, self.rules, self.state.gather(index), self.log_z[index],
             self.log_dropped[index], self.ended[index], self.heals[index], Ahead(look),
         )  # fmt: skip
 
@@ -283,7 +283,7 @@ class ByteLanes(Lanes):
         first = lanes[0]
         first.check_like(lanes)
         return first.replace(
-            first.model.kernels.cat([x.state for x in lanes]),
+            BeamState.cat([x.state for x in lanes]),
             log_z=np.concatenate([x.log_z for x in lanes]),
             log_dropped=np.concatenate([x.log_dropped for x in lanes]),
             ended=np.concatenate([x.ended for x in lanes]),
@@ -352,11 +352,11 @@ class ByteLanes(Lanes):
         two sets of rows that do not fit side by side would evict each other for ever.
         """
         wanted = np.union1d(wanted, missing) if len(wanted) else missing
-        contexts = self.model.kernels.contexts(self.state).ravel()
+        contexts = self.state.ctx.ravel()
         await self.model.store.ensure(np.concatenate([contexts, wanted]))
         return wanted
 
-    def _at(self, state: State, log_z: FloatArray, log_dropped: FloatArray) -> ByteLanes:
+    def _at(self, state: BeamState, log_z: FloatArray, log_dropped: FloatArray) -> ByteLanes:
         """Return the same lanes, come to another state."""
         return ByteLanes(
             self.model, self.params, self.rules, state, log_z, log_dropped, self.ended, self.heals
@@ -369,5 +369,5 @@ class ByteLanes(Lanes):
         kept = read.replace(read.state, log_dropped=after.log_dropped[dead]).prune()
         log_z, log_dropped, heals = (x.copy() for x in (after.log_z, after.log_dropped, self.heals))
         log_z[dead], log_dropped[dead], heals[dead] = kept.log_z, kept.log_dropped, kept.heals
-        state = put_lanes(self.model.kernels, after.state, dead, kept.state)
+        state = after.state.put(dead, kept.state)
         return after.replace(state, log_z=log_z, log_dropped=log_dropped, heals=heals)

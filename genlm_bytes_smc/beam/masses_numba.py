@@ -1,7 +1,7 @@
 """The arrays that compiled steps read, and masses of trie nodes in them, compiled.
 
 Rows come in the order of the token ids, so a sum gathers; and one pass sorts a whole row into
-the bytes after each heavy node (see `host_rows`). Loops are serial, so results do not depend
+the bytes after each heavy node (see `rows_numba`). Loops are serial, so results do not depend
 on the number of threads; all sums are float64.
 
 Functions that are called for each child take arrays of one row and not the whole `RowArrays`: that
@@ -28,7 +28,7 @@ from numba.np import arrayobj
 
 from genlm_bytes_smc.compiled import entry, full, inner
 from genlm_bytes_smc.lm.contexts import IntArray, TreeArrays
-from genlm_bytes_smc.lm.host_rows import FAN, RowArrays
+from genlm_bytes_smc.lm.rows_numba import FAN, RowArrays
 
 # No nnan/ninf: -inf is a legitimate weight here.
 _SUM = {"reassoc", "nsz", "contract", "arcp"}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from functools import cached_property, lru_cache, partial
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from genlm_bytes_smc.beam.kernels import Kernels
 from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.rules import Rescues, Rules
@@ -33,9 +30,8 @@ class ByteModel(Shared):
     Attributes:
         engine: the rows' source, itself a genlm-backend AsyncLM.
         vocab, trie: shared by all models with an equal tokenizer.
-        store: rows in trie order.
-        kernels: the beam's arithmetic, where the rows are; with `on_host` that is the host,
-            wherever the engine computes.
+        store: its rows, on the host wherever the engine computes them.
+        kernels: the beam's arithmetic.
     """
 
     def __init__(
@@ -43,26 +39,23 @@ class ByteModel(Shared):
         engine: RowEngine,
         transform: RowTransform,
         row_bytes: int,
-        *,
-        on_host: bool = False,
     ) -> None:
         self.engine = engine
         self.vocab = engine.vocab
         self.trie = shared_trie(self.vocab)
-        self.store = RowStore(engine, self.trie, transform, row_bytes, on_host=on_host)
-        self.kernels: Kernels = _kernels(self.store)
+        self.store = RowStore(engine, self.trie, transform, row_bytes)
+        self.kernels = NumbaKernels(self.store)
         self.eos_ids = lru_cache(maxsize=64)(self._eos_ids)
         self.cut = lru_cache(maxsize=64)(self._cut)
         self._rescues = lru_cache(maxsize=16)(partial(Rescues, self.trie))
         self._guide_lost = False
 
-    @cached_property
-    def on_host(self) -> ByteModel:
-        """Return a model of the same engine that keeps its rows on the host."""
-        if self.store.device.type == "cpu":
-            return self
-        store = self.store
-        return ByteModel(self.engine, store.transform, store.limit_bytes, on_host=True)
+    @property
+    def device(self) -> torch.device:
+        """Return where byte rows are returned: where the model is, or the host for Metal, which
+        has no float64."""
+        device = self.engine.device
+        return torch.device("cpu") if device.type == "mps" else device
 
     @cached_property
     def special_ids(self) -> tuple[int, ...]:
@@ -197,30 +190,6 @@ def _valid_utf8(text: bytes) -> str:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
         return text[: error.start].decode("utf-8")
-
-
-FUSED = "GENLM_BYTES_SMC_FUSED"
-"""The environment variable that leaves fused kernels out, set to 0."""
-
-
-def _kernels(store: RowStore) -> Kernels:
-    kind = store.device.type
-    if kind == "cpu":
-        return NumbaKernels(store)
-    from genlm_bytes_smc.beam.kernels_torch import TorchKernels
-
-    # Builds of torch for CUDA bring Triton on Linux; elsewhere there may be none.
-    wanted = kind == "cuda" and os.environ.get(FUSED) != "0"
-    if wanted and (sys.platform == "linux" or find_spec("triton")):
-        try:
-            from genlm_bytes_smc.beam.kernels_fused import FusedKernels
-
-            return FusedKernels(store)
-        except Exception as error:  # an optimisation must not be what a run dies of
-            warn_lost(
-                f"Triton cannot be used ({type(error).__name__}: {error}); torch does its work"
-            )
-    return TorchKernels(store)
 
 
 def byte_model(

@@ -20,7 +20,7 @@ _mix = inner()(rng.mix)
 
 @inner()
 def _uniforms(key, salt):
-    """Return `rng.uniforms` of keys uint64[N]; `salt` is of the draw."""
+    """Return one number in [0, 1) a key uint64[N], float64[N]; `salt` is of the draw."""
     out = full(len(key), 0.0)
     for n in range(len(key)):
         out[n] = np.float64(_mix(key[n] ^ salt) >> _R11) * 2.0**-53
@@ -110,7 +110,7 @@ def kept_of(keep, lane, cand, token, ext):
     return out[0, :count], out[1, :count], out[2, :count], logw[:count]
 
 
-@entry()
+@inner()
 def thin_extensions(sure, lane, logw, log_z, log_threshold, uniform):
     """Unbiased thinning: keep w >= tau Z, draw the rest systematically at weight tau Z.
 
@@ -134,7 +134,7 @@ def thin_extensions(sure, lane, logw, log_z, log_threshold, uniform):
     return keep, out
 
 
-@entry()
+@inner()
 def take(ctx, node, logu, logw, pick, new_logw):
     """Candidates `pick` int64[N, K] (-1: empty), with weights `new_logw` float64[N, K]."""
     shape = pick.shape
@@ -193,7 +193,7 @@ def _narrowed(pick, weight, width):
     return out_pick, out_weight
 
 
-@entry()
+@inner()
 def select_topk(logw, k, log_threshold):
     """Keep the K best candidates above the threshold of their lane's total, best first.
 
@@ -230,7 +230,7 @@ def select_topk(logw, k, log_threshold):
     return pick, out, dropped
 
 
-@entry()
+@inner()
 def select_unbiased(logw, k, uniform):
     """K candidates by optimal resampling (Fearnhead & Clifford 2003, section 3).
 
@@ -349,7 +349,7 @@ def _log_add(a, b):
     return top if low == -np.inf else top + np.log1p(np.exp(low - top))
 
 
-@entry()
+@inner()
 def mass_after(lane, ext, able, log_z, guess):
     """Return the mass of each lane after a byte, float64[N] nats, if extensions give it the
     probability that the tokens in flight gave it, and at least exp(`guess`).

@@ -62,9 +62,3 @@ def read_keys(keys: KeyArray, symbols: npt.NDArray[np.int64]) -> KeyArray:
 def salt(draw: int) -> np.uint64:
     """Return the number that a key is combined with for a draw."""
     return np.uint64(mix(np.full(1, draw + 1, dtype=np.uint64) * GOLDEN)[0])
-
-
-def uniforms(keys: KeyArray, draw: int) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) a key, float64[N]; `draw` numbers the draws at one string."""
-    bits = mix(keys ^ salt(draw))
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

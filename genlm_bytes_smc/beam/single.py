@@ -137,7 +137,7 @@ class ByteBeamState:
             ValueError: the beam is empty or has ended.
         """
         self._check_alive()
-        return LazyByteProbs.of_lane(await self.lanes.logp_next())
+        return LazyByteProbs.of_lane(await self.lanes.rows())
 
     def prune(self) -> ByteBeamState:
         """Keep at most K candidates, as the parameters say.
@@ -232,8 +232,8 @@ class ByteBeamState:
         """The candidates, best first; of a text that has ended, those it ended after."""
         if self.ended:
             return list(self._ends)
-        kernels, state = self.lanes.model.kernels, self.lanes.state
-        nodes, contexts = kernels.nodes(state)[0], kernels.contexts(state)[0]
+        state = self.lanes.state
+        nodes, contexts = state.nodes[0], state.ctx[0]
         weights = state.logw[0].tolist()
         best = max(weights, default=-np.inf)  # pruning keeps it in any case
         out = [
@@ -256,7 +256,7 @@ class ByteBeamState:
         """Return the number of candidates."""
         if self.ended:
             return len(self._ends)
-        return int((self.lanes.model.kernels.nodes(self.lanes.state) >= 0).sum())
+        return int((self.lanes.state.nodes >= 0).sum())
 
     def __repr__(self) -> str:
         return display.as_text(self.logZ, self.candidates, colour=display.on_terminal())
@@ -285,12 +285,12 @@ class ByteBeamState:
 
     async def _endings(self) -> list[Candidate]:
         """Return what the text may have ended after, best first."""
-        lanes, kernels = self.lanes, self.lanes.model.kernels
+        lanes = self.lanes
         ids = lanes.model.eos_ids(self.params.eos)
         found = []
         with lanes.model.engine.tree.one_thread:
             state = await lanes.extended()
-            nodes, contexts = kernels.nodes(state)[0], kernels.contexts(state)[0]
+            nodes, contexts = state.nodes[0], state.ctx[0]
             for c in np.flatnonzero(nodes == 0).tolist():
                 p = sum(lanes.model.store.prob(int(contexts[c]), token) for token in ids)
                 if p > 0:
@@ -337,7 +337,7 @@ class ByteBeamState:
                         break
             beam._check_alive()
             beam = beam.prune()  # first, so that no row is computed for what it drops
-            symbol = choose((await beam.lanes.logp_next())[0])
+            symbol = choose((await beam.lanes.rows())[0])
             if symbol == EOS_COLUMN:
                 break
             beam = await (beam << symbol)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
+from genlm_bytes_smc.beam.rng import KeyArray
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import not_pickled
 
@@ -17,40 +18,20 @@ EOS_COLUMN = N_BYTES  # of a [N, 257] block; as a symbol to `step`, the end of t
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
-Array = Any  # numpy array (CPU kernels) or torch tensor (any device); one kind per state
+Array = npt.NDArray[Any]
 
 
 class BeamState(NamedTuple):
-    """Candidates of N lanes, C places a lane.
+    """Candidates of N lanes, C places a lane, as compiled steps take and return them.
 
     Candidate (n, c) stands for every token string that begins with the tokens of context
     `ctx`, and whose next token begins with the bytes that trie node `node` spells. Empty
     places have `logw = -inf` and `ctx = -1`.
 
     Attributes:
-        ctx: int64[N, C], id of the token context in the engine's `ContextTree`.
-        node: int64[N, C], trie node of the token in flight.
-        logu: float64[N, C], log weight of the context, nats. Without random pruning it is
-            log p(context).
-        logw: float64[N, C], log weight of the candidate, nats:
-            logu + log(mass of `node` in the context's row).
+        packed: int64[4, N, C]: ctx, node, and the bits of logu and logw.
         key: uint64[N], state of the counter-based generator: a hash of the seed and of the
             bytes read, so equal bytes draw equal numbers.
-    """
-
-    ctx: Array
-    node: Array
-    logu: Array
-    logw: Array
-    key: Array
-
-
-class HostState(NamedTuple):
-    """A `BeamState` on the host, in one array, as compiled steps take and return it.
-
-    Attributes:
-        packed: int64[4, N, C]: ctx, node, and the bits of logu and logw.
-        key: uint64[N].
     """
 
     packed: npt.NDArray[np.int64]
@@ -59,40 +40,80 @@ class HostState(NamedTuple):
     @classmethod
     def of(
         cls, ctx: Array, node: Array, logu: Array, logw: Array, key: Array | None = None
-    ) -> HostState:
-        """Return a copy of the arrays of a `BeamState` on the host; without keys they are 0."""
+    ) -> BeamState:
+        """Return a state with copies of these arrays [N, C]; without keys they are 0."""
         packed = np.empty((4, *ctx.shape), dtype=np.int64)
         packed[0], packed[1] = ctx, node
         weights = packed.view(np.float64)
         weights[2], weights[3] = logu, logw
         return cls(packed, np.zeros(len(packed[0]), dtype=np.uint64) if key is None else key)
 
+    @classmethod
+    def single(cls, context: int, logw: float, key: KeyArray) -> BeamState:
+        """Return one candidate a lane: `context`, at the root, of weight `logw`."""
+        weight = np.full((len(key), 1), logw)
+        return cls.of(np.full_like(weight, context), np.zeros_like(weight), weight, weight, key)
+
+    @classmethod
+    def cat(cls, states: Sequence[BeamState]) -> BeamState:
+        """Return all lanes of several states."""
+        if len(states) == 1:
+            return states[0]
+        width = max(s.packed.shape[2] for s in states)
+        key = np.concatenate([s.key for s in states])
+        none = np.full((len(key), width), -np.inf)
+        out = cls.of(np.full(none.shape, -1), np.zeros(none.shape), none, none, key)
+        at = 0
+        for s in states:
+            n, c = s.packed.shape[1:]
+            out.packed[:, at : at + n, :c] = s.packed
+            at += n
+        return out
+
+    def gather(self, lanes: IntArray) -> BeamState:
+        """Return the lanes `lanes` int64[M], in that order, repeats allowed."""
+        return BeamState(self.packed.take(lanes, axis=1), self.key[lanes])
+
+    def put(self, lanes: IntArray, new: BeamState) -> BeamState:
+        """Return the state with lanes `lanes` int64[M] replaced by those of `new`, keys kept."""
+        index = np.arange(len(self.key))
+        index[lanes] = len(self.key) + np.arange(len(lanes))
+        return BeamState.cat([self, new]).gather(index)._replace(key=self.key)
+
     @property
     def ctx(self) -> npt.NDArray[np.int64]:
-        """See `BeamState`."""
+        """Return the id of each token context in the engine's `ContextTree`, int64[N, C]."""
         ctx: npt.NDArray[np.int64] = self.packed[0]
         return ctx
 
     @property
     def node(self) -> npt.NDArray[np.int64]:
-        """See `BeamState`."""
+        """Return the trie node of each token in flight, int64[N, C]."""
         node: npt.NDArray[np.int64] = self.packed[1]
         return node
 
     @property
+    def nodes(self) -> npt.NDArray[np.int64]:
+        """Return `node`, -1 in empty places."""
+        return np.where(self.logw > -np.inf, self.node, -1)
+
+    @property
     def logu(self) -> npt.NDArray[np.float64]:
-        """See `BeamState`."""
+        """Return the log weight of each context, float64[N, C], nats.
+
+        Without random pruning it is log p(context).
+        """
         logu: npt.NDArray[np.float64] = self.packed[2].view(np.float64)
         return logu
 
     @property
     def logw(self) -> npt.NDArray[np.float64]:
-        """See `BeamState`."""
+        """Return the log weight of each candidate, float64[N, C], nats.
+
+        It is logu + log(mass of `node` in the context's row).
+        """
         logw: npt.NDArray[np.float64] = self.packed[3].view(np.float64)
         return logw
-
-
-State = Any  # a HostState, or a BeamState of tensors
 
 
 class Extensions(NamedTuple):
@@ -102,23 +123,16 @@ class Extensions(NamedTuple):
         lane, cand: int64[E], which candidate is extended.
         token: int64[E], the token that ends there.
         logw: float64[E], weight of the extended candidate, nats.
-        dropped: float64[N], log mass per lane of the extensions left out, nats.
     """
 
     lane: Array
     cand: Array
     token: Array
     logw: Array
-    dropped: Array
-
-    def weighed(self, logw: Array) -> Extensions:
-        """Return the extensions with their weights float64[E], the impossible ones left out."""
-        return self._replace(logw=logw).take(logw > -np.inf)
 
     def take(self, keep: Array) -> Extensions:
         """Return the extensions that `keep` bool[E] marks."""
-        lane, cand, token, logw = (a[keep] for a in self[:4])
-        return Extensions(lane, cand, token, logw, self.dropped)
+        return Extensions(*(a[keep] for a in self))
 
 
 class Shared:

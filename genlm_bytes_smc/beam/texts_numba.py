@@ -43,7 +43,7 @@ def _grown(array):
     return out
 
 
-@entry()
+@inner()
 def lend(slot_of, known, at, ctx, lane, cand, new, ext, log_z, reach, guessed):
     """Point extensions without a row at a substitute row.
 

@@ -18,19 +18,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genlm_bytes_smc.beam.composed import keep_above
-from genlm_bytes_smc.beam.kernels import Look, commit, put_lanes
+from genlm_bytes_smc.beam import pruning_numba as pn
+from genlm_bytes_smc.beam.kernels import Look
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.rng import read_keys
 from genlm_bytes_smc.beam.rules import NEVER, Rules
-from genlm_bytes_smc.beam.state import N_BYTES, Extensions, State
+from genlm_bytes_smc.beam.state import N_BYTES, BeamState, Extensions
 from genlm_bytes_smc.lm.contexts import IntArray
 
 MOST_TOKENS = 64
 """Tokens that the search of one candidate may try to end, each of which costs a row."""
 
 
-async def foresee(model: ByteModel, state: State, tokens: Sequence[int]) -> None:
+async def foresee(model: ByteModel, state: BeamState, tokens: Sequence[int]) -> None:
     """Check tokens, and fetch the rows all along a lone candidate's, in one forward.
 
     Raises:
@@ -40,7 +40,7 @@ async def foresee(model: ByteModel, state: State, tokens: Sequence[int]) -> None
     for token in tokens:
         if not 0 <= token < size:
             raise ValueError(f"token ids run from 0 to {size - 1}, got {token}")
-    contexts = model.kernels.contexts(state)
+    contexts = state.ctx
     if contexts.size == 1 and len(tokens) > 1:
         at = int(contexts.ravel()[0])
         ahead = model.engine.tree.along(at, tokens)
@@ -48,84 +48,97 @@ async def foresee(model: ByteModel, state: State, tokens: Sequence[int]) -> None
 
 
 async def feed_token(
-    model: ByteModel, state: State, look: Look, cut: IntArray, token: int
-) -> State:
+    model: ByteModel, state: BeamState, look: Look, cut: IntArray, token: int
+) -> BeamState:
     """Return the lanes after a token, best first.
 
     Candidates of `state` in the middle of a token are lost; `look.extended` is the same state with
     its extensions.
     """
     kernels, n = model.kernels, len(state.key)
+    assert look.extended is not None
     ext = _followed(model, look.extended, token)
-    contexts = kernels.contexts(look.extended)
+    contexts = look.extended.ctx
     new = model.engine.tree.children(ext.token, np.full(len(ext.token), token, dtype=np.int64))
     await model.store.ensure(np.concatenate([contexts.ravel(), new]))
     empty = kernels.advance(look.extended, np.full(n, -1, dtype=np.int64), cut)
     fed = kernels.extend(empty, ext, new)
     fed = fed._replace(key=read_keys(state.key, np.full(n, token + N_BYTES)))
-    return kernels.select(fed, None, -np.inf)[0]
+    return kernels.ranked(fed)
 
 
-async def under(model: ByteModel, state: State, cut: IntArray, new_cut: IntArray) -> State:
+async def under(model: ByteModel, state: BeamState, cut: IntArray, new_cut: IntArray) -> BeamState:
     """Return the candidates under another `cut`, best first.
 
     Those in flight lose the share of the tokens that are no text any more; one whose token was
     spelled to its end is committed.
     """
     kernels = model.kernels
-    await model.store.ensure(kernels.contexts(state))
+    await model.store.ensure(state.ctx)
     ext = kernels.extensions(state, cut)
     gone = np.isin(model.trie.position[ext.token], new_cut)
-    state = await commit(kernels, kernels.reweigh(state, new_cut), ext.take(gone))
-    return kernels.select(state, None, -np.inf)[0]
+    state = await _commit(model, kernels.reweigh(state, new_cut), ext.take(gone))
+    return kernels.ranked(state)
 
 
-async def look_before(model: ByteModel, state: State, rules: Rules, token: int) -> Look:
+async def look_before(model: ByteModel, state: BeamState, rules: Rules, token: int) -> Look:
     """Return the candidates with their extensions, admitted by what can take a token.
 
     The threshold is taken against the candidates that can take it, as `ByteLanes.read` takes it
     against those that can read its byte: the others are lost.
     """
-    await model.store.ensure(model.kernels.contexts(state))
+    await model.store.ensure(state.ctx)
     stand = _followed(model, state, token)
     able = np.full(len(state.key), -np.inf)
     np.logaddexp.at(able, stand.lane, stand.logw)
     ext = model.kernels.extensions(state, rules.cut)
-    ext = keep_above(ext, able, rules.log_threshold)
-    return Look(await commit(model.kernels, state, ext), ext.dropped)
+    keep, dropped = pn.keep_extensions(ext.lane, ext.logw, able, rules.log_threshold, False)
+    return Look(await _commit(model, state, ext.take(keep)), dropped)
 
 
-def _followed(model: ByteModel, state: State, token: int) -> Extensions:
+async def _commit(model: ByteModel, state: BeamState, ext: Extensions) -> BeamState:
+    """Return `state` with the extensions as candidates, their rows fetched."""
+    if len(ext.lane) == 0:
+        return state
+    new = model.engine.tree.children(state.ctx[ext.lane, ext.cand], ext.token)
+    await model.store.ensure(np.concatenate([state.ctx.ravel(), new]))
+    return model.kernels.extend(state, ext, new)
+
+
+def _followed(model: ByteModel, state: BeamState, token: int) -> Extensions:
     """Return the candidates at the root followed by `token`; or, without one, their contexts."""
-    nodes, contexts = model.kernels.nodes(state), model.kernels.contexts(state)
-    weights = np.asarray(state.logw.tolist(), dtype=np.float64).reshape(nodes.shape)
+    nodes, contexts = state.nodes, state.ctx
     lane, cand = np.nonzero(nodes == 0)
     above = contexts[lane, cand]
     with np.errstate(divide="ignore"):
         p = np.log(np.array([model.store.prob(int(c), token) for c in above], dtype=np.float64))
-    nothing = np.full(len(nodes), -np.inf)
-    return Extensions(lane, cand, above, weights[lane, cand] + p, nothing)
+    return Extensions(lane, cand, above, state.logw[lane, cand] + p)
 
 
 # -- healing -------------------------------------------------------------------------------
 
 
 async def heal_lanes(
-    model: ByteModel, rules: Rules, before: State, after: State, dead: IntArray, bytes_: IntArray
-) -> tuple[State, IntArray]:
+    model: ByteModel,
+    rules: Rules,
+    before: BeamState,
+    after: BeamState,
+    dead: IntArray,
+    bytes_: IntArray,
+) -> tuple[BeamState, IntArray]:
     """Heal dead lanes where that goes; return the candidates, and int64[N], 1 for a healed lane.
 
     The lanes `dead` int64[D] of N could not read their byte of `bytes_` int64[N].
     """
-    kernels, healed = model.kernels, np.zeros(len(before.key), dtype=np.int64)
+    healed = np.zeros(len(before.key), dtype=np.int64)
     for n in dead.tolist():
-        with model.engine.tree.pinned(kernels.contexts(after)):
+        with model.engine.tree.pinned(after.ctx):
             # Healing another lane may have evicted some.
-            await model.store.ensure(kernels.contexts(before))
-            lane = kernels.gather(before, np.array([n]))
+            await model.store.ensure(before.ctx)
+            lane = before.gather(np.array([n]))
             found = await _Healer(model, rules, lane, int(bytes_[n])).heal()
         if found is not None:
-            after = put_lanes(kernels, after, np.array([n]), found)
+            after = after.put(np.array([n]), found)
             healed[n] = 1
     return after, healed
 
@@ -133,14 +146,14 @@ async def heal_lanes(
 class _Healer:
     """One lane, before a byte that none of its candidates can read."""
 
-    def __init__(self, model: ByteModel, rules: Rules, lane: State, byte: int) -> None:
+    def __init__(self, model: ByteModel, rules: Rules, lane: BeamState, byte: int) -> None:
         self.model, self.rules, self.lane, self.byte = model, rules, lane, byte
         self.kernels = model.kernels
 
-    async def heal(self) -> State | None:
+    async def heal(self) -> BeamState | None:
         """Return a lane of one candidate that has read the byte, or None if there is none."""
         trie, rescues = self.model.trie, self.rules.rescues
-        nodes, contexts = self.kernels.nodes(self.lane)[0], self.kernels.contexts(self.lane)[0]
+        nodes, contexts = self.lane.nodes[0], self.lane.ctx[0]
         weights = self.lane.logu[0].tolist()
         flying = [
             (trie.spell(int(nodes[c])), int(contexts[c]), weights[c])
@@ -162,7 +175,7 @@ class _Healer:
 
     async def _respell(
         self, context: int, logu: float, token: int, rest: tuple[int, ...]
-    ) -> State | None:
+    ) -> BeamState | None:
         """End `token` after `context`, then read `rest`, ending tokens only where one must."""
         if np.isin(self.model.trie.position[token], self.rules.cut):
             return None
@@ -178,7 +191,7 @@ class _Healer:
                     return None
                 splits += 1
                 ended = self.kernels.extensions(state, self.rules.cut)
-                at = int(self.kernels.contexts(state)[0, 0])
+                at = int(state.ctx[0, 0])
                 for other, logw in zip(ended.token.tolist(), ended.logw.tolist(), strict=True):
                     after = self.read(await self.end_token(at, other, logw), byte)
                     if after is not None:
@@ -188,15 +201,13 @@ class _Healer:
             state = after
         return state
 
-    async def end_token(self, context: int, token: int, logw: float) -> State:
+    async def end_token(self, context: int, token: int, logw: float) -> BeamState:
         """Return one candidate at the root after `token`, its row fetched."""
         child = self.model.engine.tree.child(context, token)
-        await self.model.store.ensure(
-            np.append(self.kernels.contexts(self.lane).ravel(), child).astype(np.int64)
-        )
-        return self.kernels.single(child, logw, self.lane.key)
+        await self.model.store.ensure(np.append(self.lane.ctx.ravel(), child).astype(np.int64))
+        return BeamState.single(child, logw, self.lane.key)
 
-    def read(self, state: State, byte: int) -> State | None:
+    def read(self, state: BeamState, byte: int) -> BeamState | None:
         """Return the candidate after a byte; None if it weighs 0."""
         after = self.kernels.advance(state, np.array([byte], dtype=np.int64), self.rules.cut)
         return after if self.kernels.log_z(after)[0] > -np.inf else None
@@ -222,7 +233,7 @@ class _Search:
 
     async def end_one(
         self, context: int, logu: float, start: int, ends: list[int], splits: int
-    ) -> State | None:
+    ) -> BeamState | None:
         """End a token that begins at `start` at one of `ends`, with `splits` more to follow.
 
         Returns one candidate that has read all, or None; `context` is before the token.
@@ -233,7 +244,7 @@ class _Search:
             self.tokens_left -= 1
             logw = logu + float(np.log(p))
             state = await self.healer.end_token(context, token, logw)
-            child = int(self.model.kernels.contexts(state)[0, 0])
+            child = int(state.ctx[0, 0])
             with self.model.engine.tree.pinned(np.array([context, child])):
                 found = self._read(state, end) if self.splits[end] == 0 else None
                 if found is None and splits > 0:
@@ -259,9 +270,9 @@ class _Search:
                         out.append((end, token, p))
         return out
 
-    def _read(self, state: State, start: int) -> State | None:
+    def _read(self, state: BeamState, start: int) -> BeamState | None:
         """`state`, at the root, after the rest of the text in one token; None if it weighs 0."""
-        now: State | None = state
+        now: BeamState | None = state
         for byte in self.text[start:]:
             now = None if now is None else self.healer.read(now, byte)
         return now

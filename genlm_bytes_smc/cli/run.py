@@ -73,7 +73,7 @@ async def write_completion(options: CompleteOptions) -> None:
     """Run the command `complete`."""
     text, seed = read_argument(options.prompt), seed_of(options)
     state = await _after(options, text, seed)
-    await state.prune().lanes.logp_next()  # what must be compiled is, before the text appears
+    await state.prune().lanes.rows()  # what must be compiled is, before the text appears
     announce_compilation().hushed = True
     stream = None if options.json else ByteStream()
     if stream and not options.no_echo:
@@ -160,7 +160,7 @@ async def _after(options: BeamOptions, text: bytes, seed: int | None = None) -> 
 
 async def _next_bytes(state: ByteBeamState, top: int) -> list[dict[str, Any]]:
     """Return the likeliest next symbols, best first, without those that cannot come."""
-    row = (await state.lanes.logp_next())[0].cpu().numpy()
+    row = (await state.lanes.rows())[0].numpy()
     out = []
     for symbol in np.argsort(-row, kind="stable")[:top].tolist():
         logp = float(row[symbol])
@@ -219,7 +219,7 @@ async def _timed(lanes: ByteLanes, most: int) -> float:
     steps = min(most, TIMED_BYTES if len(lanes) == 1 else TIMED_BYTES // 4)
     start, read = time.perf_counter(), 0
     for _ in range(steps):
-        rows = (await lanes.logp_next())[:, :EOS_COLUMN]
+        rows = (await lanes.rows())[:, :EOS_COLUMN]
         lanes = await lanes.step(np.where(lanes.alive, draw(rows, rng), -1))
         read += int(lanes.alive.sum())
     return read / (time.perf_counter() - start)

@@ -98,7 +98,7 @@ async def read_texts(
     with metered(model.store) as meter:
         lanes = (await ByteLanes.start(model, params, len(texts))).prune()
         for i in range(symbols.shape[1]):
-            block = (await lanes.logp_next()).cpu().numpy()
+            block = (await lanes.rows()).numpy()
             now = np.where(lanes.alive, symbols[:, i], -1)
             at = np.flatnonzero(now >= 0)
             logp[at, i] = block[at, now[at]]

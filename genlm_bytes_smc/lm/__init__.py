@@ -15,9 +15,10 @@ somebody else's model. The files in the order of reading; each imports only thos
   models out; `tree_forward.py` is one forward, `transformer.py` the engine;
 - `adapter.py`: any other `AsyncLM`; `vllm/`: models that vLLM runs;
 - `files.py`, `load.py`: models by name;
-- `host_rows.py`, `rows.py`: rows as probabilities, kept under a limit.
+- `rows_numba.py` and `device_rows.py` make rows linear, on the CPU and on another device;
+  `host_rows.py`, `rows.py`: rows as probabilities on the host, kept under a limit.
 
 Other parts of the package use `load.py`, `adapter.py`, `engine.py`, `rows.py`, `contexts.py` and
-`devices.py`, and the compiled kernels read the arrays of `host_rows.py` and `contexts.py`.
+`devices.py`, and the compiled kernels read the arrays of `rows_numba.py` and `contexts.py`.
 Nothing outside depends on the rest, which may be changed freely.
 """

@@ -22,6 +22,7 @@ from genlm_bytes_smc.calls import Coalesced
 from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.async_lm import NO_TOKEN, LateAsyncLM
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
+from genlm_bytes_smc.lm.devices import send
 
 Row = tuple[torch.Tensor, int]
 """One row: a block of rows, float[B, width], and the row's place in it."""
@@ -265,4 +266,4 @@ def gathered(found: Sequence[Row]) -> torch.Tensor:
         return torch.stack([block[i] for block, i in found])
     if places == list(range(len(first))):
         return first
-    return first[torch.from_numpy(np.array(places)).to(first.device)]
+    return first[send(np.array(places), first.device)]

@@ -1,11 +1,14 @@
-"""Next-token rows as probabilities, kept on the device under a limit in bytes.
+"""Next-token rows as probabilities, kept on the host under a limit in bytes.
 
 The beam sums probabilities over ranges of sorted tokens, so a row is stored as linear
 probabilities: sums are direct, keep full relative precision (a token at -120 nats stays
-alive), and need no exponential. On a CPU a row is stored in the order it comes (`HostRows`):
-sorting 50,000 numbers costs more than the few sums that are made of most rows. On another
-device it is float64 in sorted order. Tokens that spell nothing and padding columns of the LM
-head are left out: a row is conditioned on a token that spells something.
+alive), and need no exponential. A row is stored in the order it comes (`HostRows`): sorting
+50,000 numbers costs more than the few sums that are made of most rows. Tokens that spell nothing
+and padding columns of the LM head are left out: a row is conditioned on a token that spells
+something.
+
+Wherever a row was computed it crosses to the host once, when it is made: what beams do with rows
+is little and irregular, and was measured to be faster on the host than on a GPU.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray, lacking
+from genlm_bytes_smc.lm.device_rows import fetched
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.engine import BadRowError, RowEngine, gathered
-from genlm_bytes_smc.lm.host_rows import EXACT_WIDTH, ROUNDING, FloatArray, HostRows, RowArrays
+from genlm_bytes_smc.lm.host_rows import EXACT_WIDTH, HostRows
+from genlm_bytes_smc.lm.rows_numba import FloatArray, RowArrays
 from genlm_bytes_smc.trie import TokenTrie
 
 DEFAULT_ROW_BYTES = 1 << 30
@@ -134,10 +139,13 @@ class SlotTable:
         self.slot_of[contexts] = slots
 
     def room(self, n: int, needed: IntArray, tree: ContextTree) -> IntArray:
-        """Take `n` slots off the free list, int64[n]; the contexts `needed` are not given up."""
+        """Take the `n` lowest free slots, ascending int64[n]; `needed` contexts are not given up.
+
+        Rows are copied to neighbouring slots together.
+        """
         if len(self._free) < n:
             self._make_room(n, needed, tree.live())
-        taken = self._free[-n:]
+        taken = self._free[-n:][::-1]
         del self._free[-n:]
         return np.array(taken, dtype=np.int64)
 
@@ -147,6 +155,7 @@ class SlotTable:
         self.slot_of[held[held >= 0]] = -1
         self._context[slots] = -1
         self._free.extend(slots.tolist())
+        self._free.sort(reverse=True)
 
     def forget(self, contexts: IntArray) -> None:
         """Give up the slots of contexts whose ids were freed."""
@@ -185,7 +194,7 @@ class SlotTable:
 
     def _grow(self, size: int) -> None:
         more = size - self.open
-        self._free.extend(range(size - 1, self.open - 1, -1))
+        self._free = [*range(size - 1, self.open - 1, -1), *self._free]
         self._context = np.concatenate([self._context, np.full(more, -1, dtype=np.int64)])
         self._used = np.concatenate([self._used, np.zeros(more, dtype=np.int64)])
 
@@ -199,10 +208,8 @@ class RowStore:
         transform: temperature, top-k, top-p.
         limit_bytes: rows beyond it are dropped, oldest and unreachable first, and computed
             again when asked for. What one call needs at once is always held.
-        on_host: keep the rows in the memory of the host, wherever they are computed.
 
     Attributes:
-        device: where rows are kept.
         table: which context is in which slot.
     """
 
@@ -212,25 +219,15 @@ class RowStore:
         trie: TokenTrie,
         transform: RowTransform | None = None,
         limit_bytes: int = DEFAULT_ROW_BYTES,
-        *,
-        on_host: bool = False,
     ) -> None:
         self.engine, self.trie = engine, trie
-        self.device = torch.device("cpu") if on_host else engine.device
         self.transform = transform or RowTransform()
         self.limit_bytes = limit_bytes
-        self._order = torch.as_tensor(trie.order.astype(np.int64), device=self.device)
-        wide = len(trie.vocab) > EXACT_WIDTH
-        exact = self.device.type != "cpu" or not self.transform.plain or not wide
+        exact = not self.transform.plain or len(trie.vocab) <= EXACT_WIDTH
         row_bytes = (8 if exact else 4) * len(trie.vocab) + 2048
         self.table = SlotTable(max(8, _FIRST_BYTES // row_bytes), limit_bytes // row_bytes)
-        self._host: HostRows | None = None
-        if self.device.type == "cpu":
-            # Memory costs nothing until it is written to: reserve the whole limit.
-            self._host = HostRows(trie, self.table.limit, exact)
-        else:
-            shape = (self.table.open, trie.n_tokens)
-            self._probs = torch.empty(shape, dtype=torch.float64, device=self.device)
+        # Memory costs nothing until it is written to: reserve the whole limit.
+        self._host = HostRows(trie, self.table.limit, exact, engine.device)
         self._needed: dict[object, IntArray] = {}  # by each call of `ensure` under way
         engine.tree.on_free(self.table.forget)
 
@@ -251,25 +248,16 @@ class RowStore:
     @property
     def row_bytes(self) -> int:
         """Memory of one row, in bytes."""
-        return 8 * self.trie.n_tokens if self._host is None else self._host.row_bytes()
+        return self._host.row_bytes()
 
     @property
     def exact(self) -> bool:
         """Return whether rows are kept in float64; see `HostRows`."""
-        return self._host is None or self._host.exact
-
-    @property
-    def probs(self) -> torch.Tensor:
-        """Probabilities float64[slots, T] in trie order on `device`, by slot.
-
-        On a CPU they are made when asked for: a copy, of the slots written to so far.
-        """
-        return self._probs if self._host is None else self._host.linear(self._host.used + 1)
+        return self._host.exact
 
     @property
     def host(self) -> RowArrays:
-        """Rows on the host, for kernels there (`device` is a CPU)."""
-        assert self._host is not None
+        """Rows as the compiled kernels take them."""
         return self._host.arrays(self.table.slot_of)
 
     # -- asking ------------------------------------------------------------------------
@@ -328,10 +316,7 @@ class RowStore:
         """
         if self.trie.position[token] < 0:
             return 1.0
-        slot = int(self.slot_of[context])
-        if self._host is not None:
-            return self._host.prob(slot, token)
-        return float(self._probs[slot, int(self.trie.position[token])])
+        return self._host.prob(int(self.slot_of[context]), token)
 
     def _first_chunk(self, missing: IntArray) -> IntArray:
         """Shallow contexts first, as many as one forward's logits may hold."""
@@ -352,13 +337,7 @@ class RowStore:
             )
         needed = np.concatenate([c.ravel() for c in self._needed.values()])
         slots = self.table.room(len(contexts), needed, self.engine.tree)
-        size = self.table.open
-        if self._host is not None:
-            rows = rows.cpu()
-            self._host.enlarge(size)
-        elif size > len(self._probs):
-            old, self._probs = self._probs, self._probs.new_empty((size, self.trie.n_tokens))
-            self._probs[: len(old)] = old
+        self._host.enlarge(self.table.open)
         total = self._write(slots, rows)
         if not all(0.0 < t < np.inf for t in total.tolist()):
             bad = ~(np.isfinite(total) & (total > 0))
@@ -372,19 +351,12 @@ class RowStore:
 
     def _write(self, slots: IntArray, rows: torch.Tensor) -> FloatArray:
         """Store rows and return what each summed to before it was normalised, float64[B]."""
-        host = self._host
-        if host is not None and self.transform.plain:
-            return host.take(slots, rows)
-        fresh = self.transform(rows.index_select(1, self._order))
-        if host is not None:
-            return host.put(slots, fresh)
-        sums = fresh.sum(dim=1)
-        # A row over just the tokens that spell something is a distribution as it comes.
-        whole = rows.shape[1] == self.trie.n_tokens
-        far = (sums - 1).abs() > (ROUNDING if whole else 0.0)
-        scale = torch.where(far, sums, torch.ones_like(sums))
-        self._probs[send(slots, self._probs.device)] = fresh / scale[:, None]
-        return np.asarray(sums.cpu())
+        if self.transform.plain:
+            return self._host.take(slots, rows)
+        if rows.device.type == "mps":  # which has no float64
+            rows = rows.cpu()
+        order = send(self.trie.order.astype(np.int64), rows.device)
+        return self._host.put(slots, fetched(self.transform(rows.index_select(1, order))))
 
     def clear(self) -> None:
         """Drop every row but those that calls under way are waiting for.

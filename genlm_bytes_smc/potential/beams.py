@@ -57,7 +57,7 @@ class Block:
         lanes: n of them.
         weight: float64[n] on the host: log weight of each lane's text, nats.
         entries: how many texts the cache finds here; at none the block is forgotten.
-        rows: float64[n, 257] on the model's device, next-symbol rows of the lanes.
+        rows: float64[n, 257] on the host, next-symbol rows of the lanes.
         has_row: bool[n], lanes whose row was asked for; the other rows are not filled in.
     """
 
@@ -69,14 +69,14 @@ class Block:
     has_row: npt.NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
-        n, device = len(self.weight), self.lanes.model.engine.device
-        self.rows = torch.empty((n, N_SYMBOLS), dtype=torch.float64, device=device)
+        n = len(self.weight)
+        self.rows = torch.empty((n, N_SYMBOLS), dtype=torch.float64)
         self.has_row = np.zeros(n, dtype=bool)
         self.nbytes = self.lanes.nbytes + self.weight.nbytes + self.rows.nbytes
 
     async def fill(self) -> None:
         """Compute the rows of all lanes."""
-        self.rows = await self.lanes.logp_next()
+        self.rows = await self.lanes.rows()
         self.has_row[:] = True
 
 
@@ -135,19 +135,13 @@ class Beams:
         return await self.requests.ask([(text, rows) for text in texts], self._serve)
 
     async def rows(self, texts: Sequence[bytes]) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
-        """Next-symbol rows, float64[N, 257], -inf for impossible texts; which are possible."""
+        """Next-symbol rows, float64[N, 257] on the host, -inf for impossible texts; which are
+        possible."""
         entries = await self.entries(texts, rows=True)
         possible = np.array([entry is not None for entry in entries])
-        device = self.model.engine.device
-        parts = [
-            (torch.from_numpy(where).to(device), block.rows[torch.from_numpy(lanes).to(device)])
-            for block, where, lanes in by_block(entries)
-        ]
-        if len(parts) == 1 and possible.all():
-            return parts[0][1], possible
-        out = torch.full((len(texts), N_SYMBOLS), -torch.inf, dtype=torch.float64, device=device)
-        for where, rows in parts:
-            out[where] = rows
+        out = torch.full((len(texts), N_SYMBOLS), -torch.inf, dtype=torch.float64)
+        for block, where, lanes in by_block(entries):
+            out[torch.from_numpy(where)] = block.rows[torch.from_numpy(lanes)]
         return out, possible
 
     async def weights(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
@@ -359,10 +353,9 @@ async def fill_rows(entries: Sequence[Entry | None]) -> None:
         await first.fill()
         return
     lanes, order = side_by_side(lacking)
-    rows = await lanes.logp_next()
+    rows = await lanes.rows()
     for block, where, at in by_block([lacking[i] for i in order]):
-        device = rows.device
-        block.rows[torch.from_numpy(at).to(device)] = rows[torch.from_numpy(where).to(device)]
+        block.rows[torch.from_numpy(at)] = rows[torch.from_numpy(where)]
         block.has_row[at] = True
 
 
@@ -389,9 +382,7 @@ def extended(entries: Sequence[Entry | None], columns: Sequence[int]) -> FloatAr
     out = np.full(len(entries), -np.inf)
     column = np.asarray(columns, dtype=np.int64)
     for block, where, lanes in by_block(entries):
-        device = block.rows.device
-        index = torch.from_numpy(lanes).to(device), torch.from_numpy(column[where]).to(device)
-        out[where] = block.weight[lanes] + block.rows[index].cpu().numpy()
+        out[where] = block.weight[lanes] + block.rows.numpy()[lanes, column[where]]
     return out
 
 

@@ -20,6 +20,7 @@ from genlm_bytes_smc.beam.params import BeamParams, default_params
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
 from genlm_bytes_smc.constraints.base import ByteProduct, times
+from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
@@ -194,7 +195,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
         rows, possible = await self._beams.rows([as_bytes(context)])
         if not possible[0]:
             raise ValueError(f"Context {context!r} has weight zero under `prefix`.")
-        return self.make_lazy_weights(rows[0])
+        return self.make_lazy_weights(send(rows[0], self.device))
 
     async def batch_prefix(self, contexts: Sequence[Context]) -> FloatArray:
         """`prefix` of each context, float64[N] on the host."""
@@ -211,7 +212,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
         text is impossible is no reason to fail the others.
         """
         rows, _ = await self._beams.rows(_texts(contexts))
-        return self.make_lazy_weights(rows)
+        return self.make_lazy_weights(send(rows, self.device))
 
     def alloc_rows(self, n: int, default: float = float("-inf")) -> torch.Tensor:
         """Return a block of `n` rows filled with `default`, float64[n, 257] on `device`."""
@@ -226,8 +227,8 @@ class ByteLLM(Potential):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        """Return where rows of weights live."""
-        return self.model.engine.device
+        """Return where rows of weights are returned: where the model is; see `ByteModel.device`."""
+        return self.model.device
 
     async def lanes(self, n: int, *, independent_prompts: bool = False) -> Any:
         """Return N lanes after the prompt, for a vectorised particle loop.

@@ -20,7 +20,7 @@ from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.potential.power_mean import Mean, PowerMean, next_rows
-from genlm_bytes_smc.smc.factors import Tree, compile_rows
+from genlm_bytes_smc.smc.factors import Tree, compile_rows, on_one_device
 from genlm_bytes_smc.smc.lanes import (
     BeamLanes,
     ContextLanes,
@@ -217,9 +217,8 @@ class EnsembleLanes(Lanes):
     async def rows(self) -> torch.Tensor:
         """See `Lanes`."""
         rows = await together([member.rows() for member in self.members])
-        device = next((r.device for r in rows if r.device.type != "cpu"), rows[0].device)
-        after = torch.stack([r.to(device) for r in rows])
-        return next_rows(self.mean, self._now().to(device), after)
+        after = torch.stack(on_one_device(rows))
+        return next_rows(self.mean, send(self._now(), after.device), after)
 
     async def rows_within(self, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """See `Lanes`."""

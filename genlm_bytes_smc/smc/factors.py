@@ -19,6 +19,7 @@ from genlm.control.potential.product import Product
 from genlm.control.potential.tempered import Tempered
 
 from genlm_bytes_smc.alphabet import BYTES
+from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.resampling import FloatArray
 
@@ -37,7 +38,11 @@ class Tree:
     code: tuple[int | float | str, ...]
 
     def __call__(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Combine the blocks of all leaves, float64[D, 257] each, to one."""
+        """Combine the blocks of all leaves, float64[D, 257] each, to one.
+
+        Rows of language models are on the host. A product is where a factor's block is that is
+        not, or on the host if all are.
+        """
         stack: list[torch.Tensor] = []
         for op in self.code:
             if isinstance(op, int):
@@ -46,8 +51,8 @@ class Tree:
                 stack[-1] = torch.where(torch.isneginf(stack[-1]), stack[-1], stack[-1] * op)
             elif op == _TIMES:
                 other = stack.pop()
-                same = stack[-1].device == other.device
-                stack[-1] = stack[-1] + other if same else _sum(stack[-1], other)
+                one, other = on_one_device([stack[-1], other])
+                stack[-1] = one + other
             else:
                 stack[-1] = normalised(stack[-1])
         return stack[-1]
@@ -200,9 +205,13 @@ def random_beams(leaves: Iterable[Any]) -> bool:
     return "unbiased" in prunings(leaves)
 
 
-def _sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    device = b.device if a.device.type == "cpu" else a.device
-    return a.to(device) + b.to(device)
+def on_one_device(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return tensors on the device of the first that is not on the host, if there is one."""
+    first = tensors[0].device
+    if all(t.device == first for t in tensors):
+        return list(tensors)
+    device = next(t.device for t in tensors if t.device.type != "cpu")
+    return [send(t, device) for t in tensors]
 
 
 def normalised(rows: torch.Tensor) -> torch.Tensor:

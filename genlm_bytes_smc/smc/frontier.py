@@ -17,7 +17,7 @@ import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.smc.ensembles import lanes_of
-from genlm_bytes_smc.smc.factors import random_beams
+from genlm_bytes_smc.smc.factors import on_one_device, random_beams
 from genlm_bytes_smc.smc.lanes import (
     BadStepError,
     BadWeightError,
@@ -98,8 +98,9 @@ class Frontier(NamedTuple):
             ]
             if any(a is not b for a, b in zip(within, blocks, strict=True)):
                 blocks, target = within, self.plan.target(within)
-        proposal = self.plan.proposal
-        return Rows(blocks, target, proposal and proposal(blocks))
+        if self.plan.proposal is None:
+            return Rows(blocks, target, None)
+        return Rows(blocks, *on_one_device([target, self.plan.proposal(blocks)]))
 
     async def step(
         self, rows: Rows | None, symbols: IntArray, going: BoolArray

@@ -57,7 +57,10 @@ class Lanes(ABC):
 
     @abstractmethod
     async def rows(self) -> torch.Tensor:
-        """Return log weights of the next byte and of the end: float64[D, 257], nats."""
+        """Return log weights of the next byte and of the end: float64[D, 257], nats.
+
+        Those of language models are on the host, others where the factor has its tables.
+        """
 
     async def rows_within(self, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return rows that may be more exact for the bytes that the whole target admits.
@@ -125,8 +128,9 @@ class BeamLanes(Lanes):
         """See `Lanes`."""
         if not self.forecasts:
             return rows
-        within = torch.where(torch.isneginf(target), -torch.inf, rows)
-        share = torch.exp(torch.logsumexp(within, 1) - torch.logsumexp(rows, 1))
+        there = send(rows, target.device)
+        within = torch.where(torch.isneginf(target), -torch.inf, there)
+        share = torch.exp(torch.logsumexp(within, 1) - torch.logsumexp(there, 1))
         sharper: torch.Tensor = await self.lanes.rows_within(share.nan_to_num(1.0).cpu().numpy())
         return sharper
 
@@ -262,9 +266,10 @@ class Rows(NamedTuple):
     """Log weights of what may come next after each of D distinct texts, nats.
 
     Attributes:
-        blocks: one float64[D, 257] a factor.
+        blocks: one float64[D, 257] a factor, each on its own device.
         target: float64[D, 257], unnormalised.
-        proposal: float64[D, 257] to draw from, unnormalised; None: the target itself.
+        proposal: float64[D, 257] to draw from, unnormalised, on the target's device; None: the
+            target itself.
     """
 
     blocks: Sequence[torch.Tensor]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.ngram import NgramLM
-from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes, ByteLLM, load_model
+from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, load_model
 from genlm_bytes_smc.beam import known_text
-from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 
 LICENCE = Path(__file__).parents[2].joinpath("LICENSE").read_bytes()[:400]
 
@@ -73,28 +72,6 @@ async def test_what_stood_in_for_a_row_is_none_afterwards(tiny, limit, monkeypat
     assert len(held) > 20
     np.testing.assert_array_equal(table._context[table.slot_of[held]], held)
     assert len(np.unique(table.slot_of[held])) == len(held)
-
-
-async def test_an_interrupted_guess_leaves_no_trace(tiny, monkeypatch):
-    beam = await ByteBeamState.initial(tiny, BeamParams(5, 0.05, prune="unbiased"))
-    forget(beam)
-    model, table = beam.lanes.model, beam.lanes.model.store.table
-    kernels = TorchKernels(model.store)  # whose steps come back to Python
-    calls, extend = [], kernels.extend
-
-    def broken(*args):
-        calls.append(1)
-        if len(calls) == 12:
-            raise KeyboardInterrupt
-        return extend(*args)
-
-    monkeypatch.setattr(kernels, "extend", broken)
-    monkeypatch.setattr(model, "kernels", kernels)
-    beam = ByteBeamState(await ByteLanes.start(model, beam.params))
-    with pytest.raises(KeyboardInterrupt):
-        await beam.prefill(LICENCE)
-    held = np.flatnonzero(table.slot_of[:-1] >= 0)
-    np.testing.assert_array_equal(table._context[table.slot_of[held]], held)
 
 
 async def test_the_prefix_of_a_potential_is_foreseen_too(tiny):

@@ -9,14 +9,19 @@ from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam import pruning_numba as pn
 from genlm_bytes_smc.beam.masses_numba import Handles, opened
 from genlm_bytes_smc.beam.model import byte_model
-from genlm_bytes_smc.beam.rng import PRUNE, THIN, read_keys, start_keys, uniforms
-from genlm_bytes_smc.beam.state import HostState
+from genlm_bytes_smc.beam.rng import PRUNE, THIN, mix, read_keys, salt, start_keys
+from genlm_bytes_smc.beam.state import BeamState
 from genlm_bytes_smc.lm.host_rows import FAN, HostRows
-from tests.beam.host_parts import called
+from tests.inner import called
 from tests.toys import ToyLM
 
 sum_root, sum_roots = called(nm.sum_root), called(nm.sum_roots)
 child_mass, add_children = called(nm.child_mass), called(nm.add_children)
+
+
+def uniforms(keys, draw):
+    """One number in [0, 1) a key, float64[N]; `draw` numbers the draws at one string."""
+    return (mix(keys ^ salt(draw)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def nested_tokens():
@@ -103,7 +108,7 @@ def test_a_state_is_one_array_and_its_views():
     rng = np.random.default_rng(0)
     ctx, node = rng.integers(9, size=(2, 4, 3))
     logu, logw = rng.normal(size=(2, 4, 3))
-    state = HostState.of(ctx, node, logu, logw, np.arange(4, dtype=np.uint64))
+    state = BeamState.of(ctx, node, logu, logw, np.arange(4, dtype=np.uint64))
     assert state.packed.shape == (4, 4, 3)
     for got, want in zip(
         (state.ctx, state.node, state.logu, state.logw), (ctx, node, logu, logw), strict=True

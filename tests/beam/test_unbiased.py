@@ -7,6 +7,8 @@ import pytest
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLanes
 from genlm_bytes_smc.beam.model import byte_model
+from genlm_bytes_smc.beam.pruning_numba import select_unbiased
+from tests.inner import called
 from tests.toys import EOS_TOKEN, Enumeration, ToyLM
 
 TEXT = b"abcabb"
@@ -124,9 +126,7 @@ async def test_healing_is_off():
 
 
 async def test_weights_hundreds_of_nats_apart_do_not_underflow():
-    from genlm_bytes_smc.beam.pruning_numba import select_unbiased
-
-    pick, weight = select_unbiased(np.array([[0.0, -800.0, -801.0]]), 2, np.array([0.3]))
+    pick, weight = called(select_unbiased)(np.array([[0.0, -800.0, -801.0]]), 2, np.array([0.3]))
     assert pick[0, 0] == 0
     assert weight[0].tolist() == [0.0, pytest.approx(np.logaddexp(-800.0, -801.0))]
 

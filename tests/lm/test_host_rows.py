@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from genlm_bytes_smc import BadRowError, BeamParams, ByteBeamState, ByteLanes, as_engine
-from genlm_bytes_smc.beam.kernels_torch import TorchKernels
+from genlm_bytes_smc import BadRowError, BeamParams, ByteBeamState, as_engine
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.fast_path import FastPathWarning
-from genlm_bytes_smc.lm.host_rows import LOWEST
+from genlm_bytes_smc.lm.rows_numba import LOWEST
 from tests.toys import ToyLM
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -89,23 +88,3 @@ async def test_a_row_that_is_no_distribution_is_refused(bad):
 
     with pytest.raises(BadRowError, match="NaN"):
         await read(Forced(change, seed=3, dtype=torch.float32), b"ab")
-
-
-@pytest.mark.parametrize("threshold", [0.0, 0.1])
-async def test_compiled_steps_are_the_composed_ones(threshold):
-    """The same beam with whole steps in one compiled call each, and with composed ones."""
-    ends = []
-    for compiled in (True, False):
-        beam = await ByteBeamState.initial(ToyLM(seed=4), BeamParams(3, threshold))
-        if not compiled:
-            model = beam.lanes.model
-            model.kernels = TorchKernels(model.store)
-            beam = ByteBeamState(await ByteLanes.start(model, beam.params))
-        for byte in b"abcabba":
-            beam = await (beam.prune() << byte)
-        row = await beam.logp_next()
-        ends.append((beam.logZ, beam.dropped, [row[b] for b in b"abc"], len(beam)))
-    np.testing.assert_allclose(ends[0][2], ends[1][2], atol=1e-12)
-    assert ends[0][0] == pytest.approx(ends[1][0], abs=1e-12)
-    assert ends[0][1] == pytest.approx(ends[1][1], abs=1e-9)
-    assert ends[0][3] == ends[1][3]

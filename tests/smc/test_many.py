@@ -12,8 +12,6 @@ from genlm.control.sampler.token import DirectTokenSampler
 
 from genlm_bytes_smc import BeamParams, as_engine, load_model
 from genlm_bytes_smc.alphabet import BYTES, TABLES
-from genlm_bytes_smc.beam.kernels_host import NumbaKernels
-from genlm_bytes_smc.beam.kernels_torch import TorchKernels
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.potential import ByteLLM
@@ -245,17 +243,6 @@ async def test_runs_side_by_side_in_little_memory_are_the_same():
         assert x.texts == y.texts and np.array_equal(x.eve, y.eve)
         np.testing.assert_allclose(x.log_weights, y.log_weights, atol=1e-12)
         np.testing.assert_allclose(x.ess_path, y.ess_path, rtol=1e-12)
-
-
-@pytest.mark.parametrize("params", [TOPK, RANDOM], ids=["topk", "unbiased"])
-async def test_the_torch_kernels_make_the_same_particles(params):
-    runs = []
-    for kind in (NumbaKernels, TorchKernels):
-        llm = toy(params=params)
-        llm.model.kernels = kind(llm.model.store)
-        runs.append(await smc(llm * ByteRegex(FREE), 12, 0.7, 6, seed=4, beam_seed=2))
-    assert runs[0].texts == runs[1].texts
-    assert runs[0].log_weights == pytest.approx(runs[1].log_weights)
 
 
 @pytest.mark.cuda
