@@ -184,14 +184,8 @@ def over_fixed_shape(
     positions = torch.full((count,), kept, device=engine.device)
 
     def run(tokens: torch.Tensor) -> torch.Tensor:
-        if hasattr(decoder, "body"):
-            x = decoder.body(tokens, positions, attend)
-        else:
-            x = decoder.embed(tokens, positions)
-            turn = decoder.turn(x, positions)
-            for i in range(len(decoder.kinds)):
-                x = decoder.layer(i, x, turn, attend.apart)
-        return torch.log_softmax(decoder._head(decoder._last(x)).float(), dim=-1)
+        x = decoder.body(tokens, positions, attend)
+        return torch.log_softmax(decoder.logits(x).float(), dim=-1)
 
     return run
 
@@ -219,13 +213,7 @@ class _FixedAttend:
         qk, v = qkv[:, : queries + self.heads], qkv[:, queries + self.heads :]
         if turn is not None:
             qk = _rotate(qk, *turn)
-        return self.apart(i, qk[:, :queries], qk[:, queries:], v, scale)
-
-    def apart(
-        self, i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        """Attend by queries, keys and values apart."""
-        count = q.shape[0]
+        q, k, count = qk[:, :queries], qk[:, queries:], qkv.shape[0]
         keys, values = (torch.cat([self.kept, x.transpose(0, 1)], dim=1)[None] for x in (k, v))
         # Queries that share a key/value head stand below each other.
         stacked = q.transpose(0, 1).reshape(1, self.heads, self.groups * count, self.width)
