@@ -25,7 +25,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
 from genlm_bytes_smc.beam.masses_numba import child_of_node, opened, touches
 from genlm_bytes_smc.compiled import entry, full, inner
 
-FEW = 0.02  # share of a position's weight from which on a node is listed with the position's first
+FEW = 0.001  # share of a position's weight from which on a node is listed with the position's first
 MAIN = 0.1  # share of it from which on the token that spells all further bytes is listed too
 
 
@@ -83,9 +83,7 @@ def foresee(
         n, now = count[i], length[i]
         oldest = now - WINDOW - 1
         by_position(ints[i], n, oldest, begin, order)
-        estimate, _ = outlook(
-            ints[i], floats[i], order, begin, now, guess, masses[i], inner_of, at
-        )
+        estimate, _ = outlook(ints[i], floats[i], order, begin, now, guess, masses[i], inner_of, at)
         for w in range(len(begin) - 1):
             position, live, deferred, ahead = oldest + w, at[w, 0], at[w, 1], at[w, 2]
             limit = merge[i] * estimate
@@ -100,7 +98,9 @@ def foresee(
             proxy = -1
             for x in range(begin[w], begin[w + 1]):
                 c = order[x]
-                if ints[i, c, CTX] >= 0 and (proxy < 0 or floats[i, c, OWN] > floats[i, proxy, OWN]):
+                if ints[i, c, CTX] >= 0 and (
+                    proxy < 0 or floats[i, c, OWN] > floats[i, proxy, OWN]
+                ):
                     proxy = c
             for x in range(begin[w], begin[w + 1]):
                 c = order[x]

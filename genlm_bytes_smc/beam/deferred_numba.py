@@ -255,9 +255,9 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, shar
             live, deferred, ahead = at[w, 0], at[w, 1], at[w, 2]
             if live == 0.0:
                 best = heaviest(ints[i], floats[i], order, begin[w], begin[w + 1])
-                if best >= 0 and deferred * ahead > share[i] * estimate:
-                    if ints[i, best, NODE] != NOT_NOW:
-                        _insert(wanted[i], shares[i], best, deferred * ahead / estimate)
+                may = best >= 0 and ints[i, best, NODE] != NOT_NOW
+                if may and deferred * ahead > share[i] * estimate:
+                    _insert(wanted[i], shares[i], best, deferred * ahead / estimate)
                 continue
             for x in range(begin[w], begin[w + 1]):
                 c = order[x]

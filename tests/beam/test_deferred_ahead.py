@@ -31,13 +31,13 @@ async def run(cheap, n):
     return state.particles, engine.counts.forwards / STEPS, engine.counts.rows / STEPS
 
 
-@pytest.mark.parametrize(("n", "most"), [(64, 1.05), (256, 1.2)])
-async def test_a_particle_step_takes_about_one_forward_where_rows_are_cheap(n, most):
+@pytest.mark.parametrize(("n", "most"), [(64, 1.2), (256, 1.8)])
+async def test_a_particle_step_takes_fewer_forwards_where_rows_are_cheap(n, most):
     plain, forwards, rows = await run(cheap=False, n=n)
     ahead, fewer, more = await run(cheap=True, n=n)
     print(f"N={n}: forwards a step {forwards:.2f} -> {fewer:.2f}, rows {rows:.1f} -> {more:.1f}")
-    assert fewer <= most < forwards
-    assert more <= 1.3 * rows
+    assert fewer <= most < 2 < forwards
+    assert more <= 1.4 * rows
     np.testing.assert_array_equal(ahead.text, plain.text)
     np.testing.assert_array_equal(ahead.log_weights, plain.log_weights)
 
@@ -64,6 +64,17 @@ async def test_lanes_are_the_same_whatever_is_fetched_early(seed, threshold):
     assert fewer < forwards
 
 
+async def bytes_read(lanes, text):
+    """Return how many bytes of a text one lane reads before the model's window is full."""
+    for n, byte in enumerate(text):
+        try:
+            await lanes.logp_next()
+            lanes = await lanes.step([byte])
+        except ContextTooLongError:
+            return n
+    return len(text)
+
+
 async def test_nothing_is_fetched_that_does_not_fit_the_models_window():
     reached = []
     for cheap in (False, True):
@@ -71,10 +82,6 @@ async def test_nothing_is_fetched_that_does_not_fit_the_models_window():
         engine.rows_are_cheap, engine.window = cheap, 6
         params = BeamParams(None, 0.1, prune="deferred")
         lanes = await DeferredLanes.start(byte_model(engine), params)
-        n = 0
-        with pytest.raises(ContextTooLongError):
-            for n, byte in enumerate(b"abcabcabcabcabcabcabc"):  # noqa: B007
-                await lanes.logp_next()
-                lanes = await lanes.step([byte])
-        reached.append(n)
+        reached.append(await bytes_read(lanes, b"abc" * 7))
+    assert 0 < reached[0] < 21
     assert reached[0] == reached[1]
