@@ -26,6 +26,7 @@ from numba.np import arrayobj
 
 SOURCES = (
     "beam/candidates_numba.py",
+    "beam/deferred_ahead_numba.py",
     "beam/deferred_numba.py",
     "beam/masses_numba.py",
     "beam/pruning_numba.py",

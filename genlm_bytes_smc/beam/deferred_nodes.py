@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.beam import deferred_numba as dn
+from genlm_bytes_smc.beam.deferred_ahead_numba import foresee
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
@@ -28,6 +29,7 @@ from genlm_bytes_smc.beam.state import BeamState, BoolArray, FloatArray
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 AT_ONCE = 4  # rows that a lane asks for in one request
+NEAR = 0.5  # share of a limit from which on a row is fetched early
 
 
 @dataclass(eq=False)
@@ -303,9 +305,12 @@ class Judge:
             chosen = nodes.ints[lanes, places]
             ids = tree.children(chosen[:, ABOVE], chosen[:, TOKEN])
             if held is None:
-                alive = nodes.ints[:, :, CTX][nodes.live]
+                needed = np.concatenate([ids, nodes.ints[:, :, CTX][nodes.live]])
+                if self.model.engine.rows_are_cheap and len(self.model.store.missing(needed)):
+                    more = self._foreseen(nodes, masses, share, merge, at_end=at_end)
+                    needed = np.concatenate([needed, more])
                 with tree.pinned(nodes.contexts()):
-                    await self.model.store.ensure(np.concatenate([ids, alive]))
+                    await self.model.store.ensure(needed)
                 there = np.ones(len(ids), dtype=bool)
             else:
                 there = held.among(ids, shares[lanes, at])
@@ -314,6 +319,45 @@ class Judge:
             nodes.ints[lanes, places, CTX] = ids[there]
             self.follow(nodes, lanes, places, chosen[there, POS])
         return masses, rest
+
+    def _foreseen(
+        self,
+        nodes: Nodes,
+        masses: FloatArray,
+        share: FloatArray,
+        merge: FloatArray,
+        *,
+        at_end: bool,
+    ) -> IntArray:
+        """Return contexts whose rows later requests will most likely ask for, int64[m].
+
+        A request is a forward of the model, whose cost hardly depends on its rows where those
+        are cheap. Fetched early, rows that would come in a forward of their own come for little.
+        """
+        engine, store = self.model.engine, self.model.store
+        asked = merge if at_end else np.full(len(share), self.params.prune_threshold)
+        handles, probs = self.kernels.arrays()
+        room = 4 * len(share) + 64
+        while True:
+            contexts, least_p = np.empty((room, 3), dtype=np.int64), np.empty(room)
+            found = foresee(
+                handles, probs, self.cut, nodes.ints, nodes.floats, nodes.count, nodes.length,
+                nodes.text, masses, share, merge, NEAR * asked, self.params.deferred_guess, at_end,
+                contexts, least_p,
+            )  # fmt: skip
+            if found <= room:
+                break
+            room = found
+        above, token, further = contexts[:found].T.copy()
+        ids = engine.tree.children(above, token)
+        store.cover()
+        slots, rows = store.slot_of[ids], store.host
+        with_more = np.flatnonzero(further >= 0)
+        known = slots[with_more]
+        p = rows.probs[known, further[with_more]] * rows.scale[known]
+        likely = with_more[(known < 0) | (p > least_p[with_more])]
+        ids = np.concatenate([ids, engine.tree.children(ids[likely], further[likely])])
+        return ids if engine.window is None else ids[engine.tree.depth[ids] <= engine.window]
 
     def follow(self, nodes: Nodes, lanes: IntArray, places: IntArray, first: IntArray) -> None:
         """Move live nodes along the text, and defer what ends on the way."""

@@ -101,7 +101,7 @@ def defer(ints, floats, count, ends):
 
 
 @inner()
-def _by_position(ints, n, oldest, begin, order):
+def by_position(ints, n, oldest, begin, order):
     """Sort n nodes by position: `order` int64[n], and where each position begins in it."""
     for w in range(len(begin)):
         begin[w] = 0
@@ -144,6 +144,67 @@ def _flow(ints, floats, order, begin, now):
 
 
 @inner()
+def outlook(ints, floats, order, begin, now, guess, mass, inner_of, at):
+    """Estimate how likely the bytes from each position on are, from the end of the text backwards.
+
+    Args:
+        ints, floats: of one lane, with OWN set.
+        order, begin: from `by_position`.
+        now: bytes read.
+        guess: see `judge`.
+        mass: of the lane.
+        inner_of: float64[C], room for what follows each node.
+        at: float64[W, 3], set for each position of the window to the weight of its live nodes,
+            to that of its deferred ones, and to the estimated probability of the bytes from it on.
+
+    Returns:
+        The mass with what positions without a row are taken to hold, and the weight of those.
+    """
+    for c in range(begin[len(begin) - 1]):
+        inner_of[c] = 0.0
+    estimate, without = mass, 0.0
+    for w in range(len(begin) - 2, -1, -1):
+        position = now - WINDOW - 1 + w
+        live = deferred = 0.0
+        for x in range(begin[w], begin[w + 1]):
+            c = order[x]
+            if ints[c, CTX] >= 0:
+                live += floats[c, OWN]
+            else:
+                deferred += floats[c, OWN]
+        if position == now:
+            ahead = 1.0
+        elif live > 0.0:
+            ahead = 0.0
+            for x in range(begin[w], begin[w + 1]):
+                c = order[x]
+                if ints[c, CTX] >= 0:
+                    ahead += floats[c, OWN] / live * (floats[c, FLIGHT] + inner_of[c])
+        else:
+            ahead = guess ** (now - position)
+        for x in range(begin[w], begin[w + 1]):
+            c = order[x]
+            if ints[c, PARENT] >= 0:
+                inner_of[ints[c, PARENT]] += floats[c, P] * ahead
+        if live == 0.0 and position < now:
+            estimate += deferred * ahead
+            without += deferred
+        at[w, 0], at[w, 1], at[w, 2] = live, deferred, ahead
+    return estimate, without
+
+
+@inner()
+def heaviest(ints, floats, order, first, end):
+    """Return the deferred node with the most OWN among `order[first:end]`; -1 if none has any."""
+    best, top = -1, 0.0
+    for x in range(first, end):
+        c = order[x]
+        if ints[c, CTX] < 0 and floats[c, OWN] > top:
+            best, top = c, floats[c, OWN]
+    return best
+
+
+@inner()
 def _insert(wanted, shares, c, share):
     """Put a node into the list of the most wanted, the greatest share first."""
     at = len(wanted)
@@ -176,62 +237,34 @@ def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, shar
     masses = full(len(count), 0.0)
     room = ints.shape[1]
     order, begin = full(room, 0), full(WINDOW + 3, 0)
-    inner_of = full(room, 0.0)
+    inner_of, at = full(room, 0.0), full((WINDOW + 2, 3), 0.0)
     for i in range(len(count)):
-        now, n = length[i], count[i]
+        now = length[i]
         oldest = now - WINDOW - 1
-        _by_position(ints[i], n, oldest, begin, order)
+        by_position(ints[i], count[i], oldest, begin, order)
         mass = masses[i] = _flow(ints[i], floats[i], order, begin, now)
         for a in range(wanted.shape[1]):
             wanted[i, a], shares[i, a] = -1, 0.0
-        for c in range(n):
-            inner_of[c] = 0.0
-        # From the end of the text backwards: how likely the bytes from a position on are.
-        estimate, rest[i, 0] = mass, 0.0
-        for step in range(2):  # the estimate first, then the choice against it
-            for w in range(len(begin) - 2, -1, -1):
-                position = oldest + w
-                live = deferred = top = 0.0
-                best = -1
-                for x in range(begin[w], begin[w + 1]):
-                    c = order[x]
-                    own = floats[i, c, OWN]
-                    if ints[i, c, CTX] >= 0:
-                        live += own
-                    else:
-                        deferred += own
-                        if own > top:
-                            best, top = c, own
-                if position == now:
-                    ahead = 1.0
-                elif live > 0.0:
-                    ahead = 0.0
-                    for x in range(begin[w], begin[w + 1]):
-                        c = order[x]
-                        if ints[i, c, CTX] >= 0:
-                            after = floats[i, c, FLIGHT] + inner_of[c]
-                            ahead += floats[i, c, OWN] / live * after
-                else:
-                    ahead = guess ** (now - position)
-                if step == 0:
-                    for x in range(begin[w], begin[w + 1]):
-                        c = order[x]
-                        if ints[i, c, PARENT] >= 0:
-                            inner_of[ints[i, c, PARENT]] += floats[i, c, P] * ahead
-                    if live == 0.0 and position < now:
-                        estimate += deferred * ahead
-                        rest[i, 0] += deferred
-                elif (position == now) == at_end:
-                    first = best if live == 0.0 and deferred * ahead > share[i] * estimate else -1
-                    if first >= 0 and ints[i, first, NODE] != NOT_NOW:
-                        _insert(wanted[i], shares[i], first, deferred * ahead / estimate)
-                    for x in range(begin[w], begin[w + 1]):
-                        c = order[x]
-                        worth = floats[i, c, OWN] * ahead
-                        rides = live > 0.0 and ints[i, c, CTX] < 0 and ints[i, c, NODE] != NOT_NOW
-                        if rides and worth > merge[i] * estimate:
-                            _insert(wanted[i], shares[i], c, worth / estimate)
+        estimate, rest[i, 0] = outlook(
+            ints[i], floats[i], order, begin, now, guess, mass, inner_of, at
+        )
         rest[i, 1] = estimate - mass
+        for w in range(len(begin) - 2, -1, -1):
+            if (oldest + w == now) != at_end:
+                continue
+            live, deferred, ahead = at[w, 0], at[w, 1], at[w, 2]
+            if live == 0.0:
+                best = heaviest(ints[i], floats[i], order, begin[w], begin[w + 1])
+                may = best >= 0 and ints[i, best, NODE] != NOT_NOW
+                if may and deferred * ahead > share[i] * estimate:
+                    _insert(wanted[i], shares[i], best, deferred * ahead / estimate)
+                continue
+            for x in range(begin[w], begin[w + 1]):
+                c = order[x]
+                worth = floats[i, c, OWN] * ahead
+                rides = ints[i, c, CTX] < 0 and ints[i, c, NODE] != NOT_NOW
+                if rides and worth > merge[i] * estimate:
+                    _insert(wanted[i], shares[i], c, worth / estimate)
     return masses
 
 

@@ -84,6 +84,9 @@ class RowEngine(LateAsyncLM):
 
     Attributes:
         counts: what the model was asked to do.
+        rows_are_cheap: whether some dozens of rows more hardly change the cost of a forward, as on
+            a GPU, so that a forward that is made anyway should fetch what the next ones may ask
+            for. False on a CPU. Results do not depend on it, only `counts`.
     """
 
     request_bytes = 1 << 28
@@ -114,6 +117,7 @@ class RowEngine(LateAsyncLM):
         self.start = tuple(int(t) for t in start)
         self.tree = ContextTree()
         self.counts = LMCounts()
+        self.rows_are_cheap = device.type != "cpu"
         self._requests = Coalesced[int, Row]()
 
     @property

@@ -77,6 +77,7 @@ class VLLMEngine(RowEngine):
         )
         from vllm import SamplingParams
 
+        self.rows_are_cheap = True  # its rows come to the host, from wherever it runs
         self.llm: Any = llm
         self._lora = lora
         self._target = None if device is None else device_of(device)
