@@ -31,7 +31,7 @@ MOST_ENTRIES = 1 << 20
 
 _PROGRAMS = 264  # twice the multiprocessors of a large GPU: so many programs keep it busy
 _MOST_PARTS = 32
-_KEYS = 64  # that a program reads at once
+_KEY_BYTES = 128  # of one column of the keys that a program reads at once
 
 
 class PagedForward:
@@ -147,6 +147,7 @@ class _PagedAttend:
         shape, device = (every, size, heads), forward.device
         self.tops, self.totals = torch.empty((2, *shape), dtype=torch.float32, device=device)
         self.sums = torch.empty((*shape, self.width), dtype=torch.float32, device=device)
+        self.keys = _KEY_BYTES // forward.decoder.embedding.element_size()
         self.sizes = {"HEADS": heads, "KV": self.kv, "D": self.width}
 
     def of(self, kind: str) -> AttendLayer:
@@ -174,7 +175,7 @@ class _PagedAttend:
             HALF=_power_of_two(self.width // 2), TURNS=turn is not None, num_warps=1,
         )  # fmt: skip
         parts = self.tops, self.totals, self.sums
-        like = {**self.sizes, "BD": self.block, "BN": _KEYS, "SLIDES": slides}
+        like = {**self.sizes, "BD": self.block, "BN": self.keys, "SLIDES": slides}
         blocks = -(-size * (heads // self.kv) // self.rows)
         _launch(pt.own, (size, self.kv, self.own_parts))(
             qkv, *kept, *parts, scale, size, **like, BM=self.group_rows, PARTS=self.own_parts,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from genlm_bytes_smc.fast_path import Way
+from genlm_bytes_smc.fast_path import Way, warn_lost
 from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend, costs_on
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
@@ -288,18 +288,31 @@ class TreeForward:
         ids = np.array(nodes, dtype=np.int64)
         everything = len(asked) == len(nodes) and bool((asked == np.arange(len(asked))).all())
         chosen = None if everything else send(asked, self._device)
-        if paths is None:
+        logits = None if paths is None else self._where_they_lie(paths, chosen)
+        if logits is None:
             with _backends(self._device):
                 logits = self._laid_out(ids, fresh, chosen)
-        else:
-            decoder = self.decoder
-            assert decoder is not None
-            out = self._paged_by(decoder)(paths)
-            logits = decoder.logits(out if chosen is None else out[chosen])
         self.cache.append(ids[:fresh])
         if self.limit_slots is None:
             self.limit_slots = self.limit_bytes // max(1, self._buffer.slot_cost)
         return logits
+
+    def _where_they_lie(self, paths: Paths, chosen: torch.Tensor | None) -> torch.Tensor | None:
+        """Run a forward that reads keys where they lie; None if its kernels fail."""
+        decoder = self.decoder
+        assert decoder is not None
+        try:
+            out = self._paged_by(decoder)(paths)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # such as kernels that a GPU has too little memory for
+            self.paging, self._paged = False, None
+            warn_lost(
+                "keys are copied in every forward, which is slower, as reading them where they "
+                f"lie failed ({type(error).__name__}: {error})"
+            )
+            return None
+        return decoder.logits(out if chosen is None else out[chosen])
 
     def _paged_by(self, decoder: Decoder) -> PagedForward:
         if self._paged is None or self._paged.decoder is not decoder:

@@ -15,6 +15,7 @@ from genlm_bytes_smc.fast_path import FastPathWarning
 from genlm_bytes_smc.lm.contexts import ContextTree
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from genlm_bytes_smc.lm.tree_cache import TreeCache
+from genlm_bytes_smc.lm.tree_forward import TreeForward
 from tests.lm.families import WRITTEN_OUT, distance, make_model, random_contexts, whole_rows
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ KINDS = {"scale": "fp32", "head_stride": "i32", "T": "i32", "plan": "*i32", "inn
 KINDS |= dict.fromkeys(("tops", "totals", "sums"), "*fp32")
 KINDS |= {"sin_stride": "i32"}
 SIZES = {
-    "HEADS": 32, "KV": 8, "D": 128, "BD": 128, "BM": 16, "BN": 64, "PARTS": 2, "BEFORE": 0,
+    "HEADS": 32, "KV": 8, "D": 128, "BD": 128, "BM": 64, "BN": 64, "PARTS": 2, "BEFORE": 0,
     "SLIDES": True, "TURNS": True, "HALF": 64, "BP": 4, "BLOCK": 1024,
 }  # fmt: skip
 
@@ -62,11 +63,15 @@ def test_kernels_compile_for_gpus(capability, dtype, tmp_path, monkeypatch):
         names = kernel.arg_names
         constant = {a for a in names if a in SIZES}
         signature = {a: "constexpr" if a in constant else KINDS.get(a, dtype) for a in names}
-        sizes = {(i,): SIZES[a] for i, a in enumerate(names) if a in constant}
+        keys = 128 // (4 if dtype == "*fp32" else 2)
+        sizes = {
+            (i,): keys if a == "BN" else SIZES[a] for i, a in enumerate(names) if a in constant
+        }
         options = {"enable_fp_fusion": True}
         target = GPUTarget("cuda", capability, 32)
         made = triton.compile(ASTSource(kernel, signature, sizes), target=target, options=options)
         assert made.asm["cubin"], kernel.__name__
+        assert made.metadata.shared <= 99 << 10  # what a block may have on a GeForce
 
 
 def test_paths_are_what_the_tree_says():
@@ -138,10 +143,10 @@ def test_a_gpu_gives_the_rows_of_a_cpu(tokenizer):
         assert distance(engine.rows_sync(nodes).cpu(), want) < 1e-4
 
 
-def test_kernels_that_fail_are_left_out(gpt2, tokenizer, monkeypatch):
-    from genlm_bytes_smc.lm import tree_forward
-
-    init = tree_forward.TreeForward.__init__
+@pytest.mark.parametrize("when", ["made", "asked"])
+def test_kernels_that_fail_are_left_out(gpt2, tokenizer, monkeypatch, when):
+    """When the engine is made, or later with a size that needs more of the GPU."""
+    init = TreeForward.__init__
 
     def paging(self, *args, **options):
         init(self, *args, **options)
@@ -150,13 +155,18 @@ def test_kernels_that_fail_are_left_out(gpt2, tokenizer, monkeypatch):
     def fails(self, decoder):
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(tree_forward.TreeForward, "__init__", paging)
-    monkeypatch.setattr(tree_forward.TreeForward, "_paged_by", fails)
-    with pytest.warns(FastPathWarning, match="no such instruction"):
+    if when == "made":
+        monkeypatch.setattr(TreeForward, "__init__", paging)
+    else:
         engine = TreeTransformer(gpt2, tokenizer)
+        engine._forward.paging = True
+    monkeypatch.setattr(TreeForward, "_paged_by", fails)
+    contexts = [[1, 5, 9], [1, 5, 8]]
+    with pytest.warns(FastPathWarning, match="no such instruction"):
+        if when == "made":
+            engine = TreeTransformer(gpt2, tokenizer)
+        rows = engine.batch_next_token_logprobs_sync(contexts)
     assert not engine._forward.paging
     assert engine.forward == "written out"
-    contexts = [[1, 5, 9], [1, 5, 8]]
-    assert (
-        distance(engine.batch_next_token_logprobs_sync(contexts), whole_rows(gpt2, contexts)) < 1e-5
-    )
+    assert distance(rows, whole_rows(gpt2, contexts)) < 1e-5
+    assert len(engine._forward.cache) == 4
