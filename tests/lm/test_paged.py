@@ -155,6 +155,7 @@ def test_kernels_that_fail_are_left_out(gpt2, tokenizer, monkeypatch, when):
     def fails(self, decoder):
         raise RuntimeError("no such instruction")
 
+    engine = None
     if when == "made":
         monkeypatch.setattr(TreeForward, "__init__", paging)
     else:
@@ -162,10 +163,13 @@ def test_kernels_that_fail_are_left_out(gpt2, tokenizer, monkeypatch, when):
         engine._forward.paging = True
     monkeypatch.setattr(TreeForward, "_paged_by", fails)
     contexts = [[1, 5, 9], [1, 5, 8]]
+
+    def answer(engine):
+        engine = engine or TreeTransformer(gpt2, tokenizer)
+        return engine, engine.batch_next_token_logprobs_sync(contexts)
+
     with pytest.warns(FastPathWarning, match="no such instruction"):
-        if when == "made":
-            engine = TreeTransformer(gpt2, tokenizer)
-        rows = engine.batch_next_token_logprobs_sync(contexts)
+        engine, rows = answer(engine)
     assert not engine._forward.paging
     assert engine.forward == "written out"
     assert distance(rows, whole_rows(gpt2, contexts)) < 1e-5
