@@ -6,9 +6,11 @@ What it must know of a transformers model is read off its configuration (`Archit
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -190,7 +192,7 @@ class TreeForward:
         self.limit_slots: int | None = None
         weight = model.get_input_embeddings().weight
         self.layout: Layout | Literal["paged"] | None = None
-        self.paging = weight.device.type == "cuda" and weight.dtype in _PAGED
+        self.paging = _has_triton(weight.device) and weight.dtype in _PAGED
         self._paged: PagedForward | None = None
         self.graphs = not _rope_kinds(model.config) & {"dynamic", "longrope"}  # ask the device
         self.doubt: str | None = None
@@ -392,6 +394,12 @@ class TreeForward:
 def _buffer_for(model: Any, architecture: Architecture) -> KVBuffer:
     bundled = isinstance(model, BundledGPT2)
     return (KVBuffer if bundled else transformers_buffer)(architecture.layers)
+
+
+def _has_triton(device: torch.device) -> bool:
+    """Return whether Triton should be there: on Linux, builds of torch for CUDA bring it."""
+    wanted = sys.platform == "linux" or find_spec("triton") is not None
+    return device.type == "cuda" and wanted
 
 
 def _backends(device: torch.device) -> AbstractContextManager[None]:
