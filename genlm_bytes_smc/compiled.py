@@ -35,7 +35,7 @@ SOURCES = (
     "beam/texts_numba.py",
     "compiled.py",
     "constraints/automata/loops_numba.py",
-    "lm/contexts.py",
+    "lm/contexts_numba.py",
     "lm/rows_numba.py",
 )
 

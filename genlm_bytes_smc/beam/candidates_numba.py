@@ -26,7 +26,7 @@ from genlm_bytes_smc.beam.pruning_numba import (
     take,
 )
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.contexts import NO_ROOM, child_of
+from genlm_bytes_smc.lm.contexts_numba import NO_ROOM, child_of
 
 # Not as literals, for which numba compiles what they are passed to once more.
 _FIRST = np.int64(0)

@@ -30,7 +30,7 @@ from genlm_bytes_smc.beam.kernels import (
     Texts,
 )
 from genlm_bytes_smc.beam.state import BeamState, Extensions, FloatArray
-from genlm_bytes_smc.lm.contexts import NO_ROOM, IntArray
+from genlm_bytes_smc.lm.contexts_numba import NO_ROOM, IntArray
 from genlm_bytes_smc.lm.rows import RowStore
 
 _NO_STATE: IntArray = np.empty((4, 0, 0), dtype=np.int64)

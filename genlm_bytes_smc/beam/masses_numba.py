@@ -27,7 +27,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.contexts import IntArray, TreeArrays
+from genlm_bytes_smc.lm.contexts_numba import IntArray, TreeArrays
 from genlm_bytes_smc.lm.rows_numba import FAN, RowArrays
 
 # No nnan/ninf: -inf is a legitimate weight here.

@@ -27,7 +27,7 @@ from genlm_bytes_smc.beam.candidates_numba import (
 from genlm_bytes_smc.beam.masses_numba import ROOT, add_children, add_masses, opened, sum_root
 from genlm_bytes_smc.beam.pruning_numba import add_logs, keys_after, prune_lanes
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.contexts import NO_ROOM
+from genlm_bytes_smc.lm.contexts_numba import NO_ROOM
 
 _NO, _NOWHERE, _NOT_AT_ALL = np.bool_(False), np.int64(0), np.float64(0.0)
 

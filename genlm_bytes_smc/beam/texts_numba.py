@@ -26,7 +26,7 @@ from genlm_bytes_smc.beam.candidates_numba import (
 from genlm_bytes_smc.beam.masses_numba import add_masses, opened
 from genlm_bytes_smc.beam.pruning_numba import add_logs, kept_of, keys_after, prune_lanes
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.contexts import NO_ROOM
+from genlm_bytes_smc.lm.contexts_numba import NO_ROOM
 
 GUESS = 0.03  # probability of a byte that an extension is taken to give, at least
 HEAVY = 0.1  # share of the beam from which on a candidate goes on with a row that is but a guess

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.lm.contexts import ContextTree, IntArray, lacking
+from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
+from genlm_bytes_smc.lm.contexts_numba import lacking
 from genlm_bytes_smc.lm.device_rows import fetched
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.engine import BadRowError, RowEngine, gathered

@@ -23,7 +23,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts_numba import IntArray
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.fast_path import Way, warn_lost
+from genlm_bytes_smc.lm.architecture import Architecture
 from genlm_bytes_smc.lm.async_lm import start_tokens
 from genlm_bytes_smc.lm.attention import Layout
 from genlm_bytes_smc.lm.bundled import BundledGPT2
@@ -23,7 +24,7 @@ from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.devices import fitting_threads, send
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.tree_cache import Paths, Work
-from genlm_bytes_smc.lm.tree_forward import Architecture, TreeForward, batches, plain_logits
+from genlm_bytes_smc.lm.tree_forward import TreeForward, batches, plain_logits
 
 logger = logging.getLogger(__name__)
 

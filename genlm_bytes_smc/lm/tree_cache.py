@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.lm.contexts import ContextTree, IntArray, common_depth, fill_paths, spelled
+from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
+from genlm_bytes_smc.lm.contexts_numba import common_depth, fill_paths, spelled
 
 _DEAD_TOLERATED = 512  # compaction copies the whole buffer: not for less than this
 _EVICT_SHARE = 4  # evict a quarter more than needed, so that it does not happen every call
