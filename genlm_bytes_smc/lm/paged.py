@@ -21,13 +21,10 @@ import torch
 from genlm_bytes_smc.lm import paged_triton as pt
 from genlm_bytes_smc.lm.decoder import AttendLayer, Decoder
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
-from genlm_bytes_smc.lm.tree_cache import Paths
+from genlm_bytes_smc.lm.tree_cache import MOST_ENTRIES, MOST_POSITIONS, Paths
 
-SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, MOST_POSITIONS)
 """Positions of a recorded forward."""
-
-MOST_ENTRIES = 1 << 20
-"""Entries, common ones once, that the positions of one forward may have in all."""
 
 _PROGRAMS = 264  # twice the multiprocessors of a large GPU: so many programs keep it busy
 _MOST_PARTS = 32

@@ -183,7 +183,10 @@ class TreeTransformer(RowEngine):
 
     def _tree(self, nodes: IntArray) -> torch.Tensor:
         """Rows of contexts through the tree cache."""
-        work = self._forward.cache.work(nodes)
+        work, most = self._forward.cache.work(nodes), self._forward.most_positions
+        if most is not None and most < len(nodes) == len(work.nodes):
+            parts = [self._tree(nodes[i : i + most]) for i in range(0, len(nodes), most)]
+            return torch.cat(parts)
         try:
             evicted = self._forward.make_room(nodes, len(work.nodes))
         except MemoryError:
@@ -210,11 +213,11 @@ class TreeTransformer(RowEngine):
             paths = self._forward.paths(work.nodes, work.fresh)
             if paths is not None:
                 return self._part(work, 0, len(work.nodes), asked, paths)
-        parts = list(self._parts(work, asked))
-        if len(parts) == 1:
+        cuts = list(self._parts(work, asked))
+        if len(cuts) == 1:
             return self._part(work, 0, len(work.nodes), asked)
         rows = self._empty(len(nodes))
-        for first, stop in parts:
+        for first, stop in cuts:
             here = np.flatnonzero((asked >= first) & (asked < stop))
             rows[send(here, self.device)] = self._part(work, first, stop, asked[here])
         return rows

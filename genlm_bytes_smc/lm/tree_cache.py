@@ -23,6 +23,12 @@ import numpy.typing as npt
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.contexts_numba import common_depth, fill_paths, spelled
 
+MOST_POSITIONS = 1024
+"""Of a forward that reads keys where they lie (`lm.paged`)."""
+
+MOST_ENTRIES = 1 << 20
+"""Entries, common ones once, that the positions of one such forward may have in all."""
+
 _DEAD_TOLERATED = 512  # compaction copies the whole buffer: not for less than this
 _EVICT_SHARE = 4  # evict a quarter more than needed, so that it does not happen every call
 

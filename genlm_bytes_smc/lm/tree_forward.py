@@ -19,13 +19,14 @@ from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked, is_known
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer, transformers_buffer
-from genlm_bytes_smc.lm.tree_cache import Paths, TreeCache
+from genlm_bytes_smc.lm.tree_cache import MOST_ENTRIES, MOST_POSITIONS, Paths, TreeCache
 
 if TYPE_CHECKING:
     from genlm_bytes_smc.lm.paged import PagedForward
 
 _MOST_POSITIONS = 1 << 15  # of one padded batch
 _UNLIMITED = 1 << 40
+
 _PAGED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -132,13 +133,16 @@ class TreeForward:
         self.cache.touch(wanted)
         return dropped
 
-    def paths(self, nodes: list[int], fresh: int) -> Paths | None:
-        """Return what the positions of one forward see, if it may read keys where they lie."""
+    @property
+    def most_positions(self) -> int | None:
+        """The most positions of a forward that reads keys where they lie; None: none may."""
         if not self.paging or self.layout not in (None, "paged") or self.decoder is None:
             return None
-        from genlm_bytes_smc.lm.paged import MOST_ENTRIES, SIZES
+        return MOST_POSITIONS
 
-        if len(nodes) > SIZES[-1]:
+    def paths(self, nodes: list[int], fresh: int) -> Paths | None:
+        """Return what the positions of one forward see, if it may read keys where they lie."""
+        if len(nodes) > (self.most_positions or 0):
             return None
         return self.cache.paths(np.array(nodes, dtype=np.int64), fresh, MOST_ENTRIES)
 

@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 
-from genlm_bytes_smc.lm import paged
+from genlm_bytes_smc.lm import paged, tree_forward
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 from tests.lm.families import distance, make_model, make_tokenizer, random_contexts, whole_rows
 
@@ -37,6 +37,12 @@ def apart(family: str) -> dict[str, float]:
         rows = engine.rows_sync(nodes)
         worst = max(worst, distance(rows, whole_rows(model, contexts)))
         positions += int(forward._paged._host[1])
+    tree_forward.MOST_POSITIONS, before = 2, engine.counts.forwards  # more in two forwards
+    contexts = [[*pool[-1], t] for t in (21, 22, 23)]
+    nodes = np.array([engine.tree.insert(c) for c in contexts])
+    worst = max(worst, distance(engine.rows_sync(nodes), whole_rows(model, contexts)))
+    assert engine.counts.forwards == before + 2
+    tree_forward.MOST_POSITIONS = 1024
     return {"worst": worst, "positions": positions, "computed": engine.counts.positions}
 
 
