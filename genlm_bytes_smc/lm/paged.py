@@ -75,6 +75,7 @@ class PagedForward:
             if self.buffer.version != self._version:  # keys and values are elsewhere now
                 self._recorded.clear()
                 self._seen.clear()
+                self._pool = None  # which went with the last recording that used it
                 self._version = self.buffer.version
             if size not in self._seen:  # kernels are compiled, libraries take their memory
                 self._seen.add(size)
