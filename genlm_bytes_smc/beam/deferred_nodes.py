@@ -27,6 +27,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import BeamState, BoolArray, FloatArray
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
+NOTED = 64  # contexts that there is room to note at once, besides `AT_ONCE` a lane
 NEAR = 0.5  # share of a limit from which on a row is fetched early
 
 
@@ -364,7 +365,7 @@ class _Call:
         """Go on as far as rows are there; return contexts noted int64[k, 2] and their shares."""
         judge, nodes, held = self.judge, self.nodes, self.held
         params = judge.params
-        room, width = rd.AT_ONCE * len(nodes.count) + 64, 0 if held is None else held.width
+        room, width = rd.AT_ONCE * len(nodes.count) + NOTED, 0 if held is None else held.width
         noted, shares = list[IntArray](), list[FloatArray]()
         state = np.ones(3, dtype=np.int64)
         while state[1:].any():
