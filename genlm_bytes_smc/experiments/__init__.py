@@ -20,7 +20,7 @@ from genlm_bytes_smc.experiments.calibration import (
     calibrate_sync,
 )
 from genlm_bytes_smc.experiments.job import Experiment, ExperimentError, Outcome
-from genlm_bytes_smc.experiments.report import Report, Section, Table
+from genlm_bytes_smc.experiments.reports import Report, Section, Table
 from genlm_bytes_smc.experiments.runner import Done, run_experiment, studies
 from genlm_bytes_smc.experiments.study import run_study
 

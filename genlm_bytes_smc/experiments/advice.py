@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from genlm_bytes_smc.experiments import figures
+from genlm_bytes_smc.experiments import reports
 from genlm_bytes_smc.experiments.job import ExperimentError, Row
-from genlm_bytes_smc.experiments.report import Report, Section, Table
+from genlm_bytes_smc.experiments.reports import Report, Section, Table
 from genlm_bytes_smc.experiments.runs import METHODS, log_mean, summarise, table_of
 
 
@@ -271,42 +271,42 @@ def _beam_section(rows: list[Row]) -> Section:
     ]
     if not curve:
         return Section("How wide a beam", ["Too few texts came out of the target to say."])
-    drawn, (axis,) = figures.figure(1)
+    drawn, (axis,) = reports.figure(1)
     for i, threshold in enumerate(sorted({p["threshold"] for p in curve})):
         mine = sorted((p for p in curve if p["threshold"] == threshold), key=lambda p: int(p["K"]))
         x = [p["rows"] for p in mine]
         y = [max(min(float(p["bound"]), 1e3), 1e-7) for p in mine]
-        axis.plot(x, y, label=f"threshold {threshold:g}", **figures.style(i))
+        axis.plot(x, y, label=f"threshold {threshold:g}", **reports.style(i))
         for p, a, b in zip(mine, x, y, strict=True):
             axis.annotate(
                 f"{p['K']}", (a, b), fontsize=7.5, xytext=(4, 4), textcoords="offset points"
             )
-    axis.axhline(tolerance, color=figures.INK, linewidth=1)
+    axis.axhline(tolerance, color=reports.INK, linewidth=1)
     axis.set_xscale("log")
     axis.set_yscale("log")
-    figures.label(axis, "Beam width K at each point", "LM rows a byte", "nats a byte, with margin")
-    figures.legend(axis)
+    reports.label(axis, "Beam width K at each point", "LM rows a byte", "nats a byte, with margin")
+    reports.legend(axis)
     shown = [[t.replace("\n", "\\n")[:90]] for t in row["result"]["texts"][:8]]
     table = Table(["some of the texts that were read"], shown)
     return Section("How wide a beam", words, drawn, table, name="beam")
 
 
 def _error_section(entries: list[dict[str, Any]], truth: Truth, error: float) -> Section:
-    drawn, axes = figures.figure(2)
+    drawn, axes = reports.figure(2)
     for axis, prune in zip(axes, ("topk", "unbiased"), strict=True):
         for i, method in enumerate(("is", "smc", "lookahead"), 1):
             mine = [e for e in entries if (e["prune"], e["method"]) == (prune, method)]
             if mine:
                 x, y = [e["rows"] for e in mine], [max(e["log_rmse"], 1e-4) for e in mine]
-                axis.plot(x, y, label=METHODS[method], **figures.style(i))
-        axis.axhline(error, color=figures.INK, linewidth=1)
+                axis.plot(x, y, label=METHODS[method], **reports.style(i))
+        axis.axhline(error, color=reports.INK, linewidth=1)
         if truth.error > 0:
-            axis.axhline(truth.error, color=figures.FAINT, linewidth=1, linestyle=":")
+            axis.axhline(truth.error, color=reports.FAINT, linewidth=1, linestyle=":")
         axis.set_xscale("log")
         axis.set_yscale("log")
         name = "top K" if prune == "topk" else "unbiased"
-        figures.label(axis, name, "LM rows a run", "error of the log, nats (rms)")
-    figures.legend(axes[0])
+        reports.label(axis, name, "LM rows a run", "error of the log, nats (rms)")
+    reports.legend(axes[0])
     return Section(
         "Which method",
         [

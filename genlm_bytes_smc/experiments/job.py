@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from genlm_bytes_smc import __version__
-from genlm_bytes_smc.experiments.report import Report
+from genlm_bytes_smc.experiments.reports import Report
 from genlm_bytes_smc.smc.files import Field, parse, write
 
 Config = dict[str, Any]

@@ -17,7 +17,7 @@ from genlm_bytes_smc.beam.single import ByteBeamState
 from genlm_bytes_smc.experiments.job import Row
 from genlm_bytes_smc.experiments.models import ending
 from genlm_bytes_smc.experiments.reading import metered, symbol_table
-from genlm_bytes_smc.experiments.report import Section, Table
+from genlm_bytes_smc.experiments.reports import Section, Table
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, smc
 from genlm_bytes_smc.smc.particles import Weights
