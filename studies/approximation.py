@@ -18,8 +18,14 @@ from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.experiments import reports
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.models import beam, ending, fresh_engine, is_bundled
-from genlm_bytes_smc.experiments.reading import Reading, read_texts
+from genlm_bytes_smc.experiments.models import (
+    Reading,
+    beam,
+    ending,
+    fresh_engine,
+    is_bundled,
+    read_texts,
+)
 from genlm_bytes_smc.experiments.reports import Report, Section, Table
 from genlm_bytes_smc.smc.many import run_blocking
 

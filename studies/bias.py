@@ -17,17 +17,19 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.experiments import reports
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.models import beam, fresh_engine, is_bundled
-from genlm_bytes_smc.experiments.reports import Report, Section
-from genlm_bytes_smc.experiments.runs import (
+from genlm_bytes_smc.experiments.models import (
     METHODS,
     WIDE,
+    beam,
     beam_name,
     enumerate_texts,
+    fresh_engine,
+    is_bundled,
     one_run,
     summarise,
     table_of,
 )
+from genlm_bytes_smc.experiments.reports import Report, Section
 from genlm_bytes_smc.lookahead import ByteNgram, Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.many import run_blocking

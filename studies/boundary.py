@@ -21,8 +21,13 @@ from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.experiments import reports
 from genlm_bytes_smc.experiments.job import Config, Experiment, ExperimentError, Outcome, Row
-from genlm_bytes_smc.experiments.models import ending, fresh_engine, is_bundled
-from genlm_bytes_smc.experiments.reading import FloatArray, read_texts
+from genlm_bytes_smc.experiments.models import (
+    FloatArray,
+    ending,
+    fresh_engine,
+    is_bundled,
+    read_texts,
+)
 from genlm_bytes_smc.experiments.reports import Report, Section, Table
 from genlm_bytes_smc.smc.many import run_blocking
 

@@ -35,8 +35,7 @@ from genlm_bytes_smc.constraints import (
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.experiments import reports
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.models import fresh_engine, is_bundled
-from genlm_bytes_smc.experiments.reading import metered
+from genlm_bytes_smc.experiments.models import fresh_engine, is_bundled, metered
 from genlm_bytes_smc.experiments.reports import Report, Section, Table
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lookahead import Lookahead

@@ -10,8 +10,8 @@ import numpy as np
 
 from genlm_bytes_smc.experiments import reports
 from genlm_bytes_smc.experiments.job import ExperimentError, Row
+from genlm_bytes_smc.experiments.models import METHODS, log_mean, summarise, table_of
 from genlm_bytes_smc.experiments.reports import Report, Section, Table
-from genlm_bytes_smc.experiments.runs import METHODS, log_mean, summarise, table_of
 
 
 @dataclass(frozen=True)

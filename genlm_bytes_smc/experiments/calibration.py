@@ -16,8 +16,7 @@ from rich.table import Table
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.calls import blocking
-from genlm_bytes_smc.experiments.models import ending
-from genlm_bytes_smc.experiments.reading import FloatArray, Reading, read_texts
+from genlm_bytes_smc.experiments.models import FloatArray, Reading, ending, read_texts
 
 REFERENCE = BeamParams(K=128)
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)

@@ -29,9 +29,15 @@ from genlm_bytes_smc.constraints import (
 from genlm_bytes_smc.experiments.advice import Advice, recommend, report
 from genlm_bytes_smc.experiments.calibration import CalibrationError, Point, calibrate
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome
-from genlm_bytes_smc.experiments.models import TINY, beam, fresh_engine
+from genlm_bytes_smc.experiments.models import (
+    TINY,
+    WIDE,
+    beam,
+    enumerate_texts,
+    fresh_engine,
+    one_run,
+)
 from genlm_bytes_smc.experiments.runner import Done, run_experiment
-from genlm_bytes_smc.experiments.runs import WIDE, enumerate_texts, one_run
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, smc
