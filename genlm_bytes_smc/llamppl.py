@@ -30,7 +30,7 @@ from genlm.control.constant import EOS, EndOfSequence
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.potential.byte_llm import ByteLLM
+from genlm_bytes_smc.potential import ByteLLM
 
 try:
     from llamppl.distributions.distribution import Distribution

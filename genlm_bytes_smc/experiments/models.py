@@ -33,8 +33,7 @@ from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowStore
 from genlm_bytes_smc.lm.transformer import TreeTransformer
-from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.potential.byte_llm import own_params, with_eos
+from genlm_bytes_smc.potential import ByteLLM, own_params, with_eos
 from genlm_bytes_smc.smc import AllParticlesDeadError, smc
 from genlm_bytes_smc.smc.particles import Weights
 
