@@ -24,28 +24,24 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from genlm_bytes_smc.cli.inputs import (
+from genlm_bytes_smc.cli.common import (
     as_prompt,
+    as_text,
+    both_ways,
+    busy,
+    console,
     constraint_of,
     open_model,
     parameters,
     pruning_of,
     read_argument,
-    seed_of,
-)
-from genlm_bytes_smc.cli.options import PROGRAM, GenerateOptions, ShowOptions
-from genlm_bytes_smc.cli.output import (
-    CliError,
-    UsageError,
-    as_text,
-    both_ways,
-    busy,
-    console,
     say,
+    seed_of,
     table,
     write_file,
     write_json,
 )
+from genlm_bytes_smc.cli.options import PROGRAM, CliError, GenerateOptions, ShowOptions, UsageError
 from genlm_bytes_smc.constraints import ByteConstraint, ConstraintError, Utf8
 from genlm_bytes_smc.html import printable
 from genlm_bytes_smc.lookahead import Lookahead

@@ -19,6 +19,14 @@ from genlm_bytes_smc.beam.params import Pruning
 PROGRAM = "genlm-bytes-smc"
 
 
+class CliError(Exception):
+    """Something the user is told in one line."""
+
+
+class UsageError(CliError):
+    """The same, about an option."""
+
+
 # As `load_model`, `smc.RESAMPLING` and `Lookahead` know them; those modules take seconds to load.
 Backend = Literal["hf", "vllm", "mlx", "sgl"]
 Resampling = Literal["systematic", "stratified", "residual", "multinomial"]

@@ -14,27 +14,23 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from genlm_bytes_smc.cli.inputs import (
+from genlm_bytes_smc.cli.common import (
     as_prompt,
+    as_text,
+    bar,
+    both_ways,
     new_beam,
     open_llm,
     open_model,
     read_argument,
     read_file,
-    seed_of,
-)
-from genlm_bytes_smc.cli.options import ChooseOptions, ScoreOptions
-from genlm_bytes_smc.cli.output import (
-    CliError,
-    UsageError,
-    as_text,
-    bar,
-    both_ways,
     say,
+    seed_of,
     table,
     write_file,
     write_json,
 )
+from genlm_bytes_smc.cli.options import ChooseOptions, CliError, ScoreOptions, UsageError
 from genlm_bytes_smc.html import printable
 from genlm_bytes_smc.scoring import score
 
