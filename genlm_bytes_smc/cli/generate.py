@@ -46,9 +46,9 @@ from genlm_bytes_smc.constraints import ByteConstraint, ConstraintError, Utf8
 from genlm_bytes_smc.html import printable
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.scoring import ScoreError
+from genlm_bytes_smc.scoring import Cut, ScoreError
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, StagedResult, files, smc
-from genlm_bytes_smc.surprisals import Cut, Surprisal, spans_of, surprisal
+from genlm_bytes_smc.surprisals import Surprisal, spans_of, surprisal
 from genlm_bytes_smc.viz import run_page
 
 SHOWN = 10  # texts that are printed
