@@ -155,8 +155,18 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
-        if path.exists():
-            self._read()
+        data = path.read_bytes() if path.exists() else b""
+        whole = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            try:
+                self.rows.append(_checked(parse(line)))
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}, line {number}, is no row of an experiment ({error}); "
+                    "remove the line or choose another folder"
+                ) from None
+        if whole < len(data):
+            os.truncate(path, whole)
 
     @classmethod
     @contextmanager
@@ -179,23 +189,6 @@ class RowFile:
         with held:
             yield cls(path)
 
-    def _read(self) -> None:
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), 1):
-            try:
-                row = parse(line)
-                _check(Field("row", row))
-            except ValueError as error:
-                raise ValueError(
-                    f"{self.path}, line {number}, is no row of an experiment ({error}); "
-                    "remove the line or choose another folder"
-                ) from None
-            self.rows.append(row)
-        if whole < len(data):
-            with self.path.open("rb+") as file:
-                file.truncate(whole)
-
     def append(self, row: Row) -> None:
         """Add a row, to the file at once."""
         with self.path.open("ab") as file:
@@ -215,23 +208,22 @@ class RowFile:
         """Put the rows of `configs` in their order, each once, with all others after them."""
         done = self.done(experiment)
         first = [done[key_of(config)] for config in configs]
-        chosen = {id(row) for row in first}
         replaced = {key_of(config) for config in configs}
         rest = [
             row
             for row in self.rows
-            if id(row) not in chosen
-            and not (row["experiment"] == experiment and key_of(row["config"]) in replaced)
+            if row["experiment"] != experiment or key_of(row["config"]) not in replaced
         ]
         self.rows = [*first, *rest]
         write(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         return first
 
 
-def _check(row: Field) -> None:
-    """Raise ValueError for a value that is no row."""
-    row["experiment"].text()
-    for number in row["versions"].members().values():
-        number.text()
+def _checked(value: Any) -> Row:
+    """Return a value that is a row; ValueError for any other."""
+    row = Field("row", value)
+    for text in (row["experiment"], *row["versions"].members().values()):
+        text.text()
     for name in ("config", "result", "run"):
         row[name].members()
+    return dict(value)

@@ -75,37 +75,31 @@ class Report:
             folder: is there.
             command: what makes this report, shown in it.
         """
-        made = []
-        for section in self.sections:
-            if section.figure is not None:
-                made += _save(section.figure, folder / section.name)
         page = folder / "report.html"
-        png = {"format": "png", "dpi": 160, "metadata": {"Software": None}}
-        drawn = [
-            (s, s.figure and base64.b64encode(_drawn(s.figure, **png)).decode())
-            for s in self.sections
-        ]
+        made, shown = [page], []
+        for section in self.sections:
+            picture = None
+            if section.figure is not None:
+                for form, dpi in (("png", 130), ("svg", "figure")):
+                    made.append((folder / section.name).with_suffix(f".{form}"))
+                    write(made[-1], _drawn(section.figure, form, dpi))
+                picture = base64.b64encode(_drawn(section.figure, "png", 160)).decode()
+            shown.append((section, picture))
         about = {"command": command, **self.about}
-        write(page, render("report", **{**vars(self), "sections": drawn, "about": about}))
-        return [page, *made]
+        write(page, render("report", **{**vars(self), "sections": shown, "about": about}))
+        return made
 
 
 # Equal figures are equal files: no dates, no random ids.
 _SETTINGS: Any = {"svg.hashsalt": "genlm-bytes-smc", "svg.fonttype": "none"}
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    write(paths[0], _drawn(figure, format="png", dpi=130, metadata={"Software": None}))
-    write(paths[1], _drawn(figure, format="svg", metadata={"Date": None}))
-    return paths
-
-
-def _drawn(figure: Figure, **options: Any) -> bytes:
-    """Return a figure as the content of a file."""
+def _drawn(figure: Figure, form: str, dpi: Any) -> bytes:
+    """Return a figure as the content of a file, "png" or "svg"."""
     buffer = io.BytesIO()
+    dated = {"Software" if form == "png" else "Date": None}
     with mpl.rc_context(_SETTINGS):
-        figure.savefig(buffer, **options)
+        figure.savefig(buffer, format=form, metadata=dated, dpi=dpi)
     return buffer.getvalue()
 
 
