@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from rich.status import Status
 from rich.text import Text
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, RowTransform, load_model
-from genlm_bytes_smc.beam.params import Pruning, default_params
+from genlm_bytes_smc.beam.params import default_params
 from genlm_bytes_smc.beam.prompt import Spelled
 from genlm_bytes_smc.cli.options import (
     BeamOptions,
@@ -61,7 +60,7 @@ def open_model(options: ModelOptions) -> RowEngine:
         UsageError: a beam option out of range; said before the model is loaded.
     """
     if isinstance(options, BeamOptions):
-        parameters(options, None, seed_of(options))
+        parameters(options, None)
     announce_compilation()
     with busy(f"loading {options.model}"):
         opts = {"trust_remote_code": True} if options.trust_remote_code else None
@@ -75,13 +74,8 @@ def open_llm(options: BeamOptions) -> ByteLLM:
     from genlm_bytes_smc.potential import ByteLLM  # not needed for a beam
 
     engine = open_model(options)
-    params, transform = parameters(options, engine, seed_of(options))
+    params, transform = parameters(options, engine)
     return ByteLLM(engine, params, transform=transform, model_eos=bool(params.eos))
-
-
-def seed_of(options: BeamOptions) -> int:
-    """Return the seed given, or a new one that can be given next time."""
-    return secrets.randbelow(1 << 32) if options.seed is None else options.seed
 
 
 def eos_spellings(llm: RowEngine) -> set[bytes]:
@@ -89,39 +83,29 @@ def eos_spellings(llm: RowEngine) -> set[bytes]:
     return {llm.vocab[i] for i in llm.eos_ids}
 
 
-def pruning_of(options: BeamOptions) -> Pruning:
-    """Return how beams are pruned: as asked for, or as suits the command."""
-    if options.prune is not None:
-        return options.prune
-    return "topk" if options.width is not None else options.usual_pruning
-
-
-def parameters(
-    options: BeamOptions, llm: RowEngine | None, seed: int
-) -> tuple[BeamParams, RowTransform]:
+def parameters(options: BeamOptions, llm: RowEngine | None) -> tuple[BeamParams, RowTransform]:
     """Return beam parameters, with the model's ends of text if it is loaded, and row transform.
 
     Raises:
         UsageError: a value out of range.
     """
-    prune = pruning_of(options)
-    usual = default_params().prune_threshold if prune == "deferred" else 0.001
+    usual = default_params().prune_threshold if options.pruning == "deferred" else 0.001
     try:
         params = BeamParams(
             K=5 if options.width is None else options.width,
             prune_threshold=usual if options.threshold is None else options.threshold,
-            prune=prune,
+            prune=options.pruning,
             eos_byte_strings=set() if options.no_eos or llm is None else eos_spellings(llm),
-            seed=seed,
+            seed=options.seed,
         )
         return params, RowTransform(temperature=options.temperature)
     except ValueError as error:
         raise UsageError(f"--{error}".replace("prune_threshold", "threshold")) from None
 
 
-async def new_beam(options: BeamOptions, llm: RowEngine, seed: int) -> ByteBeamState:
+async def new_beam(options: BeamOptions, llm: RowEngine) -> ByteBeamState:
     """Return a beam that has read nothing."""
-    params, transform = parameters(options, llm, seed)
+    params, transform = parameters(options, llm)
     return await ByteBeamState.initial(llm, params, transform=transform)
 
 

@@ -33,10 +33,8 @@ from genlm_bytes_smc.cli.common import (
     constraint_of,
     open_model,
     parameters,
-    pruning_of,
     read_argument,
     say,
-    seed_of,
     table,
     write_file,
     write_json,
@@ -67,17 +65,16 @@ async def show_generated(options: GenerateOptions) -> None:
     save = options.save
     if save is not None:
         _check_place(save)
-    text, seed = read_argument(options.prompt), seed_of(options)
-    engine = open_model(options)
-    llm = _after(text, engine, options, seed)
+    text, engine = read_argument(options.prompt), open_model(options)
+    llm = _after(text, engine, options)
     draft = None
     if options.draft is not None:  # deferred: no text is left out that the target may weigh
         small = dataclasses.replace(options, model=options.draft, prune="deferred")
-        draft = _after(text, open_model(small), small, seed)
+        draft = _after(text, open_model(small), small)
     target = llm * constraint
     about = {"prompt": as_text(text), "model": options.model, **about}
     before = engine.counts.rows
-    ahead = await _lookahead(options.lookahead or "auto", target, options.max_bytes, seed)
+    ahead = await _lookahead(options, target)
     rows, forwards = engine.counts.rows, engine.counts.forwards
     drafted = 0 if draft is None else draft.model.engine.counts.rows
     start = time.perf_counter()
@@ -88,7 +85,7 @@ async def show_generated(options: GenerateOptions) -> None:
             options.ess,
             options.max_bytes,
             resampling_method=options.resampling,
-            seed=seed,
+            seed=options.seed,
             record=save is not None,
             lookahead=ahead,
             budget=options.budget,
@@ -148,7 +145,7 @@ def _combined(options: GenerateOptions) -> GenerateOptions:
     if options.budget is not None and ahead != "auto":
         got = f"got {units[0]}" if units else f"got --lookahead {ahead}"
         raise UsageError(f"--budget needs --lookahead auto, {got}")
-    if options.draft is not None and pruning_of(options) == "unbiased":
+    if options.draft is not None and options.pruning == "unbiased":
         raise UsageError("--draft does not go with --prune unbiased: the model reads whole blocks")
     if options.draft is None and options.block is not None:
         raise UsageError("--block is the length of what a draft proposes: it needs --draft")
@@ -158,28 +155,29 @@ def _combined(options: GenerateOptions) -> GenerateOptions:
     return dataclasses.replace(options, lookahead=ahead, block=block)
 
 
-def _after(text: bytes, engine: Any, options: GenerateOptions, seed: int) -> ByteLLM:
+def _after(text: bytes, engine: Any, options: GenerateOptions) -> ByteLLM:
     """Return a model that has read the prompt."""
-    params, transform = parameters(options, engine, seed)
+    params, transform = parameters(options, engine)
     llm = ByteLLM(engine, params, transform=transform)
     return llm.with_prompt(as_prompt(options, text, llm.model))
 
 
-async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Lookahead | str | None:
+async def _lookahead(options: GenerateOptions, target: Any) -> Lookahead | str | None:
     """Return the look-ahead asked for, fitted before the run so that its rows are counted apart.
 
     That of "auto" is fitted in the run, and its rows are the run's.
     """
+    kind, most = options.lookahead, options.max_bytes
     if kind in ("none", "auto"):
         return None if kind == "none" else kind
+    seed = options.seed + _PILOT_SEED  # the run's own draws are no part of what is learned
     try:
         with busy("learning to look ahead"):
             if kind == "pilot":
-                other = seed + _PILOT_SEED  # the run's own draws are no part of what is learned
-                ahead = await Lookahead.from_pilot(target, max_bytes=max_bytes, seed=other)
+                ahead = await Lookahead.from_pilot(target, max_bytes=most, seed=seed)
             else:
-                ahead = Lookahead(seed=seed + _PILOT_SEED)
-            await ahead.fit(target, max_bytes)
+                ahead = Lookahead(seed=seed)
+            await ahead.fit(target, most)
     except ConstraintError as error:
         raise CliError(f"--lookahead {kind}: {error}") from None
     return ahead

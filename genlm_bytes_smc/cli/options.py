@@ -8,6 +8,7 @@ command's help.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import MISSING, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -92,6 +93,7 @@ class BeamOptions(ModelOptions):
 
     Attributes:
         usual_pruning: how beams are pruned where no option says it.
+        seed: the one given, or a new one that can be given next time.
     """
 
     usual_pruning: ClassVar[Pruning] = "topk"
@@ -124,9 +126,20 @@ class BeamOptions(ModelOptions):
         help="Spellings of special tokens in the input stand for those tokens. "
         "[default: they are plain text]",
     )
-    seed: int | None = _beam(
+    seed: int = _beam(
         None, "--seed", min=0, help="Of what is drawn at random. [default: a new one each time]"
     )
+
+    def __post_init__(self) -> None:
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbelow(1 << 32))
+
+    @property
+    def pruning(self) -> Pruning:
+        """How beams are pruned: as asked for, or as suits the command."""
+        if self.prune is not None:
+            return self.prune
+        return "topk" if self.width is not None else self.usual_pruning
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from genlm_bytes_smc.cli.common import (
     open_model,
     read_argument,
     say,
-    seed_of,
     table,
     visible,
     write_json,
@@ -48,7 +47,7 @@ TIMED_BYTES, TIMED_LANES = 256, 16
 
 async def show_next(options: NextOptions) -> None:
     """Run the command `next`."""
-    text, state = await _after(options, seed_of(options))
+    text, state = await _after(options)
     entries = await _next_bytes(state, options.top)
     if options.json:
         write_json({"prompt": as_text(text), "log_z": state.logZ, "next": entries})
@@ -58,7 +57,7 @@ async def show_next(options: NextOptions) -> None:
 
 async def show_beam(options: ShowBeamOptions) -> None:
     """Run the command `beam`."""
-    text, state = await _after(options, seed_of(options))
+    text, state = await _after(options)
     state = state.prune()
     if options.json:
         write_json({"prompt": as_text(text), **_beam(state)})
@@ -68,15 +67,14 @@ async def show_beam(options: ShowBeamOptions) -> None:
 
 async def write_completion(options: CompleteOptions) -> None:
     """Run the command `complete`."""
-    seed = seed_of(options)
-    text, state = await _after(options, seed)
+    text, state = await _after(options)
     await state.prune().lanes.rows()  # what must be compiled is, before the text appears
     announce_compilation().hushed = True
     stream = None if options.json else ByteStream()
     if stream and not options.no_echo:
         stream.write(text, "dim")
     out, start = bytearray(), time.perf_counter()
-    completion = Completion(state, options.steps, None if options.greedy else seed)
+    completion = Completion(state, options.steps, None if options.greedy else options.seed)
     try:
         async for byte in completion:
             out.append(byte)
@@ -94,7 +92,7 @@ async def write_completion(options: CompleteOptions) -> None:
                 "bytes": len(out),
                 "ended": completion.ended,
                 "log_p": completion.log_z - state.logZ,
-                "seed": None if options.greedy and not state.params.unbiased else seed,
+                "seed": None if options.greedy and not state.params.unbiased else options.seed,
                 "seconds": seconds,
                 "bytes_per_second": len(out) / seconds,
             }
@@ -103,8 +101,7 @@ async def write_completion(options: CompleteOptions) -> None:
 
 async def demonstrate(options: DemoOptions) -> None:
     """Run the command `demo`."""
-    seed = seed_of(options)
-    text, state = await _after(options, seed)
+    text, state = await _after(options)
     room = _room(state)
     start = time.perf_counter()
     completed = bytearray()
@@ -142,14 +139,14 @@ async def demonstrate(options: DemoOptions) -> None:
     say(f"{TIMED_LANES} texts drawn side by side      {many:6.0f} bytes/s")
 
 
-async def _after(options: DemoOptions | PromptOptions, seed: int) -> tuple[bytes, ByteBeamState]:
+async def _after(options: DemoOptions | PromptOptions) -> tuple[bytes, ByteBeamState]:
     """Return the prompt and the beam after it.
 
     Raises:
         CliError: the vocabulary cannot spell it.
     """
     text = read_argument(options.prompt)
-    state = await new_beam(options, open_model(options), seed)
+    state = await new_beam(options, open_model(options))
     state = await state.prefill(as_prompt(options, text, state.lanes.model))
     if state.logZ == -np.inf:
         raise CliError("no candidate could read the prompt to its end; try a wider beam")

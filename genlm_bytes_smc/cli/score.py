@@ -25,7 +25,6 @@ from genlm_bytes_smc.cli.common import (
     read_argument,
     read_file,
     say,
-    seed_of,
     table,
     write_file,
     write_json,
@@ -114,7 +113,7 @@ async def show_score(options: ScoreOptions) -> None:
     if not text:
         raise CliError(f"nothing to score: {options.file} is empty")
     llm = open_model(options)
-    begin = await new_beam(options, llm, seed_of(options))
+    begin = await new_beam(options, llm)
     prompt = as_prompt(options, text, begin.lanes.model)
     forwards, start = llm.counts.forwards, time.perf_counter()
     with _reading(len(text)) as advance:
