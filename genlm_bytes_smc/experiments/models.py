@@ -110,14 +110,12 @@ class Reading:
         logp: for each text float64[n], nats: log weight of each of its bytes given those
             before, as the row says; -inf from where the beam died.
         rows: for each text float64[n, 257], nats, if they were kept; else empty.
-        log_dropped: float64[T], nats: what pruning dropped is at most this.
         lm_rows: distinct contexts whose row was wanted.
         seconds, cpu: wall and processor time.
     """
 
     logp: list[FloatArray]
     rows: list[FloatArray]
-    log_dropped: FloatArray
     lm_rows: int
     seconds: float
     cpu: float
@@ -192,7 +190,6 @@ async def read_texts(
     return Reading(
         [line[: len(t)] for line, t in zip(logp, texts, strict=True)],
         [] if rows is None else [block[: len(t)] for block, t in zip(rows, texts, strict=True)],
-        lanes.log_dropped,
         meter.rows,
         wall,
         cpu,
