@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from genlm_bytes_smc.experiments import reports
-from genlm_bytes_smc.experiments.job import ExperimentError, Row
+from genlm_bytes_smc.experiments.experiment import (
+    FAINT,
+    INK,
+    ExperimentError,
+    Report,
+    Row,
+    Section,
+    Table,
+    figure,
+    label,
+    legend,
+    style,
+)
 from genlm_bytes_smc.experiments.models import METHODS, log_mean, summarise, table_of
-from genlm_bytes_smc.experiments.reports import Report, Section, Table
 
 
 @dataclass(frozen=True)
@@ -270,40 +280,40 @@ def _beam_section(rows: list[Row]) -> Section:
     ]
     if not curve:
         return Section("How wide a beam", ["Too few texts came out of the target to say."])
-    drawn, (axis,) = reports.figure(1)
+    drawn, (axis,) = figure(1)
     for i, threshold in enumerate(sorted({p["threshold"] for p in curve})):
         mine = sorted((p for p in curve if p["threshold"] == threshold), key=lambda p: int(p["K"]))
         x = [p["rows"] for p in mine]
         y = [max(min(float(p["bound"]), 1e3), 1e-7) for p in mine]
-        axis.plot(x, y, label=f"threshold {threshold:g}", **reports.style(i))
+        axis.plot(x, y, label=f"threshold {threshold:g}", **style(i))
         for p, a, b in zip(mine, x, y, strict=True):
             axis.annotate(
                 f"{p['K']}", (a, b), fontsize=7.5, xytext=(4, 4), textcoords="offset points"
             )
-    axis.axhline(tolerance, color=reports.INK, linewidth=1)
+    axis.axhline(tolerance, color=INK, linewidth=1)
     axis.set(xscale="log", yscale="log")
-    reports.label(axis, "Beam width K at each point", "LM rows a byte", "nats a byte, with margin")
-    reports.legend(axis)
+    label(axis, "Beam width K at each point", "LM rows a byte", "nats a byte, with margin")
+    legend(axis)
     shown = [[t.replace("\n", "\\n")[:90]] for t in row["result"]["texts"][:8]]
     table = Table(["some of the texts that were read"], shown)
     return Section("How wide a beam", words, drawn, table, name="beam")
 
 
 def _error_section(entries: list[dict[str, Any]], truth: Truth, error: float) -> Section:
-    drawn, axes = reports.figure(2)
+    drawn, axes = figure(2)
     for axis, prune in zip(axes, ("topk", "unbiased"), strict=True):
         for i, method in enumerate(("is", "smc", "lookahead"), 1):
             mine = [e for e in entries if (e["prune"], e["method"]) == (prune, method)]
             if mine:
                 x, y = [e["rows"] for e in mine], [max(e["log_rmse"], 1e-4) for e in mine]
-                axis.plot(x, y, label=METHODS[method], **reports.style(i))
-        axis.axhline(error, color=reports.INK, linewidth=1)
+                axis.plot(x, y, label=METHODS[method], **style(i))
+        axis.axhline(error, color=INK, linewidth=1)
         if truth.error > 0:
-            axis.axhline(truth.error, color=reports.FAINT, linewidth=1, linestyle=":")
+            axis.axhline(truth.error, color=FAINT, linewidth=1, linestyle=":")
         axis.set(xscale="log", yscale="log")
         name = "top K" if prune == "topk" else "unbiased"
-        reports.label(axis, name, "LM rows a run", "error of the log, nats (rms)")
-    reports.legend(axes[0])
+        label(axis, name, "LM rows a run", "error of the log, nats (rms)")
+    legend(axes[0])
     return Section(
         "Which method",
         [

@@ -25,8 +25,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
 from genlm_bytes_smc.calls import run_sync
-from genlm_bytes_smc.experiments.job import Config, Row
-from genlm_bytes_smc.experiments.reports import Section, Table
+from genlm_bytes_smc.experiments.experiment import Config, Row, Section, Table
 from genlm_bytes_smc.lm.adapter import AdapterEngine
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine

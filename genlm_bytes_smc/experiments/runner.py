@@ -18,7 +18,7 @@ import torch
 from rich import progress as bars
 from rich.console import Console
 
-from genlm_bytes_smc.experiments.job import (
+from genlm_bytes_smc.experiments.experiment import (
     Config,
     Experiment,
     ExperimentError,

@@ -28,7 +28,7 @@ from genlm_bytes_smc.constraints import (
 )
 from genlm_bytes_smc.experiments.advice import Advice, recommend, report
 from genlm_bytes_smc.experiments.calibration import CalibrationError, Point, calibrate
-from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome
+from genlm_bytes_smc.experiments.experiment import Config, Experiment, Outcome
 from genlm_bytes_smc.experiments.models import (
     TINY,
     WIDE,

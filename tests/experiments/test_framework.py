@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from genlm_bytes_smc.experiments import EXPERIMENTS, ExperimentError, run_experiment
-from genlm_bytes_smc.experiments.job import plain
-from genlm_bytes_smc.experiments.reports import Report, Section, Table
+from genlm_bytes_smc.experiments.experiment import Report, Section, Table, plain
 from tests.experiments import jobs
 from tests.experiments.jobs import EXPERIMENT, N_JOBS, timeless
 from tests.offline.sitecustomize import ALLOWED
