@@ -10,7 +10,6 @@ import base64
 import binascii
 import dataclasses
 import json
-import math
 import os
 import sys
 import time
@@ -97,17 +96,16 @@ async def show_generated(options: GenerateOptions) -> None:
         if save is not None:
             _save(error.result, save, about)
         raise CliError(str(error)) from None
-    seconds = time.perf_counter() - start
-    lm_rows, lm_forwards = engine.counts.rows - rows, engine.counts.forwards - forwards
-    if save is not None:
-        _save(result, save, about, await _read_again(llm, result))
-    facts = about | _facts(result, seconds) | {"saved": save}
+    facts = about | _facts(result, time.perf_counter() - start)
     facts |= {
+        "saved": save,
         "lookahead_rows": rows - before,
-        "lm_rows": lm_rows,
-        "lm_forwards": lm_forwards,
+        "lm_rows": engine.counts.rows - rows,
+        "lm_forwards": engine.counts.forwards - forwards,
         "draft_rows": 0 if draft is None else draft.model.engine.counts.rows - drafted,
     }
+    if save is not None:
+        _save(result, save, about, await _read_again(llm, result))
     if options.json:
         write_json(facts)
     else:
@@ -123,9 +121,9 @@ def _constraint(options: GenerateOptions) -> tuple[dict[str, Any], ByteConstrain
     told, constraint = "UTF-8", Utf8()
     for option, source in given:
         told, constraint = f"{option[2:]} {source}", constraint_of(option, source)
-    about = {"constraint": told, "ess_threshold": options.ess}
     names = ("resampling", "lookahead", "max_bytes", "draft", "block", "resample_at")
-    return about | {name: getattr(options, name) for name in names}, constraint
+    about = {name: getattr(options, name) for name in names}
+    return {"constraint": told, "ess_threshold": options.ess, **about}, constraint
 
 
 def _combined(options: GenerateOptions) -> GenerateOptions:
@@ -229,32 +227,26 @@ def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
         for text, p, n, _ in result.grouped()
     ]
     found = result.metrics()
-    return {
-        "posterior": posterior,
-        **found,
-        "seed": result.seed,
-        "seconds": seconds,
-        "bytes_per_second": found["bytes"] / seconds,
-        "stages": _stages(result),
-        "warning": result.summary().get("warning"),
-    }
-
-
-def _stages(result: SMCResult) -> list[dict[str, Any]]:
-    """Return the runs of a result of stages; none of another one."""
-    if not isinstance(result, StagedResult):
-        return []
-    return [
+    stages = [
         {
             "particles": stage.result.size,
             "share": stage.share,
             "lookahead": stage.lookahead,
             "trust": stage.trust,
             "lm_rows": stage.rows,
-            "log_ml": stage.result.log_ml if stage.result.log_ml > -math.inf else None,
+            "log_ml": stage.result.log_ml,
         }
-        for stage in result.stages
+        for stage in (result.stages if isinstance(result, StagedResult) else ())
     ]
+    return {
+        "posterior": posterior,
+        **found,
+        "seed": result.seed,
+        "seconds": seconds,
+        "bytes_per_second": found["bytes"] / seconds,
+        "stages": stages,
+        "warning": result.summary().get("warning"),
+    }
 
 
 def _told_ahead(facts: dict[str, Any]) -> list[tuple[str, str]]:
