@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import inspect
 import signal
 import threading
 import time
@@ -52,7 +51,7 @@ def run_sync(call: Coroutine[Any, Any, T]) -> T:
     Raises:
         TypeError: no coroutine.
     """
-    if not inspect.iscoroutine(call):
+    if not isinstance(call, Coroutine):
         raise TypeError(f"a coroutine is due, as f(x) of an async f; got {type(call).__name__}")
     try:
         asyncio.get_running_loop()

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +18,7 @@ from genlm_bytes_smc.beam.deferred_text import to_candidates
 from genlm_bytes_smc.beam.known_text import read_paths
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.beam.state import EOS_COLUMN
+from genlm_bytes_smc.beam.state import EOS_COLUMN, FloatArray
 from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.html import printable, probability, render
 from genlm_bytes_smc.lm.adapter import as_engine
@@ -27,7 +26,6 @@ from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
 
-FloatArray = npt.NDArray[np.float64]
 Normalise = Literal["none", "end"]
 Option = str | bytes
 

@@ -10,22 +10,21 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-import numpy.typing as npt
 import regex
 
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.choosing import as_byte_llm, encoded
 from genlm_bytes_smc.html import printable, probability, render
+from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.scoring import Cut, bytewise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 Per = Literal["byte", "character", "word"] | Sequence[tuple[int, int]]
 
 LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # bits: the colour changes above each

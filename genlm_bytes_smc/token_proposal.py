@@ -14,18 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from genlm.control.potential.autobatch import autobatched
 from genlm.control.potential.base import Potential
 from genlm.control.sampler.token import TokenSampler
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN
+from genlm_bytes_smc.beam.state import FloatArray
+from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.proposal import check_bytes
 from genlm_bytes_smc.trie import Vocabulary, shared_trie
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 class ByteTokenSampler(TokenSampler):  # type: ignore[misc]

@@ -23,15 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
+from genlm_bytes_smc.beam.state import BoolArray, FloatArray
 from genlm_bytes_smc.html import printable, probability, render
+from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.smc import SMCResult, StepInfo
 
 if TYPE_CHECKING:
     from genlm_bytes_smc.surprisals import Surprisal
 
-BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 MOST_BYTES = 1_000_000  # of a page
 MOST_CELLS = 16_000  # particles times steps that are drawn

@@ -19,6 +19,7 @@ import torch
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.experiments.experiment import (
     GRID,
     Config,
@@ -35,7 +36,6 @@ from genlm_bytes_smc.experiments.experiment import (
     style,
 )
 from genlm_bytes_smc.experiments.models import (
-    FloatArray,
     ending,
     fresh_engine,
     is_bundled,

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.calls import blocking
-from genlm_bytes_smc.experiments.models import FloatArray, ending, read_texts
+from genlm_bytes_smc.experiments.models import ending, read_texts
 
 REFERENCE = BeamParams(K=128)
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)

@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.lanes import ByteLanes
@@ -24,6 +23,7 @@ from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.experiments.experiment import Config, Row, Section, Table
 from genlm_bytes_smc.lm.adapter import AdapterEngine
@@ -35,8 +35,6 @@ from genlm_bytes_smc.lm.transformer import TreeTransformer
 from genlm_bytes_smc.potential import ByteLLM, own_params, with_eos
 from genlm_bytes_smc.smc import AllParticlesDeadError, smc
 from genlm_bytes_smc.smc.particles import Weights
-
-FloatArray = npt.NDArray[np.float64]
 
 TINY: Config = {"name": "tiny"}
 WIDE = 128  # candidates of a beam that enumerates texts

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS, TABLES, Context, Potential, as_bytes
@@ -17,14 +16,13 @@ from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams, default_params
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.constraints.base import ByteProduct, times
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.engine import not_pickled
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential.beams import Beams, read_prompt
-
-FloatArray = npt.NDArray[np.float64]
 
 DEFAULT_CACHE_BYTES = 1 << 28
 

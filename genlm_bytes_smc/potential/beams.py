@@ -35,10 +35,9 @@ from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.calls import Coalesced
 from genlm_bytes_smc.lm.contexts import IntArray
-
-FloatArray = npt.NDArray[np.float64]
 
 _Question = tuple[bytes, bool]  # a text whose beam is asked for, and whether its row is, too
 

@@ -15,14 +15,13 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, TABLES, Context, as_bytes
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.constraints.base import ByteProduct, times
 
-FloatArray = npt.NDArray[np.float64]
 Mean = Callable[[torch.Tensor], torch.Tensor]
 
 _ORDERS = {"sum": 1.0, "prod": 0.0, "harmonic": -1.0, "min": -math.inf, "max": math.inf}
