@@ -225,7 +225,7 @@ def test_ctrl_c_ends_the_processes_of_a_pool_and_keeps_what_was_done(tmp_path):
     for worker in pids.iterdir():
         with pytest.raises(ProcessLookupError):
             os.kill(int(worker.name), 0)
-    assert [row["config"]["seed"] for row in lines(tmp_path)] == [0, 1]
+    assert sorted(row["config"]["seed"] for row in lines(tmp_path)) == [0, 1]  # as they were done
 
 
 def test_plain_values_are_json_and_read_back():
