@@ -227,7 +227,7 @@ class ScoreOptions(BeamOptions):
 class ChooseOptions(PromptOptions):
     """Print the probabilities of given ANSWERS after PROMPT, among these answers.
 
-    Each is summed over the ways to cut it into tokens. All are read as one prefix tree.
+    Each is summed over the ways to cut it into tokens. All are read side by side.
     """
 
     answers: list[str] | None = _argument(
