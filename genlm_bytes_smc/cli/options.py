@@ -148,17 +148,17 @@ class InfoOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions(BeamOptions):
-    """Complete a text; show its beam, its next bytes and the speed."""
-
-    prompt: str = _argument("An apple a day keeps the ", _PROMPT)
-
-
-@dataclass(frozen=True, kw_only=True)
 class PromptOptions(BeamOptions):
     """What the text begins with as well."""
 
     prompt: str = _argument(MISSING, _PROMPT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(PromptOptions):
+    """Complete a text; show its beam, its next bytes and the speed."""
+
+    prompt: str = _argument("An apple a day keeps the ", _PROMPT)
 
 
 @dataclass(frozen=True, kw_only=True)

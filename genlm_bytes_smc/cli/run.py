@@ -139,7 +139,7 @@ async def demonstrate(options: DemoOptions) -> None:
     say(f"{TIMED_LANES} texts drawn side by side      {many:6.0f} bytes/s")
 
 
-async def _after(options: DemoOptions | PromptOptions) -> tuple[bytes, ByteBeamState]:
+async def _after(options: PromptOptions) -> tuple[bytes, ByteBeamState]:
     """Return the prompt and the beam after it.
 
     Raises:
