@@ -192,7 +192,7 @@ async def choose(
     if counted:
         wide = {"K": WIDTH, "prune": "topk", "prune_threshold": THRESHOLD}
         root = to_candidates(root, dataclasses.replace(llm.params, **wide)).prune()
-    root = _uncounted(root)
+    root = uncounted(root)
     least, most = min(texts), max(texts)  # what these two begin with, all do
     shared = next((i for i, byte in enumerate(least) if byte != most[i]), len(least))
     lanes, _ = await read_paths(root, [least[:shared]])
@@ -278,7 +278,7 @@ def _shares(weight: FloatArray, others: FloatArray) -> FloatArray:
         return np.where(w > 0, w / (w + total), 0.0)
 
 
-def _uncounted(lanes: Any) -> Any:
+def uncounted(lanes: Any) -> Any:
     """Return the same lanes with nothing counted as dropped yet.
 
     What was dropped early in a prompt outweighs all that came after, and says nothing of it.

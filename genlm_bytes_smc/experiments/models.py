@@ -25,6 +25,7 @@ from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
 from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.calls import run_sync
+from genlm_bytes_smc.choosing import uncounted
 from genlm_bytes_smc.experiments.experiment import Config, Row, Section, Table
 from genlm_bytes_smc.lm.adapter import AdapterEngine
 from genlm_bytes_smc.lm.contexts import IntArray
@@ -213,8 +214,7 @@ async def enumerate_texts(
     start = ByteBeamState(await ByteLanes.start(model, params))
     root = (await start.prefill(prompt or Prompt())).lanes.prune()
     before, n = float(root.log_z[0]), len(texts)
-    lanes = root.replace(root.state, log_z=root.log_z, log_dropped=np.array([-np.inf]))
-    lanes = lanes.gather(np.zeros(n, dtype=np.int64))
+    lanes = uncounted(root).gather(np.zeros(n, dtype=np.int64))
     symbols = np.pad(_symbol_table(texts), ((0, 0), (0, 1)), constant_values=-1)
     symbols[np.arange(n), [len(text) for text in texts]] = EOS_COLUMN
     for now in symbols.T:
