@@ -212,7 +212,8 @@ class Held:
     @property
     def keys(self) -> IntArray:
         """Return the first line of `keyed`, int64[m]."""
-        return self.keyed[0]
+        keys: IntArray = self.keyed[0]
+        return keys
 
 
 _ANY = np.empty((2, 0), dtype=np.int64)
