@@ -97,7 +97,8 @@ class Nodes:
 
     def contexts(self) -> IntArray:
         """Return the ids of all contexts that the nodes name, int64[m]."""
-        named = self.ints[self.used][:, [CTX, ABOVE]].ravel()
+        used = self.used
+        named = np.concatenate([self.ints[:, :, field][used] for field in (CTX, ABOVE)])
         return named[named >= 0]
 
     def candidates(
