@@ -116,11 +116,9 @@ def draw_cache() -> Figure:
     cache.append(np.array(old))
     asked = np.array([node("<s>", "An", "␣apple", "␣a"), node("<s>", "An", "␣app", "le")])
     work = cache.work(asked)
-    depth = tree.depth[np.array(work.nodes)]
     attention = attend(
-        cache, cache.segments(work.nodes, work.fresh), depth,
-        window=None, always_mask=True, layout="range",
-    )  # fmt: skip
+        cache, np.array(work.nodes), work.fresh, always_mask=True, layout="range"
+    )
     assert attention.full is not None
     seen = attention.full == 0
     cache.append(np.array(work.nodes))

@@ -11,12 +11,11 @@ the keys out for that, and `attend` takes the cheapest:
             contexts that share little, where a T x C mask would be nearly all `-inf`.
 
 What decides are the costs of reading and copying a key (`AttentionCosts`): fixed figures, so that
-equal runs choose alike and give equal digits on any machine.
+equal runs choose alike and give equal digests on any machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.tree_cache import Segment, TreeCache
+from genlm_bytes_smc.lm.tree_cache import Paths, TreeCache
 
 MaskArray = npt.NDArray[np.float32]
 Layout = Literal["range", "listed", "rows"]
@@ -77,9 +76,9 @@ class Attention:
     layout: Layout
     low: int
     high: int
-    index: IntArray | None
-    full: MaskArray | None
-    sliding: MaskArray | None
+    index: IntArray | None = None
+    full: MaskArray | None = None
+    sliding: MaskArray | None = None
 
     @property
     def keys(self) -> int:
@@ -89,8 +88,8 @@ class Attention:
 
 def attend(
     cache: TreeCache,
-    segments: Sequence[Segment],
-    depth: IntArray,
+    nodes: IntArray,
+    fresh: int,
     *,
     window: int | None = None,
     always_mask: bool = False,
@@ -102,136 +101,80 @@ def attend(
 
     Args:
         cache: where the ancestors' entries are.
-        segments: the branches of the forward.
-        depth: tokens of each position's context, int64[T].
+        nodes: the contexts of the forward, int64[T], as in a `Work`.
+        fresh: how many of them, the first, have no entry yet.
         window: in sliding layers a position sees this many tokens, itself included.
         always_mask: whether to spell out even the plain causal mask.
         layout: force one; None takes the cheapest.
         most_copied: the most entries that may be copied together.
         costs: of the device.
     """
+    depth, first, high = cache.tree.depth[nodes], cache.used, cache.used + len(nodes)
     if window is not None and int(depth.max()) <= window:
         window = None
-    plan = _Plan(cache, segments, depth)
-    layout = layout or plan.cheapest(most_copied, costs)
+    plain = window is None and not always_mask
+    if plain and layout in (None, "range") and cache.is_one_text(nodes, fresh):
+        return Attention("range", first, high)  # if long, its paths would take much memory
+    paths = cache.paths(nodes, fresh)
+    assert paths is not None
+    slots = np.concatenate([paths.common, paths.own]).astype(np.int64)
+    low = int(slots.min())
+    seen = np.zeros(high - low, dtype=bool)
+    seen[slots - low] = True
+    layout = layout or _cheapest(paths, seen, most_copied, costs)
+    index, keys, place = None, high - low, np.arange(high - low)
+    if layout == "listed":
+        index, place = np.flatnonzero(seen) + low, np.cumsum(seen) - 1
+        keys = len(index)
+    elif layout == "rows":
+        keys = int(depth.max())
+    if plain and layout != "rows" and len(nodes) == 1 and keys == depth[0]:
+        return Attention(layout, low, high, index)
+    # Each position sees the first entries, `common`, and some of its own: one a place of `own`.
+    common, own = slots[: len(paths.common)], slots[len(paths.common) :]
+    row = np.repeat(np.arange(len(nodes)), paths.length)
+    if window is not None or layout == "rows":
+        stops = np.cumsum(paths.length)
+        above = np.arange(len(own)) + np.repeat(len(common) - stops + paths.length, paths.length)
     if layout == "rows":
-        return plan.rows(window)
-    return plan.shared(layout, window, always_mask)
+        index = np.repeat(np.arange(first, high)[:, None], keys, axis=1)
+        at, common_at = above.copy(), np.arange(len(common))
+        at[stops - 1] = keys - 1  # the position itself comes last
+        index[:, common_at], index[row, at] = common, own
+    else:
+        at, common_at = place[own - low], place[common - low]
+    full = np.full((len(nodes), keys), -np.inf, dtype=np.float32)
+    full[:, common_at] = full[row, at] = 0.0
+    if window is None:
+        return Attention(layout, low, high, index, full)
+    near = depth[row] - above <= window
+    far = depth[:, None] - np.arange(len(common)) > window
+    sliding = np.full_like(full, -np.inf)
+    sliding[row[near], at[near]] = 0.0
+    sliding[:, common_at] = np.where(far, np.float32(-np.inf), np.float32(0.0))
+    return Attention(layout, low, high, index, full, sliding)
 
 
-class _Plan:
-    """The sizes from which a layout is chosen, and the layouts themselves."""
-
-    def __init__(self, cache: TreeCache, segments: Sequence[Segment], depth: IntArray) -> None:
-        self.cache, self.segments, self.depth = cache, segments, depth
-        self.first, self.positions = cache.used, len(depth)
-        self.paths = [s.path for s in segments if len(s.path)]
-        self.low = min((int(p[0]) for p in self.paths), default=self.first)
-        self.high = self.first + self.positions
-        self.longest = max((len(p) for p in self.paths), default=0)
-
-    def cheapest(self, most_copied: int | None, costs: AttentionCosts) -> Layout:
-        """Return the layout that costs least."""
-        most = np.inf if most_copied is None else most_copied
-        reach = self.high - self.low
-        key = max(costs.lone_key, costs.pair * self.positions)
-        whole: dict[Layout, float] = {"range": reach * key}
-        if reach > 2 * (self.longest + self.positions):
-            listed = self.positions + self._distinct()
-            if listed <= most:
-                whole["listed"] = listed * (costs.copy + key)
-        if self._separable():
-            each = self.longest + 1
-            if self.positions * each <= most:
-                whole["rows"] = self.positions * each * costs.row_key
-        return min(whole, key=lambda name: whole[name])
-
-    def _separable(self) -> bool:
-        """Return whether no position is another's ancestor, so that each may be a batch row."""
-        return self.positions > 1 and all(
-            s.parent < 0 and s.stop == s.start + 1 for s in self.segments
-        )
-
-    def _distinct(self) -> int:
-        return len(self.paths[0]) if len(self.paths) == 1 else int(self._seen().sum())
-
-    def _seen(self) -> npt.NDArray[np.bool_]:
-        """Mask over slots `[low, high)`: what some position needs."""
-        seen = np.zeros(self.high - self.low, dtype=bool)
-        seen[self.first - self.low :] = True
-        for path in self.paths:
-            seen[path - self.low] = True
-        return seen
-
-    def shared(self, layout: Layout, window: int | None, always_mask: bool) -> Attention:
-        """Lay out one sequence of positions against keys that all may read: range or listed."""
-        index, place, keys = None, None, self.high - self.low
-        if layout == "listed":
-            seen = self._seen()
-            index, place = np.flatnonzero(seen) + self.low, np.cumsum(seen) - 1
-            keys, known = len(index), index[: len(index) - self.positions]
-            causal = self.positions == 1
-        else:
-            known = np.arange(self.low, self.first)
-            whole = len(self.segments) == 1 and self.longest == self.first - self.low
-            causal = whole and (self.positions == 1 or keys == self.positions)
-        if causal and window is None and not always_mask:
-            return Attention(layout, self.low, self.high, index, None, None)
-        full = self._mask(keys, place)
-        sliding = self._slide(full, known, window)
-        return Attention(layout, self.low, self.high, index, full, sliding)
-
-    def rows(self, window: int | None) -> Attention:
-        """Lay out each position as a batch row with its own path."""
-        index = np.empty((self.positions, self.longest + 1), dtype=np.int64)
-        index[:] = np.arange(self.first, self.high)[:, None]
-        full = np.full(index.shape, -np.inf, dtype=np.float32)
-        full[:, -1] = 0.0
-        for i, segment in enumerate(self.segments):
-            index[i, : len(segment.path)] = segment.path
-            full[i, : len(segment.path)] = 0.0
-        known = np.minimum(index[:, :-1], self.first - 1)
-        sliding = self._slide(full, known, window)
-        return Attention("rows", self.low, self.high, index, full, sliding)
-
-    def _slide(self, full: MaskArray, known: IntArray, window: int | None) -> MaskArray | None:
-        """Return `full` without the keys `window` or more tokens above a position.
-
-        The first keys are those in the slots `known`, int64[C'] or int64[T, C']; the positions'
-        own come last.
-        """
-        if window is None:
-            return None
-        own = self.depth if known.ndim == 1 else self.depth[:, None]
-        key_depth = np.concatenate([self.cache.depths(known), own], axis=-1)
-        far = self.depth[:, None] - key_depth >= window
-        return np.where(far, np.float32(-np.inf), full)
-
-    def _mask(self, keys: int, place: IntArray | None) -> MaskArray:
-        """0 at each position's ancestors and itself, -inf elsewhere: float32[T, keys].
-
-        The last T keys are the positions themselves; `place` maps `slot - low` to a key
-        (None: they are equal).
-        """
-        mask = np.full((self.positions, keys), -np.inf, dtype=np.float32)
-        own = keys - self.positions
-        for s in self.segments:
-            if s.parent >= 0:
-                mask[s.start : s.stop] = mask[s.parent]
-            elif len(s.path):
-                mask[s.start : s.stop, _columns(s.path, self.low, place)] = 0.0
-            if s.stop == s.start + 1:
-                mask[s.start, own + s.start] = 0.0
-            else:
-                block = mask[s.start : s.stop, own + s.start : own + s.stop]
-                block[np.tri(s.stop - s.start, dtype=bool)] = 0.0
-        return mask
-
-
-def _columns(path: IntArray, low: int, place: IntArray | None) -> slice | IntArray:
-    if place is not None:
-        return place[path - low]
-    first, last = int(path[0]) - low, int(path[-1]) - low
-    if last - first + 1 == len(path):
-        return slice(first, last + 1)
-    return path - low
+def _cheapest(
+    paths: Paths, seen: npt.NDArray[np.bool_], most_copied: int | None, costs: AttentionCosts
+) -> Layout:
+    """Return the layout that costs least; `seen`, bool[C]: which slots are needed of a stretch."""
+    positions, reach = len(paths.depth), len(seen)
+    starts = np.cumsum(paths.length) - paths.length
+    new = np.add.reduceat(paths.own >= paths.first, starts)  # entries of this forward, on each path
+    known = paths.depth - new
+    longest = int(known.max())
+    most = np.inf if most_copied is None else most_copied
+    key = max(costs.lone_key, costs.pair * positions)
+    whole: dict[Layout, float] = {"range": reach * key}
+    if reach > 2 * (longest + positions):
+        listed = int(seen.sum())
+        if ((new == 1) & (known > 0)).sum() != 1:  # of several paths positions count twice
+            listed += positions
+        if listed <= most:
+            whole["listed"] = listed * (costs.copy + key)
+    each = longest + 1
+    # Each may be a batch row if no position is another's ancestor.
+    if positions > 1 and (new == 1).all() and positions * each <= most:
+        whole["rows"] = positions * each * costs.row_key
+    return min(whole, key=lambda name: whole[name])

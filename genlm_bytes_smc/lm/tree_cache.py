@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
-from genlm_bytes_smc.lm.contexts_numba import common_depth, fill_paths, spelled
+from genlm_bytes_smc.lm.contexts_numba import common_depth, fill_paths, mark
 
 MOST_POSITIONS = 1024
 """Of a forward that reads keys where they lie (`lm.paged`)."""
@@ -46,23 +46,6 @@ class Work:
 
     nodes: list[int]
     fresh: int
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a forward in which each position is the child of the one before.
-
-    Attributes:
-        start, stop: its positions.
-        parent: position of the first one's parent in the same forward, or -1 if the parent
-            has an entry in the buffer (or is the empty context).
-        path: slots of the first one's ancestors where `parent` is -1, int64[depth - 1].
-    """
-
-    start: int
-    stop: int
-    parent: int
-    path: IntArray
 
 
 class Paths(NamedTuple):
@@ -113,12 +96,6 @@ class TreeCache:
         """Return the tokens of the contexts in these slots (any number for a dead entry)."""
         return self.tree.depth[self._node[slots]]
 
-    def path(self, node: int) -> IntArray:
-        """Slots of `node`'s tokens in order, int64[depth]; `node` must have an entry."""
-        path = np.empty(int(self.tree.depth[node]), dtype=np.int64)
-        spelled(self.tree.parent, self._slot, node, path)
-        return path
-
     # -- planning ----------------------------------------------------------------------
 
     def work(self, nodes: IntArray) -> Work:
@@ -143,27 +120,16 @@ class TreeCache:
             seen.update(branch)
         return Work(fresh + again, len(fresh))
 
-    def segments(self, nodes: list[int], fresh: int) -> list[Segment]:
-        """Cut one forward (part of a `Work`, its first `fresh` without entries) into branches."""
-        parent = self.tree.parent
-        position = {node: i for i, node in enumerate(nodes[:fresh])}
-        out, start = list[Segment](), 0
-        while start < len(nodes):
-            stop = start + 1
-            while stop < fresh and parent[nodes[stop]] == nodes[stop - 1]:
-                stop += 1
-            above = int(parent[nodes[start]])
-            inside = position.get(above, -1)
-            path = self.path(0 if inside >= 0 else above)
-            out.append(Segment(start, stop, inside, path))
-            start = stop
-        return out
+    def is_one_text(self, nodes: IntArray, fresh: int) -> bool:
+        """Return whether one forward computes a text of which nothing is kept, and nothing else."""
+        whole = fresh == len(nodes) == self.tree.depth[nodes[-1]]
+        return whole and bool((self.tree.parent[nodes[1:]] == nodes[:-1]).all())
 
-    def paths(self, nodes: IntArray, fresh: int, most: int) -> Paths | None:
+    def paths(self, nodes: IntArray, fresh: int, most: float = np.inf) -> Paths | None:
         """Find the entries that the positions of one forward see; None: more than `most` in all.
 
         Args:
-            nodes: as in a `Work`.
+            nodes: as in a `Work` (or a stretch of one), int64[T].
             fresh: how many of them, the first, have no entry yet.
             most: entries, common ones counted once.
         """
@@ -219,7 +185,9 @@ class TreeCache:
         alive = np.flatnonzero(self._node[: self.used] >= 0)
         if len(alive) + more <= limit - limit // _EVICT_SHARE:
             return alive
-        need = self._needed(wanted)[alive]
+        needed = np.zeros(self.tree.capacity, dtype=bool)
+        mark(self.tree.parent, wanted, needed)
+        need = needed[self._node[alive]]
         if int(need.sum()) + more > limit:
             raise MemoryError(f"{int(need.sum()) + more} entries do not fit in {limit}")
         live = self.tree.live()[self._node[alive]]
@@ -255,17 +223,6 @@ class TreeCache:
         self.used = self.dead = 0
 
     # -- inside ------------------------------------------------------------------------
-
-    def _needed(self, wanted: IntArray) -> npt.NDArray[np.bool_]:
-        """Mask over slots: entries of `wanted` and of their ancestors."""
-        mask = np.zeros(self.used, dtype=bool)
-        frontier = np.unique(wanted)
-        while len(frontier):
-            slots = self._slot[frontier]
-            mask[slots[slots >= 0]] = True
-            frontier = np.unique(self.tree.parent[frontier])
-            frontier = frontier[frontier > 0]
-        return mask
 
     def _last_use(self) -> IntArray:
         """When each slot or anything below it was last used, int64[used]."""

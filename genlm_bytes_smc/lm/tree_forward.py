@@ -201,19 +201,19 @@ class TreeForward:
 
     def _laid_out(self, ids: IntArray, fresh: int, chosen: torch.Tensor | None) -> torch.Tensor:
         """Run a forward by torch's operations, its keys laid out."""
-        nodes, depth, layout = ids.tolist(), self.tree.depth[ids], self.layout
+        layout = self.layout
         attention = attend(
             self.cache,
-            self.cache.segments(nodes, fresh),
-            depth,
+            ids,
+            fresh,
             window=self.architecture.sliding,
             always_mask=self.architecture.eager,
             layout=None if layout == "paged" else layout,
             most_copied=self.limit_slots,
             costs=costs_on(self._device),
         )
-        self._buffer.prepare(self.cache.used, len(nodes), attention)
-        both = send(np.stack([self.tree.token[ids], depth - 1]), self._device)
+        self._buffer.prepare(self.cache.used, len(ids), attention)
+        both = send(np.stack([self.tree.token[ids], self.tree.depth[ids] - 1]), self._device)
         compute = self._by_modules if (decoder := self.decoder) is None else decoder
         batched = attention.layout == "rows"
         return compute(both[0], both[1], self._masks(attention), self._buffer, chosen, batched)
