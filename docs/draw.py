@@ -116,9 +116,7 @@ def draw_cache() -> Figure:
     cache.append(np.array(old))
     asked = np.array([node("<s>", "An", "␣apple", "␣a"), node("<s>", "An", "␣app", "le")])
     work = cache.work(asked)
-    attention = attend(
-        cache, np.array(work.nodes), work.fresh, always_mask=True, layout="range"
-    )
+    attention = attend(cache, np.array(work.nodes), work.fresh, always_mask=True, layout="range")
     assert attention.full is not None
     seen = attention.full == 0
     cache.append(np.array(work.nodes))

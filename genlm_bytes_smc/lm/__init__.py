@@ -5,10 +5,9 @@ synchronous but three places: `RowEngine.rows` and `RowStore.ensure`, where call
 same time are merged (`calls.py` in the folder above), and `AdapterEngine`, which waits for
 somebody else's model. The files in the order of reading; each imports only those above it:
 
-- `contexts.py`: contexts as integers, nodes of a prefix tree;
+- `contexts.py`: contexts as integers, nodes of a prefix tree; the tokens that texts begin with;
 - `bundled.py` and the data in `tiny/`: the model that comes with the package;
-- `async_lm.py`, `engine.py`: `RowEngine`, the one interface to a model, and its face as
-  genlm-backend's `AsyncLM`;
+- `engine.py`: `RowEngine`, the one interface to a model, which is a genlm-backend `AsyncLM`, too;
 - `devices.py`: devices by name, copies to one, threads and packed weights of a CPU;
 - tree attention over transformers' models: `tree_cache.py` and `attention.py` plan on the host
   which keys are kept and read; `kv_buffer.py` holds them on the device; `decoder.py` writes known

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genlm_bytes_smc.lm.async_lm import start_tokens
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts import IntArray, start_tokens
 from genlm_bytes_smc.lm.engine import BadRowError, RowEngine
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
@@ -219,14 +218,8 @@ class AdapterEngine(RowEngine):
     def refuse_bad(self, nodes: IntArray, rows: torch.Tensor) -> None:
         """See `RowEngine`."""
         bad = ~(rows.amax(dim=1) < torch.inf).cpu().numpy()  # NaN compares false
-        if not bad.any():
-            return
-        wrong = np.unique(nodes[bad])
-        lengths = sorted(set(self.tree.depth[wrong].tolist()))
-        raise BadRowError(
-            f"{type(self.llm).__name__} returned NaN or +inf in {len(wrong)} of "
-            f"{len(np.unique(nodes))} rows (contexts of {', '.join(map(str, lengths))} tokens)"
-        )
+        if bad.any():
+            raise self._bad_rows(type(self.llm).__name__, nodes, bad)
 
     # -- ending ------------------------------------------------------------------------
 

@@ -17,10 +17,9 @@ import torch
 
 from genlm_bytes_smc.fast_path import Way, warn_lost
 from genlm_bytes_smc.lm.architecture import Architecture
-from genlm_bytes_smc.lm.async_lm import start_tokens
 from genlm_bytes_smc.lm.attention import Layout
 from genlm_bytes_smc.lm.bundled import BundledGPT2
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts import IntArray, start_tokens
 from genlm_bytes_smc.lm.devices import fitting_threads, send
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.tree_cache import Paths, Work
@@ -106,7 +105,8 @@ class TreeTransformer(RowEngine):
         self.limit_bytes = limit_bytes
         self.logit_bytes = 1 << 30
         self.mask_bytes = 1 << 28
-        self._width, self._evicted = width, 0
+        self._width = self.input_size = width
+        self._evicted = 0
         self._row_bytes = width * (sample.element_size() + 4)
         self._forward = TreeForward(self.base, self._architecture, self.tree, self.limit_bytes)
         self._told_forward, self._told_room = False, True
@@ -151,11 +151,6 @@ class TreeTransformer(RowEngine):
     @pack_bytes.setter
     def pack_bytes(self, limit: int) -> None:
         self._forward.pack_bytes = limit
-
-    @property
-    def input_size(self) -> int:
-        """Token ids that the model takes are below it."""
-        return self._width
 
     # -- rows --------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from genlm_bytes_smc.cli.options import JobOptions
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.fast_path import FastPathWarning
 from genlm_bytes_smc.lm import load
-from genlm_bytes_smc.lm.async_lm import start_tokens
+from genlm_bytes_smc.lm.contexts import start_tokens
 from genlm_bytes_smc.lm.files import weight_bytes
 from genlm_bytes_smc.lm.load import as_engine, load_model
 from genlm_bytes_smc.lookahead import Lookahead

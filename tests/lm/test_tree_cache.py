@@ -220,9 +220,7 @@ def test_positions_see_their_ancestors_and_themselves(cache, layout, window):
         if layout == "rows":
             compute(cache, np.unique(cache.tree.parent[nodes][cache.tree.parent[nodes] > 0]))
         work = cache.work(nodes)
-        attention = attend(
-            cache, np.array(work.nodes), work.fresh, window=window, layout=layout
-        )
+        attention = attend(cache, np.array(work.nodes), work.fresh, window=window, layout=layout)
         assert layout in (None, attention.layout)
         got = sees(cache, attention, work, sliding=window is not None)
         assert got == ought_to_see(cache, work, window or 99)

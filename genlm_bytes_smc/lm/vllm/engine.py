@@ -17,8 +17,7 @@ from typing import Any, Self
 
 import torch
 
-from genlm_bytes_smc.lm.async_lm import start_tokens
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts import IntArray, start_tokens
 from genlm_bytes_smc.lm.devices import device_of
 from genlm_bytes_smc.lm.engine import EngineError, RowEngine
 from genlm_bytes_smc.lm.vllm.env import process_kept, setting
