@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from genlm_bytes_smc import TokenTrie, Vocabulary
-from genlm_bytes_smc.lm.attention import attend
 from genlm_bytes_smc.lm.contexts import ContextTree
-from genlm_bytes_smc.lm.tree_cache import TreeCache
+from genlm_bytes_smc.lm.tree_cache import TreeCache, attend
 
 IMAGES = Path(__file__).parent / "images"
 INK, FAINT, PURPLE, GREEN, ORANGE, WHITE = (

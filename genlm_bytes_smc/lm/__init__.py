@@ -9,9 +9,9 @@ somebody else's model. The files in the order of reading; each imports only thos
 - `bundled.py` and the data in `tiny/`: the model that comes with the package;
 - `engine.py`: `RowEngine`, the one interface to a model, which is a genlm-backend `AsyncLM`, too;
 - `devices.py`: devices by name, copies to one, threads and packed weights of a CPU;
-- tree attention over transformers' models: `tree_cache.py` and `attention.py` plan on the host
-  which keys are kept and read; `kv_buffer.py` holds them on the device; `decoder.py` writes known
-  models out; `tree_forward.py` is one forward, `transformer.py` the engine;
+- tree attention over transformers' models: `tree_cache.py` plans on the host which keys are kept
+  and read; `kv_buffer.py` holds them on the device; `decoder.py` writes known models out;
+  `tree_forward.py` is one forward, `transformer.py` the engine;
 - `adapter.py`: any other `AsyncLM`; `vllm/`: models that vLLM runs;
 - `files.py`, `load.py`: models by name;
 - `rows_numba.py` and `device_rows.py` make rows linear, on the CPU and on another device;

@@ -1,4 +1,4 @@
-"""What depends on the device: its name, copies to it, and on a CPU threads and packed weights.
+"""What depends on the device: its name, copies to it, costs; a CPU's threads and packed weights.
 
 `array.to(device)` from ordinary memory first waits until the device has done all it was given,
 which costs more than the copy. From page-locked memory the copy takes its place in the queue.
@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -76,6 +77,39 @@ def send(array: npt.NDArray[Any] | torch.Tensor, device: torch.device) -> torch.
     if tensor.device.type == "cpu" and device.type not in _NOT_PINNED:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+@dataclass(frozen=True)
+class AttentionCosts:
+    """Nanoseconds, for one layer, by which `tree_cache.attend` chooses how keys are laid out.
+
+    All grow with the model's width, and their ratios decide. Fixed figures, so that equal runs
+    choose alike and give equal digests on any machine.
+
+    Attributes:
+        pair: one query against one key that other queries read too.
+        lone_key: one key that one query alone reads.
+        copy: copying one key and value together with others of a list.
+        row_key: one key of a query that has keys of its own, copied and read.
+    """
+
+    pair: float
+    lone_key: float
+    copy: float
+    row_key: float
+
+
+ON_CPU = AttentionCosts(pair=18.0, lone_key=49.0, copy=65.0, row_key=130.0)
+"""Of the bundled model's keys (4 heads of 64, float32) on one core, by `benchmarks.forward`. With
+them SmolLM2's layouts are as good as with figures measured for its own keys (9 heads on 3)."""
+
+ON_GPU = AttentionCosts(pair=0.16, lone_key=2.0, copy=4.0, row_key=6.0)
+"""Not measured: 32 heads on 8, of 128, bfloat16, at 2 TB/s and 100 TFLOP/s."""
+
+
+def costs_on(device: torch.device) -> AttentionCosts:
+    """Return the costs on a device."""
+    return ON_CPU if device.type == "cpu" else ON_GPU
 
 
 @contextmanager

@@ -163,8 +163,7 @@ class _PagedAttend:
         self, i: int, qkv: torch.Tensor, turn: Any, scale: float, slides: bool
     ) -> torch.Tensor:
         size, heads, plan = self.size, self.sizes["HEADS"], self.forward.plan
-        at = self.forward.buffer.layers[i]
-        keys, values = at.keys, at.values
+        keys, values = self.forward.buffer.layers[i]
         kept = keys, values, keys.stride(1), plan
         cos, sin = (qkv, qkv) if turn is None else turn
         copied = heads * (turn is not None) + 2 * self.kv

@@ -17,12 +17,11 @@ import torch
 
 from genlm_bytes_smc.fast_path import Way, warn_lost
 from genlm_bytes_smc.lm.architecture import Architecture
-from genlm_bytes_smc.lm.attention import Layout
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import IntArray, start_tokens
 from genlm_bytes_smc.lm.devices import fitting_threads, send
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.tree_cache import Paths, Work
+from genlm_bytes_smc.lm.tree_cache import Layout, Paths, Work
 from genlm_bytes_smc.lm.tree_forward import TreeForward, batches, plain_logits
 
 logger = logging.getLogger(__name__)

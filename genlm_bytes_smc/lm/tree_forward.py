@@ -13,13 +13,21 @@ import torch
 
 from genlm_bytes_smc.fast_path import Way, warn_lost
 from genlm_bytes_smc.lm.architecture import Architecture
-from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend, costs_on
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked, is_known
-from genlm_bytes_smc.lm.devices import send
+from genlm_bytes_smc.lm.devices import costs_on, send
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer, transformers_buffer
-from genlm_bytes_smc.lm.tree_cache import MOST_ENTRIES, MOST_POSITIONS, Paths, TreeCache
+from genlm_bytes_smc.lm.tree_cache import (
+    MOST_ENTRIES,
+    MOST_POSITIONS,
+    Attention,
+    Layout,
+    MaskArray,
+    Paths,
+    TreeCache,
+    attend,
+)
 
 if TYPE_CHECKING:
     from genlm_bytes_smc.lm.paged import PagedForward
