@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
 import socket
@@ -19,7 +18,14 @@ from genlm_bytes_smc.lm.adapter import AdapterEngine, as_engine
 from genlm_bytes_smc.lm.bundled import BundledGPT2, BundledTokenizer
 from genlm_bytes_smc.lm.devices import device_of
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.files import SMOLLM2, check_fits, check_fits_vllm, directory_of, free_bytes
+from genlm_bytes_smc.lm.files import (
+    SMOLLM2,
+    check_fits,
+    check_fits_vllm,
+    directory_of,
+    free_bytes,
+    require,
+)
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 if TYPE_CHECKING:
@@ -36,7 +42,7 @@ BACKENDS = ("hf", "vllm", "mlx", "sgl")
 _DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")
 }
-_PACKAGES = {"vllm": "vllm", "mlx": "mlx_lm", "sgl": "sglang"}
+_PACKAGES = {"mlx": "mlx_lm", "sgl": "sglang"}
 _SHARED_OPTIONS = (
     "cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code",
 )  # fmt: skip
@@ -193,9 +199,9 @@ def _load_vllm(
     opts: dict[str, Any],
     start: int | Sequence[int] | None,
 ) -> VLLMEngine:
-    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine, require_vllm
+    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
 
-    require_vllm()
+    require("backend 'vllm' needs the package", ["vllm"], "vllm")
     if dtype == torch.float64:
         raise ValueError("vLLM runs no float64; known: auto, float32, bfloat16, float16")
     source = _source(_TINY if name == "tiny" else directory_of(name, dtype))
@@ -279,12 +285,7 @@ def _not_found(source: str, error: Exception) -> Exception:
 def _load_other(
     name: str, backend: str, dtype: torch.dtype | None, opts: dict[str, Any]
 ) -> AsyncLM:
-    package = _PACKAGES[backend]
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(
-            f"backend {backend!r} needs the package {package}: pip install "
-            f'"genlm-bytes-smc[{backend}]"'
-        )
+    require(f"backend {backend!r} needs the package", [_PACKAGES[backend]], backend)
     from genlm.backend import llm as classes
 
     if backend == "mlx":

@@ -46,6 +46,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+TAG = "genlm_bytes_smc_row"
+"""Key of `SamplingParams.extra_args` under which a request says what its row is called."""
+
 _HELD = "GENLM_BYTES_SMC_VLLM"
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
