@@ -73,42 +73,20 @@ class Decoder(ABC):
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or self.heads
         self.width: int = int(self.embedding.shape[1]) // self.heads
 
-    def __call__(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        masks: Masks,
-        buffer: KVBuffer,
-        asked: torch.Tensor | None,
-        batched: bool,
-    ) -> torch.Tensor:
-        """Compute the logits of T positions.
-
-        Args:
-            tokens, positions: int64[T]; a position is a context's depth less one.
-            masks: float[1, 1, T, C], or [T, 1, 1, C] if `batched`, added to attention's
-                scores; by kind of layer if they differ; None for the causal rule.
-            buffer: prepared for this forward.
-            asked: positions whose logits are wanted, int64[R], or None for all.
-            batched: whether each position reads keys of its own.
-
-        Returns:
-            float[R or T, width].
-        """
-        x = self.body(tokens, positions, _Attend(masks, buffer, batched, self))
-        return self.logits(x if asked is None else x[asked])
-
     def body(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Compute what leaves the last layer: float[T, d]."""
+        """Compute what leaves the last layer, float[T, d].
+
+        tokens, positions: int64[T]; a position is a context's depth less one.
+        """
         x = self.embed(tokens, positions)
         turn = self.turn(x, positions)
         for i, kind in enumerate(self.kinds):
             x = self.layer(i, x, turn, attend.of(kind), attend)
         return x
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the last norm and the head: float[R, d] to float[R, width]."""
-        return self._head(self._last(x))
+    def logits(self, x: torch.Tensor, asked: torch.Tensor | None = None) -> torch.Tensor:
+        """Apply the last norm and the head to float[T, d], or to its rows `asked`, int64[R]."""
+        return self._head(self._last(x if asked is None else x[asked]))
 
     @abstractmethod
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -233,8 +211,16 @@ class LlamaDecoder(Decoder):
         return at.down.onto(x, ops.gate(at.up(at.norm_mlp(x)), at.act))
 
 
-class _Attend:
-    """Attention by torch's operations, over keys laid out as an `Attention` says."""
+class LaidOut:
+    """Attention by torch's operations, over keys laid out as an `Attention` says.
+
+    Args:
+        masks: float[1, 1, T, C], or [T, 1, 1, C] if `batched`, added to attention's scores; by
+            kind of layer if they differ; None for the causal rule.
+        buffer: prepared for this forward.
+        batched: whether each position reads keys of its own.
+        decoder: whose forward it is.
+    """
 
     def __init__(self, masks: Masks, buffer: KVBuffer, batched: bool, decoder: Decoder) -> None:
         self.masks, self.buffer, self.batched = masks, buffer, batched

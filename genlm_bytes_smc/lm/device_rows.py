@@ -71,40 +71,31 @@ class Columns(NamedTuple):
         return cls(len(labels), *(send(a, device) for a in (order, gaps, below)))
 
 
-class LinearRows(NamedTuple):
-    """Rows as `HostRows` keeps them in float32, on the device that made them.
-
-    Attributes:
-        probs: float32[B, V], probabilities times 2**115.
-        sums: float64[B, 2 + H * 257] over `probs`, not rescaled: of all tokens that spell
-            something; then 1 if some token is possible but too unlikely for float32, else 0; then
-            `RowArrays.roots`.
-    """
-
-    probs: torch.Tensor
-    sums: torch.Tensor
-
-
-def linear_rows(rows: torch.Tensor, columns: Columns) -> LinearRows:
+def linear_rows(rows: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
     """Make rows float32[B, >= V] of log-probabilities linear where they are.
 
     The same is summed in the same order each time.
+
+    Returns:
+        Probabilities times 2**115, float32[B, V]; and sums over them, not rescaled,
+        float64[B, 2 + H * 257]: of all tokens that spell something; then 1 if some token is
+        possible but too unlikely for float32, else 0; then `RowArrays.roots`.
     """
     step = max(1, _AT_ONCE // columns.width)
     parts = [_linear(rows[i : i + step], columns) for i in range(0, len(rows), step)]
     if len(parts) == 1:
         return parts[0]
-    return LinearRows(*(torch.cat(same) for same in zip(*parts, strict=True)))
+    return torch.cat([probs for probs, _ in parts]), torch.cat([sums for _, sums in parts])
 
 
-def _linear(rows: torch.Tensor, columns: Columns) -> LinearRows:
+def _linear(rows: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
     logp = rows.detach()[:, : columns.width]
     probs = logp.double().exp_().mul_(2.0**DOUBLINGS).float()
     unlikely = ((logp < LOWEST) & (logp > LEAST)).any(dim=1, keepdim=True)
     values = probs.index_select(1, columns.order).double().masked_fill_(columns.gaps, 0.0)
     parts = values.view(len(rows), -1, _PART).sum(dim=2)
     total = parts.sum(dim=1, keepdim=True)
-    return LinearRows(probs, torch.cat([total, unlikely.double(), parts @ columns.below], dim=1))
+    return probs, torch.cat([total, unlikely.double(), parts @ columns.below], dim=1)
 
 
 def fetched(tensor: torch.Tensor) -> torch.Tensor:

@@ -135,9 +135,9 @@ class HostRows:
             return None
         if self._columns is None:
             self._columns = Columns.of(self._labels, self._nest, rows.device)
-        linear = linear_rows(rows, self._columns)
-        self._memory.land(slots, linear.probs)
-        sums = fetched(linear.sums).numpy()  # and wait for both
+        probs, sums_there = linear_rows(rows, self._columns)
+        self._memory.land(slots, probs)
+        sums = fetched(sums_there).numpy()  # and wait for both
         total, unlikely, roots = UNBIAS * sums[:, 0], sums[:, 1], sums[:, 2:]
         if unlikely.any() or not np.isfinite(total).all():
             return None

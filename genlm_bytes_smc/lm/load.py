@@ -199,9 +199,9 @@ def _load_vllm(
     opts: dict[str, Any],
     start: int | Sequence[int] | None,
 ) -> VLLMEngine:
+    require("backend 'vllm' needs the package", ["vllm"], "vllm")
     from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
 
-    require("backend 'vllm' needs the package", ["vllm"], "vllm")
     if dtype == torch.float64:
         raise ValueError("vLLM runs no float64; known: auto, float32, bfloat16, float16")
     source = _source(_TINY if name == "tiny" else directory_of(name, dtype))

@@ -17,7 +17,7 @@ import torch
 from genlm_bytes_smc.fast_path import Way, warn_lost
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
-from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked, is_known
+from genlm_bytes_smc.lm.decoder import Decoder, LaidOut, Masks, decoder_of, is_hooked, is_known
 from genlm_bytes_smc.lm.devices import costs_on, send
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer, transformers_buffer
 from genlm_bytes_smc.lm.tree_cache import (
@@ -303,7 +303,7 @@ class TreeForward:
                 f"lie failed ({type(error).__name__}: {error})"
             )
             return None
-        return decoder.logits(out if chosen is None else out[chosen])
+        return decoder.logits(out, chosen)
 
     def _paged_by(self, decoder: Decoder) -> PagedForward:
         if self._paged is None or self._paged.decoder is not decoder:
@@ -331,7 +331,8 @@ class TreeForward:
         both = send(np.stack([self.tree.token[ids], self.tree.depth[ids] - 1]), self._device)
         masks, batched = self._masks(attention), attention.layout == "rows"
         if (decoder := self.decoder) is not None:
-            return decoder(both[0], both[1], masks, self._buffer, chosen, batched)
+            attend_to = LaidOut(masks, self._buffer, batched, decoder)
+            return decoder.logits(decoder.body(both[0], both[1], attend_to), chosen)
         shape = (-1, 1) if batched else (1, -1)
         inputs: dict[str, Any] = {self.architecture.cache_name: self._buffer}
         if chosen is not None and not batched and self.architecture.row_index:

@@ -114,7 +114,7 @@ def test_options_out_of_range(options, message):
 
 @pytest.mark.parametrize("backend", ["vllm", "mlx", "sgl"])
 def test_a_missing_package_names_the_extra(backend, monkeypatch):
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=rf'pip install "genlm-bytes-smc\[{backend}\]"'):
         load_model("some/model", backend)
 
