@@ -203,11 +203,7 @@ class _FixedAttend:
         sees = torch.cat([torch.ones_like(own[:, :1]).expand(-1, kept), own], dim=1)
         self.mask = torch.where(sees, 0.0, -torch.inf).to(dtype).repeat(self.groups, 1)
 
-    def of(self, kind: str) -> Callable[..., torch.Tensor]:
-        """Return attention of any layer."""
-        return self.together
-
-    def together(self, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
+    def layer(self, kind: str, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
         """Attend by queries, keys and values in one tensor, not turned yet."""
         queries = self.heads * self.groups
         qk, v = qkv[:, : queries + self.heads], qkv[:, queries + self.heads :]

@@ -88,8 +88,10 @@ class _Engines(dict[Any, RowEngine]):
 def _new_engine(llm: Any, start: Any, limit_bytes: int | None) -> RowEngine:
     from genlm.backend.llm import AsyncTransformer
 
-    if isinstance(llm, AsyncTransformer) and not overrides(llm, AsyncTransformer):
-        return TreeTransformer(llm.model, llm.tokenizer, start=start, limit_bytes=limit_bytes)
+    if isinstance(llm, AsyncTransformer):
+        place = type(llm).__mro__.index(AsyncTransformer)
+        if all(_rank(llm, name) >= place for name in (_ONE, _BATCH, _ONE_SYNC, _BATCH_SYNC)):
+            return TreeTransformer(llm.model, llm.tokenizer, start=start, limit_bytes=limit_bytes)
     if limit_bytes is not None:
         raise ValueError(f"limit_bytes does not apply to {type(llm).__name__}")
     return AdapterEngine(llm, start=start)
@@ -234,14 +236,6 @@ class AdapterEngine(RowEngine):
         cleanup = getattr(self.llm, "cleanup", None)
         if self._owned and cleanup is not None:
             cleanup()
-
-
-def overrides(llm: Any, base: type) -> bool:
-    """Return whether `llm` gives rows by methods of its own rather than those of `base`."""
-    return any(
-        name in vars(llm) or getattr(type(llm), name, None) is not getattr(base, name, None)
-        for name in (_ONE, _BATCH, _ONE_SYNC, _BATCH_SYNC)
-    )
 
 
 def _rank(llm: Any, name: str) -> int:

@@ -24,18 +24,23 @@ from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 
 Masks = dict[str, torch.Tensor] | torch.Tensor | None
 _Norm = Callable[[torch.Tensor], torch.Tensor]
-AttendLayer = Callable[[int, torch.Tensor, Any, float], torch.Tensor]
 
 
 class Attend(Protocol):
     """Attention of one forward, and what else is done otherwise on another device."""
 
-    def of(self, kind: str) -> AttendLayer:
-        """Return attention of layers of one kind, `attend(i, qkv, turn, scale)`.
+    def layer(self, kind: str, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
+        """Keep the new keys and values of layer `i`; let every query see what it may.
 
-        It keeps the new keys and values of layer `i` and lets every query see what it may. qkv is
-        float[T, heads + 2 kv_heads, head_dim], and may be written on; `turn` is what
-        `Decoder.turn` gave, None where nothing is turned; the result float[T, heads * head_dim].
+        Args:
+            kind: of the layer: "full_attention" or "sliding_attention".
+            i: its index.
+            qkv: float[T, heads + 2 kv_heads, head_dim]; may be written on.
+            turn: what `Decoder.turn` gave, None where nothing is turned.
+            scale: of the scores.
+
+        Returns:
+            float[T, heads * head_dim].
         """
 
     def gate(self, both: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -111,7 +116,7 @@ class Decoder:
             if at.norm_q is not None and at.norm_k is not None:
                 qkv[:, :heads] = at.norm_q(qkv[:, :heads])
                 qkv[:, heads:turned] = at.norm_k(qkv[:, heads:turned])
-            x = at.out.onto(x, attend.of(kind)(i, qkv, turn, at.scale))
+            x = at.out.onto(x, attend.layer(kind, i, qkv, turn, at.scale))
             up = at.up(at.norm_mlp(x))
             x = at.down.onto(x, attend.gate(up, at.act) if at.gated else at.act(up))
         return x
@@ -207,20 +212,16 @@ class LaidOut:
         self.heads, self.turned = decoder.heads, decoder.heads + decoder.kv_heads
         self._spread: dict[tuple[int, int], torch.Tensor] = {}
 
-    def of(self, kind: str) -> AttendLayer:
+    def layer(self, kind: str, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
         """See `Attend`."""
         mask = self.masks[kind] if isinstance(self.masks, dict) else self.masks
-
-        def attend(i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
-            qk, v = qkv[:, : self.turned], qkv[:, self.turned :]
-            if turn is not None:
-                qk = _rotate(qk, *turn)
-            q, k = qk[:, : self.heads], qk[:, self.heads :]
-            keys, values = self.buffer.update(self._lay(k), self._lay(v), i)
-            out = self._scored(self._lay(q), keys, values, mask, scale)
-            return out.transpose(1, 2).reshape(q.shape[0], -1)
-
-        return attend
+        qk, v = qkv[:, : self.turned], qkv[:, self.turned :]
+        if turn is not None:
+            qk = _rotate(qk, *turn)
+        q, k = qk[:, : self.heads], qk[:, self.heads :]
+        keys, values = self.buffer.update(self._lay(k), self._lay(v), i)
+        out = self._scored(self._lay(q), keys, values, mask, scale)
+        return out.transpose(1, 2).reshape(q.shape[0], -1)
 
     def gate(self, both: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """See `Attend`."""

@@ -52,14 +52,15 @@ class HostRows:
         self.trie, self.width = trie, len(trie.vocab)
         self._device = device or torch.device("cpu")
         self._memory = self._room(slots, exact)
-        self._scale: FloatArray = np.ones(slots)
-        self._summed = np.zeros(slots, dtype=bool)
-        self._order = trie.order.astype(np.uint32)
         self._spelled = trie.position >= 0
         self._all_spelled = bool(self._spelled.all())
-        self._heavy, self._nest, self._labels = _heavy_nodes(trie)
-        self._roots: FloatArray = np.empty((slots, FAN * len(self._heavy)))
-        self._arrays: RowArrays | None = None
+        heavy, nest, labels = _heavy_nodes(trie)
+        self._rows = RowArrays(
+            probs=self._memory.array, scale=np.ones(slots),
+            roots=np.empty((slots, FAN * len(heavy))), summed=np.zeros(slots, dtype=bool),
+            order=trie.order.astype(np.uint32), heavy=heavy, nest=nest, labels=labels,
+            slot_of=np.zeros(1, dtype=np.int64),
+        )  # fmt: skip
         self._columns: Columns | None = None  # on the device, once rows came from there
         self.used = 0  # the last slot written to; those beyond it never were
 
@@ -68,22 +69,15 @@ class HostRows:
         return SlotMemory((slots, self.width), dtype, torch.device(lands))
 
     @property
-    def _probs(self) -> npt.NDArray[np.float32 | np.float64]:
-        return self._memory.array
-
-    @property
     def exact(self) -> bool:
         """Return whether rows are kept in float64."""
-        return bool(self._probs.dtype == np.float64)
+        return bool(self._rows.probs.dtype == np.float64)
 
     def arrays(self, slot_of: IntArray) -> RowArrays:
         """Return what the kernels take."""
-        if self._arrays is None or self._arrays.slot_of is not slot_of:
-            self._arrays = RowArrays(
-                self._probs, self._scale, self._roots, self._summed, self._order,
-                self._heavy, self._nest, self._labels, slot_of,
-            )  # fmt: skip
-        return self._arrays
+        if self._rows.slot_of is not slot_of:
+            self._rows = self._rows._replace(slot_of=slot_of)
+        return self._rows
 
     def take(self, slots: IntArray, rows: torch.Tensor) -> FloatArray:
         """Keep rows of log-probabilities float[B, >= V]; what each summed to, float64[B].
@@ -103,7 +97,8 @@ class HostRows:
         self.used = max(self.used, *slots.tolist())
         take = take_64 if (exact := self.exact) else take_32
         total: FloatArray
-        total, low, odd = take(logp, slots, self._probs, self._scale, self._summed, ROUNDING)
+        kept = self._rows
+        total, low, odd = take(logp, slots, kept.probs, kept.scale, kept.summed, ROUNDING)
         # Not normalised (their sum in float32 ends early), or a token out of range.
         if not exact and (low or (odd and not np.isfinite(total).all())):
             if low or not np.isnan(total).all():
@@ -116,12 +111,12 @@ class HostRows:
                     )
             return total
         if not self._all_spelled or logp.shape[1] > self.width:
-            constant = self._scale[slots]
-            total = constant * [masked_total(self._probs[s], self._spelled) for s in slots]
-            self._scale[slots] = _quotient(constant, total)
+            constant = kept.scale[slots]
+            total = constant * [masked_total(kept.probs[s], self._spelled) for s in slots]
+            kept.scale[slots] = _quotient(constant, total)
         elif odd:
             off = np.abs(total - 1.0) > ROUNDING
-            self._scale[slots[off]] = _quotient(self._scale[slots[off]], total[off])
+            kept.scale[slots[off]] = _quotient(kept.scale[slots[off]], total[off])
         return total
 
     def take_linear(self, slots: IntArray, rows: torch.Tensor) -> FloatArray | None:
@@ -134,7 +129,7 @@ class HostRows:
         if self.exact or rows.dtype != torch.float32 or rows.device.type == "mps":
             return None
         if self._columns is None:
-            self._columns = Columns.of(self._labels, self._nest, rows.device)
+            self._columns = Columns.of(self._rows.labels, self._rows.nest, rows.device)
         probs, sums_there = linear_rows(rows, self._columns)
         self._memory.land(slots, probs)
         sums = fetched(sums_there).numpy()  # and wait for both
@@ -146,8 +141,8 @@ class HostRows:
         off = np.abs(total - 1.0) > (ROUNDING if whole else -1.0)
         scale = np.where(off, _quotient(np.full(len(slots), UNBIAS), total), UNBIAS)
         with np.errstate(invalid="ignore"):  # a row of zeros, which the store refuses
-            self._roots[slots] = roots * scale[:, None]
-        self._scale[slots], self._summed[slots] = scale, True
+            self._rows.roots[slots] = roots * scale[:, None]
+        self._rows.scale[slots], self._rows.summed[slots] = scale, True
         return total
 
     def put(self, slots: IntArray, linear: torch.Tensor) -> FloatArray:
@@ -158,40 +153,36 @@ class HostRows:
         """
         self.used = max(self.used, *slots.tolist())
         p = linear.numpy()
-        self._probs[slots] = 0.0
-        self._probs[np.ix_(slots, self.trie.order)] = p
+        self._rows.probs[slots] = 0.0
+        self._rows.probs[np.ix_(slots, self.trie.order)] = p
         total: FloatArray = p.sum(axis=1)
-        self._scale[slots] = _quotient(np.ones(len(slots)), total)
-        self._summed[slots] = False
+        self._rows.scale[slots] = _quotient(np.ones(len(slots)), total)
+        self._rows.summed[slots] = False
         return total
-
-    def prob(self, slot: int, token: int) -> float:
-        """Probability of one token."""
-        return float(self._probs[slot, token] * self._scale[slot])
 
     def enlarge(self, slots: int) -> None:
         """Make room for `slots` slots, if there is less; the rows stay where they were."""
-        if slots <= len(self._probs):
+        if slots <= len(self._rows.probs):
             return
+        self._memory = self._room(slots, self.exact)
+        grown = {"probs": self._memory.array}
+        for name in ("scale", "roots", "summed"):
+            old = getattr(self._rows, name)
+            grown[name] = np.zeros((slots, *old.shape[1:]), dtype=old.dtype)
         written = slice(self.used + 1)
-        memory = self._room(slots, self.exact)
-        memory.array[written] = self._probs[written]
-        self._memory, self._arrays = memory, None
-        for name in ("_scale", "_roots", "_summed"):
-            old = getattr(self, name)
-            new = np.zeros if name == "_summed" else np.empty
-            grown = new((slots, *old.shape[1:]), dtype=old.dtype)
-            grown[written] = old[written]
-            setattr(self, name, grown)
+        for name, new in grown.items():
+            new[written] = getattr(self._rows, name)[written]
+        self._rows = self._rows._replace(**grown)
 
     def row_bytes(self) -> int:
         """Memory of one slot, in bytes."""
-        return self.width * self._probs.itemsize + 8 * FAN * len(self._heavy) + 1
+        return self.width * self._rows.probs.itemsize + self._rows.roots[0].nbytes + 1
 
     def _make_exact(self) -> None:
-        exact = self._room(len(self._probs), True)
-        exact.array[: self.used + 1] = self._probs[: self.used + 1]
-        self._memory, self._arrays = exact, None
+        probs, written = self._rows.probs, slice(self.used + 1)
+        self._memory = self._room(len(probs), True)
+        self._memory.array[written] = probs[written]
+        self._rows = self._rows._replace(probs=self._memory.array)
 
 
 def _quotient(a: FloatArray, b: FloatArray) -> FloatArray:

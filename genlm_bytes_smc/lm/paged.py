@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.lm import paged_triton as pt
-from genlm_bytes_smc.lm.decoder import AttendLayer, Decoder
+from genlm_bytes_smc.lm.decoder import Decoder
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 from genlm_bytes_smc.lm.tree_cache import MOST_ENTRIES, MOST_POSITIONS, Paths
 
@@ -148,20 +148,11 @@ class _PagedAttend:
         self.keys = _KEY_BYTES // forward.decoder.embedding.element_size()
         self.sizes = {"HEADS": heads, "KV": self.kv, "D": self.width}
 
-    def of(self, kind: str) -> AttendLayer:
-        """Return attention of layers of one kind."""
+    def layer(self, kind: str, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
+        """See `Attend`."""
         slides = self.forward.window is not None and (
             not self.forward.mixed or kind == "sliding_attention"
         )
-
-        def attend(i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
-            return self._layer(i, qkv, turn, scale, slides)
-
-        return attend
-
-    def _layer(
-        self, i: int, qkv: torch.Tensor, turn: Any, scale: float, slides: bool
-    ) -> torch.Tensor:
         size, heads, plan = self.size, self.sizes["HEADS"], self.forward.plan
         keys, values = self.forward.buffer.layers[i]
         kept = keys, values, keys.stride(1), plan

@@ -317,7 +317,8 @@ class RowStore:
         """
         if self.trie.position[token] < 0:
             return 1.0
-        return self._host.prob(int(self.slot_of[context]), token)
+        rows, slot = self.host, self.slot_of[context]
+        return float(rows.probs[slot, token] * rows.scale[slot])
 
     def _first_chunk(self, missing: IntArray) -> IntArray:
         """Shallow contexts first, as many as one forward's logits may hold."""
