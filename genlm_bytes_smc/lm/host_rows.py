@@ -1,10 +1,19 @@
 """Linear rows on the host, kept in the order of token ids.
 
 Rows that were computed on a CPU are made linear by compiled loops (`rows_numba`), those of another
-device there (`device_rows`).
+device before they leave it (`devices.linear_rows`). On CUDA they then go straight into the memory
+that the host keeps them in, whose pages are locked for it (`SlotMemory`): a copy into ordinary
+memory goes through a small buffer of the driver's, at a fortieth of the speed.
 """
 
 from __future__ import annotations
+
+import mmap
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +21,7 @@ import torch
 
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.device_rows import Columns, SlotMemory, fetched, linear_rows
+from genlm_bytes_smc.lm.devices import Columns, fetched, linear_rows
 from genlm_bytes_smc.lm.rows_numba import (
     FAN,
     LOWEST,
@@ -27,6 +36,8 @@ from genlm_bytes_smc.trie import TokenTrie
 
 ROUNDING = 1e-4  # how far from one a float32 row over a large vocabulary may sum
 EXACT_WIDTH = 1 << 14  # tokens; rows up to this wide are always kept in float64
+_PIECE = 1 << 26  # bytes of pages that are locked together
+_PORTABLE = 1  # for all contexts of CUDA: `cudaHostRegisterPortable`
 _HEAVY = 8  # a node is heavy if one in this many tokens is below it
 
 
@@ -212,3 +223,102 @@ def _heavy_nodes(trie: TokenTrie) -> tuple[IntArray, IntArray, npt.NDArray[np.ui
                 line = trie.order[trie.lo[child] : trie.hi[child]]
                 labels[line] = FAN * i + int(trie.byte[child])
     return heavy, nest, labels
+
+
+# -- their memory --------------------------------------------------------------------------
+
+
+class SlotMemory:
+    """Memory for S rows on the host, taken as rows are written to it.
+
+    Where rows come from a CUDA device its pages are locked for that, some 64 MiB at a time when a
+    slot there is first landed on. If that fails, copies are slow, with one `FastPathWarning`.
+
+    Args:
+        shape: (S, V).
+        dtype: of the entries.
+        device: where rows come from.
+
+    Attributes:
+        array: dtype[S, V].
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: Any, device: torch.device) -> None:
+        self._device = device
+        self._pieces = [0]  # bytes at which pieces end; those up to the last one are locked
+        if device.type != "cuda":
+            self.array: npt.NDArray[Any] = np.empty(shape, dtype=dtype)
+            return
+        size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+        raw = np.empty(size + 2 * mmap.PAGESIZE, dtype=np.uint8)
+        self._begin = -(-raw.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+        skip = self._begin - raw.ctypes.data
+        self.array = raw[skip : skip + size].view(dtype).reshape(shape)
+        self._failed = False
+        weakref.finalize(self, _unlock, raw, self._begin, self._pieces)
+
+    def land(self, slots: IntArray, rows: torch.Tensor) -> None:
+        """Copy rows dtype[B, V] from the device into slots int64[B].
+
+        On CUDA the copies are queued: the rows are there once the device has been waited for.
+        """
+        if self._device.type != "cuda":
+            self.array[slots] = rows.cpu().numpy()
+            return
+        width, itemsize = self.array.shape[1], self.array.itemsize
+        self._lock((int(slots.max()) + 1) * width * itemsize)
+        source, out = rows.contiguous().view(-1), torch.from_numpy(self.array).view(-1)
+        for at, start, count in runs(slots, width, _PIECE // itemsize):
+            out[start : start + count].copy_(source[at : at + count], non_blocking=True)
+
+    def _lock(self, end: int) -> None:
+        """Lock the pages below `end` bytes."""
+        whole = -(-self.array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        while self._pieces[-1] < end and not self._failed:
+            start = self._pieces[-1]
+            size = min(_PIECE, whole - start)
+            with torch.cuda.device(self._device):
+                code = int(_runtime().cudaHostRegister(self._begin + start, size, _PORTABLE))
+            if code == 0:
+                self._pieces.append(start + size)
+                continue
+            self._failed = True
+            with suppress(RuntimeError):  # the next kernel is told of the error: let it be this one
+                torch.zeros(1, device=self._device)
+            warn_lost(
+                f"memory for rows cannot be page-locked (CUDA's error {code}): rows are "
+                "copied from the GPU at a fraction of the speed"
+            )
+
+
+def _unlock(raw: npt.NDArray[np.uint8], begin: int, pieces: list[int]) -> None:
+    """Unlock pieces of memory, which `raw` has kept alive until now."""
+    for start in pieces[:-1]:
+        _runtime().cudaHostUnregister(begin + start)
+
+
+def _runtime() -> Any:
+    """Return CUDA's runtime, as torch gives it."""
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def runs(slots: IntArray, width: int, piece: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the fewest copies that bring rows into slots; none goes beyond a multiple of `piece`.
+
+    CUDA refuses a copy to pages that were locked apart.
+
+    Args:
+        slots: int64[B], the slot of each row.
+        width: entries of a row.
+        piece: entries.
+
+    Yields:
+        First entry among the rows, first entry among the slots, number of entries.
+    """
+    breaks = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
+    for first, end in pairwise(breaks):
+        start = int(slots[first]) * width
+        stop = start + (end - first) * width
+        edges: Sequence[int] = [start, *range((start // piece + 1) * piece, stop, piece), stop]
+        for a, b in pairwise(edges):
+            yield first * width + a - start, a, b - a

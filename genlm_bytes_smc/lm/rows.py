@@ -23,8 +23,7 @@ import torch
 
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.contexts_numba import lacking
-from genlm_bytes_smc.lm.device_rows import fetched
-from genlm_bytes_smc.lm.devices import send
+from genlm_bytes_smc.lm.devices import fetched, send
 from genlm_bytes_smc.lm.engine import BadRowError, RowEngine, gathered
 from genlm_bytes_smc.lm.host_rows import EXACT_WIDTH, HostRows
 from genlm_bytes_smc.lm.rows_numba import FloatArray, RowArrays
