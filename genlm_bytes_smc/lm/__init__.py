@@ -12,7 +12,7 @@ somebody else's model. The files in the order of reading; each imports only thos
 - tree attention over transformers' models: `tree_cache.py` plans on the host which keys are kept
   and read; `kv_buffer.py` holds them on the device; `decoder.py` writes known models out;
   `tree_forward.py` is one forward, `transformer.py` the engine;
-- `adapter.py`: any other `AsyncLM`; `vllm/`: models that vLLM runs;
+- `adapter.py`: any other `AsyncLM`; `vllm_*.py`: models that vLLM runs;
 - `files.py`, `load.py`: models by name;
 - `rows_numba.py` makes rows linear on a CPU (`devices.py` elsewhere); `host_rows.py`, `rows.py`:
   rows as probabilities on the host, kept under a limit.

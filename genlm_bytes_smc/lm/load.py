@@ -31,7 +31,7 @@ from genlm_bytes_smc.lm.transformer import TreeTransformer
 if TYPE_CHECKING:
     from genlm.backend.llm import AsyncLM
 
-    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
+    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
 
 # transformers, genlm-backend and vLLM are imported by the functions that need them: the bundled
 # model needs none of them, and they take longer than all else.
@@ -200,7 +200,7 @@ def _load_vllm(
     start: int | Sequence[int] | None,
 ) -> VLLMEngine:
     require("backend 'vllm' needs the package", ["vllm"], "vllm")
-    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
+    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
 
     if dtype == torch.float64:
         raise ValueError("vLLM runs no float64; known: auto, float32, bfloat16, float16")

@@ -19,8 +19,8 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
+from genlm_bytes_smc.lm import vllm_env as env
 from genlm_bytes_smc.lm.engine import Row, gathered
-from genlm_bytes_smc.lm.vllm import env
 
 if env.second_runner_has_processors():
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SlotProcessor

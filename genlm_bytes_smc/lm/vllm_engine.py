@@ -1,7 +1,7 @@
 """Rows of a model that vLLM runs, through vLLM's public interface alone.
 
 A request for one token is made for each context, all in one `LLM.generate`; a logits
-processor catches the whole row before vLLM samples from it (`capture`). Prefix caching
+processor catches the whole row before vLLM samples from it (`vllm_capture`). Prefix caching
 gives a context the keys and values of its parent, so that a one-token extension costs what
 vLLM's last unfinished block costs. Nothing of vLLM's private modules is imported or patched.
 """
@@ -20,9 +20,9 @@ from genlm_bytes_smc.lm.contexts import IntArray, start_tokens
 from genlm_bytes_smc.lm.devices import device_of
 from genlm_bytes_smc.lm.engine import EngineError, RowEngine
 from genlm_bytes_smc.lm.files import require
-from genlm_bytes_smc.lm.vllm.env import TAG, process_kept, setting
+from genlm_bytes_smc.lm.vllm_env import TAG, process_kept, setting
 
-_CAPTURE = "genlm_bytes_smc.lm.vllm.capture"
+_CAPTURE = "genlm_bytes_smc.lm.vllm_capture"
 _ROW_BYTES = 1 << 28  # of caught rows at one time
 _CPU_KV_BYTES = 1 << 30
 _CPU_BLOCK = 32  # tokens; the least that vLLM's CPU kernels like
