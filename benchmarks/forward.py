@@ -133,9 +133,9 @@ class Bench:
         taken: list[str] = []
         prepare = self.engine._forward._buffer.prepare
 
-        def noted(first: int, count: int, attention: Any) -> None:
+        def noted(attention: Any) -> None:
             taken.append(attention.layout)
-            prepare(first, count, attention)
+            prepare(attention)
 
         self.engine._forward._buffer.prepare = noted
         self._rows([[*c, t] for c, t in zip(contexts, self._tokens(n), strict=True)])

@@ -10,9 +10,10 @@ exact classes, and a model with hooks, adapters or quantised layers is left to i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -26,9 +27,10 @@ Masks = dict[str, torch.Tensor] | torch.Tensor | None
 _Norm = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Attend(Protocol):
+class Attend(ABC):
     """Attention of one forward, and what else is done otherwise on another device."""
 
+    @abstractmethod
     def layer(self, kind: str, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
         """Keep the new keys and values of layer `i`; let every query see what it may.
 
@@ -45,6 +47,8 @@ class Attend(Protocol):
 
     def gate(self, both: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Return act(gate) * value, float[T, m], of [T, 2 m], gates first."""
+        gate, value = both.chunk(2, dim=-1)
+        return act(gate) * value
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ class LlamaDecoder(Decoder):
         return cos[0, :, None], sin[0, :, None, : self.width // 2]
 
 
-class LaidOut:
+class LaidOut(Attend):
     """Attention by torch's operations, over keys laid out as an `Attention` says.
 
     Args:
@@ -222,11 +226,6 @@ class LaidOut:
         keys, values = self.buffer.update(self._lay(k), self._lay(v), i)
         out = self._scored(self._lay(q), keys, values, mask, scale)
         return out.transpose(1, 2).reshape(q.shape[0], -1)
-
-    def gate(self, both: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """See `Attend`."""
-        gate, value = both.chunk(2, dim=-1)
-        return act(gate) * value
 
     def _lay(self, x: torch.Tensor) -> torch.Tensor:
         """[T, heads, width] as [1, heads, T, width], or [T, heads, 1, width] if batched."""

@@ -187,7 +187,7 @@ class HostRows:
 
     def row_bytes(self) -> int:
         """Memory of one slot, in bytes."""
-        return self.width * self._rows.probs.itemsize + self._rows.roots[0].nbytes + 1
+        return self.width * self._rows.probs.itemsize + int(self._rows.roots[0].nbytes) + 1
 
     def _make_exact(self) -> None:
         probs, written = self._rows.probs, slice(self.used + 1)

@@ -30,14 +30,14 @@ class KVBuffer:
     def __init__(self, layers: int) -> None:
         self.layers: list[list[torch.Tensor]] = [[] for _ in range(layers)]
         self.version = 0
-        self._capacity = self._first = self._count = 0
+        self._capacity = 0
         self._attention: Attention | None = None
         self._index: torch.Tensor | None = None
         self._scratch: dict[tuple[str, torch.device], torch.Tensor] = {}
 
-    def prepare(self, first: int, count: int, attention: Attention) -> None:
-        """Say what the next forward writes (`count` slots from `first` on) and reads."""
-        self._first, self._count, self._attention = first, count, attention
+    def prepare(self, attention: Attention) -> None:
+        """Say what the next forward writes and reads."""
+        self._attention = attention
         keys, index = self.keys, attention.index
         device = torch.device("cpu") if keys is None else keys.device
         self._index = None if index is None else send(index, device)
@@ -75,9 +75,9 @@ class KVBuffer:
         assert attention is not None
         if attention.layout == "rows":
             new = new.transpose(0, 2)
-        buffer.narrow(2, self._first, self._count).copy_(new)
+        buffer[:, :, attention.first : attention.high].copy_(new)
         if index is None:
-            return buffer.narrow(2, attention.low, attention.high - attention.low)
+            return buffer[:, :, attention.low : attention.high]
         index = index.to(buffer.device)
         keys = self._gather(side, buffer[0], index.flatten())
         if attention.layout == "listed":
@@ -177,7 +177,8 @@ def transformers_buffer(layers: int) -> KVBuffer:
 
         def get_seq_length(self, layer_idx: int = 0) -> int:
             """Return the number of keys before the new positions."""
-            return max(self.get_mask_sizes(0, layer_idx)[0] - self._count, 0)
+            at = self._attention
+            return 0 if at is None else max(at.keys - (at.high - at.first), 0)
 
         def get_max_length(self, layer_idx: int | None = None) -> int:
             """Return -1: there is no limit of its own."""

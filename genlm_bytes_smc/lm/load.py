@@ -154,7 +154,8 @@ def _load_hf(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options = {"dtype": "auto" if dtype is None else dtype, **opts}
-    options["trust_remote_code"] = _trusted(opts)
+    # Said, because transformers asks on stdin if not told.
+    options["trust_remote_code"] = bool(opts.get("trust_remote_code"))
     source = _source(name)
     if not Path(source).is_dir() and not _hub_in_reach():
         options["local_files_only"] = True
@@ -167,11 +168,6 @@ def _load_hf(
     except Exception as error:  # broken files make transformers and torch raise errors of any kind
         raise _not_found(source, error) from None
     return model, tokenizer
-
-
-def _trusted(opts: Mapping[str, Any]) -> bool:
-    """Whether code that comes with a model may be run; transformers asks on stdin if not told."""
-    return bool(opts.get("trust_remote_code"))
 
 
 def _load_bundled(dtype: torch.dtype | None, opts: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -206,7 +202,8 @@ def _load_vllm(
         raise ValueError("vLLM runs no float64; known: auto, float32, bfloat16, float16")
     source = _source(_TINY if name == "tiny" else directory_of(name, dtype))
     if dtype is None and "dtype" not in opts:
-        dtype = _stored_dtype(source, _trusted(opts))  # vLLM's "auto" would make float16 of float32
+        trusted = bool(opts.get("trust_remote_code"))
+        dtype = _stored_dtype(source, trusted)  # vLLM's "auto" would make float16 of float32
     check_fits_vllm(source, dtype, opts)
     return VLLMEngine.load(source, dtype=dtype, engine_opts=opts, start=start)
 

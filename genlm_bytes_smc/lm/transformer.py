@@ -192,13 +192,11 @@ class TreeTransformer(RowEngine):
         self._evicted += evicted
         position = {node: i for i, node in enumerate(work.nodes)}
         asked = np.array([position[n] for n in nodes.tolist()], dtype=np.int64)
-        if len(asked) <= self._most_rows:
-            paths = self._forward.paths(work.nodes, work.fresh)
-            if paths is not None:
-                return self._part(work, 0, len(work.nodes), asked, paths)
-        cuts = list(self._parts(work, asked))
+        few = len(asked) <= self._most_rows
+        paths = self._forward.paths(work.nodes, work.fresh) if few else None
+        cuts = list(self._parts(work, asked)) if paths is None else [(0, len(work.nodes))]
         if len(cuts) == 1:
-            return self._part(work, 0, len(work.nodes), asked)
+            return self._part(work, *cuts[0], asked, paths)
         rows = self._empty(len(nodes))
         for first, stop in cuts:
             here = np.flatnonzero((asked >= first) & (asked < stop))

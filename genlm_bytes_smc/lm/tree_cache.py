@@ -275,7 +275,8 @@ class Attention:
 
     Attributes:
         layout: how the keys lie (see the module's text).
-        low, high: the slots that are read lie in `[low, high)`.
+        low, first, high: the slots that are read lie in `[low, high)`; those of the positions
+            themselves are the last, from `first` on.
         index: slots int64[C] (``listed``) or int64[T, C] (``rows``), else None.
         full: 0 where a position sees a key and `-inf` elsewhere, float32[T, C]; None if the
             plain causal rule says the same.
@@ -284,6 +285,7 @@ class Attention:
 
     layout: Layout
     low: int
+    first: int
     high: int
     index: IntArray | None = None
     full: MaskArray | None = None
@@ -323,7 +325,7 @@ def attend(
         window = None
     plain = window is None and not always_mask
     if plain and layout in (None, "range") and cache.is_one_text(nodes, fresh):
-        return Attention("range", first, high)  # if long, its paths would take much memory
+        return Attention("range", first, first, high)  # if long, its paths would take much memory
     paths = cache.paths(nodes, fresh)
     assert paths is not None
     slots = np.concatenate([paths.common, paths.own]).astype(np.int64)
@@ -338,7 +340,7 @@ def attend(
     elif layout == "rows":
         keys = int(depth.max())
     if plain and layout != "rows" and len(nodes) == 1 and keys == depth[0]:
-        return Attention(layout, low, high, index)
+        return Attention(layout, low, first, high, index)
     # Each position sees the first entries, `common`, and some of its own: one a place of `own`.
     common, own = slots[: len(paths.common)], slots[len(paths.common) :]
     row = np.repeat(np.arange(len(nodes)), paths.length)
@@ -355,13 +357,13 @@ def attend(
     full = np.full((len(nodes), keys), -np.inf, dtype=np.float32)
     full[:, common_at] = full[row, at] = 0.0
     if window is None:
-        return Attention(layout, low, high, index, full)
+        return Attention(layout, low, first, high, index, full)
     near = depth[row] - above <= window
     far = depth[:, None] - np.arange(len(common)) > window
     sliding = np.full_like(full, -np.inf)
     sliding[row[near], at[near]] = 0.0
     sliding[:, common_at] = np.where(far, np.float32(-np.inf), np.float32(0.0))
-    return Attention(layout, low, high, index, full, sliding)
+    return Attention(layout, low, first, high, index, full, sliding)
 
 
 def _cheapest(

@@ -327,7 +327,7 @@ class TreeForward:
             most_copied=self.limit_slots,
             costs=costs_on(self._device),
         )
-        self._buffer.prepare(self.cache.used, len(ids), attention)
+        self._buffer.prepare(attention)
         both = send(np.stack([self.tree.token[ids], self.tree.depth[ids] - 1]), self._device)
         masks, batched = self._masks(attention), attention.layout == "rows"
         if (decoder := self.decoder) is not None:

@@ -17,8 +17,8 @@ taken where they were made, and nothing outlives its owner |
 | `GENLM_BYTES_SMC_VLLM` | 1, always | tells worker processes to do the same |
 
 Workers (of tensor parallelism, say) are processes of their own. A script that they import may
-import genlm-backend, which sets its variables there too; `vllm_capture` imports this one, which then
-sets ours again, before vLLM reads them.
+import genlm-backend, which sets its variables there too; `vllm_capture` imports this module, which
+then sets ours again, before vLLM reads them.
 
 vLLM also changes the process it runs in: it seeds the global random generators of Python,
 numpy and torch, replaces `torch.set_num_threads` by a function that does nothing, and binds
