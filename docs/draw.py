@@ -155,7 +155,7 @@ def draw_cache() -> Figure:
     columns = {
         "slot": [str(i) for i in range(used)],
         "node[slot]": [str(int(n)) for n in old + work.nodes],
-        "depth[slot]": [str(int(d)) for d in cache.depths(slice(0, used))],
+        "depth[slot]": [str(int(d)) for d in tree.depth[old + work.nodes]],
     }
     for i, (name, values) in enumerate(columns.items()):
         row(ax, 3.1 - 0.9 * i + 0.15, name, values, FAINT if name == "slot" else PURPLE)
