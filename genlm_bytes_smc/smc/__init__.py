@@ -59,11 +59,17 @@ from genlm_bytes_smc.smc.many import (
 )
 from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights
 from genlm_bytes_smc.smc.pooled import Stage, StagedResult
-from genlm_bytes_smc.smc.prefixes import ExactSamples, Posterior
 from genlm_bytes_smc.smc.resampling import RESAMPLING, Rollout, Suffix
 from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError, RunFailedError
-from genlm_bytes_smc.smc.samples import UNDECODABLE, UNFINISHED, LogMLBounds, TextSamples
+from genlm_bytes_smc.smc.samples import (
+    UNDECODABLE,
+    UNFINISHED,
+    ExactSamples,
+    LogMLBounds,
+    Posterior,
+    TextSamples,
+)
 
 __all__ = [
     "RESAMPLING",

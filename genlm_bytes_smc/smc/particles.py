@@ -41,7 +41,7 @@ class Weights:
 
     @cached_property
     def _top(self) -> float:
-        return float(self.log.max())
+        return float(self.log.max(initial=-np.inf))
 
     @cached_property
     def _scaled(self) -> FloatArray:
