@@ -16,12 +16,12 @@ import numpy as np
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.experiments import figures
 from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
 from genlm_bytes_smc.experiments.models import beam, ending, fresh_engine, is_bundled
 from genlm_bytes_smc.experiments.reading import Reading, read_texts
 from genlm_bytes_smc.experiments.report import Report, Section, Table
-from genlm_bytes_smc.smc.many import run_blocking
 
 from .measures import LN2, jensen_shannon
 from .texts import one_of_each
@@ -73,7 +73,7 @@ def run(config: Config) -> Outcome:
     compared, cost = [], []
     for text, good in zip(texts, reference, strict=True):
         model.store.clear()
-        found = run_blocking(read_texts(model, params, [text], keep_rows=True))
+        found = run_sync(read_texts(model, params, [text], keep_rows=True))
         compared.append(_compare(found, good))
         cost.append(found)
     n = sum(map(len, texts))
@@ -97,7 +97,7 @@ def _reference(model: str, width: int, texts: tuple[bytes, ...]) -> list[Reading
     """Return rows of the reference beam, once a process."""
     source = byte_model(fresh_engine(json.loads(model)))
     params = ending(source, BeamParams(K=width))
-    return [run_blocking(read_texts(source, params, [t], keep_rows=True)) for t in texts]
+    return [run_sync(read_texts(source, params, [t], keep_rows=True)) for t in texts]
 
 
 def _compare(found: Reading, good: Reading) -> dict[str, float]:
@@ -115,7 +115,7 @@ def _compare(found: Reading, good: Reading) -> dict[str, float]:
 def _reference_against_exact(config: Config, texts: list[bytes]) -> Outcome:
     model = byte_model(fresh_engine(config["model"]))
     exact, good = (
-        run_blocking(read_texts(model, ending(model, BeamParams(K=k)), texts, keep_rows=True))
+        run_sync(read_texts(model, ending(model, BeamParams(K=k)), texts, keep_rows=True))
         for k in (None, config["K"])
     )
     jsd = np.concatenate([jensen_shannon(a, b) for a, b in zip(good.rows, exact.rows, strict=True)])

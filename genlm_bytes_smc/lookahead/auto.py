@@ -35,10 +35,9 @@ from genlm_bytes_smc.smc.factors import engines_of, name_of, random_beams
 from genlm_bytes_smc.smc.loop import run, start_weight
 from genlm_bytes_smc.smc.particles import Particles, SMCState
 from genlm_bytes_smc.smc.plan import Plan, make_plan
-from genlm_bytes_smc.smc.pooled import Found, Stage, StagedResult
+from genlm_bytes_smc.smc.pooled import Found, Recorder, Seen, Stage, StagedResult, weights_are_sums
 from genlm_bytes_smc.smc.reading import replay
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
-from genlm_bytes_smc.smc.seen import Recorder, Seen, weights_are_sums
 
 FIRST = 0.25  # share of the first, plain run
 LOSS = -math.log(FIRST)  # nats: most that log_ml may be below the plain run's

@@ -33,7 +33,6 @@ import sys
 from types import ModuleType
 
 from genlm_bytes_smc import alphabet as alphabet  # first: it imports genlm.control at less cost
-from genlm_bytes_smc.smc.bounds import log_ml_bounds, log_ml_bounds_sync
 from genlm_bytes_smc.smc.conditional import (
     Chains,
     ConditionalResult,
@@ -51,6 +50,8 @@ from genlm_bytes_smc.smc.lanes import BadWeightError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
 from genlm_bytes_smc.smc.many import (
     Repeats,
+    log_ml_bounds,
+    log_ml_bounds_sync,
     smc_many,
     smc_many_sync,
     smc_repeat,

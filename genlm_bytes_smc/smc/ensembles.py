@@ -20,7 +20,7 @@ from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.potential.power_mean import Mean, PowerMean, next_rows
-from genlm_bytes_smc.smc.factors import Tree, compile_rows, on_one_device
+from genlm_bytes_smc.smc.factors import Tree, compile_rows, names_of, on_one_device
 from genlm_bytes_smc.smc.lanes import (
     BeamLanes,
     ContextLanes,
@@ -64,6 +64,7 @@ class Member:
 
     Attributes:
         tree: how its leaves' rows make its own.
+        names: of its leaves.
         lanes: of its leaves, at the texts that it gives weight to.
         place: int64[D], the lane of each text, -1 for a text of weight zero.
         log_weight: float64[D], its prefix weight of each text, nats.
@@ -71,6 +72,7 @@ class Member:
     """
 
     tree: Tree
+    names: Sequence[str]
     lanes: Sequence[Lanes]
     place: IntArray
     log_weight: FloatArray
@@ -83,7 +85,7 @@ class Member:
         tree = compile_rows(potential, leaves)
         lanes = [await lanes_of(leaf) for leaf in leaves]
         weight = np.array([float(await potential.prefix([]))])
-        return cls(tree, lanes, np.zeros(1, dtype=np.int64), weight)._living()
+        return cls(tree, names_of(leaves), lanes, np.zeros(1, dtype=np.int64), weight)._living()
 
     async def rows(self) -> torch.Tensor:
         """Return its log weights of each text with one symbol more, float64[D, 257], nats."""
@@ -156,7 +158,7 @@ class Member:
         said: FloatArray = self.tree(self.blocks).cpu().numpy()[texts, read]
         exponents = self.tree.exponents(len(self.lanes))
         with np.errstate(invalid="ignore"):
-            change = revision(exponents, self.blocks, texts, read, told)
+            change = revision(self.names, exponents, self.blocks, texts, read, told)
             return np.where(said == -np.inf, -np.inf, said + change)
 
     def gather(self, texts: IntArray) -> Member:

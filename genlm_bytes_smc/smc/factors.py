@@ -106,10 +106,15 @@ def _code(potential: Any, leaves: list[Any]) -> Iterator[int | float | str]:
         yield _NORMALISED
     else:
         check_alphabet(potential)
-        at = next((i for i, leaf in enumerate(leaves) if leaf is potential), len(leaves))
-        if at == len(leaves):
-            leaves.append(potential)
-        yield at
+        yield place_of(potential, leaves)
+
+
+def place_of(leaf: Any, leaves: list[Any]) -> int:
+    """Return the number of a leaf among the leaves, which it joins once."""
+    at = next((i for i, other in enumerate(leaves) if other is leaf), len(leaves))
+    if at == len(leaves):
+        leaves.append(leaf)
+    return at
 
 
 def check_alphabet(potential: Any) -> None:

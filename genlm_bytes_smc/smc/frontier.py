@@ -18,14 +18,7 @@ import torch
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.smc.ensembles import lanes_of
 from genlm_bytes_smc.smc.factors import on_one_device, random_beams
-from genlm_bytes_smc.smc.lanes import (
-    BadStepError,
-    BadWeightError,
-    Lanes,
-    Rows,
-    revision,
-    rows_of,
-)
+from genlm_bytes_smc.smc.lanes import Lanes, Rows, revision, rows_of
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray
 from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
@@ -134,10 +127,8 @@ class Frontier(NamedTuple):
         after = self._replace(lanes=lanes, lane_of=lane_of, size=len(parents))
         if rows is None or not revised:
             return after, None
-        try:
-            change = revision(self.plan.exponents, rows.blocks, parents, read, weights)
-        except BadStepError as error:
-            raise BadWeightError(f"{self.plan.names[error.leaf]} gave {error.what}") from error
+        factors = self.plan.names, self.plan.exponents, rows.blocks
+        change = revision(*factors, parents, read, weights)
         return after, np.where(going, change[lane_of], 0.0)
 
     async def ending(self, rows: Rows, going: BoolArray) -> FloatArray | None:
@@ -156,7 +147,8 @@ class Frontier(NamedTuple):
         used, place = _distinct(self.lane_of[at])
         weights = [await f.gather(used).ended() if f.forecasts else None for f in self.lanes]
         ends, change = np.full(len(used), EOS_COLUMN), np.zeros(len(going))
-        change[at] = revision(self.plan.exponents, rows.blocks, used, ends, weights)[place]
+        factors = self.plan.names, self.plan.exponents, rows.blocks
+        change[at] = revision(*factors, used, ends, weights)[place]
         return change
 
     def parting(self, which: BoolArray) -> Frontier:

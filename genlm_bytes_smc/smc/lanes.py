@@ -31,19 +31,6 @@ class BadWeightError(ValueError):
     """A factor, proposal or critic gave NaN or +inf where a log weight is due."""
 
 
-class BadStepError(BadWeightError):
-    """A leaf's step gave NaN or +inf.
-
-    Attributes:
-        leaf: its number.
-        what: what it gave.
-    """
-
-    def __init__(self, leaf: int, what: str) -> None:
-        super().__init__(f"factor {leaf} gave {what}")
-        self.leaf, self.what = leaf, what
-
-
 class Lanes(ABC):
     """One factor at D unfinished texts, a lane each; a value.
 
@@ -287,6 +274,7 @@ async def rows_of(lanes: Sequence[Lanes]) -> list[torch.Tensor]:
 
 
 def revision(
+    names: Sequence[str],
     exponents: FloatArray,
     blocks: Sequence[torch.Tensor],
     parents: IntArray,
@@ -296,6 +284,7 @@ def revision(
     """Return the log weight of bytes that were read over what the tree's row said, nats.
 
     Args:
+        names: of the leaves.
         exponents: float64[leaves], see `Tree.exponents`.
         blocks: the leaves' rows, float64[D, 257] each.
         parents: int64[D'], the row that each byte was drawn from.
@@ -306,7 +295,7 @@ def revision(
         float64[D']: -inf where a step says so, whatever the sign of its power.
 
     Raises:
-        BadWeightError: NaN or +inf; its `leaf` says which leaf gave it.
+        BadWeightError: NaN or +inf.
     """
     out = np.zeros(len(symbols))
     for i, weight in enumerate(weights):
@@ -316,8 +305,7 @@ def revision(
         if len(bad):
             read = int(symbols[bad[0]])
             symbol = "the end" if read == EOS_COLUMN else f"the byte {bytes([read])!r}"
-            what = f"{weight[bad[0]]} to {symbol} that it has read"
-            raise BadStepError(i, what)
+            raise BadWeightError(f"{names[i]} gave {weight[bad[0]]} to {symbol} that it has read")
         said = blocks[i].cpu().numpy()[parents, symbols]
         dead = weight == -np.inf
         change = exponents[i] * np.where(dead, 0.0, weight - np.where(dead, 0.0, said))

@@ -19,8 +19,7 @@ from genlm_bytes_smc.smc.factors import name_of
 from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.particles import Particles, SMCState, Weights, generator
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
-from genlm_bytes_smc.smc.reading import advance, moved, settled
-from genlm_bytes_smc.smc.rejuvenation import rejuvenate
+from genlm_bytes_smc.smc.reading import advance, moved, rejuvenate, settled
 from genlm_bytes_smc.smc.resampling import FloatArray, Rollout, Suffix
 from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.runs import (

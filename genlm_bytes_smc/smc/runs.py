@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,20 +76,27 @@ class RunFailedError(RuntimeError):
 Outcome = SMCResult | AllParticlesDeadError
 
 
-class Pins(Protocol):
-    """Prescriptions for the first particle of each run (conditional SMC)."""
+@dataclass(frozen=True)
+class Pins:
+    """Prescriptions for the first particle of each run (conditional SMC).
 
-    def symbols(self, step: int) -> IntArray:
-        """Return what it reads after `step` bytes, int64[R]."""
-        ...
+    Attributes:
+        symbols: int64[R, t], what it reads; its end from the end of its text on.
+        salts: uint64[R, t + 1], what its beams are drawn by, see `Particles.salt`.
+        ancestors: gives its ancestor's place in each of the runs `due`, int64[len(due)].
+    """
 
-    def salts(self, step: int) -> SaltArray:
-        """Return the salts of its beams after `step` symbols, uint64[R]."""
-        ...
+    symbols: IntArray
+    salts: SaltArray
+    ancestors: Callable[[Runs, Particles, Sequence[int]], Awaitable[IntArray]]
 
-    async def ancestors(self, runs: Runs, particles: Particles, due: Sequence[int]) -> IntArray:
-        """Return its ancestor's place in each of the runs `due`, int64[len(due)]."""
-        ...
+    def read(self, step: int) -> IntArray:
+        """Return what it reads after `step` symbols, int64[R]."""
+        return self.symbols[:, min(step, self.symbols.shape[1] - 1)]
+
+    def salt(self, step: int) -> SaltArray:
+        """Return what its beams are drawn by after `step` symbols, uint64[R]."""
+        return self.salts[:, min(step, self.salts.shape[1] - 1)]
 
 
 class Runs(NamedTuple):
@@ -182,7 +190,7 @@ class Runs(NamedTuple):
             if rng is not None:
                 salt[r] = rng.integers(0, 2**64, size=salt.shape[1], dtype=np.uint64)
         if self.pins is not None:
-            salt[:, 0] = self.pins.salts(step)
+            salt[:, 0] = self.pins.salt(step)
         return particles.salted(salt.ravel())
 
     def forced(self) -> IntArray | None:
@@ -190,7 +198,7 @@ class Runs(NamedTuple):
         if self.pins is None:
             return None
         forced = np.full((len(self.plans), self.size), NO_SYMBOL, dtype=np.int64)
-        forced[:, 0] = self.pins.symbols(self.step)
+        forced[:, 0] = self.pins.read(self.step)
         return forced.ravel()
 
 

@@ -24,7 +24,7 @@ from genlm_bytes_smc.smc import (
 from genlm_bytes_smc.smc.factors import Tree
 from genlm_bytes_smc.smc.loop import run
 from genlm_bytes_smc.smc.plan import make_plan
-from genlm_bytes_smc.smc.seen import Recorder, Seen
+from genlm_bytes_smc.smc.pooled import Recorder, Seen
 from genlm_bytes_smc.smc.weighers import Ahead, proposal_rows
 from tests.smc.worlds import (
     EXACT,

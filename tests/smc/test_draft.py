@@ -10,7 +10,7 @@ from genlm_bytes_smc import BeamParams, load_model
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import Rollout, smc, smc_repeat
-from genlm_bytes_smc.smc.draft import Judge
+from genlm_bytes_smc.smc.critics import Judge
 from tests.smc.test_ensembles import DEFERRED, agrees, other, stepped
 from tests.smc.worlds import (
     FREE,
