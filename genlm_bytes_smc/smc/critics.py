@@ -91,7 +91,8 @@ class Critic(Weigher):
         score = (await self._scores(texts, self._whole(particles)[first]))[inverse]
         log_weights, twist = particles.log_weights.copy(), particles.twist.copy()
         log_weights[which] += score
-        twist[which] = np.where(particles.ended[which] | (score == -np.inf), 0.0, score)
+        lasts = particles.ended[which] | (score == -np.inf)
+        twist[which] = np.where(lasts, 0.0, twist[which] + score)  # a draft's judge lent before
         return particles._replace(log_weights=log_weights, twist=twist)
 
     def _due(self, particles: Particles, reads: Reads) -> IntArray:

@@ -27,27 +27,10 @@ Progress = bool | Show | None
 _EVERY = 0.1  # seconds between two drawings
 
 
-class Clock:
-    """A measure of time and language-model work since it was made."""
-
-    def __init__(self, engines: Sequence[Any]) -> None:
-        self.engines = engines
-        self.started = time.perf_counter()
-        self.rows, self.forwards = 0, 0
-        self.rows, self.forwards = self._work()
-
-    def read(self) -> dict[str, Any]:
-        """Return what it measures, as fields of `StepInfo`."""
-        rows, forwards = self._work()
-        return {"rows": rows, "forwards": forwards, "seconds": time.perf_counter() - self.started}
-
-    def _work(self) -> tuple[int, int]:
-        """Return rows and forwards of all engines since it was made."""
-        rows, forwards = -self.rows, -self.forwards
-        for engine in self.engines:
-            counts = engine.counts
-            rows, forwards = rows + counts.rows, forwards + counts.forwards
-        return rows, forwards
+def spent(engines: Sequence[Any]) -> tuple[int, int, float]:
+    """Return rows and forwards of all engines so far, and the time in seconds."""
+    counts = [engine.counts for engine in engines]
+    return sum([c.rows for c in counts]), sum([c.forwards for c in counts]), time.perf_counter()
 
 
 def observe(
@@ -58,8 +41,8 @@ def observe(
     Args:
         before: the particles before reading, those of R runs one after the other.
         step: how many bytes active particles had read.
-        read: what was read.
-        weights: of the particles after reading, one a run.
+        read: the reading.
+        weights: after it, one a run.
     """
     plan, particles, size = read.before.plan, read.particles, len(weights[0].log)
     active, dead = particles.active, particles.dead
@@ -96,25 +79,19 @@ def _lanes_of_runs(read: Advance, runs: int) -> tuple[list[int], list[float]]:
     that the proposal excludes."""
     lane_of, size = read.before.lane_of, max(read.before.size, 1)
     _, target, proposal = read.rows
-    share = None if proposal is None else uncovered(target, proposal)
-    if runs == 1 and not read.before.plan.distinct:  # which chooses among lanes
-        return [read.before.size], [0.0 if share is None else float(share.max(initial=0.0))]
     run = np.repeat(np.arange(runs), len(lane_of) // runs)
     codes = np.unique((run * size + lane_of)[lane_of >= 0])
     hidden = np.zeros(runs)
-    if share is not None:
-        np.maximum.at(hidden, codes // size, share[codes % size])
+    if proposal is not None:
+        np.maximum.at(hidden, codes // size, uncovered(target, proposal)[codes % size])
     return np.bincount(codes // size, minlength=runs).tolist(), hidden.tolist()
 
 
 def uncovered(target: torch.Tensor, proposal: torch.Tensor) -> FloatArray:
-    """Return the share of each target row on symbols that the proposal's row excludes.
+    """Return the share of each target row on symbols that the proposal's excludes, float64[D].
 
     Args:
-        target, proposal: float64[D, 257], log weights in nats.
-
-    Returns:
-        float64[D].
+        target, proposal: float64[D, 257], nats.
     """
     hidden = target.masked_fill(~torch.isneginf(proposal), -torch.inf)
     share = torch.logsumexp(hidden, 1) - torch.logsumexp(target, 1)
@@ -138,7 +115,7 @@ def _causes(
         lethal: see `_kills`.
         read: what was read.
         died: bool[R N], the particles that died of it.
-        mine: those of the run.
+        mine: the places of those of the run.
     """
     if not died[mine].any():
         return ()

@@ -48,11 +48,11 @@ class Frontier(NamedTuple):
     async def start(
         cls, plan: Plan, particles: Particles, beam_seeds: Sequence[int | None]
     ) -> Frontier:
-        """Go to the texts of `particles`.
+        """Go to the texts of particles, those of R runs of equal size one after the other.
 
         Args:
-            plan: of the run.
-            particles: of one run, or those of R runs of equal size one after the other.
+            plan: of the runs.
+            particles: theirs.
             beam_seeds: of the random beams of each run. Runs of equal seeds share lanes, and
                 so do all runs where no beam is random.
         """
@@ -132,14 +132,14 @@ class Frontier(NamedTuple):
         return after, np.where(going, change[lane_of], 0.0)
 
     async def ending(self, rows: Rows, going: BoolArray) -> FloatArray | None:
-        """Return by how much the target weighs whole texts otherwise than their row, nats.
+        """Return by how much the target weighs whole texts otherwise than their row.
 
         Args:
             rows: of these lanes.
             going: bool[N], the particles whose texts end.
 
         Returns:
-            float64[N], 0 for the others; None if by nothing.
+            float64[N], nats, 0 for the others; None if by nothing.
         """
         at = np.flatnonzero(going)
         if not len(at) or not any(factor.forecasts for factor in self.lanes):

@@ -22,7 +22,6 @@ text in the next step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,18 +38,7 @@ from genlm_bytes_smc.smc.weighers import Twist
 _ROUNDING = 1e-9  # relative, of an effective sample size
 
 
-class Chosen(NamedTuple):
-    """The particles that go on.
-
-    Attributes:
-        particles: with their weights.
-        places: int64[R N], their places before, None if all go on.
-        ancestors: int64[N], in each run that was resampled.
-    """
-
-    particles: Particles
-    places: IntArray | None
-    ancestors: dict[int, IntArray]
+Chosen = tuple[Particles, IntArray | None, dict[int, IntArray]]
 
 
 async def resampled(
@@ -60,22 +48,28 @@ async def resampled(
     infos: Sequence[StepInfo],
     rngs: Sequence[np.random.Generator | None],
 ) -> Chosen:
-    """Keep a candidate of each roll-out that ends, and resample the runs that need it."""
+    """Keep a candidate of each roll-out that ends, and resample the runs that need it.
+
+    Returns:
+        The particles that go on, with their weights; their places before, int64[R N], None if
+        all go on; and the ancestors in each run that was resampled, int64[N].
+    """
     plan = runs.plans[0]
     if not plan.rollout.ends(runs.step, sum([info.active for info in infos])):
-        return Chosen(particles, None, {})
+        return particles, None, {}
     index, log_weights = np.arange(len(particles.length)), particles.log_weights
     if plan.rollout.candidates > 1 and rngs[0] is not None:  # of one run
         index, log_weights = plan.rollout.pick(log_weights, rngs[0])
         weights = [Weights(log_weights)]
     ancestors: dict[int, IntArray] = {}
+    least = plan.ess_threshold * (len(index) // len(rngs)) * (1 - _ROUNDING)
     for r, rng in enumerate(rngs):
-        if rng is not None and infos[r].active and _due(plan, weights[r]):
+        if rng is not None and infos[r].active and weights[r].ess < least:
             ancestors[r] = plan.resample(weights[r].normalised, rng)
             if runs.pins is not None:  # ascending; independent of the place from here on
                 ancestors[r] = rng.permutation(ancestors[r])
     if not ancestors and plan.rollout.candidates == 1:
-        return Chosen(particles, None, {})
+        return particles, None, {}
     if runs.pins is not None:
         due = list(ancestors)
         firsts = await runs.pins.ancestors(runs, particles, due)
@@ -86,12 +80,7 @@ async def resampled(
     for r, mine in ancestors.items():
         kept[r * n : (r + 1) * n] = index[mine + r * n]
         log_weights[r * n : (r + 1) * n] = weights[r].log_mean
-    return Chosen(particles.gather(kept, log_weights), kept, ancestors)
-
-
-def _due(plan: Plan, weights: Weights) -> bool:
-    """Return whether the effective sample size is below its threshold."""
-    return weights.ess < plan.ess_threshold * len(weights.log) * (1 - _ROUNDING)
+    return particles.gather(kept, log_weights), kept, ancestors
 
 
 async def advance_distinct(
