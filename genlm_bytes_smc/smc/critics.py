@@ -14,6 +14,7 @@ draft proposes; here it is weighed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
@@ -56,12 +57,7 @@ class Critic(Weigher):
     """
 
     def __init__(
-        self,
-        critic: Any,
-        twist: bool,
-        block: int = 1,
-        size: int = 1,
-        stops: Predicate | None = None,
+        self, critic: Any, twist: bool, block: int, size: int, stops: Predicate | None
     ) -> None:
         self.critic, self.block, self.size, self.stops = critic, block, size, stops
         self.is_potential = isinstance(critic, Potential)
@@ -177,35 +173,26 @@ class Judge(Critic):
         return out
 
 
-def split(target: Any, draft: Any) -> tuple[Any, Any, Any]:
+def split(target: Any, draft: Any, block: Any, others: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Return what weighs bytes, what proposes them, and what weighs blocks.
 
     Args:
         target: the target.
         draft: stands for its factors that hold language models.
+        block: bytes of a block.
+        others: further proposals and twists, by their names in `smc`.
 
     Returns:
         The target's other factors over the support of the draft, the same times the draft, and
         the product of the factors that hold language models.
-    """
-    factors = list(factors_of(target))
-    models = [f for f in factors if has_language_model(f)]
-    others = [f for f in factors if not has_language_model(f)]
-    return reduce(times, others, draft**0.0), reduce(times, others, draft), reduce(times, models)
-
-
-def check_draft(
-    target: Any, draft: Any, block: Any, proposal: Any, twist: Any, tempering: Any
-) -> None:
-    """Check the arguments of `smc` that go with a draft.
 
     Raises:
         TypeError, ValueError: no potential over bytes, no number of bytes, another proposal or
-            twist beside it, or random beams in the target.
+            twist, or random beams in the target.
     """
     check_alphabet(draft)
     check_count("block", block, 1)
-    for name, value in (("proposal", proposal), ("twist", twist), ("tempering", tempering)):
+    for name, value in others.items():
         if value is not None:
             raise ValueError(f"draft= proposes and weighs block by block, so {name}= has no place")
     if random_beams([target]):
@@ -213,3 +200,7 @@ def check_draft(
             "a target that reads whole texts has one beam a text in all runs, so with draft= none "
             f'may be random (prune="unbiased"), got {name_of(target)}'
         )
+    factors = list(factors_of(target))
+    models = [f for f in factors if has_language_model(f)]
+    rest = [f for f in factors if not has_language_model(f)]
+    return reduce(times, rest, draft**0.0), reduce(times, rest, draft), reduce(times, models)

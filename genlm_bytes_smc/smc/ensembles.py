@@ -95,8 +95,6 @@ class Member:
         await self._know()
         own = self.tree(self.blocks)
         own = own + send(self.log_weight[alive], own.device)[:, None]
-        if len(alive) == len(self.place):
-            return own
         rows = own.new_full((len(self.place), N_SYMBOLS), -torch.inf)
         rows[send(alive, own.device)] = own
         return rows
@@ -163,8 +161,7 @@ class Member:
 
     def gather(self, texts: IntArray) -> Member:
         """Return it at the texts `texts` int64[D']."""
-        place = self.place[texts]
-        return self._at(place, self.log_weight[texts])
+        return self._at(self.place[texts], self.log_weight[texts])
 
     def _living(self) -> Member:
         """Return it without the lanes of texts that it now gives weight zero."""
@@ -192,10 +189,6 @@ class Member:
         place = np.where(place >= 0, np.cumsum(place >= 0) - 1, -1)
         log_weight = np.concatenate([member.log_weight for member in every])
         return replace(self, lanes=lanes, place=place, log_weight=log_weight, blocks=[])
-
-    def with_lanes(self, lanes: Sequence[Lanes]) -> Member:
-        """Return it with other lanes at the same texts."""
-        return replace(self, lanes=lanes, blocks=[])
 
 
 class EnsembleLanes(Lanes):
@@ -276,5 +269,6 @@ class EnsembleLanes(Lanes):
         members = []
         for member in self.members:
             alive = np.flatnonzero(member.place >= 0)
-            members.append(member.with_lanes([change(leaf, alive) for leaf in member.lanes]))
+            lanes = [change(leaf, alive) for leaf in member.lanes]
+            members.append(replace(member, lanes=lanes, blocks=[]))
         return EnsembleLanes(members, self.mean)

@@ -32,11 +32,11 @@ from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows, engines_of, random_beams
 from genlm_bytes_smc.smc.loop import smc
-from genlm_bytes_smc.smc.particles import Weights
-from genlm_bytes_smc.smc.pooled import StagedResult
+from genlm_bytes_smc.smc.pooled import StagedResult, expected_error, particles_of
 from genlm_bytes_smc.smc.resampling import FloatArray
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
 from genlm_bytes_smc.smc.samples import ExactSamples, LogMLBounds, Posterior, Weighted
+from genlm_bytes_smc.smc.weighers import contexts_of
 
 # share of the most mass there can be from which on a posterior is read off what was seen
 READ_OFF = 0.9
@@ -348,7 +348,7 @@ class _Sampler:
         """Compute the rows of texts, and note them in the tree below the prefixes above them."""
         if not asked:
             return
-        lazy = await self._target.batch_logw_next([[bytes([b]) for b in text] for text in asked])
+        lazy = await self._target.batch_logw_next(contexts_of(list(asked)))
         weights = lazy.weights.cpu().numpy() if hasattr(lazy.weights, "cpu") else lazy.weights
         rows = np.exp(np.array(weights, dtype=np.float64))
         for (text, above), row in zip(asked.items(), rows, strict=True):
@@ -394,50 +394,6 @@ def _posterior(
     if run is not None:
         found["particles"] = particles_of(run)
     return Posterior(found, draws, seen, rows, bounds)
-
-
-def particles_of(run: StagedResult) -> Weighted:
-    """Return texts with log weights (nats) that sum to the marginal likelihood, and their error.
-
-    They are the texts that were known before the last run, and its particles with other texts.
-    """
-    last = run.stages[-1]
-    logs = last.rest().particles.log_weights - np.log(last.result.size)
-    kept = np.flatnonzero(logs > -np.inf)
-    texts = [last.result.texts[i] for i in kept]
-    known = np.array(list(last.known.values()))
-    total = np.logaddexp.reduce(np.concatenate([known, logs[kept]]))
-    rest = float(np.exp(np.logaddexp.reduce(logs[kept]) - total)) if len(kept) else 0.0
-    if run.search is not None and last.known:
-        # What is not known is on few texts, if it is not missed.
-        error = max(rest, 1 - run.search.share)
-    else:
-        # A run of N particles that found nothing else may have missed a share of 1 / N.
-        error = rest * expected_error(texts, logs[kept]) + (1 - rest) / (last.result.size + 1)
-    if total == -np.inf:
-        error = 1.0
-    return [*last.known, *texts], np.concatenate([known, logs[kept]]), min(error, 1.0)
-
-
-def expected_error(texts: Sequence[bytes], logs: FloatArray) -> float:
-    """Estimate the expected total variation of weighted texts from their law.
-
-    As of independent draws as many as the effective sample size n: the mean of |p' - p| is
-    sqrt(2 p (1 - p) / (pi n)) for a share p. To it comes 1 / (n + 1) for what was missed.
-
-    Args:
-        texts: of the draws.
-        logs: float64[N], their log weights, nats.
-    """
-    weights = Weights(logs) if len(logs) else None
-    if weights is None or weights.ess == 0:
-        return 1.0
-    share: dict[bytes, float] = {}
-    for text, w in zip(texts, weights.normalised.tolist(), strict=True):
-        share[text] = share.get(text, 0.0) + w
-    p = np.array(list(share.values())).clip(0, 1)
-    spread = float(np.sqrt(p * (1 - p) / (2 * np.pi * weights.ess)).sum())
-    return min(spread + 1 / (weights.ess + 1), 1.0)
 
 
 exact_sample_sync = blocking(exact_sample)

@@ -210,6 +210,12 @@ def random_beams(leaves: Iterable[Any]) -> bool:
     return "unbiased" in prunings(leaves)
 
 
+def weights_are_sums(leaves: Sequence[Any]) -> bool:
+    """Return whether a whole text weighs what the rows along it sum up to, without a critic."""
+    models = [leaf for leaf in leaves if has_language_model(leaf)]
+    return all(isinstance(m, ByteLLM) and m.params.prune == "topk" for m in models)
+
+
 def on_one_device(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return tensors on the device of the first that is not on the host, if there is one."""
     first = tensors[0].device

@@ -11,7 +11,7 @@ from genlm_bytes_smc.checks import check_count, check_threshold
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.potential.power_mean import PowerMean
-from genlm_bytes_smc.smc.critics import Critic, Judge, check_draft, split
+from genlm_bytes_smc.smc.critics import Critic, Judge, split
 from genlm_bytes_smc.smc.factors import (
     Tree,
     compile_rows,
@@ -155,8 +155,8 @@ def make_plan(
     _check_target(leaves, terminated=terminate_when is not None)
     rolls, judge = Rollout.of(rollout), None
     if draft is not None:
-        check_draft(target, draft, block, proposal, twist, tempering)
-        target, proposal, judge = split(target, draft)
+        beside = {"proposal": proposal, "twist": twist, "tempering": tempering}
+        target, proposal, judge = split(target, draft, block, beside)
         rolls = Rollout.of(block) if rollout is None else rolls
         leaves = []
         rows = compile_rows(target, leaves)

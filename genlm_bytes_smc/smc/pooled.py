@@ -1,13 +1,10 @@
-"""The stages of `smc(..., lookahead="auto")`: rows that they have seen, and their pooled result.
+"""Runs of one target pooled to one result: the stages of `smc(..., lookahead="auto")`.
 
-A run computes the rows of every text that a particle comes to. `Recorder` is a weigher that
-changes no weight and notes them in `Seen`, so that a later run can look ahead along them.
-
-Runs of one target are pooled by shares that sum to one. Let run k have N_k particles, the
-estimate Z_k and the share a_k, and N = N_1 + N_2 + ... . With its
-weights times a_k N / N_k, the mean weight of all N particles is a_1 Z_1 + a_2 Z_2 + ... . It has
-the mean Z if E[Z_k | the runs before k] = Z and the shares sum to one, where a_k may depend on
-the runs before k but not on run k itself: each a_k (Z_k - Z) then has the mean zero.
+They are weighted by shares that sum to one. Let run k have N_k particles, the estimate Z_k and
+the share a_k, and N = N_1 + N_2 + ... . With its weights times a_k N / N_k, the mean weight of all
+N particles is a_1 Z_1 + a_2 Z_2 + ... . It has the mean Z if E[Z_k | the runs before k] = Z and the
+shares sum to one, where a_k may depend on the runs before k but not on run k itself: each
+a_k (Z_k - Z) then has the mean zero.
 What is pooled is a run like another, of N particles of which each group is resampled by itself.
 
 Where a text's weight is the sum of the rows along it, the texts S_k that are known before run k
@@ -21,141 +18,18 @@ come in as further particles, one each, and particles of run k with such a text 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
-from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc.factors import has_language_model
-from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SMCState, StepInfo
-from genlm_bytes_smc.smc.plan import Plan
+from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SMCState, StepInfo, Weights
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.result import SMCResult
-from genlm_bytes_smc.smc.weighers import Reads, Weigher
+from genlm_bytes_smc.smc.samples import Weighted
 
 GAPE_NATS, GAPE_ERRORS = 2.0, 4.0  # between log evidences, from which on the summary warns
-
-
-def weights_are_sums(leaves: Sequence[Any]) -> bool:
-    """Return whether a whole text weighs what the rows along it sum up to, without a critic."""
-    models = [leaf for leaf in leaves if has_language_model(leaf)]
-    return all(isinstance(m, ByteLLM) and m.params.prune == "topk" for m in models)
-
-
-class SeenRows(NamedTuple):
-    """What is known of V texts; each comes after all that are shorter, its beginnings included.
-
-    Attributes:
-        texts: V distinct texts, by length.
-        parent: int64[V], the text that is one byte shorter; -1 of the empty text.
-        target: float64[V, 257], the target's log weight of each symbol after it, nats.
-        visits: float64[V, 2], how many particles with even and with odd numbers came to it.
-        final: texts that ended without a symbol for it (`terminate_when`).
-    """
-
-    texts: list[bytes]
-    parent: IntArray
-    target: FloatArray
-    visits: FloatArray
-    final: frozenset[bytes]
-
-    def levels(self) -> list[IntArray]:
-        """Return the places of the texts of 0, 1, 2, ... bytes."""
-        length = np.array([len(text) for text in self.texts], dtype=np.int64)
-        return [np.flatnonzero(length == k) for k in range(int(length.max(initial=-1)) + 1)]
-
-    def whole(self) -> dict[bytes, float]:
-        """Return the log weight of every whole text whose rows are all known, nats.
-
-        It is the sum of the target's entries along the text and at its end.
-        """
-        logw = np.zeros(len(self.texts))
-        byte = np.array([text[-1] if text else 0 for text in self.texts], dtype=np.int64)
-        for nodes in self.levels()[1:]:
-            above = self.parent[nodes]
-            logw[nodes] = logw[above] + self.target[above, byte[nodes]]
-        number = {text: i for i, text in enumerate(self.texts)}
-        found = {
-            text: float(logw[number[text[:-1]]] + self.target[number[text[:-1]], text[-1]])
-            for text in self.final
-        }
-        ends = logw + self.target[:, EOS_COLUMN]
-        for i in np.flatnonzero(np.isfinite(ends)):
-            found.setdefault(self.texts[i], float(ends[i]))
-        return found
-
-
-class Seen:
-    """A growing store of rows, by text."""
-
-    def __init__(self) -> None:
-        self._rows: dict[bytes, tuple[FloatArray, FloatArray]] = {}  # and visits, see `SeenRows`
-        self._final: set[bytes] = set()
-
-    def __len__(self) -> int:
-        """Return the number of texts."""
-        return len(self._rows)
-
-    def add(self, texts: Sequence[bytes], target: FloatArray, visits: FloatArray) -> None:
-        """Store the rows of texts, and count the visits of those that are known already.
-
-        Args:
-            texts: n of them.
-            target, visits: see `SeenRows`.
-        """
-        for text, row, count in zip(texts, target, visits, strict=True):
-            known, before = self._rows.get(text, (row, 0.0))
-            self._rows[text] = known, before + count
-
-    def end(self, texts: Iterable[bytes]) -> None:
-        """Note texts that ended without a symbol for it."""
-        self._final.update(texts)
-
-    def rows(self) -> SeenRows:
-        """Return what is stored."""
-        texts = sorted(self._rows, key=lambda text: (len(text), text))
-        number = {text: i for i, text in enumerate(texts)}
-        parent = [number.get(text[:-1], -1) if text else -1 for text in texts]
-        return SeenRows(
-            texts,
-            np.array(parent, dtype=np.int64),
-            np.array([self._rows[text][0] for text in texts]).reshape(-1, N_SYMBOLS),
-            np.array([self._rows[text][1] for text in texts]).reshape(-1, 2),
-            frozenset(self._final),
-        )
-
-
-class Recorder(Weigher):
-    """A weigher that stores the rows that particles were drawn from, and weighs nothing.
-
-    Args:
-        seen: the store.
-        plan: of the run.
-    """
-
-    def __init__(self, seen: Seen, plan: Plan) -> None:
-        self._seen, self._max_bytes = seen, plan.max_bytes
-
-    async def weigh(self, particles: Particles, reads: Reads) -> Particles:
-        """See `Weigher`; the particles come back as they are."""
-        at = np.flatnonzero(reads.lane_of >= 0)
-        lanes, first = np.unique(reads.lane_of[at], return_index=True)
-        if not len(lanes):
-            return particles
-        before = reads.count - 1
-        texts = [row[:before].tobytes() for row in particles.text[at[first]]]
-        target = reads.rows.target.double().cpu().numpy()[lanes]
-        if before >= self._max_bytes:
-            target[:, :EOS_COLUMN] = -np.inf
-        visits = np.zeros((reads.rows.target.shape[0], 2))
-        np.add.at(visits, (reads.lane_of[at], at % 2), 1.0)
-        self._seen.add(texts, target, visits[lanes])
-        stopped = np.flatnonzero(particles.ended[at] & (reads.symbols[at] != EOS_COLUMN))
-        self._seen.end(particles.distinct(at[stopped])[0])
-        return particles
 
 
 class Stage(NamedTuple):
@@ -427,3 +301,47 @@ def _record(infos: Sequence[StepInfo], gains: Sequence[float]) -> dict[str, Any]
         return {}
     raised = [w + gain for w, gain in zip(weights, gains, strict=True)]
     return {"symbols": np.concatenate(symbols), "log_weights": np.concatenate(raised)}
+
+
+def particles_of(run: StagedResult) -> Weighted:
+    """Return texts with log weights (nats) that sum to the marginal likelihood, and their error.
+
+    They are the texts that were known before the last run, and its particles with other texts.
+    """
+    last = run.stages[-1]
+    logs = last.rest().particles.log_weights - np.log(last.result.size)
+    kept = np.flatnonzero(logs > -np.inf)
+    texts = [last.result.texts[i] for i in kept]
+    known = np.array(list(last.known.values()))
+    total = np.logaddexp.reduce(np.concatenate([known, logs[kept]]))
+    rest = float(np.exp(np.logaddexp.reduce(logs[kept]) - total)) if len(kept) else 0.0
+    if run.search is not None and last.known:
+        # What is not known is on few texts, if it is not missed.
+        error = max(rest, 1 - run.search.share)
+    else:
+        # A run of N particles that found nothing else may have missed a share of 1 / N.
+        error = rest * expected_error(texts, logs[kept]) + (1 - rest) / (last.result.size + 1)
+    if total == -np.inf:
+        error = 1.0
+    return [*last.known, *texts], np.concatenate([known, logs[kept]]), min(error, 1.0)
+
+
+def expected_error(texts: Sequence[bytes], logs: FloatArray) -> float:
+    """Estimate the expected total variation of weighted texts from their law.
+
+    As of independent draws as many as the effective sample size n: the mean of |p' - p| is
+    sqrt(2 p (1 - p) / (pi n)) for a share p. To it comes 1 / (n + 1) for what was missed.
+
+    Args:
+        texts: of the draws.
+        logs: float64[N], their log weights, nats.
+    """
+    weights = Weights(logs)
+    if weights.ess == 0:
+        return 1.0
+    share: dict[bytes, float] = {}
+    for text, w in zip(texts, weights.normalised.tolist(), strict=True):
+        share[text] = share.get(text, 0.0) + w
+    p = np.array(list(share.values())).clip(0, 1)
+    spread = float(np.sqrt(p * (1 - p) / (2 * np.pi * weights.ess)).sum())
+    return min(spread + 1 / (weights.ess + 1), 1.0)

@@ -380,7 +380,7 @@ def _bad_rows(particles: Particles, frontier: Frontier, rows: Rows) -> BadWeight
         bad = (block.isnan() | block.isposinf()).cpu().numpy()
         if bad.any():
             lane, symbol = np.argwhere(bad)[0].tolist()
-            text = particles.texts()[np.flatnonzero(frontier.lane_of == lane)[0]]
+            (text,) = particles.texts(np.flatnonzero(frontier.lane_of == lane)[:1])
             what = "the end" if symbol == EOS_COLUMN else f"the byte {bytes([symbol])!r}"
             return BadWeightError(f"{name} gave {block[lane, symbol]} to {what} after {text!r}")
     return BadWeightError("the proposal gave NaN or +inf")
