@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -138,9 +138,9 @@ class Chains:
     def __init__(self, starts: Sequence[Held], states: Sequence[Sequence[Held]]) -> None:
         self.chains = [[held.text for held in chain] for chain in states]
         self.held = [chain[-1] if chain else s for chain, s in zip(states, starts, strict=True)]
-        self.changed: FloatArray = np.array(
-            [_changed(s.text, chain) for s, chain in zip(starts, self.chains, strict=True)]
-        )
+        paths = [[s.text, *chain] for s, chain in zip(starts, self.chains, strict=True)]
+        changes = [[a != b for a, b in pairwise(path)] or [False] for path in paths]
+        self.changed: FloatArray = np.array([np.mean(change) for change in changes])
 
     @property
     def texts(self) -> list[bytes]:
@@ -320,8 +320,8 @@ async def _starts(start: Any, chains: int, plan: Plan, plans: Sequence[Plan]) ->
         AllParticlesDeadError: none are given, and a run found none.
     """
     if start is None:
-        outcomes = await run(plans)
-        for outcome in outcomes:
+        found = []
+        for p, outcome in zip(plans, await run(plans), strict=True):
             if isinstance(outcome, AllParticlesDeadError):
                 raise AllParticlesDeadError(
                     f"no text to start from: all {plan.n_particles} particles died at byte "
@@ -330,8 +330,8 @@ async def _starts(start: Any, chains: int, plan: Plan, plans: Sequence[Plan]) ->
                     causes=outcome.causes,
                     state=outcome.state,
                 )
-        found = [outcome.result for outcome in outcomes]
-        return [_choose(p, r, None).held for p, r in zip(plans, found, strict=True)]
+            found.append(_choose(p, outcome, None).held)
+        return found
     if isinstance(start, bytes | Held):
         return [_held(start, plan, chain) for chain in range(chains)]
     if not isinstance(start, Iterable) or isinstance(start, str):
@@ -389,8 +389,3 @@ def _seed(seed: int, chain: int, iteration: int) -> int:
     """Return a seed for each chain and iteration."""
     stream = np.random.SeedSequence(seed, spawn_key=(chain, iteration))
     return int(stream.generate_state(1, np.uint64)[0])
-
-
-def _changed(start: bytes, chain: Sequence[bytes]) -> float:
-    before = [start, *chain[:-1]]
-    return float(np.mean([a != b for a, b in zip(before, chain, strict=True)])) if chain else 0.0

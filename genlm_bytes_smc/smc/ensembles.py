@@ -26,8 +26,12 @@ from genlm_bytes_smc.smc.lanes import (
     ContextLanes,
     Lanes,
     StateLanes,
+    gain_of,
+    joined,
+    read_by,
     revision,
     rows_of,
+    sharpened,
     together,
 )
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
@@ -112,24 +116,18 @@ class Member:
         if not self.blocks:
             return False
         mine = target[send(np.flatnonzero(self.place >= 0), target.device)]
-        pairs = zip(self.lanes, self.blocks, strict=True)
-        sharper = [await lanes.rows_within(block, mine) for lanes, block in pairs]
-        changed = any(a is not b for a, b in zip(sharper, self.blocks, strict=True))
-        self.blocks[:] = sharper
-        return changed
+        sharper = await sharpened(self.lanes, self.blocks, mine)
+        self.blocks[:] = sharper or self.blocks
+        return sharper is not None
 
     async def step(self, symbols: IntArray) -> Member:
         """Return it after a byte more in every text, int64[D]."""
         alive = np.flatnonzero(self.place >= 0)
         if not len(alive):
             return self
-        read, lanes, told = symbols[alive], list[Lanes](), list[FloatArray | None]()
-        for leaf in self.lanes:
-            after, weight = await leaf.step(read)
-            lanes.append(after)
-            told.append(weight)
+        lanes, told = await read_by(self.lanes, symbols[alive])
         log_weight = self.log_weight.copy()
-        log_weight[alive] += await self._gain(read, told)
+        log_weight[alive] += await self._gain(symbols[alive], told)
         return replace(self, lanes=lanes, log_weight=log_weight, blocks=[])._living()
 
     async def ended(self) -> FloatArray:
@@ -178,13 +176,7 @@ class Member:
     def joined(self, others: Sequence[Member]) -> Member:
         """Return it at these texts and then at those of others."""
         every = [self, *others]
-        alive = [member for member in every if (member.place >= 0).any()]
-        lanes: list[Lanes] = []
-        if alive:
-            rest = zip(*(member.lanes for member in alive[1:]), strict=True)
-            others_of = list(rest) or [() for _ in alive[0].lanes]
-            pairs = zip(alive[0].lanes, others_of, strict=True)
-            lanes = [leaf.joined(list(more)) for leaf, more in pairs]
+        lanes = joined([member.lanes for member in every if (member.place >= 0).any()])
         place = np.concatenate([member.place for member in every])
         place = np.where(place >= 0, np.cumsum(place >= 0) - 1, -1)
         log_weight = np.concatenate([member.log_weight for member in every])
@@ -235,10 +227,7 @@ class EnsembleLanes(Lanes):
 
     def _gain(self, after: torch.Tensor) -> FloatArray:
         """Return log f of the members' weights `after`, float64[k, D], over that of now, nats."""
-        old, new = (self.mean(weights).numpy() for weights in (self._now(), after))
-        lost = (new == -np.inf) | (old == -np.inf)
-        gain: FloatArray = np.where(lost, -np.inf, new - np.where(lost, 0.0, old))
-        return gain
+        return gain_of(self.mean(self._now()).numpy(), self.mean(after).numpy())
 
     def gather(self, lanes: IntArray) -> EnsembleLanes:
         """See `Lanes`."""
@@ -246,11 +235,8 @@ class EnsembleLanes(Lanes):
 
     def joined(self, others: Sequence[EnsembleLanes]) -> EnsembleLanes:
         """See `Lanes`."""
-        rest = [other.members for other in others]
-        members = [
-            member.joined([more[i] for more in rest]) for i, member in enumerate(self.members)
-        ]
-        return EnsembleLanes(members, self.mean)
+        each = zip(self.members, *(other.members for other in others), strict=True)
+        return EnsembleLanes([first.joined(more) for first, *more in each], self.mean)
 
     def remembering(self) -> EnsembleLanes:
         """See `Lanes`."""

@@ -18,7 +18,7 @@ import torch
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.smc.ensembles import lanes_of
 from genlm_bytes_smc.smc.factors import on_one_device, random_beams
-from genlm_bytes_smc.smc.lanes import Lanes, Rows, revision, rows_of
+from genlm_bytes_smc.smc.lanes import Lanes, Rows, joined, read_by, revision, rows_of, sharpened
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray
 from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
@@ -33,7 +33,6 @@ class Frontier(NamedTuple):
         lanes: of each leaf of target and proposal, at the D texts.
         lane_of: int64[N], the lane of each particle, -1 for one that reads no more.
         size: D.
-        engines: the distinct token-level engines behind the lanes.
         apart: frontiers of particles that wait; `lane_of` is -1 for them.
     """
 
@@ -41,7 +40,6 @@ class Frontier(NamedTuple):
     lanes: Sequence[Lanes]
     lane_of: IntArray
     size: int
-    engines: tuple[Any, ...] = ()
     apart: tuple[Frontier, ...] = ()
 
     @classmethod
@@ -50,11 +48,8 @@ class Frontier(NamedTuple):
     ) -> Frontier:
         """Go to the texts of particles, those of R runs of equal size one after the other.
 
-        Args:
-            plan: of the runs.
-            particles: theirs.
-            beam_seeds: of the random beams of each run. Runs of equal seeds share lanes, and
-                so do all runs where no beam is random.
+        `beam_seeds` are those of the random beams of each run. Runs of equal seeds share lanes,
+        and so do all runs where no beam is random.
         """
         active, salt = particles.active, particles.salt
         if not active.any():
@@ -65,7 +60,7 @@ class Frontier(NamedTuple):
         lanes = [(await _first(plan, leaf, len(seeds))).seeded(seeds) for leaf in plan.leaves]
         if plan.resample_at:
             lanes = [factor.remembering() for factor in lanes]
-        frontier = cls(plan, lanes, root, len(seeds), plan.engines)
+        frontier = cls(plan, lanes, root, len(seeds))
         frontier = frontier.on(root, None if salt is None else salt[:, 0])
         for k in range(int(particles.length[active].max())):
             frontier = frontier.parting(active & (particles.length == k))
@@ -86,10 +81,8 @@ class Frontier(NamedTuple):
         blocks = await rows_of(self.lanes)
         target = self.plan.target(blocks)
         if len(self.lanes) > 1:
-            within = [
-                await f.rows_within(b, target) for f, b in zip(self.lanes, blocks, strict=True)
-            ]
-            if any(a is not b for a, b in zip(within, blocks, strict=True)):
+            within = await sharpened(self.lanes, blocks, target)
+            if within is not None:
                 blocks, target = within, self.plan.target(within)
         if self.plan.proposal is None:
             return Rows(blocks, target, None)
@@ -118,14 +111,9 @@ class Frontier(NamedTuple):
         before = self.lanes
         if len(parents) != self.size or (parents[1:] == parents[:-1]).any():
             before = [factor.gather(parents) for factor in before]
-        lanes, weights, revised = list[Lanes](), list[FloatArray | None](), False
-        for factor in before:
-            stepped, weight = await factor.step(read)
-            lanes.append(stepped)
-            weights.append(weight)
-            revised |= weight is not None
+        lanes, weights = await read_by(before, read)
         after = self._replace(lanes=lanes, lane_of=lane_of, size=len(parents))
-        if rows is None or not revised:
+        if rows is None or all(weight is None for weight in weights):
             return after, None
         factors = self.plan.names, self.plan.exponents, rows.blocks
         change = revision(*factors, parents, read, weights)
@@ -163,12 +151,11 @@ class Frontier(NamedTuple):
         if not self.apart:
             return self
         parts = [part for part in (self, *self.apart) if part.size]
-        first, lane_of, size = parts[0], np.full(len(self.lane_of), -1, dtype=np.int64), 0
+        lane_of, size = np.full(len(self.lane_of), -1, dtype=np.int64), 0
         for part in parts:
             lane_of = np.where(part.lane_of >= 0, part.lane_of + size, lane_of)
             size += part.size
-        rest = [part.lanes for part in parts[1:]]
-        lanes = [factor.joined([more[i] for more in rest]) for i, factor in enumerate(first.lanes)]
+        lanes = joined([part.lanes for part in parts])
         return self._replace(lanes=lanes, lane_of=lane_of, size=size, apart=())
 
     def on(self, lane_of: IntArray, salt: SaltArray | None = None) -> Frontier:

@@ -124,19 +124,15 @@ class BeamLanes(Lanes):
     async def step(self, symbols: IntArray) -> tuple[BeamLanes, FloatArray | None]:
         """See `Lanes`; deferred beams know the weight of a byte once they have read it."""
         after = await self.lanes.step(symbols)
-        return BeamLanes(after), self._gain(after) if self.forecasts else None
+        gain = gain_of(self.lanes.log_z, after.log_z) if self.forecasts else None
+        return BeamLanes(after), gain
 
     async def ended(self) -> FloatArray | None:
         """See `Lanes`."""
         if not self.forecasts:
             return None
-        return self._gain(await self.lanes.step([EOS_COLUMN] * len(self.lanes)))
-
-    def _gain(self, after: Any) -> FloatArray:
-        """Return the log weight of what `after` has read since, float64[D], nats."""
-        with np.errstate(invalid="ignore"):
-            gain = np.where(after.log_z > -np.inf, after.log_z - self.lanes.log_z, -np.inf)
-        return gain
+        whole = await self.lanes.step([EOS_COLUMN] * len(self.lanes))
+        return gain_of(self.lanes.log_z, whole.log_z)
 
     def gather(self, lanes: IntArray) -> BeamLanes:
         """See `Lanes`."""
@@ -271,6 +267,35 @@ async def rows_of(lanes: Sequence[Lanes]) -> list[torch.Tensor]:
         return [await factor.rows() for factor in lanes]
     found = iter(await together([factor.rows() for factor in slow]))
     return [next(found) if f.waits else await f.rows() for f in lanes]
+
+
+async def sharpened(
+    lanes: Sequence[Lanes], blocks: Sequence[torch.Tensor], target: torch.Tensor
+) -> list[torch.Tensor] | None:
+    """Return rows of factors that are more exact where the target admits a byte (see
+    `Lanes.rows_within`); None if none are."""
+    within = [await f.rows_within(b, target) for f, b in zip(lanes, blocks, strict=True)]
+    return within if any(a is not b for a, b in zip(within, blocks, strict=True)) else None
+
+
+async def read_by(
+    lanes: Sequence[Lanes], symbols: IntArray
+) -> tuple[list[Lanes], list[FloatArray | None]]:
+    """Read a byte in the lanes of several factors, one factor after the other; see `Lanes.step`."""
+    steps = [await factor.step(symbols) for factor in lanes]
+    return [after for after, _ in steps], [weight for _, weight in steps]
+
+
+def joined(parts: Sequence[Sequence[Lanes]]) -> list[Lanes]:
+    """Return the lanes of each factor in all parts, one part after the other."""
+    return [first.joined(others) for first, *others in zip(*parts, strict=True)]
+
+
+def gain_of(before: FloatArray, after: FloatArray) -> FloatArray:
+    """Return after - before, nats; -inf where either is."""
+    lost = (after == -np.inf) | (before == -np.inf)
+    out: FloatArray = np.where(lost, -np.inf, after - np.where(lost, 0.0, before))
+    return out
 
 
 def revision(

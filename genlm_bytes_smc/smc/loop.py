@@ -301,8 +301,8 @@ async def step(runs: Runs) -> Runs:
     - `rejuvenate` moves particles by a kernel K_n that leaves gamma_n as it is.
     """
     plan, rngs = runs.plans[0], runs.generators()
-    with breakdowns(runs.states):
-        before, wide = spent(runs.frontier.engines), runs.widened()
+    with breakdowns(lambda: [runs.state(r) for r in range(len(runs.plans))]):
+        before, wide = spent(plan.engines), runs.widened()
         if plan.distinct:
             wide, read = await advance_distinct(wide, rngs)
         else:
@@ -324,7 +324,7 @@ async def step(runs: Runs) -> Runs:
             rng = generator(plan.seed, after.step, MOVE_STREAM)
             particles, frontier, changed = await rejuvenate(particles, frontier, after.step, rng)
             after = after._replace(particles=particles, frontier=frontier)
-        rows, forwards, seconds = spent(runs.frontier.engines)
+        rows, forwards, seconds = spent(plan.engines)
         notes: dict[str, Any] = {
             "moved": changed,
             "rows": rows - before[0],

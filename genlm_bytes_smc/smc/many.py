@@ -198,12 +198,9 @@ def can_batch(plan: Plan) -> bool:
 async def _apart(
     plans: Sequence[Plan], at_once: int, check: Callable[[Outcome], object] | None = None
 ) -> list[Outcome]:
-    """Run plans side by side, each in arrays of its own.
+    """Run plans side by side, at most so many at once, each in arrays of its own.
 
-    Args:
-        plans: what to run.
-        at_once: how many at most at a time.
-        check: called with each outcome; what it raises cancels the others.
+    `check` is called with each outcome; what it raises cancels the others.
 
     Raises:
         RunFailedError: one broke down; it carries the states of all.

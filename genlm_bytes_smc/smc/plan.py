@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypedDict
 
 from genlm_bytes_smc.beam.params import BeamParams
@@ -108,7 +109,7 @@ class Plan:
     resume: SMCState | None
     distinct: bool = False
 
-    @property
+    @cached_property
     def engines(self) -> tuple[Any, ...]:
         """Return the distinct engines of all language models, those of critics too."""
         judges = [p for weigher in self.weighers for p in weigher.potentials]

@@ -199,12 +199,7 @@ def _told(stage: Stage) -> str:
 
 
 def pooled(states: Sequence[SMCState], shares: Sequence[float]) -> SMCState:
-    """Return runs as one.
-
-    Args:
-        states: of the runs, all over.
-        shares: of each, summing to one.
-    """
+    """Return runs that are over, with shares that sum to one, as one run."""
     sizes, first = [len(state.particles.length) for state in states], states[0]
     gains = [float(np.log(share * sum(sizes) / n)) for share, n in zip(shares, sizes, strict=True)]
     steps = max(len(state.history) for state in states)

@@ -73,9 +73,8 @@ async def advance(
     """Read and weigh one symbol in every active particle.
 
     Args:
-        particles: N of them; the active ones have read `step` bytes.
-        frontier: at their texts.
-        step: how many bytes.
+        particles, frontier: N particles, of which the active ones have read `step` bytes, and
+            where they are.
         uniform: float64[N], in [0, 1), one a particle.
         forced: int64[N], what to read instead of drawing it, -1 where to draw.
         score: weigh what is forced by the target's rows alone, not by target / proposal.
@@ -230,10 +229,6 @@ async def replay(
 def settled(frontier: Frontier, particles: Particles) -> tuple[Frontier, bool]:
     """Let particles wait that have come to an end in a string of `resample_at`, until all have.
 
-    Args:
-        frontier: after reading.
-        particles: after reading.
-
     Returns:
         The frontier, with those apart that wait; and whether any particle is still on its way.
     """
@@ -252,7 +247,7 @@ def moved(frontier: Frontier, particles: Particles, ancestors: IntArray | None =
 
     Args:
         frontier: after reading.
-        particles: after resampling, with salts for the beams' next draws if they have any.
+        particles: after resampling, with the salts of their next draws if they have any.
         ancestors: int64[N], the particle whose lane each takes (None: its own).
     """
     lane_of = frontier.lane_of if ancestors is None else frontier.lane_of[ancestors]
@@ -267,11 +262,7 @@ async def rejuvenate(
 ) -> tuple[Particles, Frontier, int]:
     """Move every particle as often as `Plan.rejuvenate` says.
 
-    Args:
-        particles: the active ones have read `step` bytes.
-        frontier: at their texts.
-        step: how many bytes.
-        rng: random numbers of the moves.
+    The active ones have read `step` bytes, and the frontier is at their texts.
 
     Returns:
         Particles and frontier as they are then, and how many changed their text (once a
@@ -316,11 +307,9 @@ async def _walk(
     """Read the texts again beside proposals that leave them after `cut` int64[N] symbols.
 
     Args:
-        plan: of the run.
         own: the texts.
-        cut: how many symbols a proposal keeps.
         steps: from the least cut on; everybody who is alive has read more symbols than that.
-        rng: for the proposals' draws.
+        plan, cut, rng: see above.
 
     Returns:
         2N particles, the texts and then the proposals.

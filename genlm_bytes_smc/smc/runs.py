@@ -152,10 +152,6 @@ class Runs(NamedTuple):
             mine, self.step, plan.seed, plan.beam_seed, self.start, history, plan.max_bytes
         )
 
-    def states(self) -> list[SMCState | None]:
-        """Return the state of every run."""
-        return [self.state(r) for r in range(len(self.plans))]
-
     def some(self, particles: Particles, r: int) -> Particles:
         """Return those of the particles that belong to run r."""
         if len(self.plans) == 1:
@@ -213,8 +209,7 @@ def noted(
     """Return the runs after a step with what was noted, and outcomes of those that are over.
 
     Args:
-        runs: before the step.
-        wide: the same with the candidates of a roll-out.
+        runs, wide: before the step, without and with the candidates of a roll-out.
         read: the particles after reading and before resampling.
         after: after the step.
         infos: of the step, one a run.
@@ -238,13 +233,7 @@ def noted(
 
 
 def all_dead(before: SMCState, particles: Particles, info: StepInfo) -> AllParticlesDeadError:
-    """Return the error for a step that killed every particle that was left.
-
-    Args:
-        before: the state before it.
-        particles: all dead.
-        info: of the step.
-    """
+    """Return the error for a step that killed every particle that was left."""
     died = int((~before.particles.dead).sum())
     state = before._replace(particles=particles, history=(*before.history, info))
     text = max(particles.texts(), key=len)
@@ -262,9 +251,6 @@ def all_dead(before: SMCState, particles: Particles, info: StepInfo) -> AllParti
 @contextmanager
 def breakdowns(before: Callable[[], Sequence[SMCState | None]]) -> Iterator[None]:
     """Let a breakdown inside carry the states that the runs had before it.
-
-    Args:
-        before: gives the states.
 
     Raises:
         RunFailedError: something under the runs failed.

@@ -325,12 +325,7 @@ class Seen:
         return len(self._rows)
 
     def add(self, texts: Sequence[bytes], target: FloatArray, visits: FloatArray) -> None:
-        """Store the rows of texts, and count the visits of those that are known already.
-
-        Args:
-            texts: n of them.
-            target, visits: see `SeenRows`.
-        """
+        """Store the rows of texts, and count visits (see `SeenRows`) of those that are known."""
         for text, row, count in zip(texts, target, visits, strict=True):
             known, before = self._rows.get(text, (row, 0.0))
             self._rows[text] = known, before + count
@@ -356,11 +351,7 @@ class Seen:
 class Recorder(Weigher):
     """Stores the rows that particles were drawn from, so that later runs can look ahead by them.
 
-    It weighs nothing.
-
-    Args:
-        seen: the store.
-        max_bytes: of the run.
+    It weighs nothing, and needs to know the `max_bytes` of its run.
     """
 
     def __init__(self, seen: Seen, max_bytes: int) -> None:
