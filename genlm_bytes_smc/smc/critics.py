@@ -35,7 +35,7 @@ from genlm_bytes_smc.smc.factors import (
 from genlm_bytes_smc.smc.lanes import BadWeightError
 from genlm_bytes_smc.smc.particles import BoolArray, Particles
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
-from genlm_bytes_smc.smc.weighers import Predicate, Reads, Weigher, contexts_of
+from genlm_bytes_smc.smc.weighers import Predicate, Reads, Weigher, contexts_of, twisted
 
 
 class Critic(Weigher):
@@ -85,11 +85,8 @@ class Critic(Weigher):
         distinct = reads.distinct if self.block == 1 else Particles.distinct
         texts, first, inverse = distinct(particles, which)
         score = (await self._scores(texts, self._whole(particles)[first]))[inverse]
-        log_weights, twist = particles.log_weights.copy(), particles.twist.copy()
-        log_weights[which] += score
-        lasts = particles.ended[which] | (score == -np.inf)
-        twist[which] = np.where(lasts, 0.0, twist[which] + score)  # a draft's judge lent before
-        return particles._replace(log_weights=log_weights, twist=twist)
+        particles = twisted(particles, which, particles.twist[which] + score)
+        return particles._replace(twist=np.where(particles.ended, 0.0, particles.twist))
 
     def _due(self, particles: Particles, reads: Reads) -> IntArray:
         """Return the particles to score now: those that read on or ended in this roll-out.

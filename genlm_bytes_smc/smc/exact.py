@@ -30,6 +30,7 @@ import numpy as np
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.smc.diagnostics import spent
 from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows, engines_of, random_beams
 from genlm_bytes_smc.smc.loop import smc
 from genlm_bytes_smc.smc.pooled import StagedResult, expected_error, particles_of
@@ -239,16 +240,13 @@ class _Sampler:
         self.leaves: list[Any] = []
         compile_rows(target, self.leaves)
         self._engines = engines_of(self.leaves)
-        self._start = self._rows()
+        self._start = spent(self._engines)[0]
         self._root: Prefix | None = None
-
-    def _rows(self) -> int:
-        return sum(e.counts.rows for e in self._engines)
 
     @property
     def spent(self) -> int:
         """Rows that were computed since this was made."""
-        return self._rows() - self._start
+        return spent(self._engines)[0] - self._start
 
     @property
     def mass(self) -> tuple[float, float]:
@@ -265,13 +263,13 @@ class _Sampler:
 
         Where none are rejected, until so many draws have been made; one is made in any case.
         """
-        before, begun, going = self._rows(), 0, list[Draw]()
+        before, begun, going = self.spent, 0, list[Draw]()
         if self._root is None:
             await self._know({b"": None})
         assert self._root is not None
         while self._root.bound > 0 and not (self._reject and self._accepted >= wanted):
-            spent = budget is not None and self._rows() - before >= budget
-            if not spent or not (self._reject or begun):
+            over = budget is not None and self.spent - before >= budget
+            if not over or not (self._reject or begun):
                 due = wanted - (self._accepted + len(going) if self._reject else begun)
                 new = max(min(at_once - len(going), due), 0)
                 root, bound = self._root, self._root.bound

@@ -57,7 +57,8 @@ class Frontier(NamedTuple):
         seeds = list(dict.fromkeys(beam_seeds if random_beams(plan.leaves) else beam_seeds[:1]))
         number = np.array([seeds.index(s) if s in seeds else 0 for s in beam_seeds])
         root = np.where(active, np.repeat(number, len(active) // len(beam_seeds)), -1)
-        lanes = [(await _first(plan, leaf, len(seeds))).seeded(seeds) for leaf in plan.leaves]
+        every = np.zeros(len(seeds), dtype=np.int64)
+        lanes = [(await _first(plan, leaf)).gather(every).seeded(seeds) for leaf in plan.leaves]
         if plan.resample_at:
             lanes = [factor.remembering() for factor in lanes]
         frontier = cls(plan, lanes, root, len(seeds))
@@ -184,13 +185,11 @@ class Frontier(NamedTuple):
         return self._replace(lanes=lanes, lane_of=after, size=len(used))
 
 
-async def _first(plan: Plan, leaf: Any, n: int) -> Lanes:
-    """Return `n` lanes of a leaf at the empty text."""
+async def _first(plan: Plan, leaf: Any) -> Lanes:
+    """Return one lane of a leaf at the empty text."""
     if isinstance(leaf, Ahead):
-        one: Lanes = await leaf.start(plan.potential, plan.leaves[: plan.n_target], plan.max_bytes)
-    else:
-        one = await lanes_of(leaf)
-    return one if n == 1 else one.gather(np.zeros(n, dtype=np.int64))
+        return await leaf.start(plan.potential, plan.leaves[: plan.n_target], plan.max_bytes)
+    return await lanes_of(leaf)
 
 
 def _distinct(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], IntArray]:

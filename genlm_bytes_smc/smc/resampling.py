@@ -162,11 +162,8 @@ def strings_of(resample_at: Any) -> tuple[bytes, ...]:
     """
     if resample_at is None:
         return ()
-    one = isinstance(resample_at, str | bytes)
-    given = [resample_at] if one else resample_at
-    if not isinstance(given, Iterable):
-        raise TypeError(f"resample_at must be bytes, str or several of them, got {resample_at!r}")
-    strings = list(given)
+    several = isinstance(resample_at, Iterable) and not isinstance(resample_at, str | bytes)
+    strings = list(resample_at) if several else [resample_at]
     odd = next((s for s in strings if not isinstance(s, str | bytes)), None)
     if odd is not None:
         raise TypeError(f"resample_at must be bytes, str or several of them, got {odd!r}")

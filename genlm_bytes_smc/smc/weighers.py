@@ -189,7 +189,7 @@ class Twist(Weigher):
         now = ahead.value.cpu().numpy()[lanes]
         gain = reads.rows.blocks[self.ahead].cpu().numpy()[lanes, reads.symbols[going]]
         log_psi = np.where(now == -np.inf, 0.0, now) + gain
-        return _twisted(particles, going, particles.twist[going] + self.strength * log_psi)
+        return twisted(particles, going, particles.twist[going] + self.strength * log_psi)
 
 
 class Tempering(Weigher):
@@ -223,7 +223,7 @@ class Tempering(Weigher):
             for factor in self.soft:
                 score += np.asarray(await factor.batch_prefix(contexts_of(texts)), dtype=np.float64)
             twist += (beta - 1) * score[inverse]
-        return _twisted(particles, going, twist)
+        return twisted(particles, going, twist)
 
 
 def contexts_of(texts: Sequence[bytes]) -> list[list[bytes]]:
@@ -231,8 +231,8 @@ def contexts_of(texts: Sequence[bytes]) -> list[list[bytes]]:
     return [[BYTES[b] for b in text] for text in texts]
 
 
-def _twisted(particles: Particles, going: IntArray, twist: FloatArray) -> Particles:
-    """Replace the twist of the particles `going` by float64[len(going)], nats."""
+def twisted(particles: Particles, going: IntArray, twist: FloatArray) -> Particles:
+    """Replace the twist of some particles int64[A] by float64[A], nats; -inf kills them."""
     log_weights, twists = particles.log_weights.copy(), particles.twist.copy()
     log_weights[going] += twist - twists[going]
     twists[going] = np.where(twist == -np.inf, 0.0, twist)
