@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -161,23 +162,20 @@ class BeamLanes(Lanes):
         return BeamLanes(self.lanes.replace(state, log_z=self.lanes.log_z))
 
 
+@dataclass(eq=False)
 class StateLanes(Lanes):
     """A constraint as a vector of states; it waits for nothing.
 
-    Args:
+    Attributes:
         constraint: one that nobody else uses, as its memory is cleared now and then.
         state: int64[D].
         age: steps since the empty text; None: its memory is not cleared.
     """
 
     waits = False
-
-    def __init__(
-        self, constraint: ByteConstraint, state: torch.Tensor, age: int | None = 0
-    ) -> None:
-        self.constraint = constraint
-        self.state = state
-        self.age = age
+    constraint: ByteConstraint
+    state: torch.Tensor
+    age: int | None = 0
 
     async def rows(self) -> torch.Tensor:
         """See `Lanes`."""
@@ -193,25 +191,23 @@ class StateLanes(Lanes):
 
     def gather(self, lanes: IntArray) -> StateLanes:
         """See `Lanes`."""
-        at = send(lanes, self.state.device)
-        return StateLanes(self.constraint, self.state[at], self.age)
+        return replace(self, state=self.state[send(lanes, self.state.device)])
 
     def joined(self, others: Sequence[StateLanes]) -> StateLanes:
         """See `Lanes`."""
-        states = torch.cat([self.state, *(other.state for other in others)])
-        return StateLanes(self.constraint, states, self.age)
+        return replace(self, state=torch.cat([self.state, *(other.state for other in others)]))
 
     def remembering(self) -> StateLanes:
         """See `Lanes`."""
-        return StateLanes(self.constraint, self.state, None)
+        return replace(self, age=None)
 
 
+@dataclass(eq=False)
 class ContextLanes(Lanes):
     """Any other potential over bytes, asked about whole texts by `batch_logw_next`."""
 
-    def __init__(self, potential: Any, contexts: list[list[bytes]]) -> None:
-        self.potential = potential
-        self.contexts = contexts
+    potential: Any
+    contexts: list[list[bytes]]
 
     async def rows(self) -> torch.Tensor:
         """See `Lanes`."""
