@@ -29,8 +29,10 @@ _EVERY = 0.1  # seconds between two drawings
 
 def spent(engines: Sequence[Any]) -> tuple[int, int, float]:
     """Return rows and forwards of all engines so far, and the time in seconds."""
-    counts = [engine.counts for engine in engines]
-    return sum([c.rows for c in counts]), sum([c.forwards for c in counts]), time.perf_counter()
+    rows, forwards = 0, 0
+    for engine in engines:
+        rows, forwards = rows + engine.counts.rows, forwards + engine.counts.forwards
+    return rows, forwards, time.perf_counter()
 
 
 def observe(
@@ -79,11 +81,14 @@ def _lanes_of_runs(read: Advance, runs: int) -> tuple[list[int], list[float]]:
     that the proposal excludes."""
     lane_of, size = read.before.lane_of, max(read.before.size, 1)
     _, target, proposal = read.rows
+    share = None if proposal is None else uncovered(target, proposal)
+    if runs == 1 and not read.before.plan.distinct:  # which chooses among lanes
+        return [read.before.size], [0.0 if share is None else float(share.max(initial=0.0))]
     run = np.repeat(np.arange(runs), len(lane_of) // runs)
     codes = np.unique((run * size + lane_of)[lane_of >= 0])
     hidden = np.zeros(runs)
-    if proposal is not None:
-        np.maximum.at(hidden, codes // size, uncovered(target, proposal)[codes % size])
+    if share is not None:
+        np.maximum.at(hidden, codes // size, share[codes % size])
     return np.bincount(codes // size, minlength=runs).tolist(), hidden.tolist()
 
 

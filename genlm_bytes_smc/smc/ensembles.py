@@ -125,7 +125,7 @@ class Member:
         alive = np.flatnonzero(self.place >= 0)
         if not len(alive):
             return self
-        lanes, told = await read_by(self.lanes, symbols[alive])
+        lanes, told, _ = await read_by(self.lanes, symbols[alive])
         log_weight = self.log_weight.copy()
         log_weight[alive] += await self._gain(symbols[alive], told)
         return replace(self, lanes=lanes, log_weight=log_weight, blocks=[])._living()

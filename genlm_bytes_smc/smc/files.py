@@ -236,7 +236,7 @@ def _pack_particles(particles: Particles) -> dict[str, Any]:
     arrays = particles._asdict().items()
     out = {name: None if array is None else array.tolist() for name, array in arrays}
     out["text"] = [row.tobytes().hex() for row in particles.text]
-    return out | {"log_weights": _floats(out["log_weights"])}
+    return out | {"log_weights": _floats(particles.log_weights.tolist())}
 
 
 def _unpack_particles(data: Field) -> Particles:

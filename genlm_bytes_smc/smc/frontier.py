@@ -112,9 +112,9 @@ class Frontier(NamedTuple):
         before = self.lanes
         if len(parents) != self.size or (parents[1:] == parents[:-1]).any():
             before = [factor.gather(parents) for factor in before]
-        lanes, weights = await read_by(before, read)
+        lanes, weights, revised = await read_by(before, read)
         after = self._replace(lanes=lanes, lane_of=lane_of, size=len(parents))
-        if rows is None or all(weight is None for weight in weights):
+        if rows is None or not revised:
             return after, None
         factors = self.plan.names, self.plan.exponents, rows.blocks
         change = revision(*factors, parents, read, weights)

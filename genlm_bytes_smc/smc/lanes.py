@@ -276,10 +276,19 @@ async def sharpened(
 
 async def read_by(
     lanes: Sequence[Lanes], symbols: IntArray
-) -> tuple[list[Lanes], list[FloatArray | None]]:
-    """Read a byte in the lanes of several factors, one factor after the other; see `Lanes.step`."""
-    steps = [await factor.step(symbols) for factor in lanes]
-    return [after for after, _ in steps], [weight for _, weight in steps]
+) -> tuple[list[Lanes], list[FloatArray | None], bool]:
+    """Read a byte in the lanes of several factors, one factor after the other; see `Lanes.step`.
+
+    Returns:
+        The lanes after it, the weights that the factors say, and whether any says one.
+    """
+    after, weights, revised = list[Lanes](), list[FloatArray | None](), False
+    for factor in lanes:
+        stepped, weight = await factor.step(symbols)
+        after.append(stepped)
+        weights.append(weight)
+        revised |= weight is not None
+    return after, weights, revised
 
 
 def joined(parts: Sequence[Sequence[Lanes]]) -> list[Lanes]:

@@ -306,8 +306,9 @@ async def step(runs: Runs) -> Runs:
         if plan.distinct:
             wide, read = await advance_distinct(wide, rngs)
         else:
-            none = np.zeros(wide.size)  # of a run that is over
-            uniform = np.concatenate([none if r is None else r.random(wide.size) for r in rngs])
+            n = wide.size
+            draws = [np.zeros(n) if rng is None else rng.random(n) for rng in rngs]
+            uniform = np.concatenate(draws)
             read = await advance(wide.particles, wide.frontier, runs.step, uniform, wide.forced())
         weights = [Weights(w) for w in read.particles.log_weights.reshape(len(rngs), -1)]
         infos = observe(wide.particles, runs.step, read, weights)

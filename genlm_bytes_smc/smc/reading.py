@@ -289,12 +289,15 @@ async def _sweep(
     accept = ~dead & (np.log1p(-rng.random(len(count))) < log_ratio)
     both = np.where(accept, len(count), 0) + np.arange(len(count))
     new = walk.particles.gather(both, old.log_weights)
+    salt = new.salt
+    if salt is not None and old.salt is not None:
+        salt = np.where(dead[:, None], old.salt, salt)
     particles = old._replace(
         text=np.where(dead[:, None], old.text, new.text),
         length=np.where(dead, old.length, new.length),
         ended=np.where(dead, old.ended, new.ended),
         twist=np.where(dead, old.twist, new.twist),
-        salt=None if new.salt is None else np.where(dead[:, None], old.salt, new.salt),
+        salt=salt,
     )
     lanes = np.where(particles.active, walk.frontier.lane_of[both], -1)
     changed = (particles.text != old.text).any(axis=1) | (particles.length != old.length)
