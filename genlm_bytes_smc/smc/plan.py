@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypedDict
 
 from genlm_bytes_smc.beam.params import BeamParams
@@ -83,6 +82,7 @@ class Plan:
         exponents: float64[leaves], the power of each in the target.
         proposal: how their rows make those to draw from; None: the target's own.
         weighers: what changes weights after reading, in this order.
+        engines: the distinct engines of all language models, those of critics too.
         The others: see `smc`.
     """
 
@@ -94,6 +94,7 @@ class Plan:
     exponents: FloatArray
     proposal: Combine | None
     weighers: tuple[Weigher, ...]
+    engines: tuple[Any, ...]
     terminate_when: Callable[[bytes], bool] | None
     n_particles: int
     ess_threshold: float
@@ -107,13 +108,7 @@ class Plan:
     resample_at: tuple[bytes, ...]
     record: bool
     resume: SMCState | None
-    distinct: bool = False
-
-    @cached_property
-    def engines(self) -> tuple[Any, ...]:
-        """Return the distinct engines of all language models, those of critics too."""
-        judges = [p for weigher in self.weighers for p in weigher.potentials]
-        return engines_of([*self.leaves, *judges])
+    distinct: bool
 
 
 def make_plan(
@@ -207,6 +202,7 @@ def make_plan(
         exponents=rows.exponents(len(leaves)),
         proposal=proposal_of,
         weighers=tuple(weighers),
+        engines=engines_of([*leaves, *[p for weigher in weighers for p in weigher.potentials]]),
         terminate_when=terminate_when,
         n_particles=int(n_particles),
         ess_threshold=float(ess_threshold),
