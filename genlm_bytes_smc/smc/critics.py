@@ -174,10 +174,9 @@ def split(target: Any, draft: Any, block: Any, others: Mapping[str, Any]) -> tup
     """Return what weighs bytes, what proposes them, and what weighs blocks.
 
     Args:
-        target: the target.
-        draft: stands for its factors that hold language models.
-        block: bytes of a block.
-        others: further proposals and twists, by their names in `smc`.
+        target: of which the draft stands for the factors that hold language models.
+        draft, block: see `smc`.
+        others: further proposals and twists, by their names there.
 
     Returns:
         The target's other factors over the support of the draft, the same times the draft, and

@@ -40,11 +40,8 @@ def observe(
 ) -> list[StepInfo]:
     """Return the record of a step of each run; its cost and ancestors come later.
 
-    Args:
-        before: the particles before reading, those of R runs one after the other.
-        step: how many bytes active particles had read.
-        read: the reading.
-        weights: after it, one a run.
+    Particles `before` the reading are those of R runs one after the other, and `weights` are
+    those after it, one of each run.
     """
     plan, particles, size = read.before.plan, read.particles, len(weights[0].log)
     active, dead = particles.active, particles.dead
@@ -119,8 +116,8 @@ def _causes(
     Args:
         lethal: see `_kills`.
         read: what was read.
-        died: bool[R N], the particles that died of it.
-        mine: the places of those of the run.
+        died: bool[R N], the particles that died of it, those of all runs.
+        mine: the places of the run.
     """
     if not died[mine].any():
         return ()

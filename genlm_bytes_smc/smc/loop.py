@@ -211,7 +211,7 @@ async def run(
         pins: what is prescribed to the first particle of each run, if anything is.
 
     Returns:
-        Of each run its result, or its error if all of its particles died.
+        The result of each, or its error if all of its particles died.
     """
     with open_progress(progress, plans[0].max_bytes) as show:
         runs = await begin(plans, pins)

@@ -86,10 +86,6 @@ class StagedResult(SMCResult):
     Args:
         stages: the runs in their order; the first one is plain if there was no search.
         search: what a search before them found; None if there was none.
-
-    Attributes:
-        stages, search: the same.
-        gap: by how much the log evidences of the first run and of the last one differ, nats.
     """
 
     def __init__(self, stages: Sequence[Stage], search: Found | None = None) -> None:

@@ -187,13 +187,10 @@ class SMCResult(TextSamples):
     # -- files -------------------------------------------------------------------------
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return the run in the format of genlm-control's `InferenceVisualizer`.
+        """Return the run as JSON, in the format of genlm-control's `InferenceVisualizer`.
 
         Args:
             path: where to write it as well.
-
-        Returns:
-            The JSON text.
 
         Raises:
             ValueError: the run was not recorded (`record=True`) from its first step.

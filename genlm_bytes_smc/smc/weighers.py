@@ -148,8 +148,7 @@ def proposal_rows(target: Tree, at: int, ahead: Ahead) -> Combine:
 
     Args:
         target: how blocks make the target's rows.
-        at: which block is the look-ahead's.
-        ahead: the look-ahead.
+        at: which block is that of `ahead`.
     """
     strength, share = ahead.strength, ahead.defensive
 
