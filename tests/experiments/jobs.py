@@ -12,8 +12,7 @@ from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.experiments import Experiment, Outcome, Report
-from genlm_bytes_smc.experiments.models import fresh_engine
-from genlm_bytes_smc.experiments.reading import read_texts
+from genlm_bytes_smc.experiments.models import fresh_engine, read_texts
 
 N_JOBS = 6
 
