@@ -32,8 +32,8 @@ from benchmarks.kept_rows import KeptRows
 from genlm_bytes_smc import ByteLLM, load_model
 from genlm_bytes_smc.constraints import FiniteSet
 from genlm_bytes_smc.smc import exact_sample, smc_repeat
-from genlm_bytes_smc.smc.bounds import interval
 from genlm_bytes_smc.smc.conditional import conditional_runs
+from genlm_bytes_smc.smc.many import interval
 
 FloatArray = npt.NDArray[np.float64]
 RUNS, CONFIDENCE, AT_ONCE = 8, 0.95, 64

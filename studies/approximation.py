@@ -16,6 +16,7 @@ import numpy as np
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.experiments.experiment import (
     Config,
     Experiment,
@@ -38,7 +39,6 @@ from genlm_bytes_smc.experiments.models import (
     is_bundled,
     read_texts,
 )
-from genlm_bytes_smc.smc.many import run_blocking
 
 from .measures import LN2, jensen_shannon
 from .texts import one_of_each
@@ -90,7 +90,7 @@ def run(config: Config) -> Outcome:
     compared, cost = [], []
     for text, good in zip(texts, reference, strict=True):
         model.store.clear()
-        found = run_blocking(read_texts(model, params, [text], keep_rows=True))
+        found = run_sync(read_texts(model, params, [text], keep_rows=True))
         compared.append(_compare(found, good))
         cost.append(found)
     n = sum(map(len, texts))
@@ -114,7 +114,7 @@ def _reference(model: str, width: int, texts: tuple[bytes, ...]) -> list[Reading
     """Return rows of the reference beam, once a process."""
     source = byte_model(fresh_engine(json.loads(model)))
     params = ending(source, BeamParams(K=width))
-    return [run_blocking(read_texts(source, params, [t], keep_rows=True)) for t in texts]
+    return [run_sync(read_texts(source, params, [t], keep_rows=True)) for t in texts]
 
 
 def _compare(found: Reading, good: Reading) -> dict[str, float]:
@@ -132,7 +132,7 @@ def _compare(found: Reading, good: Reading) -> dict[str, float]:
 def _reference_against_exact(config: Config, texts: list[bytes]) -> Outcome:
     model = byte_model(fresh_engine(config["model"]))
     exact, good = (
-        run_blocking(read_texts(model, ending(model, BeamParams(K=k)), texts, keep_rows=True))
+        run_sync(read_texts(model, ending(model, BeamParams(K=k)), texts, keep_rows=True))
         for k in (None, config["K"])
     )
     jsd = np.concatenate([jensen_shannon(a, b) for a, b in zip(good.rows, exact.rows, strict=True)])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.experiments.experiment import (
     INK,
@@ -42,7 +43,6 @@ from genlm_bytes_smc.experiments.models import (
 )
 from genlm_bytes_smc.lookahead import ByteNgram, Lookahead
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc.many import run_blocking
 
 REAL_WIDE = 20  # candidates of the beam that enumerates, on a real model, whose rows are dear
 
@@ -113,7 +113,7 @@ def run(config: Config) -> Outcome:
     spec = json.dumps(config["model"], sort_keys=True)
     truth, unsure = _truth(spec, config["target"])
     ahead = Lookahead(bigram(spec)) if config["method"] == "lookahead" else None
-    found = run_blocking(_runs(config, ahead))
+    found = run_sync(_runs(config, ahead))
     result = {"log_truth": truth, "log_unsure": unsure}
     return Outcome(result | {k: [f[k] for f in found] for k in found[0]})
 
@@ -143,14 +143,14 @@ def wide(model: Config) -> int:
 def _truth(model: str, target: str) -> tuple[float, float]:
     """Return `enumerate_texts` of a target, once a process."""
     source = byte_model(fresh_engine(json.loads(model)))
-    return run_blocking(enumerate_texts(source, TARGETS[target].texts, wide(json.loads(model))))
+    return run_sync(enumerate_texts(source, TARGETS[target].texts, wide(json.loads(model))))
 
 
 @lru_cache(maxsize=1)
 def bigram(model: str) -> ByteNgram:
     """Return the byte bigram of look-aheads, fitted to the model's own texts once a process."""
     llm = ByteLLM(fresh_engine(json.loads(model)), BeamParams(K=5, prune_threshold=0.001))
-    return run_blocking(ByteNgram.from_model(llm, order=2, n_texts=64, max_bytes=64, seed=0))
+    return run_sync(ByteNgram.from_model(llm, order=2, n_texts=64, max_bytes=64, seed=0))
 
 
 # -- report ------------------------------------------------------------------------------------

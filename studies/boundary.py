@@ -20,6 +20,7 @@ from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import FloatArray
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.experiments.experiment import (
     GRID,
     Config,
@@ -41,7 +42,6 @@ from genlm_bytes_smc.experiments.models import (
     is_bundled,
     read_texts,
 )
-from genlm_bytes_smc.smc.many import run_blocking
 
 from .measures import LN2, jensen_shannon
 from .texts import one_of_each
@@ -67,7 +67,7 @@ def jobs(quick: bool, model: Config) -> list[Config]:
 
 def run(config: Config) -> Outcome:
     """Measure every cut of one text."""
-    return run_blocking(_run(config))
+    return run_sync(_run(config))
 
 
 async def _run(config: Config) -> Outcome:

@@ -25,6 +25,7 @@ from genlm.control import ByteLLM as PeerLLM
 from genlm.control.sampler.token import AWRS, DirectTokenSampler
 
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.constraints import (
     ByteConstraint,
     ByteGrammar,
@@ -51,7 +52,6 @@ from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, exact_sample, smc
-from genlm_bytes_smc.smc.many import run_blocking
 
 from .bias import bigram
 from .measures import FloatArray, normalised, total_variation
@@ -197,7 +197,7 @@ def run(config: Config) -> Outcome:
     most = 1 if config["method"] in ("auto", "exact") else MOST_RUNS  # the rows all at once
     while runs == 0 or (rows < config["lm_rows"] and runs < most):
         seed = 1000 * config["seed"] + runs
-        one, cost = run_blocking(_METHOD[config["method"]](config, engine, constraint, seed, ahead))
+        one, cost = run_sync(_METHOD[config["method"]](config, engine, constraint, seed, ahead))
         drawn, rows, runs = [*drawn, one], rows + cost, runs + 1
     weights, good, n = defaultdict[bytes, float](float), 0, 0
     top = max((float(d.log_weights.max()) for d in drawn if d.texts), default=0.0)
@@ -237,7 +237,7 @@ def _reference(model: str, case: Case, particles: int) -> tuple[dict[bytes, floa
     for seed in (11, 12):
         looks: dict[str, Any] = {"proposal": ahead, "twist": ahead}
         run = smc(target, particles, ESS, case.max_bytes, seed=seed, progress=False, **looks)
-        done = run_blocking(run)
+        done = run_sync(run)
         weights = defaultdict[bytes, float](float)
         for text, w in zip(done.texts, done.normalized_weights.tolist(), strict=True):
             weights[text[: case.head]] += w * math.exp(done.log_ml)
@@ -258,7 +258,7 @@ def _ahead(model: str, case: Case, method: str) -> tuple[Lookahead | None, int]:
     target = _target(model, case, BeamParams(K=K, prune_threshold=THRESHOLD))
     with metered(target.p1.model.store) as meter:
         pilot = Lookahead.from_pilot(target, 32, case.max_bytes, seed=PILOT_SEED)
-        return run_blocking(pilot), meter.rows
+        return run_sync(pilot), meter.rows
 
 
 def _target(model: str, case: Case, params: BeamParams) -> Any:
@@ -344,7 +344,7 @@ class PeerEngine(AsyncLM):  # type: ignore[misc]
         self, token_ids: Sequence[int], lora_name: str | None = None
     ) -> torch.Tensor:
         """Return the row of one context."""
-        return run_blocking(self.next_token_logprobs(token_ids))
+        return run_sync(self.next_token_logprobs(token_ids))
 
 
 async def _bytellm(

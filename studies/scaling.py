@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.experiments.experiment import (
     Config,
@@ -28,7 +29,6 @@ from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCState, smc
-from genlm_bytes_smc.smc.many import run_blocking
 
 from .bigram_lm import BigramEngine
 from .texts import held_out
@@ -81,7 +81,7 @@ def run(config: Config) -> Outcome:
     # Printable text that does not end: every step has all particles, and every particle a text.
     target = llm * ByteRegex(rf"[\n -~]{{{config['steps']}}}")
     wall = time.perf_counter()
-    run_blocking(llm.lanes(1))
+    run_sync(llm.lanes(1))
     prompt_seconds = time.perf_counter() - wall
     ticks: list[float] = []
 
@@ -91,7 +91,7 @@ def run(config: Config) -> Outcome:
     cpu = time.process_time()
     options: dict[str, Any] = {"seed": config["seed"], "progress": False, "on_step": tick}
     try:
-        done = run_blocking(smc(target, config["particles"], 0.0, config["steps"], **options))
+        done = run_sync(smc(target, config["particles"], 0.0, config["steps"], **options))
     except AllParticlesDeadError as error:  # at the limit, in the middle of a token
         done = error.result
     history = done.history[: config["steps"]]

@@ -31,14 +31,14 @@ from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.lookahead.search import Search
 from genlm_bytes_smc.lookahead.seen import SeenLookahead, settings_of
 from genlm_bytes_smc.smc.diagnostics import Progress
-from genlm_bytes_smc.smc.factors import engines_of, name_of, random_beams
+from genlm_bytes_smc.smc.factors import engines_of, name_of, random_beams, weights_are_sums
 from genlm_bytes_smc.smc.loop import run, start_weight
 from genlm_bytes_smc.smc.particles import Particles, SMCState
 from genlm_bytes_smc.smc.plan import Plan, make_plan
 from genlm_bytes_smc.smc.pooled import Found, Stage, StagedResult
 from genlm_bytes_smc.smc.reading import replay
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
-from genlm_bytes_smc.smc.seen import Recorder, Seen, weights_are_sums
+from genlm_bytes_smc.smc.weighers import Recorder, Seen
 
 FIRST = 0.25  # share of the first, plain run
 LOSS = -math.log(FIRST)  # nats: most that log_ml may be below the plain run's
@@ -239,7 +239,7 @@ class _Stages:
             options |= {"proposal": ahead, "twist": ahead}
         p = self._plan
         plan = make_plan(p.potential, size, p.ess_threshold, p.max_bytes, **options)
-        recorder = Recorder(self._seen, plan)
+        recorder = Recorder(self._seen, p.max_bytes)
         plan = dataclasses.replace(plan, weighers=(*plan.weighers, recorder))
         (outcome,) = await run([plan], self._progress, self._on_step)
         if isinstance(outcome, AllParticlesDeadError):

@@ -39,8 +39,7 @@ from genlm_bytes_smc.smc.particles import BoolArray
 from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.pooled import Found
 from genlm_bytes_smc.smc.resampling import FloatArray
-from genlm_bytes_smc.smc.seen import SeenRows
-from genlm_bytes_smc.smc.weighers import AheadLanes
+from genlm_bytes_smc.smc.weighers import AheadLanes, SeenRows
 
 GROWTH = 1.15  # of the number of texts, after which guesses are learned anew
 MOST_TEXTS = 100  # a row that may be spent

@@ -34,8 +34,7 @@ from genlm_bytes_smc.lookahead.lookahead import Lookahead
 from genlm_bytes_smc.lookahead.pilot import longest
 from genlm_bytes_smc.smc.particles import BoolArray
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
-from genlm_bytes_smc.smc.seen import SeenRows
-from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes
+from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes, SeenRows
 
 TAUGHT = 64  # texts that an approximating automaton learns from
 _PRIOR = 8.0  # texts that a line's slope 1, and the mean intercept of all lengths, count as

@@ -11,18 +11,15 @@ Here belongs what happens to particles; models, constraints and look-aheads only
 `lanes.Lanes`. Begin at `loop.step`. Each file imports only files above it in this list:
 
     resampling, particles     arrays: which particles go on; the particles and their weights
-    records, samples          results as plain data; weighted texts
-    files, result             states as JSON; what a run returns
+    files, samples, result    states as JSON; weighted texts; what a run returns
     factors, lanes, ensembles the tree of potentials; what each leaf proposes and weighs
-    weighers, critics, draft  what changes weights after a byte, and where a block ends
+    weighers, critics         what changes weights after a byte, and where a block ends
     plan, frontier            checked settings; the distinct texts of all particles
-    reading, diagnostics      one symbol in every particle; what is noted of it
-    runs, rejuvenation        R runs and their errors; Metropolis-Hastings moves
-    selection                 which particles go on: with replacement, or distinct texts
+    reading, diagnostics      one symbol in every particle, once or again; what is noted of it
+    runs, selection           R runs and their errors; with replacement, or distinct texts
     loop                      `smc`, `run`, `step`
-    seen, pooled              rows that runs have seen; runs pooled to one (`lookahead="auto"`)
-    many, conditional         several runs, runs without an event loop; Markov chains
-    prefixes, exact, bounds   exact samples; bounds on log_ml from both sides
+    pooled, exact             runs pooled to one (`lookahead="auto"`); exact samples
+    conditional, many         Markov chains; several runs, and bounds on log_ml by them
 
 The schemes, the weighers and the moves can be changed one by one, each has its oracle in
 `tests/smc`. The order of random draws (`loop.step`) may not: seeded runs are to stay what they
@@ -33,7 +30,6 @@ import sys
 from types import ModuleType
 
 from genlm_bytes_smc import alphabet as alphabet  # first: it imports genlm.control at less cost
-from genlm_bytes_smc.smc.bounds import log_ml_bounds, log_ml_bounds_sync
 from genlm_bytes_smc.smc.conditional import (
     Chains,
     ConditionalResult,
@@ -51,6 +47,8 @@ from genlm_bytes_smc.smc.lanes import BadWeightError
 from genlm_bytes_smc.smc.loop import smc, smc_steps
 from genlm_bytes_smc.smc.many import (
     Repeats,
+    log_ml_bounds,
+    log_ml_bounds_sync,
     smc_many,
     smc_many_sync,
     smc_repeat,
@@ -59,11 +57,17 @@ from genlm_bytes_smc.smc.many import (
 )
 from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo, Weights
 from genlm_bytes_smc.smc.pooled import Stage, StagedResult
-from genlm_bytes_smc.smc.prefixes import ExactSamples, Posterior
 from genlm_bytes_smc.smc.resampling import RESAMPLING, Rollout, Suffix
 from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError, RunFailedError
-from genlm_bytes_smc.smc.samples import UNDECODABLE, UNFINISHED, LogMLBounds, TextSamples
+from genlm_bytes_smc.smc.samples import (
+    UNDECODABLE,
+    UNFINISHED,
+    ExactSamples,
+    LogMLBounds,
+    Posterior,
+    TextSamples,
+)
 
 __all__ = [
     "RESAMPLING",

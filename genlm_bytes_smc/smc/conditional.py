@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import count, pairwise
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -34,7 +35,7 @@ from genlm_bytes_smc.smc.plan import Plan, make_plan
 from genlm_bytes_smc.smc.reading import replay
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.result import SMCResult
-from genlm_bytes_smc.smc.runs import AllParticlesDeadError, Runs
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError, Pins, Runs
 
 _CHOICE, _ANCESTOR = 3, 4  # random numbers of a run besides those of its steps
 
@@ -137,9 +138,9 @@ class Chains:
     def __init__(self, starts: Sequence[Held], states: Sequence[Sequence[Held]]) -> None:
         self.chains = [[held.text for held in chain] for chain in states]
         self.held = [chain[-1] if chain else s for chain, s in zip(states, starts, strict=True)]
-        self.changed: FloatArray = np.array(
-            [_changed(s.text, chain) for s, chain in zip(starts, self.chains, strict=True)]
-        )
+        paths = [[s.text, *chain] for s, chain in zip(starts, self.chains, strict=True)]
+        changes = [[a != b for a, b in pairwise(path)] or [False] for path in paths]
+        self.changed: FloatArray = np.array([np.mean(change) for change in changes])
 
     @property
     def texts(self) -> list[bytes]:
@@ -213,71 +214,66 @@ async def particle_gibbs(
     return Chains(starts, states)
 
 
-class _Pins:
-    """The held text of each run (see `runs.Pins`)."""
+def _pins(held: Sequence[Held], sampling: bool) -> Pins:
+    """Return what holds the first particle of each run to a text."""
+    drawn = [np.zeros(0, dtype=np.uint64) if h.salt is None else h.salt for h in held]
+    symbols = np.full((len(held), 1 + max(len(h.text) for h in held)), EOS_COLUMN, dtype=np.int64)
+    salts = np.zeros((len(held), 1 + max(map(len, drawn))), dtype=np.uint64)
+    for r, (h, salt) in enumerate(zip(held, drawn, strict=True)):
+        symbols[r, : len(h.text)] = list(h.text)
+        salts[r, : len(salt)] = salt  # zero where a text has no more
+    return Pins(symbols, salts, partial(_ancestors, sampling))
 
-    def __init__(self, held: Sequence[Held], sampling: bool) -> None:
-        self.sampling = sampling
-        self.length = np.array([len(h.text) for h in held])
-        self.text = np.full((len(held), int(self.length.max()) + 1), EOS_COLUMN)
-        for r, h in enumerate(held):
-            self.text[r, : len(h.text)] = list(h.text)
-        self.drawn = [h.salt for h in held]
 
-    def symbols(self, step: int) -> IntArray:
-        """See `Pins`; the end, once a text is over."""
-        column = min(step, self.text.shape[1] - 1)
-        out: IntArray = self.text[:, column].astype(np.int64)
-        return out
+async def _ancestors(
+    sampling: bool, runs: Runs, particles: Particles, due: Sequence[int]
+) -> IntArray:
+    """Return the held particle itself, or any that its rest may follow, by weight (see `Pins`).
 
-    def salts(self, step: int) -> SaltArray:
-        """See `Pins`; zero where a text has no more."""
-        out = [int(s[step]) if s is not None and step < len(s) else 0 for s in self.drawn]
-        return np.array(out, dtype=np.uint64)
+    Raises:
+        ValueError: a held text has died.
+    """
+    assert runs.pins is not None
+    for r in due:
+        if particles.dead[runs.of(r).start]:
+            symbols = runs.pins.symbols[r]
+            raise _dead(bytes(symbols[symbols != EOS_COLUMN].tolist()))
+    if not sampling:
+        return np.zeros(len(due), dtype=np.int64)
+    index = np.concatenate([np.arange(runs.of(r).start, runs.of(r).stop) for r in due])
+    joined = await _joined(runs, particles, index, due)
+    untwisted = (particles.log_weights - particles.twist)[index]
+    weights = (untwisted + joined).reshape(len(due), -1)
+    rngs = [generator(runs.plans[r].seed, runs.step, _ANCESTOR) for r in due]
+    return np.array([_drawn(w, rng) for w, rng in zip(weights, rngs, strict=True)])
 
-    async def ancestors(self, runs: Runs, particles: Particles, due: Sequence[int]) -> IntArray:
-        """See `Pins`: itself, or any particle that its rest may follow, by weight.
 
-        Raises:
-            ValueError: a held text has died.
-        """
-        for r in due:
-            if particles.dead[runs.of(r).start]:
-                raise _dead(self.text[r, : self.length[r]].astype(np.uint8).tobytes())
-        if not self.sampling:
-            return np.zeros(len(due), dtype=np.int64)
-        index = np.concatenate([np.arange(runs.of(r).start, runs.of(r).stop) for r in due])
-        joined = await self._joined(runs, particles, index, due)
-        untwisted = (particles.log_weights - particles.twist)[index]
-        weights = (untwisted + joined).reshape(len(due), -1)
-        rngs = [generator(runs.plans[r].seed, runs.step, _ANCESTOR) for r in due]
-        return np.array([_drawn(w, rng) for w, rng in zip(weights, rngs, strict=True)])
-
-    async def _joined(
-        self, runs: Runs, particles: Particles, index: IntArray, due: Sequence[int]
-    ) -> FloatArray:
-        """Return the log of the target's weight of each particle's text with the rest of its
-        run's held text, over that of its text: float64[len(index)], nats."""
-        after, share = runs.step + 1, runs.plan.share_beams
-        run = np.repeat(np.asarray(due), runs.size)
-        own = np.repeat(np.arange(len(due)) * runs.size, runs.size)  # the held particle of each
-        walkers = particles.gather(index, 0.0)._replace(twist=np.zeros(len(index)))
-        lost = particles.dead[index] | (walkers.ended != walkers.ended[own])
-        walkers = walkers._replace(log_weights=np.where(lost, -np.inf, 0.0))
-        # beams of one's own go on with the held text's draws
-        walkers = walkers._replace(salt=None) if share else walkers.salted(self.salts(after)[run])
-        reads = walkers.active
-        walk = await replay(
-            runs.plan,
-            walkers,
-            [runs.plans[r].beam_seed for r in due],
-            count(after),
-            lambda step: self.symbols(step)[run],
-            salt=None if share else lambda step: self.salts(step)[run],
-            score=True,
-        )
-        symbols = walk.symbols_read + after * reads
-        return np.where(symbols == symbols[own], walk.particles.log_weights, -np.inf)
+async def _joined(
+    runs: Runs, particles: Particles, index: IntArray, due: Sequence[int]
+) -> FloatArray:
+    """Return the log of the target's weight of each particle's text with the rest of its
+    run's held text, over that of its text: float64[len(index)], nats."""
+    assert runs.pins is not None
+    pins, after, share = runs.pins, runs.step + 1, runs.plan.share_beams
+    run = np.repeat(np.asarray(due), runs.size)
+    own = np.repeat(np.arange(len(due)) * runs.size, runs.size)  # the held particle of each
+    walkers = particles.gather(index, 0.0)._replace(twist=np.zeros(len(index)))
+    lost = particles.dead[index] | (walkers.ended != walkers.ended[own])
+    walkers = walkers._replace(log_weights=np.where(lost, -np.inf, 0.0))
+    # beams of one's own go on with the held text's draws
+    walkers = walkers._replace(salt=None) if share else walkers.salted(pins.salt(after)[run])
+    reads = walkers.active
+    walk = await replay(
+        runs.plan,
+        walkers,
+        [runs.plans[r].beam_seed for r in due],
+        count(after),
+        lambda step: pins.read(step)[run],
+        salt=None if share else lambda step: pins.salt(step)[run],
+        score=True,
+    )
+    symbols = walk.symbols_read + after * reads
+    return np.where(symbols == symbols[own], walk.particles.log_weights, -np.inf)
 
 
 def _drawn(log_weights: FloatArray, rng: np.random.Generator) -> int:
@@ -296,7 +292,7 @@ async def _conditional(
     plans: Sequence[Plan], held: Sequence[Held], sampling: bool
 ) -> list[ConditionalResult]:
     """Return one conditional run a plan."""
-    outcomes = await run(plans, pins=_Pins(held, sampling))
+    outcomes = await run(plans, pins=_pins(held, sampling))
     results = [outcome.result for outcome in outcomes]
     return [_choose(p, r, h.text) for p, r, h in zip(plans, results, held, strict=True)]
 
@@ -324,8 +320,8 @@ async def _starts(start: Any, chains: int, plan: Plan, plans: Sequence[Plan]) ->
         AllParticlesDeadError: none are given, and a run found none.
     """
     if start is None:
-        outcomes = await run(plans)
-        for outcome in outcomes:
+        found = []
+        for p, outcome in zip(plans, await run(plans), strict=True):
             if isinstance(outcome, AllParticlesDeadError):
                 raise AllParticlesDeadError(
                     f"no text to start from: all {plan.n_particles} particles died at byte "
@@ -334,8 +330,8 @@ async def _starts(start: Any, chains: int, plan: Plan, plans: Sequence[Plan]) ->
                     causes=outcome.causes,
                     state=outcome.state,
                 )
-        found = [outcome.result for outcome in outcomes]
-        return [_choose(p, r, None).held for p, r in zip(plans, found, strict=True)]
+            found.append(_choose(p, outcome, None).held)
+        return found
     if isinstance(start, bytes | Held):
         return [_held(start, plan, chain) for chain in range(chains)]
     if not isinstance(start, Iterable) or isinstance(start, str):
@@ -393,8 +389,3 @@ def _seed(seed: int, chain: int, iteration: int) -> int:
     """Return a seed for each chain and iteration."""
     stream = np.random.SeedSequence(seed, spawn_key=(chain, iteration))
     return int(stream.generate_state(1, np.uint64)[0])
-
-
-def _changed(start: bytes, chain: Sequence[bytes]) -> float:
-    before = [start, *chain[:-1]]
-    return float(np.mean([a != b for a, b in zip(before, chain, strict=True)])) if chain else 0.0

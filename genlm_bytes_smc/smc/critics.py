@@ -1,20 +1,41 @@
-"""Critics: potentials and functions that weigh whole texts, once a distinct text."""
+"""Critics: potentials and functions that weigh whole texts, once a distinct text; draft models.
+
+With `smc(draft=...)` a small model proposes blocks of bytes, and the target's models are a critic
+that reads them whole. For a target LM(x) c(x) with cheap other factors c, and a draft D, particles
+draw bytes from the rows of D c and are weighed by c over what they were drawn by. Where a block
+ends, the weight is multiplied by LM.prefix(x) as a twist, which the next block takes back, and a
+text that has ended keeps LM.complete(x). The weights telescope to LM(x) c(x) / q(x), whatever D
+is, so D is nothing but a proposal; and as nothing is resampled inside a block, nobody needs the
+rows of LM there.
+
+Speculative decoding (Leviathan, Kalman & Matias 2023, arXiv:2211.17192) accepts or rejects what a
+draft proposes; here it is weighed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 from genlm.control.potential.base import Potential
 
-from genlm_bytes_smc.constraints.base import ByteConstraint
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.constraints.base import ByteConstraint, times
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.smc.factors import check_alphabet, name_of
+from genlm_bytes_smc.smc.factors import (
+    check_alphabet,
+    factors_of,
+    has_language_model,
+    name_of,
+    random_beams,
+)
 from genlm_bytes_smc.smc.lanes import BadWeightError
 from genlm_bytes_smc.smc.particles import BoolArray, Particles
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
-from genlm_bytes_smc.smc.weighers import Predicate, Reads, Weigher, contexts_of
+from genlm_bytes_smc.smc.weighers import Predicate, Reads, Weigher, contexts_of, twisted
 
 
 class Critic(Weigher):
@@ -36,12 +57,7 @@ class Critic(Weigher):
     """
 
     def __init__(
-        self,
-        critic: Any,
-        twist: bool,
-        block: int = 1,
-        size: int = 1,
-        stops: Predicate | None = None,
+        self, critic: Any, twist: bool, block: int, size: int, stops: Predicate | None
     ) -> None:
         self.critic, self.block, self.size, self.stops = critic, block, size, stops
         self.is_potential = isinstance(critic, Potential)
@@ -69,10 +85,8 @@ class Critic(Weigher):
         distinct = reads.distinct if self.block == 1 else Particles.distinct
         texts, first, inverse = distinct(particles, which)
         score = (await self._scores(texts, self._whole(particles)[first]))[inverse]
-        log_weights, twist = particles.log_weights.copy(), particles.twist.copy()
-        log_weights[which] += score
-        twist[which] = np.where(particles.ended[which] | (score == -np.inf), 0.0, score)
-        return particles._replace(log_weights=log_weights, twist=twist)
+        particles = twisted(particles, which, particles.twist[which] + score)
+        return particles._replace(twist=np.where(particles.ended, 0.0, particles.twist))
 
     def _due(self, particles: Particles, reads: Reads) -> IntArray:
         """Return the particles to score now: those that read on or ended in this roll-out.
@@ -141,3 +155,48 @@ class Critic(Weigher):
 def _each_run(which: BoolArray, size: int) -> BoolArray:
     """Return for each particle whether any of its run is among `which`, bool[R size]."""
     return np.repeat(which.reshape(-1, size).any(axis=1), size)
+
+
+class Judge(Critic):
+    """The target's language models, which weigh a text where a block of it ends.
+
+    Unlike what another critic says of it, a text that `terminate_when` has ended keeps its weight
+    as a prefix: nothing said that it is over but the caller.
+    """
+
+    def _whole(self, particles: Particles) -> BoolArray:
+        """See `Critic`: the texts whose end was drawn."""
+        out: BoolArray = particles.symbols_read(self.stops) > particles.length
+        return out
+
+
+def split(target: Any, draft: Any, block: Any, others: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Return what weighs bytes, what proposes them, and what weighs blocks.
+
+    Args:
+        target: of which the draft stands for the factors that hold language models.
+        draft, block: see `smc`.
+        others: further proposals and twists, by their names there.
+
+    Returns:
+        The target's other factors over the support of the draft, the same times the draft, and
+        the product of the factors that hold language models.
+
+    Raises:
+        TypeError, ValueError: no potential over bytes, no number of bytes, another proposal or
+            twist, or random beams in the target.
+    """
+    check_alphabet(draft)
+    check_count("block", block, 1)
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"draft= proposes and weighs block by block, so {name}= has no place")
+    if random_beams([target]):
+        raise ValueError(
+            "a target that reads whole texts has one beam a text in all runs, so with draft= none "
+            f'may be random (prune="unbiased"), got {name_of(target)}'
+        )
+    factors = list(factors_of(target))
+    models = [f for f in factors if has_language_model(f)]
+    rest = [f for f in factors if not has_language_model(f)]
+    return reduce(times, rest, draft**0.0), reduce(times, rest, draft), reduce(times, models)

@@ -27,27 +27,12 @@ Progress = bool | Show | None
 _EVERY = 0.1  # seconds between two drawings
 
 
-class Clock:
-    """A measure of time and language-model work since it was made."""
-
-    def __init__(self, engines: Sequence[Any]) -> None:
-        self.engines = engines
-        self.started = time.perf_counter()
-        self.rows, self.forwards = 0, 0
-        self.rows, self.forwards = self._work()
-
-    def read(self) -> dict[str, Any]:
-        """Return what it measures, as fields of `StepInfo`."""
-        rows, forwards = self._work()
-        return {"rows": rows, "forwards": forwards, "seconds": time.perf_counter() - self.started}
-
-    def _work(self) -> tuple[int, int]:
-        """Return rows and forwards of all engines since it was made."""
-        rows, forwards = -self.rows, -self.forwards
-        for engine in self.engines:
-            counts = engine.counts
-            rows, forwards = rows + counts.rows, forwards + counts.forwards
-        return rows, forwards
+def spent(engines: Sequence[Any]) -> tuple[int, int, float]:
+    """Return rows and forwards of all engines so far, and the time in seconds."""
+    rows, forwards = 0, 0
+    for engine in engines:
+        rows, forwards = rows + engine.counts.rows, forwards + engine.counts.forwards
+    return rows, forwards, time.perf_counter()
 
 
 def observe(
@@ -55,11 +40,8 @@ def observe(
 ) -> list[StepInfo]:
     """Return the record of a step of each run; its cost and ancestors come later.
 
-    Args:
-        before: the particles before reading, those of R runs one after the other.
-        step: how many bytes active particles had read.
-        read: what was read.
-        weights: of the particles after reading, one a run.
+    Particles `before` the reading are those of R runs one after the other, and `weights` are
+    those after it, one of each run.
     """
     plan, particles, size = read.before.plan, read.particles, len(weights[0].log)
     active, dead = particles.active, particles.dead
@@ -108,13 +90,10 @@ def _lanes_of_runs(read: Advance, runs: int) -> tuple[list[int], list[float]]:
 
 
 def uncovered(target: torch.Tensor, proposal: torch.Tensor) -> FloatArray:
-    """Return the share of each target row on symbols that the proposal's row excludes.
+    """Return the share of each target row on symbols that the proposal's excludes, float64[D].
 
     Args:
-        target, proposal: float64[D, 257], log weights in nats.
-
-    Returns:
-        float64[D].
+        target, proposal: float64[D, 257], nats.
     """
     hidden = target.masked_fill(~torch.isneginf(proposal), -torch.inf)
     share = torch.logsumexp(hidden, 1) - torch.logsumexp(target, 1)
@@ -137,8 +116,8 @@ def _causes(
     Args:
         lethal: see `_kills`.
         read: what was read.
-        died: bool[R N], the particles that died of it.
-        mine: those of the run.
+        died: bool[R N], the particles that died of it, those of all runs.
+        mine: the places of the run.
     """
     if not died[mine].any():
         return ()

@@ -20,14 +20,18 @@ from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.potential.power_mean import Mean, PowerMean, next_rows
-from genlm_bytes_smc.smc.factors import Tree, compile_rows, on_one_device
+from genlm_bytes_smc.smc.factors import Tree, compile_rows, names_of, on_one_device
 from genlm_bytes_smc.smc.lanes import (
     BeamLanes,
     ContextLanes,
     Lanes,
     StateLanes,
+    gain_of,
+    joined,
+    read_by,
     revision,
     rows_of,
+    sharpened,
     together,
 )
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
@@ -64,6 +68,7 @@ class Member:
 
     Attributes:
         tree: how its leaves' rows make its own.
+        names: of its leaves.
         lanes: of its leaves, at the texts that it gives weight to.
         place: int64[D], the lane of each text, -1 for a text of weight zero.
         log_weight: float64[D], its prefix weight of each text, nats.
@@ -71,6 +76,7 @@ class Member:
     """
 
     tree: Tree
+    names: Sequence[str]
     lanes: Sequence[Lanes]
     place: IntArray
     log_weight: FloatArray
@@ -83,7 +89,7 @@ class Member:
         tree = compile_rows(potential, leaves)
         lanes = [await lanes_of(leaf) for leaf in leaves]
         weight = np.array([float(await potential.prefix([]))])
-        return cls(tree, lanes, np.zeros(1, dtype=np.int64), weight)._living()
+        return cls(tree, names_of(leaves), lanes, np.zeros(1, dtype=np.int64), weight)._living()
 
     async def rows(self) -> torch.Tensor:
         """Return its log weights of each text with one symbol more, float64[D, 257], nats."""
@@ -93,8 +99,6 @@ class Member:
         await self._know()
         own = self.tree(self.blocks)
         own = own + send(self.log_weight[alive], own.device)[:, None]
-        if len(alive) == len(self.place):
-            return own
         rows = own.new_full((len(self.place), N_SYMBOLS), -torch.inf)
         rows[send(alive, own.device)] = own
         return rows
@@ -112,24 +116,18 @@ class Member:
         if not self.blocks:
             return False
         mine = target[send(np.flatnonzero(self.place >= 0), target.device)]
-        pairs = zip(self.lanes, self.blocks, strict=True)
-        sharper = [await lanes.rows_within(block, mine) for lanes, block in pairs]
-        changed = any(a is not b for a, b in zip(sharper, self.blocks, strict=True))
-        self.blocks[:] = sharper
-        return changed
+        sharper = await sharpened(self.lanes, self.blocks, mine)
+        self.blocks[:] = sharper or self.blocks
+        return sharper is not None
 
     async def step(self, symbols: IntArray) -> Member:
         """Return it after a byte more in every text, int64[D]."""
         alive = np.flatnonzero(self.place >= 0)
         if not len(alive):
             return self
-        read, lanes, told = symbols[alive], list[Lanes](), list[FloatArray | None]()
-        for leaf in self.lanes:
-            after, weight = await leaf.step(read)
-            lanes.append(after)
-            told.append(weight)
+        lanes, told, _ = await read_by(self.lanes, symbols[alive])
         log_weight = self.log_weight.copy()
-        log_weight[alive] += await self._gain(read, told)
+        log_weight[alive] += await self._gain(symbols[alive], told)
         return replace(self, lanes=lanes, log_weight=log_weight, blocks=[])._living()
 
     async def ended(self) -> FloatArray:
@@ -156,13 +154,12 @@ class Member:
         said: FloatArray = self.tree(self.blocks).cpu().numpy()[texts, read]
         exponents = self.tree.exponents(len(self.lanes))
         with np.errstate(invalid="ignore"):
-            change = revision(exponents, self.blocks, texts, read, told)
+            change = revision(self.names, exponents, self.blocks, texts, read, told)
             return np.where(said == -np.inf, -np.inf, said + change)
 
     def gather(self, texts: IntArray) -> Member:
         """Return it at the texts `texts` int64[D']."""
-        place = self.place[texts]
-        return self._at(place, self.log_weight[texts])
+        return self._at(self.place[texts], self.log_weight[texts])
 
     def _living(self) -> Member:
         """Return it without the lanes of texts that it now gives weight zero."""
@@ -179,21 +176,11 @@ class Member:
     def joined(self, others: Sequence[Member]) -> Member:
         """Return it at these texts and then at those of others."""
         every = [self, *others]
-        alive = [member for member in every if (member.place >= 0).any()]
-        lanes: list[Lanes] = []
-        if alive:
-            rest = zip(*(member.lanes for member in alive[1:]), strict=True)
-            others_of = list(rest) or [() for _ in alive[0].lanes]
-            pairs = zip(alive[0].lanes, others_of, strict=True)
-            lanes = [leaf.joined(list(more)) for leaf, more in pairs]
+        lanes = joined([member.lanes for member in every if (member.place >= 0).any()])
         place = np.concatenate([member.place for member in every])
         place = np.where(place >= 0, np.cumsum(place >= 0) - 1, -1)
         log_weight = np.concatenate([member.log_weight for member in every])
         return replace(self, lanes=lanes, place=place, log_weight=log_weight, blocks=[])
-
-    def with_lanes(self, lanes: Sequence[Lanes]) -> Member:
-        """Return it with other lanes at the same texts."""
-        return replace(self, lanes=lanes, blocks=[])
 
 
 class EnsembleLanes(Lanes):
@@ -240,10 +227,7 @@ class EnsembleLanes(Lanes):
 
     def _gain(self, after: torch.Tensor) -> FloatArray:
         """Return log f of the members' weights `after`, float64[k, D], over that of now, nats."""
-        old, new = (self.mean(weights).numpy() for weights in (self._now(), after))
-        lost = (new == -np.inf) | (old == -np.inf)
-        gain: FloatArray = np.where(lost, -np.inf, new - np.where(lost, 0.0, old))
-        return gain
+        return gain_of(self.mean(self._now()).numpy(), self.mean(after).numpy())
 
     def gather(self, lanes: IntArray) -> EnsembleLanes:
         """See `Lanes`."""
@@ -251,11 +235,8 @@ class EnsembleLanes(Lanes):
 
     def joined(self, others: Sequence[EnsembleLanes]) -> EnsembleLanes:
         """See `Lanes`."""
-        rest = [other.members for other in others]
-        members = [
-            member.joined([more[i] for more in rest]) for i, member in enumerate(self.members)
-        ]
-        return EnsembleLanes(members, self.mean)
+        each = zip(self.members, *(other.members for other in others), strict=True)
+        return EnsembleLanes([first.joined(more) for first, *more in each], self.mean)
 
     def remembering(self) -> EnsembleLanes:
         """See `Lanes`."""
@@ -274,5 +255,6 @@ class EnsembleLanes(Lanes):
         members = []
         for member in self.members:
             alive = np.flatnonzero(member.place >= 0)
-            members.append(member.with_lanes([change(leaf, alive) for leaf in member.lanes]))
+            lanes = [change(leaf, alive) for leaf in member.lanes]
+            members.append(replace(member, lanes=lanes, blocks=[]))
         return EnsembleLanes(members, self.mean)

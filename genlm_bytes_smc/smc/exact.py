@@ -21,21 +21,26 @@ the probability of having drawn y, so it has the mean Z, and varies the less the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.smc.diagnostics import spent
 from genlm_bytes_smc.smc.factors import check_alphabet, compile_rows, engines_of, random_beams
 from genlm_bytes_smc.smc.loop import smc
-from genlm_bytes_smc.smc.pooled import StagedResult
-from genlm_bytes_smc.smc.prefixes import READ_OFF, Draw, ExactSamples, Posterior, Prefix
+from genlm_bytes_smc.smc.pooled import StagedResult, expected_error, particles_of
+from genlm_bytes_smc.smc.resampling import FloatArray
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
+from genlm_bytes_smc.smc.samples import ExactSamples, LogMLBounds, Posterior, Weighted
+from genlm_bytes_smc.smc.weighers import contexts_of
 
+# share of the most mass there can be from which on a posterior is read off what was seen
+READ_OFF = 0.9
 TREE, FEW_AT_ONCE = 0.25, 4  # share of a budget that draws have before `smc` takes over
 MOST_DRAWS, PARTICLES = 1000, 32  # of draws, and of the first run of `smc`
 _OVER = 1 + 1e-6  # most that a row may sum to, with rounding
@@ -79,7 +84,9 @@ async def exact_sample(
         check_count(name, value, 1)
     if max_rows is not None:
         check_count("max_rows", max_rows, 1)
-    return await _Sampler(target, max_bytes, np.random.default_rng(seed)).run(n, max_rows, at_once)
+    sampler = _Sampler(target, max_bytes, seed)
+    await sampler.draw(n, max_rows, at_once)
+    return sampler.samples(n)
 
 
 async def posterior(
@@ -120,23 +127,24 @@ async def posterior(
         check_count(name, value, 1)
     if draws is not None:
         check_count("draws", draws, 1)
-    sampler = _Sampler(target, max_bytes, np.random.default_rng(seed), reject=False)
+    sampler = _Sampler(target, max_bytes, seed, reject=False)
     if draws is not None:
-        await sampler.weighted(draws, budget, at_once)
-        return sampler.posterior(None)
+        await sampler.draw(draws, budget, at_once)
+        return sampler.posterior()
     if not random_beams(sampler.leaves):
         run = await _staged(target, max_bytes, budget, sampler.new_seed())
         if run is not None and run.search is not None:
-            low, high = np.exp([run.search.low, run.search.high]).tolist()
-            return Posterior([], dict(run.stages[-1].known), sampler.spent, low, high, run)
+            bounds = _bounds(*np.exp([run.search.low, run.search.high]).tolist())
+            return _posterior([], dict(run.stages[-1].known), sampler.spent, bounds, run)
     few = min(at_once, FEW_AT_ONCE)  # or those under way would take the others' rows
-    await sampler.weighted(MOST_DRAWS, max(1, int(TREE * budget)), few)
+    await sampler.draw(MOST_DRAWS, max(1, int(TREE * budget)), few)
     left = budget - sampler.spent
     if left <= 0:
-        return sampler.posterior(None)
-    if sampler.nearly_known:
-        await sampler.weighted(MOST_DRAWS, left, at_once)
-        return sampler.posterior(None)
+        return sampler.posterior()
+    low, high = sampler.mass
+    if low >= READ_OFF * high:
+        await sampler.draw(MOST_DRAWS, left, at_once)
+        return sampler.posterior()
     return sampler.posterior(await _staged(target, max_bytes, left, sampler.new_seed()))
 
 
@@ -154,90 +162,141 @@ async def _staged(target: Any, max_bytes: int, budget: int, seed: int) -> Staged
     return found
 
 
+@dataclass(eq=False)
+class Prefix:
+    """A text whose row is known.
+
+    Attributes:
+        text: its bytes.
+        row: float64[257], what the target gives to each symbol after it.
+        upper, lower: float64[257], bounds on the mass below each symbol, over the row's entry.
+        above: the prefix one byte shorter; None at the root.
+        after: the prefixes one byte longer that are known, by byte.
+    """
+
+    text: bytes
+    row: FloatArray
+    above: Prefix | None
+    after: dict[int, Prefix] = field(default_factory=dict)
+    upper: FloatArray = field(init=False)
+    lower: FloatArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.upper = np.ones(N_SYMBOLS)
+        self.lower = np.zeros(N_SYMBOLS)
+        self.lower[EOS_COLUMN] = 1.0
+
+    @property
+    def bound(self) -> float:
+        """Most mass that is below, over the mass that led here."""
+        return float(self.row @ self.upper)
+
+    def tell(self) -> None:
+        """Tell the prefixes above what is known here."""
+        here = self
+        while here.above is not None:
+            byte = here.text[-1]
+            here.above.upper[byte] = here.row @ here.upper
+            here.above.lower[byte] = here.row @ here.lower
+            here = here.above
+
+
+@dataclass
+class Draw:
+    """A draw under way.
+
+    Attributes:
+        at: the prefix it has come to; None before its row is known.
+        text: its bytes.
+        above: the last prefix with a known row that it came through.
+        promised: the bound on the mass below that it was drawn by.
+        begun: the bound at the root when it began.
+        weight: gamma of the text over the probability of having drawn it, where none is rejected.
+    """
+
+    at: Prefix | None
+    text: bytes
+    above: Prefix
+    promised: float
+    begun: float
+    weight: float
+
+
 class _Sampler:
-    """The tree of known prefixes, and the draws that are under way.
+    """The tree of known prefixes, and the draws that were made.
 
     Args:
-        target, max_bytes, rng: see `exact_sample`.
+        target, max_bytes, seed: see `exact_sample`.
         reject: give up draws at random where bounds have shrunk; else weigh them.
     """
 
     def __init__(
-        self, target: Any, max_bytes: int, rng: np.random.Generator, *, reject: bool = True
+        self, target: Any, max_bytes: int, seed: int | None, *, reject: bool = True
     ) -> None:
-        self._target, self._max_bytes, self._rng = target, max_bytes, rng
-        self._reject = reject
-        self._finished: list[Draw] = []
+        self._target, self._max_bytes, self._reject = target, max_bytes, reject
+        self._rng = np.random.default_rng(seed)
+        self._finished: list[Draw] = []  # of weight 0 if nothing came of it
+        self._accepted = 0
         self.leaves: list[Any] = []
         compile_rows(target, self.leaves)
         self._engines = engines_of(self.leaves)
-        self._start = self._rows()
+        self._start = spent(self._engines)[0]
         self._root: Prefix | None = None
-        self._accepted: list[float] = []  # bound at the start of each finished draw, or 0
-        self._texts: list[bytes] = []
-
-    def _rows(self) -> int:
-        return sum(e.counts.rows for e in self._engines)
-
-    async def run(self, n: int, max_rows: int | None, at_once: int) -> ExactSamples:
-        """Draw until there are n texts, or rows are used up."""
-        before = self._rows()
-        (self._root,) = await self._know([(b"", None)])
-        going: list[Draw] = []
-        while len(self._texts) < n:
-            spent = max_rows is not None and self._rows() - before >= max_rows
-            if self._root.bound <= 0:
-                break
-            while not spent and len(going) < min(at_once, n - len(self._texts)):
-                going.append(self._begin())
-            if not going:
-                break
-            going = await self._advance(going)
-        low = float(self._root.row @ self._root.lower)
-        if self._root.bound <= 0:
-            raise ValueError("the target has no text of weight of at most max_bytes bytes")
-        estimate = float(np.mean(self._accepted)) if self._accepted else np.nan
-        draws, rows = len(self._accepted), self._rows() - before
-        return ExactSamples(self._texts[:n], estimate, draws, rows, low, self._root.bound)
 
     @property
     def spent(self) -> int:
         """Rows that were computed since this was made."""
-        return self._rows() - self._start
+        return spent(self._engines)[0] - self._start
 
     @property
-    def nearly_known(self) -> bool:
-        """Whether what was seen holds nine tenths of the most mass there can be."""
+    def mass(self) -> tuple[float, float]:
+        """Bounds on the mass of all texts."""
         assert self._root is not None
-        return bool(self._root.row @ self._root.lower >= READ_OFF * self._root.bound)
+        return float(self._root.row @ self._root.lower), self._root.bound
 
     def new_seed(self) -> int:
         """Return a seed for other draws."""
         return int(self._rng.integers(2**32))
 
-    async def weighted(self, draws: int, budget: int, at_once: int) -> None:
-        """Draw until there are so many more draws, or rows are used up."""
-        before = self._rows()
+    async def draw(self, wanted: int, budget: int | None, at_once: int) -> None:
+        """Draw until there are so many texts, or rows are used up.
+
+        Where none are rejected, until so many draws have been made; one is made in any case.
+        """
+        before, begun, going = self.spent, 0, list[Draw]()
         if self._root is None:
-            (self._root,) = await self._know([(b"", None)])
-        going: list[Draw] = []
-        begun = 0
-        while self._root.bound > 0:
-            spent = begun > 0 and self._rows() - before >= budget
-            while not spent and begun < draws and len(going) < at_once:
-                going.append(self._begin())
-                begun += 1
+            await self._know({b"": None})
+        assert self._root is not None
+        while self._root.bound > 0 and not (self._reject and self._accepted >= wanted):
+            over = budget is not None and self.spent - before >= budget
+            if not over or not (self._reject or begun):
+                due = wanted - (self._accepted + len(going) if self._reject else begun)
+                new = max(min(at_once - len(going), due), 0)
+                root, bound = self._root, self._root.bound
+                going += [Draw(root, b"", root, bound, bound, bound) for _ in range(new)]
+                begun += new
             if not going:
                 break
             going = await self._advance(going)
 
-    def posterior(self, run: StagedResult | None) -> Posterior:
+    def samples(self, n: int) -> ExactSamples:
+        """Return the first n texts that were accepted, and what they tell.
+
+        Raises:
+            ValueError: there is no text of weight.
+        """
+        low, high = self.mass
+        if high <= 0:
+            raise ValueError("the target has no text of weight of at most max_bytes bytes")
+        texts = [d.text for d in self._finished if d.weight > 0][:n]
+        begun = [d.begun if d.weight > 0 else 0.0 for d in self._finished]
+        return ExactSamples(texts, begun, self.spent, _bounds(low, high))
+
+    def posterior(self, run: StagedResult | None = None) -> Posterior:
         """Return what the draws, or another run that was made after them, found."""
         if run is None and not any(d.weight > 0 for d in self._finished):
             raise ValueError("no text of weight was found: a larger budget may help")
-        assert self._root is not None
-        low, high = float(self._root.row @ self._root.lower), self._root.bound
-        return Posterior(self._finished, self._seen(), self.spent, low, high, run)
+        return _posterior(self._finished, self._seen(), self.spent, _bounds(*self.mass), run)
 
     def _seen(self) -> dict[bytes, float]:
         """Return the log weights of all texts whose weight is known, nats."""
@@ -253,26 +312,14 @@ class _Sampler:
             ]
         return found
 
-    def _begin(self) -> Draw:
-        assert self._root is not None
-        bound = self._root.bound
-        return Draw(self._root, b"", None, bound, bound, bound)
-
     async def _advance(self, draws: list[Draw]) -> list[Draw]:
         """Go on with each draw to the next prefix whose row is not known, or to its end."""
-        fresh = {d.text: (d.text, d.above) for d in draws if d.at is None and self._lacks(d)}
-        await self._know(list(fresh.values()))
-        waiting = []
+        waiting = {d.text: d.above for d in draws if d.at is None}
+        await self._know({t: above for t, above in waiting.items() if t[-1] not in above.after})
         for draw in draws:
             if draw.at is None:
-                assert draw.above is not None
                 draw.at = draw.above.after[draw.text[-1]]
-            if self._walk(draw):
-                waiting.append(draw)
-        return waiting
-
-    def _lacks(self, draw: Draw) -> bool:
-        return draw.above is not None and draw.text[-1] not in draw.above.after
+        return [draw for draw in draws if self._walk(draw)]
 
     def _walk(self, draw: Draw) -> bool:
         """Walk through known prefixes; return whether the draw now waits for a row."""
@@ -281,32 +328,28 @@ class _Sampler:
             gone = self._reject and self._rng.random() * draw.promised >= bound
             draw.weight *= bound / draw.promised
             if bound <= 0 or gone:
-                return self._finish(draw, 0.0)
+                draw.weight = 0.0
+                self._finished.append(draw)
+                return False
             mass = here.row * here.upper
             symbol = int(self._rng.choice(N_SYMBOLS, p=mass / mass.sum()))
             if symbol == EOS_COLUMN:
-                self._texts.append(here.text)
-                return self._finish(draw, draw.weight)
+                self._accepted += 1
+                self._finished.append(draw)
+                return False
             draw.promised = float(here.upper[symbol])
             draw.text, draw.above = here.text + bytes([symbol]), here
             draw.at = here.after.get(symbol)
         return True
 
-    def _finish(self, draw: Draw, weight: float) -> bool:
-        """Note how a draw ended: its weight, and whether it was accepted. Return False."""
-        self._accepted.append(draw.begun if weight > 0 else 0.0)
-        draw.weight = weight
-        self._finished.append(draw)
-        return False
-
-    async def _know(self, asked: Sequence[tuple[bytes, Prefix | None]]) -> list[Prefix]:
-        """Compute the rows of prefixes, and note them in the tree."""
+    async def _know(self, asked: Mapping[bytes, Prefix | None]) -> None:
+        """Compute the rows of texts, and note them in the tree below the prefixes above them."""
         if not asked:
-            return []
-        lazy = await self._target.batch_logw_next([[bytes([b]) for b in t] for t, _ in asked])
-        rows = np.exp(_as_array(lazy.weights))
-        known = []
-        for (text, above), row in zip(asked, rows, strict=True):
+            return
+        lazy = await self._target.batch_logw_next(contexts_of(list(asked)))
+        weights = lazy.weights.cpu().numpy() if hasattr(lazy.weights, "cpu") else lazy.weights
+        rows = np.exp(np.array(weights, dtype=np.float64))
+        for (text, above), row in zip(asked.items(), rows, strict=True):
             if len(text) >= self._max_bytes:
                 row[:EOS_COLUMN] = 0.0
             if not row.sum() <= _OVER:
@@ -315,16 +358,40 @@ class _Sampler:
                     f"after {text!r}"
                 )
             prefix = Prefix(text, row, above)
-            if above is not None:
+            if above is None:
+                self._root = prefix
+            else:
                 above.after[text[-1]] = prefix
             prefix.tell()
-            known.append(prefix)
-        return known
 
 
-def _as_array(weights: Any) -> npt.NDArray[np.float64]:
-    values = weights.cpu().numpy() if hasattr(weights, "cpu") else np.asarray(weights)
-    return np.array(values, dtype=np.float64)
+def _bounds(low: float, high: float) -> LogMLBounds:
+    """Return bounds on a mass that hold for sure as those of its log."""
+    with np.errstate(divide="ignore"):
+        logs = np.log([low, high])
+    return LogMLBounds(float(logs[0]), float(logs[1]), 1.0)
+
+
+def _posterior(
+    finished: Sequence[Draw],
+    seen: dict[bytes, float],
+    rows: int,
+    bounds: LogMLBounds,
+    run: StagedResult | None,
+) -> Posterior:
+    """Return what is best among texts that were seen, draws, and particles of a run."""
+    texts = [d.text for d in finished]
+    with np.errstate(divide="ignore"):
+        draws = np.log(np.array([d.weight for d in finished]))
+    found = dict[str, Weighted]()
+    if bounds.low >= bounds.high + np.log(READ_OFF):
+        error = float(-np.expm1(bounds.low - bounds.high))
+        found["seen"] = list(seen), np.array(list(seen.values())), error
+    elif finished:
+        found["draws"] = texts, draws, expected_error(texts, draws)
+    if run is not None:
+        found["particles"] = particles_of(run)
+    return Posterior(found, draws, seen, rows, bounds)
 
 
 exact_sample_sync = blocking(exact_sample)

@@ -106,10 +106,15 @@ def _code(potential: Any, leaves: list[Any]) -> Iterator[int | float | str]:
         yield _NORMALISED
     else:
         check_alphabet(potential)
-        at = next((i for i, leaf in enumerate(leaves) if leaf is potential), len(leaves))
-        if at == len(leaves):
-            leaves.append(potential)
-        yield at
+        yield place_of(potential, leaves)
+
+
+def place_of(leaf: Any, leaves: list[Any]) -> int:
+    """Return the number of a leaf among the leaves, which it joins once."""
+    at = next((i for i, other in enumerate(leaves) if other is leaf), len(leaves))
+    if at == len(leaves):
+        leaves.append(leaf)
+    return at
 
 
 def check_alphabet(potential: Any) -> None:
@@ -203,6 +208,12 @@ def prunings(leaves: Iterable[Any]) -> set[str]:
 def random_beams(leaves: Iterable[Any]) -> bool:
     """Return whether beams anywhere in the leaves are random (`prune="unbiased"`)."""
     return "unbiased" in prunings(leaves)
+
+
+def weights_are_sums(leaves: Sequence[Any]) -> bool:
+    """Return whether a whole text weighs what the rows along it sum up to, without a critic."""
+    models = [leaf for leaf in leaves if has_language_model(leaf)]
+    return all(isinstance(m, ByteLLM) and m.params.prune == "topk" for m in models)
 
 
 def on_one_device(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -233,15 +233,10 @@ def unpack(data: Any) -> tuple[SMCState, SMCState]:
 
 
 def _pack_particles(particles: Particles) -> dict[str, Any]:
-    return {
-        "text": [row.tobytes().hex() for row in particles.text],
-        "length": particles.length.tolist(),
-        "ended": particles.ended.tolist(),
-        "log_weights": _floats(particles.log_weights.tolist()),
-        "twist": particles.twist.tolist(),
-        "eve": particles.eve.tolist(),
-        "salt": None if particles.salt is None else particles.salt.tolist(),
-    }
+    arrays = particles._asdict().items()
+    out = {name: None if array is None else array.tolist() for name, array in arrays}
+    out["text"] = [row.tobytes().hex() for row in particles.text]
+    return out | {"log_weights": _floats(particles.log_weights.tolist())}
 
 
 def _unpack_particles(data: Field) -> Particles:

@@ -18,14 +18,7 @@ import torch
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.smc.ensembles import lanes_of
 from genlm_bytes_smc.smc.factors import on_one_device, random_beams
-from genlm_bytes_smc.smc.lanes import (
-    BadStepError,
-    BadWeightError,
-    Lanes,
-    Rows,
-    revision,
-    rows_of,
-)
+from genlm_bytes_smc.smc.lanes import Lanes, Rows, joined, read_by, revision, rows_of, sharpened
 from genlm_bytes_smc.smc.particles import BoolArray, Particles, SaltArray
 from genlm_bytes_smc.smc.plan import Plan
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
@@ -40,7 +33,6 @@ class Frontier(NamedTuple):
         lanes: of each leaf of target and proposal, at the D texts.
         lane_of: int64[N], the lane of each particle, -1 for one that reads no more.
         size: D.
-        engines: the distinct token-level engines behind the lanes.
         apart: frontiers of particles that wait; `lane_of` is -1 for them.
     """
 
@@ -48,20 +40,16 @@ class Frontier(NamedTuple):
     lanes: Sequence[Lanes]
     lane_of: IntArray
     size: int
-    engines: tuple[Any, ...] = ()
     apart: tuple[Frontier, ...] = ()
 
     @classmethod
     async def start(
         cls, plan: Plan, particles: Particles, beam_seeds: Sequence[int | None]
     ) -> Frontier:
-        """Go to the texts of `particles`.
+        """Go to the texts of particles, those of R runs of equal size one after the other.
 
-        Args:
-            plan: of the run.
-            particles: of one run, or those of R runs of equal size one after the other.
-            beam_seeds: of the random beams of each run. Runs of equal seeds share lanes, and
-                so do all runs where no beam is random.
+        `beam_seeds` are those of the random beams of each run. Runs of equal seeds share lanes,
+        and so do all runs where no beam is random.
         """
         active, salt = particles.active, particles.salt
         if not active.any():
@@ -69,10 +57,11 @@ class Frontier(NamedTuple):
         seeds = list(dict.fromkeys(beam_seeds if random_beams(plan.leaves) else beam_seeds[:1]))
         number = np.array([seeds.index(s) if s in seeds else 0 for s in beam_seeds])
         root = np.where(active, np.repeat(number, len(active) // len(beam_seeds)), -1)
-        lanes = [(await _first(plan, leaf, len(seeds))).seeded(seeds) for leaf in plan.leaves]
+        every = np.zeros(len(seeds), dtype=np.int64)
+        lanes = [(await _first(plan, leaf)).gather(every).seeded(seeds) for leaf in plan.leaves]
         if plan.resample_at:
             lanes = [factor.remembering() for factor in lanes]
-        frontier = cls(plan, lanes, root, len(seeds), plan.engines)
+        frontier = cls(plan, lanes, root, len(seeds))
         frontier = frontier.on(root, None if salt is None else salt[:, 0])
         for k in range(int(particles.length[active].max())):
             frontier = frontier.parting(active & (particles.length == k))
@@ -93,10 +82,8 @@ class Frontier(NamedTuple):
         blocks = await rows_of(self.lanes)
         target = self.plan.target(blocks)
         if len(self.lanes) > 1:
-            within = [
-                await f.rows_within(b, target) for f, b in zip(self.lanes, blocks, strict=True)
-            ]
-            if any(a is not b for a, b in zip(within, blocks, strict=True)):
+            within = await sharpened(self.lanes, blocks, target)
+            if within is not None:
                 blocks, target = within, self.plan.target(within)
         if self.plan.proposal is None:
             return Rows(blocks, target, None)
@@ -125,30 +112,23 @@ class Frontier(NamedTuple):
         before = self.lanes
         if len(parents) != self.size or (parents[1:] == parents[:-1]).any():
             before = [factor.gather(parents) for factor in before]
-        lanes, weights, revised = list[Lanes](), list[FloatArray | None](), False
-        for factor in before:
-            stepped, weight = await factor.step(read)
-            lanes.append(stepped)
-            weights.append(weight)
-            revised |= weight is not None
+        lanes, weights, revised = await read_by(before, read)
         after = self._replace(lanes=lanes, lane_of=lane_of, size=len(parents))
         if rows is None or not revised:
             return after, None
-        try:
-            change = revision(self.plan.exponents, rows.blocks, parents, read, weights)
-        except BadStepError as error:
-            raise BadWeightError(f"{self.plan.names[error.leaf]} gave {error.what}") from error
+        factors = self.plan.names, self.plan.exponents, rows.blocks
+        change = revision(*factors, parents, read, weights)
         return after, np.where(going, change[lane_of], 0.0)
 
     async def ending(self, rows: Rows, going: BoolArray) -> FloatArray | None:
-        """Return by how much the target weighs whole texts otherwise than their row, nats.
+        """Return by how much the target weighs whole texts otherwise than their row.
 
         Args:
             rows: of these lanes.
             going: bool[N], the particles whose texts end.
 
         Returns:
-            float64[N], 0 for the others; None if by nothing.
+            float64[N], nats, 0 for the others; None if by nothing.
         """
         at = np.flatnonzero(going)
         if not len(at) or not any(factor.forecasts for factor in self.lanes):
@@ -156,7 +136,8 @@ class Frontier(NamedTuple):
         used, place = _distinct(self.lane_of[at])
         weights = [await f.gather(used).ended() if f.forecasts else None for f in self.lanes]
         ends, change = np.full(len(used), EOS_COLUMN), np.zeros(len(going))
-        change[at] = revision(self.plan.exponents, rows.blocks, used, ends, weights)[place]
+        factors = self.plan.names, self.plan.exponents, rows.blocks
+        change[at] = revision(*factors, used, ends, weights)[place]
         return change
 
     def parting(self, which: BoolArray) -> Frontier:
@@ -171,12 +152,11 @@ class Frontier(NamedTuple):
         if not self.apart:
             return self
         parts = [part for part in (self, *self.apart) if part.size]
-        first, lane_of, size = parts[0], np.full(len(self.lane_of), -1, dtype=np.int64), 0
+        lane_of, size = np.full(len(self.lane_of), -1, dtype=np.int64), 0
         for part in parts:
             lane_of = np.where(part.lane_of >= 0, part.lane_of + size, lane_of)
             size += part.size
-        rest = [part.lanes for part in parts[1:]]
-        lanes = [factor.joined([more[i] for more in rest]) for i, factor in enumerate(first.lanes)]
+        lanes = joined([part.lanes for part in parts])
         return self._replace(lanes=lanes, lane_of=lane_of, size=size, apart=())
 
     def on(self, lane_of: IntArray, salt: SaltArray | None = None) -> Frontier:
@@ -205,13 +185,11 @@ class Frontier(NamedTuple):
         return self._replace(lanes=lanes, lane_of=after, size=len(used))
 
 
-async def _first(plan: Plan, leaf: Any, n: int) -> Lanes:
-    """Return `n` lanes of a leaf at the empty text."""
+async def _first(plan: Plan, leaf: Any) -> Lanes:
+    """Return one lane of a leaf at the empty text."""
     if isinstance(leaf, Ahead):
-        one: Lanes = await leaf.start(plan.potential, plan.leaves[: plan.n_target], plan.max_bytes)
-    else:
-        one = await lanes_of(leaf)
-    return one if n == 1 else one.gather(np.zeros(n, dtype=np.int64))
+        return await leaf.start(plan.potential, plan.leaves[: plan.n_target], plan.max_bytes)
+    return await lanes_of(leaf)
 
 
 def _distinct(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], IntArray]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -29,19 +30,6 @@ _KEEP_EVERY = 64  # steps between two clearings of a constraint's memory
 
 class BadWeightError(ValueError):
     """A factor, proposal or critic gave NaN or +inf where a log weight is due."""
-
-
-class BadStepError(BadWeightError):
-    """A leaf's step gave NaN or +inf.
-
-    Attributes:
-        leaf: its number.
-        what: what it gave.
-    """
-
-    def __init__(self, leaf: int, what: str) -> None:
-        super().__init__(f"factor {leaf} gave {what}")
-        self.leaf, self.what = leaf, what
 
 
 class Lanes(ABC):
@@ -137,19 +125,15 @@ class BeamLanes(Lanes):
     async def step(self, symbols: IntArray) -> tuple[BeamLanes, FloatArray | None]:
         """See `Lanes`; deferred beams know the weight of a byte once they have read it."""
         after = await self.lanes.step(symbols)
-        return BeamLanes(after), self._gain(after) if self.forecasts else None
+        gain = gain_of(self.lanes.log_z, after.log_z) if self.forecasts else None
+        return BeamLanes(after), gain
 
     async def ended(self) -> FloatArray | None:
         """See `Lanes`."""
         if not self.forecasts:
             return None
-        return self._gain(await self.lanes.step([EOS_COLUMN] * len(self.lanes)))
-
-    def _gain(self, after: Any) -> FloatArray:
-        """Return the log weight of what `after` has read since, float64[D], nats."""
-        with np.errstate(invalid="ignore"):
-            gain = np.where(after.log_z > -np.inf, after.log_z - self.lanes.log_z, -np.inf)
-        return gain
+        whole = await self.lanes.step([EOS_COLUMN] * len(self.lanes))
+        return gain_of(self.lanes.log_z, whole.log_z)
 
     def gather(self, lanes: IntArray) -> BeamLanes:
         """See `Lanes`."""
@@ -178,23 +162,20 @@ class BeamLanes(Lanes):
         return BeamLanes(self.lanes.replace(state, log_z=self.lanes.log_z))
 
 
+@dataclass(eq=False)
 class StateLanes(Lanes):
     """A constraint as a vector of states; it waits for nothing.
 
-    Args:
+    Attributes:
         constraint: one that nobody else uses, as its memory is cleared now and then.
         state: int64[D].
         age: steps since the empty text; None: its memory is not cleared.
     """
 
     waits = False
-
-    def __init__(
-        self, constraint: ByteConstraint, state: torch.Tensor, age: int | None = 0
-    ) -> None:
-        self.constraint = constraint
-        self.state = state
-        self.age = age
+    constraint: ByteConstraint
+    state: torch.Tensor
+    age: int | None = 0
 
     async def rows(self) -> torch.Tensor:
         """See `Lanes`."""
@@ -210,25 +191,23 @@ class StateLanes(Lanes):
 
     def gather(self, lanes: IntArray) -> StateLanes:
         """See `Lanes`."""
-        at = send(lanes, self.state.device)
-        return StateLanes(self.constraint, self.state[at], self.age)
+        return replace(self, state=self.state[send(lanes, self.state.device)])
 
     def joined(self, others: Sequence[StateLanes]) -> StateLanes:
         """See `Lanes`."""
-        states = torch.cat([self.state, *(other.state for other in others)])
-        return StateLanes(self.constraint, states, self.age)
+        return replace(self, state=torch.cat([self.state, *(other.state for other in others)]))
 
     def remembering(self) -> StateLanes:
         """See `Lanes`."""
-        return StateLanes(self.constraint, self.state, None)
+        return replace(self, age=None)
 
 
+@dataclass(eq=False)
 class ContextLanes(Lanes):
     """Any other potential over bytes, asked about whole texts by `batch_logw_next`."""
 
-    def __init__(self, potential: Any, contexts: list[list[bytes]]) -> None:
-        self.potential = potential
-        self.contexts = contexts
+    potential: Any
+    contexts: list[list[bytes]]
 
     async def rows(self) -> torch.Tensor:
         """See `Lanes`."""
@@ -286,7 +265,46 @@ async def rows_of(lanes: Sequence[Lanes]) -> list[torch.Tensor]:
     return [next(found) if f.waits else await f.rows() for f in lanes]
 
 
+async def sharpened(
+    lanes: Sequence[Lanes], blocks: Sequence[torch.Tensor], target: torch.Tensor
+) -> list[torch.Tensor] | None:
+    """Return rows of factors that are more exact where the target admits a byte (see
+    `Lanes.rows_within`); None if none are."""
+    within = [await f.rows_within(b, target) for f, b in zip(lanes, blocks, strict=True)]
+    return within if any(a is not b for a, b in zip(within, blocks, strict=True)) else None
+
+
+async def read_by(
+    lanes: Sequence[Lanes], symbols: IntArray
+) -> tuple[list[Lanes], list[FloatArray | None], bool]:
+    """Read a byte in the lanes of several factors, one factor after the other; see `Lanes.step`.
+
+    Returns:
+        The lanes after it, the weights that the factors say, and whether any says one.
+    """
+    after, weights, revised = list[Lanes](), list[FloatArray | None](), False
+    for factor in lanes:
+        stepped, weight = await factor.step(symbols)
+        after.append(stepped)
+        weights.append(weight)
+        revised |= weight is not None
+    return after, weights, revised
+
+
+def joined(parts: Sequence[Sequence[Lanes]]) -> list[Lanes]:
+    """Return the lanes of each factor in all parts, one part after the other."""
+    return [first.joined(others) for first, *others in zip(*parts, strict=True)]
+
+
+def gain_of(before: FloatArray, after: FloatArray) -> FloatArray:
+    """Return after - before, nats; -inf where either is."""
+    lost = (after == -np.inf) | (before == -np.inf)
+    out: FloatArray = np.where(lost, -np.inf, after - np.where(lost, 0.0, before))
+    return out
+
+
 def revision(
+    names: Sequence[str],
     exponents: FloatArray,
     blocks: Sequence[torch.Tensor],
     parents: IntArray,
@@ -296,6 +314,7 @@ def revision(
     """Return the log weight of bytes that were read over what the tree's row said, nats.
 
     Args:
+        names: of the leaves.
         exponents: float64[leaves], see `Tree.exponents`.
         blocks: the leaves' rows, float64[D, 257] each.
         parents: int64[D'], the row that each byte was drawn from.
@@ -306,7 +325,7 @@ def revision(
         float64[D']: -inf where a step says so, whatever the sign of its power.
 
     Raises:
-        BadWeightError: NaN or +inf; its `leaf` says which leaf gave it.
+        BadWeightError: NaN or +inf.
     """
     out = np.zeros(len(symbols))
     for i, weight in enumerate(weights):
@@ -316,8 +335,7 @@ def revision(
         if len(bad):
             read = int(symbols[bad[0]])
             symbol = "the end" if read == EOS_COLUMN else f"the byte {bytes([read])!r}"
-            what = f"{weight[bad[0]]} to {symbol} that it has read"
-            raise BadStepError(i, what)
+            raise BadWeightError(f"{names[i]} gave {weight[bad[0]]} to {symbol} that it has read")
         said = blocks[i].cpu().numpy()[parents, symbols]
         dead = weight == -np.inf
         change = exponents[i] * np.where(dead, 0.0, weight - np.where(dead, 0.0, said))

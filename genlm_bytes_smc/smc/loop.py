@@ -14,14 +14,13 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from genlm_bytes_smc.smc.diagnostics import Clock, Progress, observe, open_progress
+from genlm_bytes_smc.smc.diagnostics import Progress, observe, open_progress, spent
 from genlm_bytes_smc.smc.factors import name_of
 from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.particles import Particles, SMCState, Weights, generator
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
-from genlm_bytes_smc.smc.reading import advance, moved, settled
-from genlm_bytes_smc.smc.rejuvenation import rejuvenate
-from genlm_bytes_smc.smc.resampling import FloatArray, Rollout, Suffix
+from genlm_bytes_smc.smc.reading import advance, moved, rejuvenate, settled
+from genlm_bytes_smc.smc.resampling import Rollout, Suffix
 from genlm_bytes_smc.smc.result import SMCResult
 from genlm_bytes_smc.smc.runs import (
     AllParticlesDeadError,
@@ -157,34 +156,16 @@ async def smc(
         asyncio.CancelledError: cancelled; nothing is left running, and the last state that
             `on_step` saw can be resumed.
     """
-    options: SMCOptions = {
-        "proposal": proposal,
-        "twist": twist,
-        "tempering": tempering,
-        "critic": critic,
-        "twist_with_critic": twist_with_critic,
-        "terminate_when": terminate_when,
-        "resampling_method": resampling_method,
-        "seed": seed,
-        "beam_seed": beam_seed,
-        "share_beams": share_beams,
-        "rollout": rollout,
-        "rejuvenate": rejuvenate,
-        "draft": draft,
-        "block": block,
-        "resample_at": resample_at,
-        "record": record,
-        "resume": resume,
-        "distinct": distinct,
-    }
+    given = locals()
+    options: Any = {name: given[name] for name in SMCOptions.__annotations__}
     size = n_particles, ess_threshold, max_bytes
     if isinstance(lookahead, str) and lookahead == "auto":
+        del options["lookahead"]
         watched = {"budget": budget, "progress": progress, "on_step": on_step}
         staged: SMCResult = await import_module(_STAGES).auto(target, *size, **options, **watched)
         return staged
     if budget is not None:
         raise ValueError('a budget needs lookahead="auto"')
-    options["lookahead"] = lookahead
     (outcome,) = await run([make_plan(target, *size, **options)], progress, on_step)
     return alive(outcome)
 
@@ -230,7 +211,7 @@ async def run(
         pins: what is prescribed to the first particle of each run, if anything is.
 
     Returns:
-        Of each run its result, or its error if all of its particles died.
+        The result of each, or its error if all of its particles died.
     """
     with open_progress(progress, plans[0].max_bytes) as show:
         runs = await begin(plans, pins)
@@ -245,7 +226,14 @@ async def run(
             show(runs.histories[0][-1])
     outcomes = [outcome for outcome in runs.outcomes if outcome is not None]
     results = [outcome for outcome in outcomes if isinstance(outcome, SMCResult)]
-    _warn_uncovered(max([result.uncovered for result in results], default=0.0))
+    uncovered = max([result.uncovered for result in results], default=0.0)
+    if uncovered > _UNCOVERED:
+        warnings.warn(
+            f"the proposal gives weight zero to symbols that hold up to {uncovered:.2%} of a row "
+            "of the target: such texts were never drawn, and log_ml is low by their weight",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return outcomes
 
 
@@ -313,46 +301,36 @@ async def step(runs: Runs) -> Runs:
     - `rejuvenate` moves particles by a kernel K_n that leaves gamma_n as it is.
     """
     plan, rngs = runs.plans[0], runs.generators()
-    with breakdowns(runs.states):
-        clock, wide = Clock(runs.frontier.engines), runs.widened()
+    with breakdowns(lambda: [runs.state(r) for r in range(len(runs.plans))]):
+        before, wide = spent(plan.engines), runs.widened()
         if plan.distinct:
             wide, read = await advance_distinct(wide, rngs)
         else:
-            uniform = np.concatenate([_uniform(rng, wide.size) for rng in rngs])
+            n = wide.size
+            draws = [np.zeros(n) if rng is None else rng.random(n) for rng in rngs]
+            uniform = np.concatenate(draws)
             read = await advance(wide.particles, wide.frontier, runs.step, uniform, wide.forced())
         weights = [Weights(w) for w in read.particles.log_weights.reshape(len(rngs), -1)]
         infos = observe(wide.particles, runs.step, read, weights)
         ready, on_the_way = settled(read.after, read.particles)
-        chosen = Chosen(read.particles, None, {})
+        chosen: Chosen = read.particles, None, {}
         if not (on_the_way or plan.distinct):
             chosen = await resampled(wide, read.particles, weights, infos, rngs)
-        particles = runs.salted(chosen.particles, rngs, runs.step + 1)
-        frontier = moved(ready, particles, chosen.places)
+        particles, places, ancestors = chosen
+        particles = runs.salted(particles, rngs, runs.step + 1)
+        frontier = moved(ready, particles, places)
         after = runs._replace(particles=particles, frontier=frontier, step=runs.step + 1)
-        notes: dict[str, Any] = {"moved": None}
-        if plan.rejuvenate is not None and chosen.ancestors:
+        changed = None
+        if plan.rejuvenate is not None and ancestors:
             rng = generator(plan.seed, after.step, MOVE_STREAM)
-            particles, frontier, notes["moved"] = await rejuvenate(
-                particles, frontier, after.step, rng
-            )
+            particles, frontier, changed = await rejuvenate(particles, frontier, after.step, rng)
             after = after._replace(particles=particles, frontier=frontier)
-        notes |= clock.read()
+        rows, forwards, seconds = spent(plan.engines)
+        notes: dict[str, Any] = {
+            "moved": changed,
+            "rows": rows - before[0],
+            "forwards": forwards - before[1],
+            "seconds": seconds - before[2],
+        }
         infos = [info._replace(**notes) for info in infos]
-        return noted(runs, wide, read.particles, after, infos, chosen.ancestors)
-
-
-def _uniform(rng: np.random.Generator | None, n: int) -> FloatArray:
-    """Return n numbers in [0, 1); zeros for a run that is over."""
-    return np.zeros(n) if rng is None else rng.random(n)
-
-
-def _warn_uncovered(share: float) -> None:
-    """Warn of a proposal that leaves out this share of a row, if it is worth it."""
-    if share > _UNCOVERED:
-        warnings.warn(
-            "the proposal gives weight zero to symbols that hold up to "
-            f"{share:.2%} of a row of the target: such texts were never drawn, and "
-            "log_ml is low by their weight",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        return noted(runs, wide, read.particles, after, infos, ancestors)

@@ -41,7 +41,7 @@ class Weights:
 
     @cached_property
     def _top(self) -> float:
-        return float(self.log.max())
+        return float(self.log.max(initial=-np.inf))
 
     @cached_property
     def _scaled(self) -> FloatArray:
@@ -202,12 +202,12 @@ class Particles(NamedTuple):
         else:
             _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
         first = which[first]
-        rows = zip(self.text[first], self.length[first].tolist(), strict=True)
-        return [row[:k].tobytes() for row, k in rows], first, inverse.reshape(-1)
+        return self.texts(first), first, inverse.reshape(-1)
 
-    def texts(self) -> list[bytes]:
-        """Return the bytes that each particle has read."""
-        return [row[:k].tobytes() for row, k in zip(self.text, self.length.tolist(), strict=True)]
+    def texts(self, which: IntArray | slice = slice(None)) -> list[bytes]:
+        """Return the bytes that particles have read, all of them or some."""
+        rows = zip(self.text[which], self.length[which].tolist(), strict=True)
+        return [row[:k].tobytes() for row, k in rows]
 
 
 class StepInfo(NamedTuple):

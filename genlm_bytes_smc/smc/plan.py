@@ -11,8 +11,7 @@ from genlm_bytes_smc.checks import check_count, check_threshold
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.potential.power_mean import PowerMean
-from genlm_bytes_smc.smc.critics import Critic
-from genlm_bytes_smc.smc.draft import Judge, check_draft, split
+from genlm_bytes_smc.smc.critics import Critic, Judge, split
 from genlm_bytes_smc.smc.factors import (
     Tree,
     compile_rows,
@@ -21,6 +20,7 @@ from genlm_bytes_smc.smc.factors import (
     has_language_model,
     name_of,
     names_of,
+    place_of,
     random_beams,
 )
 from genlm_bytes_smc.smc.particles import SMCState
@@ -82,6 +82,7 @@ class Plan:
         exponents: float64[leaves], the power of each in the target.
         proposal: how their rows make those to draw from; None: the target's own.
         weighers: what changes weights after reading, in this order.
+        engines: the distinct engines of all language models, those of critics too.
         The others: see `smc`.
     """
 
@@ -93,6 +94,7 @@ class Plan:
     exponents: FloatArray
     proposal: Combine | None
     weighers: tuple[Weigher, ...]
+    engines: tuple[Any, ...]
     terminate_when: Callable[[bytes], bool] | None
     n_particles: int
     ess_threshold: float
@@ -106,13 +108,7 @@ class Plan:
     resample_at: tuple[bytes, ...]
     record: bool
     resume: SMCState | None
-    distinct: bool = False
-
-    @property
-    def engines(self) -> tuple[Any, ...]:
-        """Return the distinct engines of all language models, those of critics too."""
-        judges = [p for weigher in self.weighers for p in weigher.potentials]
-        return engines_of([*self.leaves, *judges])
+    distinct: bool
 
 
 def make_plan(
@@ -155,13 +151,16 @@ def make_plan(
     _check_target(leaves, terminated=terminate_when is not None)
     rolls, judge = Rollout.of(rollout), None
     if draft is not None:
-        check_draft(target, draft, block, proposal, twist, tempering)
-        target, proposal, judge = split(target, draft)
+        beside = {"proposal": proposal, "twist": twist, "tempering": tempering}
+        target, proposal, judge = split(target, draft, block, beside)
         rolls = Rollout.of(block) if rollout is None else rolls
         leaves = []
         rows = compile_rows(target, leaves)
     n_target = len(leaves)
-    proposal_of = _proposal(proposal, rows, leaves)
+    if isinstance(proposal, Ahead):
+        proposal_of: Combine | None = proposal_rows(rows, place_of(proposal, leaves), proposal)
+    else:
+        proposal_of = None if proposal is None else compile_rows(proposal, leaves)
     weighers: list[Weigher] = [] if terminate_when is None else [Ending(terminate_when)]
     at_ends = (rolls.n_bytes, n_particles * rolls.candidates, terminate_when)
     if judge is not None:
@@ -171,15 +170,27 @@ def make_plan(
     weighers += _twists(target, twist, tempering, leaves)
     _check_moves(rejuvenate, rolls, record)
     strings = strings_of(resample_at)
+    others = {"rollout": rollout, "rejuvenate": rejuvenate, "tempering": tempering, "draft": draft}
+    unshared = {"share_beams": None if share_beams else False}
     if strings:
-        others = {"rollout": rollout, "rejuvenate": rejuvenate, "tempering": tempering}
-        _check_waiting({**others, "draft": draft}, (proposal, twist), share_beams)
+        _refuse(
+            "with resample_at particles wait for others, so their texts differ in length",
+            {**others, **unshared},
+            (proposal, twist),
+        )
     if distinct:
-        others = {"rollout": rollout, "rejuvenate": rejuvenate, "tempering": tempering}
-        others |= {"draft": draft, "resample_at": resample_at}
-        _check_distinct(others, record, resampling_method, share_beams)
-    if not share_beams:
-        _check_random(leaves)
+        method = None if resampling_method == "systematic" else resampling_method
+        _refuse(
+            "distinct=True chooses texts before they are read, in place of drawing and resampling "
+            "particles",
+            {**others, "resample_at": resample_at, "record": record or None, **unshared,
+             "resampling_method": method},
+        )  # fmt: skip
+    if not share_beams and not random_beams(leaves):
+        raise ValueError(
+            'share_beams=False needs a language model with prune="unbiased": other beams of '
+            "equal texts do not differ"
+        )
     state = _resumed(resume, (n_particles, rolls.candidates), max_bytes, seed, beam_seed)
     _check_horizon(state, max_bytes, twist, waits=bool(strings))
     return Plan(
@@ -191,6 +202,7 @@ def make_plan(
         exponents=rows.exponents(len(leaves)),
         proposal=proposal_of,
         weighers=tuple(weighers),
+        engines=engines_of([*leaves, *[p for weigher in weighers for p in weigher.potentials]]),
         terminate_when=terminate_when,
         n_particles=int(n_particles),
         ess_threshold=float(ess_threshold),
@@ -221,15 +233,6 @@ def _check_target(leaves: list[Any], *, terminated: bool) -> None:
             check_ends(leaf)
 
 
-def _check_random(leaves: list[Any]) -> None:
-    """Raise if beams of equal texts are equal, so that there is nothing not to share."""
-    if not random_beams(leaves):
-        raise ValueError(
-            'share_beams=False needs a language model with prune="unbiased": other beams of '
-            "equal texts do not differ"
-        )
-
-
 def _check_horizon(state: SMCState | None, max_bytes: int, twist: Any, *, waits: bool) -> None:
     """Raise if what is resumed has given up texts that are possible now."""
     had = None if state is None else state.max_bytes
@@ -244,21 +247,6 @@ def _check_horizon(state: SMCState | None, max_bytes: int, twist: Any, *, waits:
             "looks to the run's limit and has given up texts that are longer. Make it with "
             "Lookahead(max_bytes=...) of the largest limit, or None, before a run that shall go on"
         )
-
-
-def _place(ahead: Ahead, leaves: list[Any]) -> int:
-    """Return the number of a look-ahead among the leaves, which it joins once."""
-    at = next((i for i, leaf in enumerate(leaves) if leaf is ahead), len(leaves))
-    if at == len(leaves):
-        leaves.append(ahead)
-    return at
-
-
-def _proposal(proposal: Any, target: Tree, leaves: list[Any]) -> Combine | None:
-    """Return how the rows to draw from combine; None: the target's own."""
-    if isinstance(proposal, Ahead):
-        return proposal_rows(target, _place(proposal, leaves), proposal)
-    return None if proposal is None else compile_rows(proposal, leaves)
 
 
 def _both(lookahead: Any, proposal: Any, twist: Any) -> tuple[Any, Any]:
@@ -290,7 +278,7 @@ def _twists(target: Any, twist: Any, tempering: Any, leaves: list[Any]) -> list[
         raise TypeError(f"twist must be a Lookahead, got {type(twist).__name__}")
     out: list[Weigher] = []
     if twist is not None:
-        at = _place(twist, leaves)
+        at = place_of(twist, leaves)
         out.append(Twist(at, twist.strength, names_of(leaves)[at]))
     schedule = schedule_of(tempering)
     if schedule is not None:
@@ -313,38 +301,12 @@ def _check_moves(rejuvenate: Any, rollout: Rollout, record: bool) -> None:
         )
 
 
-def _check_waiting(options: dict[str, Any], ahead: Sequence[Any], share_beams: bool) -> None:
-    """Raise if an option that needs equally long texts goes with `resample_at`.
-
-    Args:
-        options: those that do.
-        ahead: proposal and twist, which do if they are look-aheads.
-        share_beams: see `smc`; False needs as many draws as bytes.
-    """
+def _refuse(reason: str, options: dict[str, Any], ahead: Sequence[Any] = ()) -> None:
+    """Raise if any of these options is given, or any of `ahead` is a look-ahead, and say why."""
     given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
     given += ["a Lookahead" for x in ahead if isinstance(x, Ahead)]
-    given += [] if share_beams else ["share_beams=False"]
     if given:
-        raise ValueError(
-            "with resample_at particles wait for others, so their texts differ in length, which "
-            f"does not go with {', '.join(given)}"
-        )
-
-
-def _check_distinct(
-    options: dict[str, Any], record: bool, resampling_method: str, share_beams: bool
-) -> None:
-    """Raise if an option that is not the default needs particles that are drawn one by one."""
-    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
-    given += ["record=True"] if record else []
-    given += [] if share_beams else ["share_beams=False"]
-    if resampling_method != "systematic":
-        given.append(f"resampling_method={resampling_method!r}")
-    if given:
-        raise ValueError(
-            "distinct=True chooses texts before they are read, in place of drawing and resampling "
-            f"particles, which does not go with {', '.join(given)}"
-        )
+        raise ValueError(f"{reason}, which does not go with {', '.join(given)}")
 
 
 def _resumed(

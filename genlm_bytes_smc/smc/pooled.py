@@ -1,10 +1,10 @@
-"""Runs of one target pooled to one result, weighted by shares that sum to one.
+"""Runs of one target pooled to one result: the stages of `smc(..., lookahead="auto")`.
 
-Let run k have N_k particles, the estimate Z_k and the share a_k, and N = N_1 + N_2 + ... . With its
-weights times a_k N / N_k, the mean weight of all N particles is a_1 Z_1 + a_2 Z_2 + ... . It has
-the mean Z if E[Z_k | the runs before k] = Z and the shares sum to one, where a_k may depend on
-the runs before k but not on run k itself: each a_k (Z_k - Z) then has the mean zero.
-
+They are weighted by shares that sum to one. Let run k have N_k particles, the estimate Z_k and
+the share a_k, and N = N_1 + N_2 + ... . With its weights times a_k N / N_k, the mean weight of all
+N particles is a_1 Z_1 + a_2 Z_2 + ... . It has the mean Z if E[Z_k | the runs before k] = Z and the
+shares sum to one, where a_k may depend on the runs before k but not on run k itself: each
+a_k (Z_k - Z) then has the mean zero.
 What is pooled is a run like another, of N particles of which each group is resampled by itself.
 
 Where a text's weight is the sum of the rows along it, the texts S_k that are known before run k
@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SMCState, StepInfo
-from genlm_bytes_smc.smc.resampling import FloatArray
+from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SMCState, StepInfo, Weights
+from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.result import SMCResult
+from genlm_bytes_smc.smc.samples import Weighted
 
 GAPE_NATS, GAPE_ERRORS = 2.0, 4.0  # between log evidences, from which on the summary warns
 
@@ -85,10 +86,6 @@ class StagedResult(SMCResult):
     Args:
         stages: the runs in their order; the first one is plain if there was no search.
         search: what a search before them found; None if there was none.
-
-    Attributes:
-        stages, search: the same.
-        gap: by how much the log evidences of the first run and of the last one differ, nats.
     """
 
     def __init__(self, stages: Sequence[Stage], search: Found | None = None) -> None:
@@ -171,12 +168,11 @@ def _known(stages: Sequence[Stage]) -> SMCState | None:
 
     A text counts with the shares of the stages that knew it.
     """
+    top = max((w for stage in stages for w in stage.known.values()), default=0.0)
     weights: dict[bytes, float] = {}
     for stage in stages:
         for text, logw in stage.known.items():
-            weights[text] = weights.get(text, 0.0) + stage.share * float(
-                np.exp(logw - _top(stages))
-            )
+            weights[text] = weights.get(text, 0.0) + stage.share * float(np.exp(logw - top))
     if not weights:
         return None
     texts, n = list(weights), len(weights)
@@ -184,7 +180,7 @@ def _known(stages: Sequence[Stage]) -> SMCState | None:
     block = np.zeros((n, int(length.max(initial=0))), dtype=np.uint8)
     for row, text in zip(block, texts, strict=True):
         row[: len(text)] = np.frombuffer(text, dtype=np.uint8)
-    log_weights = np.log(np.array(list(weights.values()))) + _top(stages) + np.log(n)
+    log_weights = np.log(np.array(list(weights.values()))) + top + np.log(n)
     particles = Particles(
         block, length, np.ones(n, dtype=bool), log_weights, np.zeros(n), np.arange(n)
     )
@@ -193,38 +189,21 @@ def _known(stages: Sequence[Stage]) -> SMCState | None:
     return first._replace(particles=particles, step=0, history=(info,))
 
 
-def _top(stages: Sequence[Stage]) -> float:
-    """Return the largest known log weight, nats."""
-    return max((w for stage in stages for w in stage.known.values()), default=0.0)
-
-
 def _told(stage: Stage) -> str:
     kind = f"look-ahead, trusted {stage.trust:.0%}" if stage.lookahead else "plain"
     return f"{stage.result.size} {kind} ({stage.rows} rows, log_ml {stage.result.log_ml:.2f})"
 
 
 def pooled(states: Sequence[SMCState], shares: Sequence[float]) -> SMCState:
-    """Return runs as one.
-
-    Args:
-        states: of the runs, all over.
-        shares: of each, summing to one.
-    """
-    n = sum(len(state.particles.length) for state in states)
-    gains = [
-        float(np.log(share * n / len(state.particles.length)))
-        for state, share in zip(states, shares, strict=True)
-    ]
-    first = states[0]
+    """Return runs that are over, with shares that sum to one, as one run."""
+    sizes, first = [len(state.particles.length) for state in states], states[0]
+    gains = [float(np.log(share * sum(sizes) / n)) for share, n in zip(shares, sizes, strict=True)]
     steps = max(len(state.history) for state in states)
-    return SMCState(
-        _joined([state.particles for state in states], gains),
-        max(state.step for state in states),
-        first.seed,
-        first.beam_seed,
-        first.start,
-        tuple(_step(states, gains, t) for t in range(steps)),
-        first.max_bytes,
+    histories = [_lengthened(state, steps) for state in states]
+    return first._replace(
+        particles=_joined([state.particles for state in states], gains),
+        step=max(state.step for state in states),
+        history=tuple(_step(infos, sizes, gains) for infos in zip(*histories, strict=True)),
     )
 
 
@@ -244,47 +223,46 @@ def _joined(parts: Sequence[Particles], gains: Sequence[float]) -> Particles:
     )
 
 
-def _step(states: Sequence[SMCState], gains: Sequence[float], t: int) -> StepInfo:
-    """Return step t of all runs as one; a run that was over by then has not changed since."""
-    sizes = [len(state.particles.length) for state in states]
-    now = [t < len(state.history) for state in states]
-    infos = [
-        state.history[t] if on else _over(state.history[-1], n)
-        for state, on, n in zip(states, now, sizes, strict=True)
-    ]
-    here = [info for info, on in zip(infos, now, strict=True) if on]
-    moved = [info.moved for info in here if info.moved is not None]
+def _lengthened(state: SMCState, steps: int) -> list[StepInfo]:
+    """Return the history of a run with steps in which nothing happens any more.
+
+    The counts of its last step are those before resampling, which may have kept ended particles
+    alone.
+    """
+    last, n, done = state.history[-1], len(state.particles.length), len(state.history)
+    dead = last.dead if last.ancestors is None else 0
+    over = StepInfo(0, last.ess, last.log_ml, active=0, ended=n - dead, dead=dead, lanes=0)
+    if last.symbols is not None:
+        nothing = np.full(n, NO_SYMBOL, dtype=np.int16)
+        over = over._replace(symbols=nothing, log_weights=last.log_weights)
+    return [*state.history, *[over._replace(step=t) for t in range(done, steps)]]
+
+
+def _step(infos: Sequence[StepInfo], sizes: Sequence[int], gains: Sequence[float]) -> StepInfo:
+    """Return a step of all runs as one."""
     deaths: dict[str, int] = {}
-    for name, k in (death for info in here for death in info.deaths):
+    for name, k in (death for info in infos for death in info.deaths):
         deaths[name] = deaths.get(name, 0) + k
+    moved = [info.moved for info in infos if info.moved is not None]
     mass, squares = _moments(infos, sizes, gains)
     return StepInfo(
-        step=t,
+        step=max(info.step for info in infos),
         ess=float(np.exp(2 * mass - squares)) if mass > -np.inf else 0.0,
         log_ml=float(mass - np.log(sum(sizes))),
-        active=sum(info.active for info in here),
+        active=sum(info.active for info in infos),
         ended=sum(info.ended for info in infos),
         dead=sum(info.dead for info in infos),
-        lanes=sum(info.lanes for info in here),
-        forced=any(info.forced for info in here),
+        lanes=sum(info.lanes for info in infos),
+        forced=any(info.forced for info in infos),
         deaths=tuple(deaths.items()),
-        ancestors=_ancestors(infos, now, sizes),
+        ancestors=_ancestors([info.ancestors for info in infos], sizes),
         moved=sum(moved) if moved else None,
-        uncovered=max(info.uncovered for info in here),
-        rows=sum(info.rows for info in here),
-        forwards=sum(info.forwards for info in here),
-        seconds=sum(info.seconds for info in here),
-        **_record(infos, now, sizes, gains),
+        uncovered=max(info.uncovered for info in infos),
+        rows=sum(info.rows for info in infos),
+        forwards=sum(info.forwards for info in infos),
+        seconds=sum(info.seconds for info in infos),
+        **_record(infos, gains),
     )
-
-
-def _over(last: StepInfo, n: int) -> StepInfo:
-    """Return the last step as it is once a run of n particles is over.
-
-    Its counts are those before resampling, which may have kept ended particles alone.
-    """
-    dead = last.dead if last.ancestors is None else 0
-    return last._replace(active=0, ended=n - dead, dead=dead)
 
 
 def _moments(
@@ -298,26 +276,63 @@ def _moments(
     return float(np.logaddexp.reduce(mass)), float(np.logaddexp.reduce(squares))
 
 
-def _ancestors(infos: Sequence[StepInfo], now: Sequence[bool], sizes: Sequence[int]) -> Any:
+def _ancestors(chosen: Sequence[IntArray | None], sizes: Sequence[int]) -> IntArray | None:
     """Return the ancestors of all, int64[N], where a group was resampled; else None."""
-    chosen = [i.ancestors if on else None for i, on in zip(infos, now, strict=True)]
     if all(c is None for c in chosen):
         return None
-    firsts = np.cumsum([0, *sizes[:-1]])
-    groups = zip(chosen, firsts.tolist(), sizes, strict=True)
+    groups = zip(chosen, np.cumsum([0, *sizes[:-1]]).tolist(), sizes, strict=True)
     return np.concatenate([a + (np.arange(n) if c is None else c) for c, a, n in groups])
 
 
-def _record(
-    infos: Sequence[StepInfo], now: Sequence[bool], sizes: Sequence[int], gains: Sequence[float]
-) -> dict[str, Any]:
+def _record(infos: Sequence[StepInfo], gains: Sequence[float]) -> dict[str, Any]:
     """Return what a step has with `record`: the symbols and weights of all."""
-    if any(info.symbols is None or info.log_weights is None for info in infos):
+    symbols = [info.symbols for info in infos if info.symbols is not None]
+    weights = [info.log_weights for info in infos if info.log_weights is not None]
+    if len(symbols) < len(infos) or len(weights) < len(infos):
         return {}
-    symbols, weights = [], list[FloatArray]()
-    for info, on, n, gain in zip(infos, now, sizes, gains, strict=True):
-        assert info.symbols is not None
-        assert info.log_weights is not None
-        symbols.append(info.symbols if on else np.full(n, NO_SYMBOL, dtype=np.int16))
-        weights.append(info.log_weights + gain)
-    return {"symbols": np.concatenate(symbols), "log_weights": np.concatenate(weights)}
+    raised = [w + gain for w, gain in zip(weights, gains, strict=True)]
+    return {"symbols": np.concatenate(symbols), "log_weights": np.concatenate(raised)}
+
+
+def particles_of(run: StagedResult) -> Weighted:
+    """Return texts with log weights (nats) that sum to the marginal likelihood, and their error.
+
+    They are the texts that were known before the last run, and its particles with other texts.
+    """
+    last = run.stages[-1]
+    logs = last.rest().particles.log_weights - np.log(last.result.size)
+    kept = np.flatnonzero(logs > -np.inf)
+    texts = [last.result.texts[i] for i in kept]
+    known = np.array(list(last.known.values()))
+    total = np.logaddexp.reduce(np.concatenate([known, logs[kept]]))
+    rest = float(np.exp(np.logaddexp.reduce(logs[kept]) - total)) if len(kept) else 0.0
+    if run.search is not None and last.known:
+        # What is not known is on few texts, if it is not missed.
+        error = max(rest, 1 - run.search.share)
+    else:
+        # A run of N particles that found nothing else may have missed a share of 1 / N.
+        error = rest * expected_error(texts, logs[kept]) + (1 - rest) / (last.result.size + 1)
+    if total == -np.inf:
+        error = 1.0
+    return [*last.known, *texts], np.concatenate([known, logs[kept]]), min(error, 1.0)
+
+
+def expected_error(texts: Sequence[bytes], logs: FloatArray) -> float:
+    """Estimate the expected total variation of weighted texts from their law.
+
+    As of independent draws as many as the effective sample size n: the mean of |p' - p| is
+    sqrt(2 p (1 - p) / (pi n)) for a share p. To it comes 1 / (n + 1) for what was missed.
+
+    Args:
+        texts: of the draws.
+        logs: float64[N], their log weights, nats.
+    """
+    weights = Weights(logs)
+    if weights.ess == 0:
+        return 1.0
+    share: dict[bytes, float] = {}
+    for text, w in zip(texts, weights.normalised.tolist(), strict=True):
+        share[text] = share.get(text, 0.0) + w
+    p = np.array(list(share.values())).clip(0, 1)
+    spread = float(np.sqrt(p * (1 - p) / (2 * np.pi * weights.ess)).sum())
+    return min(spread + 1 / (weights.ess + 1), 1.0)

@@ -1,7 +1,25 @@
-"""Reading one symbol in every particle: draw it and weigh it.
+"""Reading one symbol in every particle, and texts that are known in part once more.
 
-`advance` is importance sampling of one symbol; `replay` repeats it over texts that are known in
-part.
+`advance` is importance sampling of one symbol: draw it and weigh it. `replay` repeats it over
+texts that are known in part. `rejuvenate` (`Suffix`) moves particles by it:
+
+Resampling leaves copies; a move that keeps the current target invariant makes them differ
+again (resample-move: Gilks & Berzuini 2001, JRSS-B 63:127). The move here is one of
+Metropolis-Hastings that re-proposes the end of a text. For a particle that has read the symbols
+x_1..x_T (T = t for an active one at step t; the end of an ended one counts as a symbol):
+
+- draw a cut c among the last min(w, T) symbols, 0 <= c < T, all equally likely;
+- draw x'_{c+1}.. from the proposal q until t symbols are read or the text ends; it has T' symbols;
+- take x' with probability min(1, a), where
+
+      a = W(x') / W(x) * min(w, T) / min(w, T')    and a = 0 if c < T' - w,
+
+  and W(x) is the product of the incremental weights target / q over the symbols after c, times
+  what critic and twist lend to x at step t.
+
+W(x') / W(x) is gamma_t(x') q(x | c) / (gamma_t(x) q(x' | c)) for the target gamma_t of step t, and
+the last factor is the ratio of the probabilities of the cut, so this is detailed balance for
+gamma_t at each cut, and weights stay what they are.
 """
 
 from __future__ import annotations
@@ -18,7 +36,7 @@ from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.lanes import BadWeightError, Rows
 from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SaltArray
 from genlm_bytes_smc.smc.plan import Plan
-from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
+from genlm_bytes_smc.smc.resampling import FloatArray, IntArray, Suffix
 from genlm_bytes_smc.smc.weighers import Reads
 
 
@@ -55,9 +73,8 @@ async def advance(
     """Read and weigh one symbol in every active particle.
 
     Args:
-        particles: N of them; the active ones have read `step` bytes.
-        frontier: at their texts.
-        step: how many bytes.
+        particles, frontier: N particles, of which the active ones have read `step` bytes, and
+            where they are.
         uniform: float64[N], in [0, 1), one a particle.
         forced: int64[N], what to read instead of drawing it, -1 where to draw.
         score: weigh what is forced by the target's rows alone, not by target / proposal.
@@ -212,10 +229,6 @@ async def replay(
 def settled(frontier: Frontier, particles: Particles) -> tuple[Frontier, bool]:
     """Let particles wait that have come to an end in a string of `resample_at`, until all have.
 
-    Args:
-        frontier: after reading.
-        particles: after reading.
-
     Returns:
         The frontier, with those apart that wait; and whether any particle is still on its way.
     """
@@ -234,7 +247,7 @@ def moved(frontier: Frontier, particles: Particles, ancestors: IntArray | None =
 
     Args:
         frontier: after reading.
-        particles: after resampling, with salts for the beams' next draws if they have any.
+        particles: after resampling, with the salts of their next draws if they have any.
         ancestors: int64[N], the particle whose lane each takes (None: its own).
     """
     lane_of = frontier.lane_of if ancestors is None else frontier.lane_of[ancestors]
@@ -242,6 +255,111 @@ def moved(frontier: Frontier, particles: Particles, ancestors: IntArray | None =
         return frontier.on(lane_of, particles.salt[:, -1])
     every = ancestors is None and not frontier.plan.weighers
     return frontier if every else frontier.on(lane_of)
+
+
+async def rejuvenate(
+    particles: Particles, frontier: Frontier, step: int, rng: np.random.Generator
+) -> tuple[Particles, Frontier, int]:
+    """Move every particle as often as `Plan.rejuvenate` says.
+
+    The active ones have read `step` bytes, and the frontier is at their texts.
+
+    Returns:
+        Particles and frontier as they are then, and how many changed their text (once a
+        sweep).
+    """
+    suffix, moved = frontier.plan.rejuvenate, 0
+    if suffix is not None and step > 0 and not particles.dead.all():
+        for _ in range(suffix.sweeps):
+            particles, frontier, changed = await _sweep(particles, frontier, step, suffix, rng)
+            moved += changed
+    return particles, frontier, moved
+
+
+async def _sweep(
+    old: Particles, frontier: Frontier, step: int, suffix: Suffix, rng: np.random.Generator
+) -> tuple[Particles, Frontier, int]:
+    """Move every particle once."""
+    plan, dead = frontier.plan, old.dead
+    count = old.symbols_read(plan.terminate_when)
+    window = np.minimum(count, suffix.longest or step + 1)
+    cut = count - 1 - np.floor(rng.random(len(count)) * window).astype(np.int64)
+    walk = await _walk(plan, old, cut, range(int(cut[~dead].min()), step), rng)
+    log_ratio = _log_ratio(suffix, walk, cut)
+    accept = ~dead & (np.log1p(-rng.random(len(count))) < log_ratio)
+    both = np.where(accept, len(count), 0) + np.arange(len(count))
+    new = walk.particles.gather(both, old.log_weights)
+    salt = new.salt
+    if salt is not None and old.salt is not None:
+        salt = np.where(dead[:, None], old.salt, salt)
+    particles = old._replace(
+        text=np.where(dead[:, None], old.text, new.text),
+        length=np.where(dead, old.length, new.length),
+        ended=np.where(dead, old.ended, new.ended),
+        twist=np.where(dead, old.twist, new.twist),
+        salt=salt,
+    )
+    lanes = np.where(particles.active, walk.frontier.lane_of[both], -1)
+    changed = (particles.text != old.text).any(axis=1) | (particles.length != old.length)
+    return particles, walk.frontier.on(lanes), int((changed & accept).sum())
+
+
+async def _walk(
+    plan: Plan, own: Particles, cut: IntArray, steps: range, rng: np.random.Generator
+) -> Replay:
+    """Read the texts again beside proposals that leave them after `cut` int64[N] symbols.
+
+    Args:
+        own: the texts.
+        steps: from the least cut on; everybody who is alive has read more symbols than that.
+        plan, cut, rng: see above.
+
+    Returns:
+        2N particles, the texts and then the proposals.
+    """
+    n, first = len(cut), steps.start
+    leaves = np.concatenate([np.full(n, steps.stop), cut])  # from which symbol on it draws
+    twice = own.gather(np.tile(np.arange(n), 2), np.tile(np.where(own.dead, -np.inf, 0.0), 2))
+    before = twice._replace(
+        text=twice.text[:, :first],
+        length=np.full(2 * n, first),
+        ended=np.zeros(2 * n, dtype=bool),
+        twist=np.zeros(2 * n),
+        salt=None if twice.salt is None else twice.salt[:, : first + 1],
+    )
+
+    def symbol(step: int) -> IntArray:
+        read = np.where(step < twice.length, twice.text[:, step].astype(np.int64), EOS_COLUMN)
+        return np.where(step < leaves, read, NO_SYMBOL)
+
+    def salt(count: int) -> SaltArray:
+        fresh = rng.integers(0, 2**64, size=2 * n, dtype=np.uint64)
+        assert twice.salt is not None
+        return np.where(count <= leaves, twice.salt[:, count], fresh)
+
+    walk = await replay(
+        plan,
+        before,
+        [plan.beam_seed],
+        steps,
+        symbol,
+        lambda step: rng.random(2 * n),
+        None if own.salt is None else salt,
+    )
+    return walk._replace(symbols_read=walk.symbols_read + first)
+
+
+def _log_ratio(suffix: Suffix, walk: Replay, cut: IntArray) -> FloatArray:
+    """Return the log of the acceptance ratio of each particle, float64[N], nats."""
+    n = len(cut)
+    old, new = walk.particles.log_weights[:n], walk.particles.log_weights[n:]
+    n_old, n_new = walk.symbols_read[:n], walk.symbols_read[n:]
+    longest = suffix.longest or int(walk.symbols_read.max(initial=1))
+    returns = cut >= n_new - longest
+    old = np.where(np.isneginf(old), 0.0, old)  # dead: nothing of it is looked at
+    ratio = new - old + np.log(np.minimum(n_old, longest)) - np.log(np.minimum(n_new, longest))
+    out: FloatArray = np.where(returns, ratio, -np.inf)
+    return out
 
 
 def _bad_rows(particles: Particles, frontier: Frontier, rows: Rows) -> BadWeightError:
@@ -254,7 +372,7 @@ def _bad_rows(particles: Particles, frontier: Frontier, rows: Rows) -> BadWeight
         bad = (block.isnan() | block.isposinf()).cpu().numpy()
         if bad.any():
             lane, symbol = np.argwhere(bad)[0].tolist()
-            text = particles.texts()[np.flatnonzero(frontier.lane_of == lane)[0]]
+            (text,) = particles.texts(np.flatnonzero(frontier.lane_of == lane)[:1])
             what = "the end" if symbol == EOS_COLUMN else f"the byte {bytes([symbol])!r}"
             return BadWeightError(f"{name} gave {block[lane, symbol]} to {what} after {text!r}")
     return BadWeightError("the proposal gave NaN or +inf")

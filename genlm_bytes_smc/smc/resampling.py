@@ -61,10 +61,7 @@ RESAMPLING: dict[str, Resampler] = {
 
 
 def resampler(method: str) -> Resampler:
-    """Return the scheme of that name.
-
-    Every scheme takes weights float64[N] (non-negative, summing to one) and a generator, and
-    returns ancestors int64[N], ascending.
+    """Return the scheme of that name: from weights float64[N] to ancestors int64[N], ascending.
 
     Raises:
         ValueError: an unknown name.
@@ -128,9 +125,7 @@ class Rollout:
     def ends(self, step: int, active: int) -> bool:
         """Return whether the byte just read after `step` others is the last of a roll-out.
 
-        Args:
-            step: bytes read before.
-            active: how many particles read on: without any there is nothing to wait for.
+        So it is if no particle is `active`: there is nothing to wait for.
         """
         return (step + 1) % self.n_bytes == 0 or active == 0
 
@@ -167,11 +162,8 @@ def strings_of(resample_at: Any) -> tuple[bytes, ...]:
     """
     if resample_at is None:
         return ()
-    one = isinstance(resample_at, str | bytes)
-    given = [resample_at] if one else resample_at
-    if not isinstance(given, Iterable):
-        raise TypeError(f"resample_at must be bytes, str or several of them, got {resample_at!r}")
-    strings = list(given)
+    several = isinstance(resample_at, Iterable) and not isinstance(resample_at, str | bytes)
+    strings = list(resample_at) if several else [resample_at]
     odd = next((s for s in strings if not isinstance(s, str | bytes)), None)
     if odd is not None:
         raise TypeError(f"resample_at must be bytes, str or several of them, got {odd!r}")

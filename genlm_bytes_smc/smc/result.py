@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from genlm_bytes_smc.smc import files, records
+from genlm_bytes_smc.smc import files
 from genlm_bytes_smc.smc.particles import SMCState, StepInfo
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.samples import TextSamples
@@ -143,8 +143,25 @@ class SMCResult(TextSamples):
         return sum(i.seconds for i in self.history)
 
     def metrics(self) -> dict[str, float]:
-        """Return the run in numbers, for a tracker of experiments; a float or int each."""
-        return records.metrics(self)
+        """Return what the run found and cost, for a tracker of experiments; a float or int each."""
+        return {
+            "log_ml": self.log_ml,
+            "log_ml_error": self.log_ml_error,
+            "ess": self.ess,
+            "particles": self.size,
+            "dead": int(self.state.particles.dead.sum()),
+            "ended": int(np.asarray(self.ended).sum()),
+            "unfinished": self.unfinished,
+            "undecodable": self.undecodable,
+            "distinct_texts": len(self.grouped()),
+            "steps": len(self.history),
+            "resamplings": len(self.ancestry),
+            "uncovered": self.uncovered,
+            "rows": self.rows,
+            "forwards": self.forwards,
+            "seconds": self.seconds,
+            "bytes": sum(info.active for info in self.history),
+        }
 
     def summary(self) -> dict[str, str]:
         """Return what is shown above the texts, name by name."""
@@ -170,13 +187,10 @@ class SMCResult(TextSamples):
     # -- files -------------------------------------------------------------------------
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return the run in the format of genlm-control's `InferenceVisualizer`.
+        """Return the run as JSON, in the format of genlm-control's `InferenceVisualizer`.
 
         Args:
             path: where to write it as well.
-
-        Returns:
-            The JSON text.
 
         Raises:
             ValueError: the run was not recorded (`record=True`) from its first step.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,20 +76,27 @@ class RunFailedError(RuntimeError):
 Outcome = SMCResult | AllParticlesDeadError
 
 
-class Pins(Protocol):
-    """Prescriptions for the first particle of each run (conditional SMC)."""
+@dataclass(frozen=True)
+class Pins:
+    """Prescriptions for the first particle of each run (conditional SMC).
 
-    def symbols(self, step: int) -> IntArray:
-        """Return what it reads after `step` bytes, int64[R]."""
-        ...
+    Attributes:
+        symbols: int64[R, t], what it reads; its end from the end of its text on.
+        salts: uint64[R, t + 1], what its beams are drawn by, see `Particles.salt`.
+        ancestors: gives its ancestor's place in each of the runs `due`, int64[len(due)].
+    """
 
-    def salts(self, step: int) -> SaltArray:
-        """Return the salts of its beams after `step` symbols, uint64[R]."""
-        ...
+    symbols: IntArray
+    salts: SaltArray
+    ancestors: Callable[[Runs, Particles, Sequence[int]], Awaitable[IntArray]]
 
-    async def ancestors(self, runs: Runs, particles: Particles, due: Sequence[int]) -> IntArray:
-        """Return its ancestor's place in each of the runs `due`, int64[len(due)]."""
-        ...
+    def read(self, step: int) -> IntArray:
+        """Return what it reads after `step` symbols, int64[R]."""
+        return self.symbols[:, min(step, self.symbols.shape[1] - 1)]
+
+    def salt(self, step: int) -> SaltArray:
+        """Return what its beams are drawn by after `step` symbols, uint64[R]."""
+        return self.salts[:, min(step, self.salts.shape[1] - 1)]
 
 
 class Runs(NamedTuple):
@@ -144,10 +152,6 @@ class Runs(NamedTuple):
             mine, self.step, plan.seed, plan.beam_seed, self.start, history, plan.max_bytes
         )
 
-    def states(self) -> list[SMCState | None]:
-        """Return the state of every run."""
-        return [self.state(r) for r in range(len(self.plans))]
-
     def some(self, particles: Particles, r: int) -> Particles:
         """Return those of the particles that belong to run r."""
         if len(self.plans) == 1:
@@ -182,7 +186,7 @@ class Runs(NamedTuple):
             if rng is not None:
                 salt[r] = rng.integers(0, 2**64, size=salt.shape[1], dtype=np.uint64)
         if self.pins is not None:
-            salt[:, 0] = self.pins.salts(step)
+            salt[:, 0] = self.pins.salt(step)
         return particles.salted(salt.ravel())
 
     def forced(self) -> IntArray | None:
@@ -190,7 +194,7 @@ class Runs(NamedTuple):
         if self.pins is None:
             return None
         forced = np.full((len(self.plans), self.size), NO_SYMBOL, dtype=np.int64)
-        forced[:, 0] = self.pins.symbols(self.step)
+        forced[:, 0] = self.pins.read(self.step)
         return forced.ravel()
 
 
@@ -205,8 +209,7 @@ def noted(
     """Return the runs after a step with what was noted, and outcomes of those that are over.
 
     Args:
-        runs: before the step.
-        wide: the same with the candidates of a roll-out.
+        runs, wide: before the step, without and with the candidates of a roll-out.
         read: the particles after reading and before resampling.
         after: after the step.
         infos: of the step, one a run.
@@ -230,13 +233,7 @@ def noted(
 
 
 def all_dead(before: SMCState, particles: Particles, info: StepInfo) -> AllParticlesDeadError:
-    """Return the error for a step that killed every particle that was left.
-
-    Args:
-        before: the state before it.
-        particles: all dead.
-        info: of the step.
-    """
+    """Return the error for a step that killed every particle that was left."""
     died = int((~before.particles.dead).sum())
     state = before._replace(particles=particles, history=(*before.history, info))
     text = max(particles.texts(), key=len)
@@ -254,9 +251,6 @@ def all_dead(before: SMCState, particles: Particles, info: StepInfo) -> AllParti
 @contextmanager
 def breakdowns(before: Callable[[], Sequence[SMCState | None]]) -> Iterator[None]:
     """Let a breakdown inside carry the states that the runs had before it.
-
-    Args:
-        before: gives the states.
 
     Raises:
         RunFailedError: something under the runs failed.

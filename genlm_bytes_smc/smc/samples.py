@@ -1,9 +1,10 @@
-"""Weighted texts, whatever drew them: their posterior, and how they are shown."""
+"""Weighted texts, whatever drew them: their posterior, as plain data, and how they are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,6 @@ from rich.text import Text
 
 from genlm_bytes_smc.alphabet import BYTES
 from genlm_bytes_smc.html import render
-from genlm_bytes_smc.smc import records
 from genlm_bytes_smc.smc.particles import BoolArray, Weights
 from genlm_bytes_smc.smc.resampling import FloatArray
 
@@ -53,6 +53,10 @@ class LogMLBounds(NamedTuple):
         """Return the value between the bounds that is nearest to an estimate."""
         return min(max(estimate, self.low), self.high)
 
+    def shown(self, estimate: float) -> str:
+        """Return an estimate and the bounds, for a summary."""
+        return f"{estimate:.4f}, between {self.low:.4f} and {self.high:.4f}"
+
 
 class TextSamples(Sequences):  # type: ignore[misc]
     """N weighted texts.
@@ -84,9 +88,9 @@ class TextSamples(Sequences):  # type: ignore[misc]
         self.log_weights = log_weights
         self.size = n
         self.log_ml = weights.log_mean
-        self.log_total = weights.log_mean + float(np.log(n))
         self.ess = weights.ess
         with np.errstate(divide="ignore"):
+            self.log_total = weights.log_mean + float(np.log(n))
             self.log_normalized_weights = np.log(weights.normalised)
             self.log_ess = float(np.log(weights.ess))
         self._weights = weights
@@ -124,7 +128,7 @@ class TextSamples(Sequences):  # type: ignore[misc]
         Samples that are no UTF-8 are counted under the key `UNDECODABLE`, and those that have
         not ended under `UNFINISHED`; neither key is there if there are none with weight.
         """
-        return self._chart(_decoded)
+        return self._chart(lambda text: _decoded(text, UNDECODABLE))
 
     def _chart(self, key: Any) -> Any:
         chart = Float.chart()
@@ -149,11 +153,32 @@ class TextSamples(Sequences):  # type: ignore[misc]
 
     def to_records(self) -> list[dict[str, Any]]:
         """Return a dictionary a particle: text (str; bytes if no UTF-8), ended, weights."""
-        return records.records(self)
+        weights = zip(self.log_weights.tolist(), self.normalized_weights.tolist(), strict=True)
+        samples = zip(self.texts, self.ended.tolist(), weights, strict=True)
+        return [
+            {
+                "text": _decoded(text, text),
+                "bytes": len(text),
+                "ended": ended,
+                "log_weight": log_weight,
+                "probability": p,
+            }
+            for text, ended, (log_weight, p) in samples
+        ]
 
     def to_frame(self) -> Any:
-        """Return `to_records` as a pandas `DataFrame`; `ImportError` where there is none."""
-        return records.frame(self.to_records())
+        """Return `to_records` as a pandas `DataFrame`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            pandas = import_module("pandas")  # no dependency: only who asks for a frame needs it
+        except ImportError:
+            raise ImportError(
+                "a data frame needs pandas, which is not installed; to_records() needs nothing"
+            ) from None
+        return pandas.DataFrame.from_records(self.to_records())
 
     def to_sequences(self) -> Sequences:
         """Return the same samples as a plain `Sequences` of genlm-control."""
@@ -166,7 +191,14 @@ class TextSamples(Sequences):  # type: ignore[misc]
         Raises:
             TypeError: no such samples, or a token that spells no bytes.
         """
-        return TextSamples(*records.of_sequences(sequences))
+        if not hasattr(sequences, "contexts") or not hasattr(sequences, "log_weights"):
+            told = type(sequences).__name__
+            raise TypeError(f"samples with contexts and log_weights are due, got {told}")
+        contexts = [list(context) for context in sequences.contexts]
+        ended = [bool(c) and c[-1] is EOS for c in contexts]
+        texts = [_spelled(c[:-1] if e else c) for c, e in zip(contexts, ended, strict=True)]
+        log_weights = np.array(sequences.log_weights, dtype=np.float64)
+        return TextSamples(texts, np.array(ended, dtype=bool), log_weights)
 
     @cached_property
     def undecodable(self) -> float:
@@ -218,11 +250,132 @@ class TextSamples(Sequences):  # type: ignore[misc]
         return render("samples", rows=self.summary(), texts=best)
 
 
-def _decoded(text: bytes) -> str | NoText:
+class ExactSamples(TextSamples):
+    """Independent texts of exactly the target's law, equally weighted.
+
+    Args:
+        texts: the accepted ones.
+        begun: of each draw, also the rejected ones, the bound on all mass that it began with, or
+            0 if it was rejected; their mean estimates the marginal likelihood.
+        rows, bounds: see below.
+
+    Attributes:
+        draws: how many were made, the rejected ones included.
+        rows: rows that the language models computed.
+        log_ml_bounds: low, high (nats), between which the log marginal likelihood lies for sure.
+            What was seen of whole texts bounds it from below, what is not known to be dead from
+            above.
+        log_ml_of_draws: an estimate of it from the share of accepted draws, nats. That draws stop
+            with the n-th accepted one biases it a little.
+        log_ml: the same, moved between the bounds where it is outside.
+    """
+
+    log_ml_bounds: LogMLBounds
+
+    def __init__(
+        self, texts: Sequence[bytes], begun: Sequence[float], rows: int, bounds: LogMLBounds
+    ) -> None:
+        with np.errstate(divide="ignore"):
+            self.log_ml_of_draws = float(np.log(np.mean(begun))) if begun else np.nan
+        n = len(texts)
+        super().__init__(texts, np.ones(n, dtype=bool), np.full(n, self.log_ml_of_draws))
+        self.draws, self.rows, self.log_ml_bounds = len(begun), rows, bounds
+        self.log_ml = bounds.nearest(self.log_ml_of_draws)
+
+    def summary(self) -> dict[str, str]:
+        """Return what is shown above the texts, name by name."""
+        return {
+            "log marginal likelihood": self.log_ml_bounds.shown(self.log_ml),
+            "draws": f"{self.size} accepted of {self.draws}",
+            "language model": f"{self.rows} rows",
+        }
+
+
+Weighted = tuple[Sequence[bytes], FloatArray, float]
+"""Texts, their log weights (float64[N], nats), and the expected error of what they say."""
+
+
+class Posterior(TextSamples):
+    """Weighted texts from a given number of rows.
+
+    Args:
+        found: what the texts may be, by `source`; those of the least error are taken.
+        draws: float64[draws], log weights, nats.
+        seen, rows, bounds: see below.
+
+    Attributes:
+        draws: how many were made, dead ones included.
+        rows: rows that the language models computed.
+        seen: log weights of all texts whose weight is known, nats, by text.
+        source: what the texts are. "seen": those whose weight is known, weighted by it; "draws";
+            "particles": of the last of some runs of `smc`, and texts that were known before it.
+        error: the total variation from the target's law that is to be expected, estimated.
+        log_ml_bounds: low, high (nats), between which the log marginal likelihood lies for sure.
+        log_ml_of_draws: log of the mean weight of the draws, nats; unbiased on the linear scale if
+            `draws` of them were made, so that the budget did not end them. NaN without any.
+        log_ml: the same, or that of the particles, moved between the bounds where it is outside.
+    """
+
+    log_ml_bounds: LogMLBounds
+
+    def __init__(
+        self,
+        found: Mapping[str, Weighted],
+        draws: FloatArray,
+        seen: dict[bytes, float],
+        rows: int,
+        bounds: LogMLBounds,
+    ) -> None:
+        self.source = min(found, key=lambda name: found[name][2])
+        texts, logs, self.error = found[self.source]
+        super().__init__(texts, np.isfinite(logs), logs)
+        n = self.draws = len(draws)
+        self.rows, self.seen, self.log_ml_bounds = rows, seen, bounds
+        self.log_ml_of_draws = float(np.logaddexp.reduce(draws) - np.log(n)) if n else np.nan
+        of_texts = self.source == "particles" or not n
+        self.log_ml = bounds.nearest(self.log_total if of_texts else self.log_ml_of_draws)
+
+    @property
+    def read_off(self) -> bool:
+        """Whether the texts are those of `seen`."""
+        return self.source == "seen"
+
+    def summary(self) -> dict[str, str]:
+        """Return what is shown above the texts, name by name."""
+        source = {
+            "seen": "texts that were seen, by their weights",
+            "draws": "weighted draws",
+            "particles": "texts that were seen, and particles of smc for the rest",
+        }[self.source]
+        return {
+            "log marginal likelihood": self.log_ml_bounds.shown(self.log_ml),
+            "from": f"{source}; {self.draws} draws; expected error {self.error:.3f}",
+            "effective sample size": f"{self.ess:.1f} of {self.size}",
+            "language model": f"{self.rows} rows",
+        }
+
+
+def _decoded(text: bytes, otherwise: bytes | NoText) -> str | bytes | NoText:
+    """Return a text as str, or something else if it is no UTF-8."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError:
-        return UNDECODABLE
+        return otherwise
+
+
+def _spelled(tokens: Iterable[Any]) -> bytes:
+    """Return the bytes of tokens: bytes, a byte as an integer, or genlm-backend's `Token`."""
+    out = bytearray()
+    for token in tokens:
+        if isinstance(token, int) and not isinstance(token, bool):
+            out.append(token)
+        elif isinstance(token, bytes | bytearray):
+            out += token
+        elif hasattr(token, "byte_string"):
+            out += token.byte_string
+        else:
+            raise TypeError(f"a token is bytes, or a byte as an integer, got {token!r}")
+    return bytes(out)
 
 
 def _quoted(text: str | bytes | NoText) -> str:

@@ -22,13 +22,11 @@ text in the next step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
-from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.lanes import Rows
 from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, StepInfo, Weights
 from genlm_bytes_smc.smc.plan import Plan
@@ -40,18 +38,7 @@ from genlm_bytes_smc.smc.weighers import Twist
 _ROUNDING = 1e-9  # relative, of an effective sample size
 
 
-class Chosen(NamedTuple):
-    """The particles that go on.
-
-    Attributes:
-        particles: with their weights.
-        places: int64[R N], their places before, None if all go on.
-        ancestors: int64[N], in each run that was resampled.
-    """
-
-    particles: Particles
-    places: IntArray | None
-    ancestors: dict[int, IntArray]
+Chosen = tuple[Particles, IntArray | None, dict[int, IntArray]]
 
 
 async def resampled(
@@ -61,22 +48,28 @@ async def resampled(
     infos: Sequence[StepInfo],
     rngs: Sequence[np.random.Generator | None],
 ) -> Chosen:
-    """Keep a candidate of each roll-out that ends, and resample the runs that need it."""
+    """Keep a candidate of each roll-out that ends, and resample the runs that need it.
+
+    Returns:
+        The particles that go on, with their weights; their places before, int64[R N], None if
+        all go on; and the ancestors in each run that was resampled, int64[N].
+    """
     plan = runs.plans[0]
     if not plan.rollout.ends(runs.step, sum([info.active for info in infos])):
-        return Chosen(particles, None, {})
+        return particles, None, {}
     index, log_weights = np.arange(len(particles.length)), particles.log_weights
     if plan.rollout.candidates > 1 and rngs[0] is not None:  # of one run
         index, log_weights = plan.rollout.pick(log_weights, rngs[0])
         weights = [Weights(log_weights)]
     ancestors: dict[int, IntArray] = {}
+    least = plan.ess_threshold * (len(index) // len(rngs)) * (1 - _ROUNDING)
     for r, rng in enumerate(rngs):
-        if rng is not None and infos[r].active and _due(plan, weights[r]):
+        if rng is not None and infos[r].active and weights[r].ess < least:
             ancestors[r] = plan.resample(weights[r].normalised, rng)
             if runs.pins is not None:  # ascending; independent of the place from here on
                 ancestors[r] = rng.permutation(ancestors[r])
     if not ancestors and plan.rollout.candidates == 1:
-        return Chosen(particles, None, {})
+        return particles, None, {}
     if runs.pins is not None:
         due = list(ancestors)
         firsts = await runs.pins.ancestors(runs, particles, due)
@@ -87,12 +80,7 @@ async def resampled(
     for r, mine in ancestors.items():
         kept[r * n : (r + 1) * n] = index[mine + r * n]
         log_weights[r * n : (r + 1) * n] = weights[r].log_mean
-    return Chosen(particles.gather(kept, log_weights), kept, ancestors)
-
-
-def _due(plan: Plan, weights: Weights) -> bool:
-    """Return whether the effective sample size is below its threshold."""
-    return weights.ess < plan.ess_threshold * len(weights.log) * (1 - _ROUNDING)
+    return particles.gather(kept, log_weights), kept, ancestors
 
 
 async def advance_distinct(
@@ -109,91 +97,84 @@ async def advance_distinct(
     """
     particles, frontier = runs.particles, runs.frontier
     rows = await frontier.rows()
-    candidates = _Candidates.of(frontier.plan, rows, runs.step)
-    n = runs.size
+    gain = _gains(frontier.plan, rows, runs.step)
     index, symbols = np.arange(len(particles.length)), np.full(len(particles.length), NO_SYMBOL)
     log_weights = particles.log_weights.copy()
     for r, rng in enumerate(rngs):
-        if rng is None:
-            continue
-        mine = slice(r * n, (r + 1) * n)
-        found = candidates.choose(particles, frontier, mine, rng.random())
-        index[mine], symbols[mine], log_weights[mine] = found
+        if rng is not None:
+            mine, own = runs.of(r), runs.some(particles, r)
+            chosen, symbols[mine], log_weights[mine] = _choose(
+                gain, own, frontier.lane_of[mine], rng.random()
+            )
+            index[mine] = mine.start + chosen
     # Whatever was added to equal texts is equal, so it can be taken back from their sum.
-    chosen = particles.gather(index, log_weights)
+    before = particles.gather(index, log_weights)
     at = frontier._replace(lane_of=frontier.lane_of[index])
     none = np.zeros(len(index))
-    read = await advance(chosen, at, runs.step, none, symbols, score=True, rows=rows)
-    return runs._replace(particles=chosen, frontier=at), read
+    read = await advance(before, at, runs.step, none, symbols, score=True, rows=rows)
+    return runs._replace(particles=before, frontier=at), read
 
 
-class _Candidates(NamedTuple):
-    """What texts of D lanes weigh if they read on.
+def _gains(plan: Plan, rows: Rows, step: int) -> FloatArray:
+    """Return by what symbols multiply the selection weight of texts of `step` bytes.
 
-    Attributes:
-        gain: float64[D, 257], the factor of the selection weight, nats.
+    Returns:
+        float64[D, 257], nats.
     """
+    promised, q = rows.target, rows.target if rows.proposal is None else rows.proposal
+    for weigher in plan.weighers:
+        if isinstance(weigher, Twist):
+            psi = rows.blocks[weigher.ahead].to(promised.device)
+            promised = promised + weigher.strength * psi
+    gain = q.cpu().numpy().copy()
+    if promised is not q:
+        drawn, total = _log_sums(q), _log_sums(promised)
+        gain += (total - np.where(np.isneginf(drawn), 0.0, drawn))[:, None]
+    if step >= plan.max_bytes:
+        gain[:, :EOS_COLUMN] = -np.inf
+        gain[:, EOS_COLUMN] = rows.target[:, EOS_COLUMN].cpu().numpy()
+    return gain
 
-    gain: FloatArray
 
-    @classmethod
-    def of(cls, plan: Plan, rows: Rows, step: int) -> _Candidates:
-        """Return the candidates of lanes whose texts have `step` bytes."""
-        promised, q = rows.target, rows.target if rows.proposal is None else rows.proposal
-        for weigher in plan.weighers:
-            if isinstance(weigher, Twist):
-                psi = rows.blocks[weigher.ahead].to(promised.device)
-                promised = promised + weigher.strength * psi
-        gain = q.cpu().numpy().copy()
-        if promised is not q:
-            drawn, total = _log_sums(q), _log_sums(promised)
-            gain += (total - np.where(np.isneginf(drawn), 0.0, drawn))[:, None]
-        if step >= plan.max_bytes:
-            gain[:, :EOS_COLUMN] = -np.inf
-            gain[:, EOS_COLUMN] = rows.target[:, EOS_COLUMN].cpu().numpy()
-        return cls(gain)
+def _choose(
+    gain: FloatArray, particles: Particles, lane_of: IntArray, u: float
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Choose n texts of a run of n particles.
 
-    def choose(
-        self, particles: Particles, frontier: Frontier, mine: slice, u: float
-    ) -> tuple[IntArray, IntArray, FloatArray]:
-        """Choose n texts of a run of n particles.
+    Args:
+        gain: see `_gains`.
+        particles: of the run, before reading.
+        lane_of: int64[n], their lanes.
+        u: a random number in [0, 1).
 
-        Args:
-            particles, frontier: before reading.
-            mine: the particles of the run.
-            u: a random number in [0, 1).
-
-        Returns:
-            The particle that each goes on from and the symbol that it reads (`NO_SYMBOL` if it
-            has ended), int64[n] each, and its log weight before reading, float64[n], nats.
-        """
-        n, w = mine.stop - mine.start, particles.log_weights
-        here = mine.start + np.flatnonzero(particles.active[mine])
-        ended = mine.start + np.flatnonzero(particles.ended[mine] & ~particles.dead[mine])
-        lanes, first, group = np.unique(
-            frontier.lane_of[here], return_index=True, return_inverse=True
-        )
-        total = np.full(len(lanes), -np.inf)
-        np.logaddexp.at(total, group, w[here])
-        gain = self.gain[lanes]
-        lane, symbol = np.nonzero(gain > -np.inf)
-        source = np.concatenate([here[first[lane]], ended])
-        symbols = np.concatenate([symbol, np.full(len(ended), NO_SYMBOL)])
-        weight = np.concatenate([total[lane], w[ended]])
-        score = np.concatenate([total[lane] + gain[lane, symbol], w[ended]])
-        if not len(source):  # all die by what they read
-            dead = np.full(n, -np.inf)
-            return np.arange(mine.start, mine.stop), np.full(n, EOS_COLUMN), dead
-        kept, log_share = without_replacement(score, n, u)
-        weight = weight[kept] - log_share
-        many = np.flatnonzero(symbols[kept] >= 0) if len(kept) < n else kept
-        many = many if len(many) else np.arange(len(kept))
-        heaviest = many[np.argsort(-score[kept][many], kind="stable")] if len(kept) < n else many
-        copies = np.resize(heaviest, n - len(kept))
-        place = np.concatenate([np.arange(len(kept)), copies])
-        count = np.bincount(place, minlength=len(kept))
-        chosen = kept[place]
-        return source[chosen], symbols[chosen], (weight - np.log(count))[place]
+    Returns:
+        The particle that each goes on from and the symbol that it reads (`NO_SYMBOL` if it
+        has ended), int64[n] each, and its log weight before reading, float64[n], nats.
+    """
+    n, w = len(lane_of), particles.log_weights
+    here = np.flatnonzero(particles.active)
+    ended = np.flatnonzero(particles.ended & ~particles.dead)
+    lanes, first, group = np.unique(lane_of[here], return_index=True, return_inverse=True)
+    total = np.full(len(lanes), -np.inf)
+    np.logaddexp.at(total, group, w[here])
+    gain = gain[lanes]
+    lane, symbol = np.nonzero(gain > -np.inf)
+    source = np.concatenate([here[first[lane]], ended])
+    symbols = np.concatenate([symbol, np.full(len(ended), NO_SYMBOL)])
+    weight = np.concatenate([total[lane], w[ended]])
+    score = np.concatenate([total[lane] + gain[lane, symbol], w[ended]])
+    if not len(source):  # all die by what they read
+        return np.arange(n), np.full(n, EOS_COLUMN), np.full(n, -np.inf)
+    kept, log_share = without_replacement(score, n, u)
+    weight = weight[kept] - log_share
+    # Where texts are fewer than particles, the heaviest ones that read on are copied first.
+    many = np.flatnonzero(symbols[kept] >= 0)
+    many = many if len(many) else np.arange(len(kept))
+    heaviest = many[np.argsort(-score[kept][many], kind="stable")]
+    place = np.concatenate([np.arange(len(kept)), np.resize(heaviest, n - len(kept))])
+    count = np.bincount(place, minlength=len(kept))
+    chosen = kept[place]
+    return source[chosen], symbols[chosen], (weight - np.log(count))[place]
 
 
 def _log_sums(rows: torch.Tensor) -> FloatArray:

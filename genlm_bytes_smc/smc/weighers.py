@@ -6,7 +6,8 @@ A run has a tuple of them, applied in this order:
 - `critics.Critic` multiplies by a potential's weight of the text: an ended text keeps its
   `complete` weight, an unfinished one has its `prefix` weight until it reads on (a twist);
 - `Twist` multiplies unfinished texts by psi(x)^s of a look-ahead, until the next byte is read;
-- `Tempering` raises what was added so far, and the target's soft factors, to the power beta_t.
+- `Tempering` raises what was added so far, and the target's soft factors, to the power beta_t;
+- `Recorder` changes no weight, and notes the rows that particles were drawn from.
 
 A twist steers resampling and leaves the target alone: `Particles.twist` says what was added,
 it is taken back before the next byte is weighed, and an ended text has none. So with t bytes
@@ -29,14 +30,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS
+from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.smc.factors import Tree, normalised
 from genlm_bytes_smc.smc.lanes import Lanes, Rows
 from genlm_bytes_smc.smc.particles import Particles
@@ -54,7 +55,7 @@ class Reads:
     Attributes:
         count: how many bytes active particles have read now.
         lane_of: int64[N], the lane each particle was on, -1 for one that read nothing.
-        symbols: int64[N].
+        symbols: int64[N], what it read.
         rows: the rows they were drawn from.
         lanes: the factors' lanes before reading.
     """
@@ -94,10 +95,7 @@ class Weigher(ABC):
 
 
 class Ending(Weigher):
-    """Ends the texts of which a condition holds, without a weight.
-
-    Args:
-        when: a function of texts.
+    """Ends the texts of which a function says so, without a weight.
 
     Raises:
         TypeError: no function.
@@ -150,8 +148,7 @@ def proposal_rows(target: Tree, at: int, ahead: Ahead) -> Combine:
 
     Args:
         target: how blocks make the target's rows.
-        at: which block is the look-ahead's.
-        ahead: its strength and defensive share.
+        at: which block is that of `ahead`.
     """
     strength, share = ahead.strength, ahead.defensive
 
@@ -191,7 +188,7 @@ class Twist(Weigher):
         now = ahead.value.cpu().numpy()[lanes]
         gain = reads.rows.blocks[self.ahead].cpu().numpy()[lanes, reads.symbols[going]]
         log_psi = np.where(now == -np.inf, 0.0, now) + gain
-        return _twisted(particles, going, particles.twist[going] + self.strength * log_psi)
+        return twisted(particles, going, particles.twist[going] + self.strength * log_psi)
 
 
 class Tempering(Weigher):
@@ -207,34 +204,25 @@ class Tempering(Weigher):
         self.soft = tuple(soft)
 
     async def weigh(self, particles: Particles, reads: Reads) -> Particles:
-        """See `Weigher`."""
-        going = reads.going(particles)
-        if not len(going):
-            return particles
-        beta = self.beta(reads.count)
-        twist = beta * particles.twist[going]
-        if self.soft and beta != 1:
-            twist += (beta - 1) * await self._soft_weight(particles, reads, going)
-        return _twisted(particles, going, twist)
-
-    def beta(self, count: int) -> float:
-        """Return the exponent after `count` bytes.
+        """See `Weigher`.
 
         Raises:
             ValueError: the schedule gave a number outside (0, 1].
         """
-        beta = float(self.schedule(count))
+        going = reads.going(particles)
+        if not len(going):
+            return particles
+        beta, count = float(self.schedule(reads.count)), reads.count
         if not 0 < beta <= 1:
             raise ValueError(f"tempering must give numbers in (0, 1], got {beta} for {count} bytes")
-        return beta
-
-    async def _soft_weight(self, particles: Particles, reads: Reads, going: IntArray) -> FloatArray:
-        """Return the log prefix weight of the soft factors, float64[len(going)], nats."""
-        texts, _, inverse = reads.distinct(particles, going)
-        score = np.zeros(len(texts))
-        for factor in self.soft:
-            score += np.asarray(await factor.batch_prefix(contexts_of(texts)), dtype=np.float64)
-        return np.asarray(score[inverse])
+        twist = beta * particles.twist[going]
+        if self.soft and beta != 1:
+            texts, _, inverse = reads.distinct(particles, going)
+            score = np.zeros(len(texts))
+            for factor in self.soft:
+                score += np.asarray(await factor.batch_prefix(contexts_of(texts)), dtype=np.float64)
+            twist += (beta - 1) * score[inverse]
+        return twisted(particles, going, twist)
 
 
 def contexts_of(texts: Sequence[bytes]) -> list[list[bytes]]:
@@ -242,8 +230,8 @@ def contexts_of(texts: Sequence[bytes]) -> list[list[bytes]]:
     return [[BYTES[b] for b in text] for text in texts]
 
 
-def _twisted(particles: Particles, going: IntArray, twist: FloatArray) -> Particles:
-    """Replace the twist of the particles `going` by float64[len(going)], nats."""
+def twisted(particles: Particles, going: IntArray, twist: FloatArray) -> Particles:
+    """Replace the twist of some particles int64[A] by float64[A], nats; -inf kills them."""
     log_weights, twists = particles.log_weights.copy(), particles.twist.copy()
     log_weights[going] += twist - twists[going]
     twists[going] = np.where(twist == -np.inf, 0.0, twist)
@@ -271,8 +259,7 @@ def schedule_of(tempering: Any) -> Schedule | None:
         if not betas or not all(0 < b <= 1 for b in betas):
             raise ValueError(f"tempering must hold numbers in (0, 1], got {list(tempering)}")
         return lambda t: betas[t - 1] if t <= len(betas) else 1.0
-    number = isinstance(tempering, int | float) and not isinstance(tempering, bool)
-    if not number:
+    if not isinstance(tempering, int | float) or isinstance(tempering, bool):
         raise TypeError(
             "tempering must be a number of bytes, a sequence of exponents or a function of the "
             f"number of bytes read, got {tempering!r}"
@@ -280,3 +267,109 @@ def schedule_of(tempering: Any) -> Schedule | None:
     if not (math.isfinite(tempering) and tempering > 0):
         raise ValueError(f"tempering must be a positive number of bytes, got {tempering}")
     return lambda t: min(1.0, t / tempering)
+
+
+class SeenRows(NamedTuple):
+    """What is known of V texts; each comes after all that are shorter, its beginnings included.
+
+    Attributes:
+        texts: V distinct texts, by length.
+        parent: int64[V], the text that is one byte shorter; -1 of the empty text.
+        target: float64[V, 257], the target's log weight of each symbol after it, nats.
+        visits: float64[V, 2], how many particles with even and with odd numbers came to it.
+        final: texts that ended without a symbol for it (`terminate_when`).
+    """
+
+    texts: list[bytes]
+    parent: IntArray
+    target: FloatArray
+    visits: FloatArray
+    final: frozenset[bytes]
+
+    def levels(self) -> list[IntArray]:
+        """Return the places of the texts of 0, 1, 2, ... bytes."""
+        length = np.array([len(text) for text in self.texts], dtype=np.int64)
+        return [np.flatnonzero(length == k) for k in range(int(length.max(initial=-1)) + 1)]
+
+    def whole(self) -> dict[bytes, float]:
+        """Return the log weight of every whole text whose rows are all known, nats.
+
+        It is the sum of the target's entries along the text and at its end.
+        """
+        logw = np.zeros(len(self.texts))
+        byte = np.array([text[-1] if text else 0 for text in self.texts], dtype=np.int64)
+        for nodes in self.levels()[1:]:
+            above = self.parent[nodes]
+            logw[nodes] = logw[above] + self.target[above, byte[nodes]]
+        number = {text: i for i, text in enumerate(self.texts)}
+        found = {
+            text: float(logw[number[text[:-1]]] + self.target[number[text[:-1]], text[-1]])
+            for text in self.final
+        }
+        ends = logw + self.target[:, EOS_COLUMN]
+        for i in np.flatnonzero(np.isfinite(ends)):
+            found.setdefault(self.texts[i], float(ends[i]))
+        return found
+
+
+class Seen:
+    """A growing store of rows, by text."""
+
+    def __init__(self) -> None:
+        self._rows: dict[bytes, tuple[FloatArray, FloatArray]] = {}  # and visits, see `SeenRows`
+        self._final: set[bytes] = set()
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self._rows)
+
+    def add(self, texts: Sequence[bytes], target: FloatArray, visits: FloatArray) -> None:
+        """Store the rows of texts, and count visits (see `SeenRows`) of those that are known."""
+        for text, row, count in zip(texts, target, visits, strict=True):
+            known, before = self._rows.get(text, (row, 0.0))
+            self._rows[text] = known, before + count
+
+    def end(self, texts: Iterable[bytes]) -> None:
+        """Note texts that ended without a symbol for it."""
+        self._final.update(texts)
+
+    def rows(self) -> SeenRows:
+        """Return what is stored."""
+        texts = sorted(self._rows, key=lambda text: (len(text), text))
+        number = {text: i for i, text in enumerate(texts)}
+        parent = [number.get(text[:-1], -1) if text else -1 for text in texts]
+        return SeenRows(
+            texts,
+            np.array(parent, dtype=np.int64),
+            np.array([self._rows[text][0] for text in texts]).reshape(-1, N_SYMBOLS),
+            np.array([self._rows[text][1] for text in texts]).reshape(-1, 2),
+            frozenset(self._final),
+        )
+
+
+class Recorder(Weigher):
+    """Stores the rows that particles were drawn from, so that later runs can look ahead by them.
+
+    It weighs nothing, and needs to know the `max_bytes` of its run.
+    """
+
+    def __init__(self, seen: Seen, max_bytes: int) -> None:
+        self._seen, self._max_bytes = seen, max_bytes
+
+    async def weigh(self, particles: Particles, reads: Reads) -> Particles:
+        """See `Weigher`; the particles come back as they are."""
+        at = np.flatnonzero(reads.lane_of >= 0)
+        lanes, first = np.unique(reads.lane_of[at], return_index=True)
+        if not len(lanes):
+            return particles
+        before = reads.count - 1
+        texts = [row[:before].tobytes() for row in particles.text[at[first]]]
+        target = reads.rows.target.double().cpu().numpy()[lanes]
+        if before >= self._max_bytes:
+            target[:, :EOS_COLUMN] = -np.inf
+        visits = np.zeros((reads.rows.target.shape[0], 2))
+        np.add.at(visits, (reads.lane_of[at], at % 2), 1.0)
+        self._seen.add(texts, target, visits[lanes])
+        stopped = np.flatnonzero(particles.ended[at] & (reads.symbols[at] != EOS_COLUMN))
+        self._seen.end(particles.distinct(at[stopped])[0])
+        return particles

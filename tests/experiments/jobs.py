@@ -10,9 +10,9 @@ import numpy as np
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.experiments import Experiment, Outcome, Report
 from genlm_bytes_smc.experiments.models import fresh_engine, read_texts
-from genlm_bytes_smc.smc.many import run_blocking
 
 N_JOBS = 6
 
@@ -58,7 +58,7 @@ def deadly(folder, model):
 def run_deadly(config):
     model = byte_model(fresh_engine(config["model"]))
     text = b"The function returns a list"[: 6 + 2 * config["seed"]]
-    found = run_blocking(read_texts(model, BeamParams(K=2), [text]))
+    found = run_sync(read_texts(model, BeamParams(K=2), [text]))
     if config["seed"] == 2 and config["folder"]:
         mark = Path(config["folder"]) / "killed"
         if not mark.exists():

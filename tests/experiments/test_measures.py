@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from genlm_bytes_smc import BeamParams, as_engine, byte_model
+from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.experiments import models
 from genlm_bytes_smc.experiments.models import enumerate_texts, estimate_quality, read_texts
 from genlm_bytes_smc.experiments.study import texts_of
-from genlm_bytes_smc.smc.many import run_blocking
 from studies.bias import TARGETS
 from studies.boundary import token_rows
 from studies.measures import jensen_shannon, total_variation
@@ -94,7 +94,7 @@ def test_canonical_and_healed_rows_by_brute_force(tiny):
     """Over the whole vocabulary, token by token."""
     text = b"An apple a day"
     model = byte_model(tiny)
-    plain, healed = run_blocking(token_rows(model, text))
+    plain, healed = run_sync(token_rows(model, text))
     end = model.vocab.ids_of(b"<|endoftext|>")[0]
     for cut in (1, 4, 5, 8, 11, 13):
         tokens = tiny.tokenizer.encode(text[:cut].decode(), add_special_tokens=False)

@@ -24,8 +24,7 @@ from genlm_bytes_smc.smc import (
 from genlm_bytes_smc.smc.factors import Tree
 from genlm_bytes_smc.smc.loop import run
 from genlm_bytes_smc.smc.plan import make_plan
-from genlm_bytes_smc.smc.seen import Recorder, Seen
-from genlm_bytes_smc.smc.weighers import Ahead, proposal_rows
+from genlm_bytes_smc.smc.weighers import Ahead, Recorder, Seen, proposal_rows
 from tests.smc.worlds import (
     EXACT,
     LONGEST,
@@ -73,7 +72,7 @@ async def watched(target, n, max_bytes=LONGEST, **options):
     """A run, and the rows that it saw."""
     store = Seen()
     plan = make_plan(target, n, 0.5, max_bytes, **options)
-    plan = dataclasses.replace(plan, weighers=(*plan.weighers, Recorder(store, plan)))
+    plan = dataclasses.replace(plan, weighers=(*plan.weighers, Recorder(store, plan.max_bytes)))
     (result,) = await run([plan])
     return result, store.rows()
 

@@ -135,20 +135,20 @@ async def test_a_wrong_kernel_is_noticed(monkeypatch, mistake):
         monkeypatch.setattr(module, "_choose", wrong)
     elif mistake == "ancestors":  # the weights of the particles forgotten
 
-        async def joined(self, runs, particles, index, due):
-            w = await right_joined(self, runs, particles, index, due)
+        async def joined(runs, particles, index, due):
+            w = await right_joined(runs, particles, index, due)
             return w - np.where(w > -np.inf, (particles.log_weights - particles.twist)[index], 0)
 
-        right_joined = module._Pins._joined
-        monkeypatch.setattr(module._Pins, "_joined", joined)
+        right_joined = module._joined
+        monkeypatch.setattr(module, "_joined", joined)
     else:  # whether the rest fits forgotten
 
-        async def nothing(self, runs, particles, index, due):
-            w = await right_joined(self, runs, particles, index, due)
+        async def nothing(runs, particles, index, due):
+            w = await right_joined(runs, particles, index, due)
             return np.where(w > -np.inf, 0.0, -np.inf)
 
-        right_joined = module._Pins._joined
-        monkeypatch.setattr(module._Pins, "_joined", nothing)
+        right_joined = module._joined
+        monkeypatch.setattr(module, "_joined", nothing)
     starts = exact_draws(weights, CHAINS, seed=1)
     texts, _ = await after(finite(llm), starts, 4, iterations=3, proposal=finite(toy(seed=5)))
     assert p_value(texts, weights) < LEAST

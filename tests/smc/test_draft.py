@@ -5,12 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc import BeamParams, load_model
+from genlm_bytes_smc.alphabet import BYTES
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import Rollout, smc, smc_repeat
-from genlm_bytes_smc.smc.draft import Judge
+from genlm_bytes_smc.smc.critics import Judge
 from tests.smc.test_ensembles import DEFERRED, agrees, other, stepped
 from tests.smc.worlds import (
     FREE,
@@ -54,6 +56,28 @@ async def test_two_models_a_power_and_a_soft_factor():
     texts = [t for t in TEXTS if t[:1] == b"a"]
     truth = sum(x[t] ** 0.7 * y[t] for t in texts)
     runs = await repeated(a**0.7 * finite(b) * soft, other(), block=2)
+    assert agrees(runs, truth)
+
+
+class Lending(Potential):
+    """Lends 0.4 nats a byte to texts under way, and takes 0.7 a byte in the end."""
+
+    def __init__(self):
+        super().__init__(BYTES)
+
+    async def prefix(self, context):
+        return 0.4 * len(context)
+
+    async def complete(self, context):
+        return -0.7 * len(context)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+async def test_a_critic_of_prefixes_beside_a_draft(block):
+    """What the critic and the judge of the draft lend to a text is all taken back."""
+    llm = toy(1)
+    truth = sum(p * math.exp(-0.7 * len(t)) for t, p in exact_weights(llm).items())
+    runs = await repeated(finite(llm), other(), block=block, critic=Lending())
     assert agrees(runs, truth)
 
 

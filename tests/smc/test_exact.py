@@ -14,8 +14,9 @@ from genlm_bytes_smc import BeamParams
 from genlm_bytes_smc.constraints import ByteRegex, FiniteSet
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import exact_sample, log_ml_bounds, posterior, smc
-from genlm_bytes_smc.smc.bounds import lower_bound
-from genlm_bytes_smc.smc.prefixes import Prefix, expected_error, particles_of
+from genlm_bytes_smc.smc.exact import Prefix
+from genlm_bytes_smc.smc.many import lower_bound
+from genlm_bytes_smc.smc.pooled import expected_error, particles_of
 from tests.toys import EOS_TOKEN, Enumeration, ToyLM
 
 SELDOM = (3, b"cba", b"aba")  # a seed, a text that begins unlikely, and another

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genlm_bytes_smc.constraints import ByteRegex, FiniteSet
-from genlm_bytes_smc.smc import Particles, Suffix, rejuvenation, smc
+from genlm_bytes_smc.smc import Particles, Suffix, reading, smc
 from genlm_bytes_smc.smc.frontier import Frontier
 from genlm_bytes_smc.smc.plan import make_plan
 from tests.smc.invariance import LEAST, exact_draws, p_value
@@ -61,7 +61,7 @@ async def moved(target, states, suffix, **options):
     particles = particles_at(states)
     frontier = await Frontier.start(plan, particles, [plan.beam_seed])
     rng = np.random.default_rng(7)
-    particles, frontier, n = await rejuvenation.rejuvenate(particles, frontier, STEP, rng)
+    particles, frontier, n = await reading.rejuvenate(particles, frontier, STEP, rng)
     texts = particles.texts()
     lanes = frontier.lane_of.tolist()
     going = {(lane, text) for lane, text in zip(lanes, texts, strict=True) if lane >= 0}
@@ -115,7 +115,7 @@ async def test_texts_that_a_condition_ends_are_moved_too():
 async def test_a_wrong_acceptance_is_noticed(monkeypatch, mistake):
     llm, other = toy(seed=2, sharpness=0.5), toy(seed=5, sharpness=0.5)
     weights = await target_of_step(llm, False)
-    right = rejuvenation._log_ratio
+    right = reading._log_ratio
 
     def wrong(suffix, walk, cut):
         if mistake == "always":
@@ -125,7 +125,7 @@ async def test_a_wrong_acceptance_is_noticed(monkeypatch, mistake):
             return walk.particles.log_weights[n:] - walk.particles.log_weights[:n]
         return -right(suffix, walk, cut)
 
-    monkeypatch.setattr(rejuvenation, "_log_ratio", wrong)
+    monkeypatch.setattr(reading, "_log_ratio", wrong)
     before = exact_draws(weights, 4000, seed=3)
     after, _ = await moved(llm, before, Suffix(None, sweeps=3), proposal=other)
     assert p_value(after, weights) < LEAST
