@@ -26,10 +26,11 @@ import torch
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
-from genlm_bytes_smc.lookahead.automata import constraints_of
+from genlm_bytes_smc.lookahead.lookahead import TAUGHT, constraints_of
 from genlm_bytes_smc.lookahead.seen import (
-    TAUGHT,
+    AS_IT_IS,
     MeanLanes,
+    guesses_after,
     guesses_of,
     mean_guesses,
     settings_of,
@@ -213,9 +214,7 @@ class Search:
             moved, _ = await lanes.gather(np.array([place])).step(np.array([byte]))
             assert isinstance(moved, AheadLanes)
             self._lanes.append((moved, 0))
-            value = moved.value.cpu()
-            psi = (await moved.rows()).cpu() + torch.where(value.isneginf(), 0.0, value)[:, None]
-            self._after[i] = psi.numpy()[0]
+            self._after[i] = (await guesses_after(moved, AS_IT_IS, len(text))).numpy()[0]
         self._after[i, EOS_COLUMN] = 0.0
         self._open[i] = row + self._after[i]
         self._open[i, EOS_COLUMN] = -np.inf

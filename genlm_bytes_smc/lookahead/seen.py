@@ -29,15 +29,15 @@ import torch
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.constraints.learning import MAX_STATES
-from genlm_bytes_smc.lookahead.automata import automata_of
-from genlm_bytes_smc.lookahead.lookahead import Lookahead
-from genlm_bytes_smc.lookahead.pilot import longest
+from genlm_bytes_smc.lookahead.future_mass import finite
+from genlm_bytes_smc.lookahead.lookahead import TAUGHT, Lookahead, automata_of, longest
+from genlm_bytes_smc.lookahead.ngram import ByteNgram, edge_means, soft_counts_of
 from genlm_bytes_smc.smc.particles import BoolArray
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.seen import SeenRows
 from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes
 
-TAUGHT = 64  # texts that an approximating automaton learns from
+_ORDER = 3  # of the contexts of averages: two bytes
 _PRIOR = 8.0  # texts that a line's slope 1, and the mean intercept of all lengths, count as
 
 
@@ -113,7 +113,7 @@ async def solve(
         all_lanes.append(lanes)
         place[nodes] = np.arange(len(nodes))
         guess[nodes] = lanes.value.cpu().numpy()
-        after[nodes] = (await _guesses(lanes, line, t)).numpy()
+        after[nodes] = (await guesses_after(lanes, line, t)).numpy()
     number = {text: i for i, text in enumerate(seen.texts)}
     for text in seen.final:
         if text[:-1] in number:
@@ -132,11 +132,9 @@ async def solve(
     return Solved(value, after, guess, codes[order], below[order], all_lanes, place)
 
 
-async def _guesses(lanes: AheadLanes, line: Line, age: int) -> torch.Tensor:
+async def guesses_after(lanes: AheadLanes, line: Line, age: int) -> torch.Tensor:
     """Return guessed log psi after each symbol of texts of `age` bytes: float64[D, 257]."""
-    rows, value = (await lanes.rows()).cpu(), lanes.value.cpu()
-    raw = rows + torch.where(torch.isneginf(value), 0.0, value)[:, None]
-    out = line(raw, age + 1)
+    out = line((await lanes.rows()).cpu() + finite(lanes.value.cpu())[:, None], age + 1)
     out[:, EOS_COLUMN] = 0.0
     return out
 
@@ -211,9 +209,9 @@ class SeenLanes(AheadLanes):
         """See `Lanes`."""
         after = torch.from_numpy(self._solved.after[self._node])
         if not self._known.all():
-            guessed = await _guesses(self._guesses, self._line, self._age)
+            guessed = await guesses_after(self._guesses, self._line, self._age)
             after = torch.where(self._known[:, None], after, guessed)
-        return after - torch.where(torch.isneginf(self.value), 0.0, self.value)[:, None]
+        return after - finite(self.value)[:, None]
 
     async def step(self, symbols: IntArray) -> tuple[SeenLanes, None]:
         """See `Lanes`."""
@@ -372,6 +370,13 @@ def line_of(guess: FloatArray, value: FloatArray, length: IntArray) -> Line:
 def guesses_of(
     target: Any, seen: SeenRows, which: BoolArray, settings: dict[str, Any]
 ) -> Lookahead:
-    """Return the table that the rows of some texts teach, bool[V]."""
+    """Return the look-ahead that the rows of some texts, bool[V], teach, as averages of rows."""
     at = np.flatnonzero(which)
-    return Lookahead._guessing(target, [seen.texts[i] for i in at], seen.target[at], settings)
+    texts, mass = [seen.texts[i] for i in at], np.exp(seen.target[at])
+    counted = soft_counts_of(texts, np.ones(len(texts)), mass)
+    model = ByteNgram.from_rows(counted, _ORDER)
+    ahead = Lookahead(model, **settings)
+    dfa = automata_of(target, ahead.constraint, ahead.max_states).dfa
+    assert dfa is not None
+    ahead.local = edge_means(dfa, model, dfa.states(texts).cpu().numpy(), texts, mass)
+    return ahead
