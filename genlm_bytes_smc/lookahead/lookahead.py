@@ -65,8 +65,7 @@ def automata_of(
     """Return the constraint given, or else the automata, grammars and schemas of the target.
 
     Args:
-        target: the target.
-        constraint: look along this instead.
+        target, constraint: the target, and what to look along instead.
         max_states: most states of an automaton that approximates a grammar or a schema.
         texts: texts of the target that such an automaton learns from.
 
@@ -235,16 +234,11 @@ class Lookahead(Ahead):
         if fit_bytes is not None:
             check_count("fit_bytes", fit_bytes, 1)
         self.model = model
-        self.strength = float(strength)
-        self.defensive = float(defensive)
-        self.constraint = constraint
+        self.strength, self.defensive = float(strength), float(defensive)
+        self.constraint, self.max_states = constraint, max_states
         self.outside = float(outside)
-        self.max_states = max_states
-        self.max_bytes = max_bytes
-        self.ends = ends
-        self.n_texts = n_texts
-        self.fit_bytes = fit_bytes
-        self.seed = seed
+        self.max_bytes, self.ends = max_bytes, ends
+        self.n_texts, self.fit_bytes, self.seed = n_texts, fit_bytes, seed
         self.device = None if device is None else device_of(device)
         self.local: RowMeans | None = None
         self._solved: _LastFew[FutureTable] = _LastFew()
@@ -304,11 +298,19 @@ class Lookahead(Ahead):
             options: dict[str, Any] = {"seed": seed + k, "terminate_when": terminate_when}
             if ahead is not None:
                 options["proposal"] = ahead.but(defensive=explore)
-            visits = await pilot_samples(
-                target, n_particles, max_bytes, ess_threshold=0.0, **options
-            )
+            visits = await pilot_samples(target, n_particles, max_bytes, **options)
             seen = visits if seen is None else seen + visits
-            ahead = cls._learned(target, seen, order, smoothing, settings)
+            model = ByteNgram.from_rows(soft_counts_of(*seen), order, smoothing)
+            ahead = cls(model, **settings)
+            dfa, wfsa, approximate = automata_of(
+                target, ahead.constraint, ahead.max_states, longest(seen.texts)
+            )
+            if wfsa is not None or dfa is None:
+                raise ValueError("a pilot run learns about deterministic automata only")
+            if approximate:  # the rows below are those of this automaton's states
+                ahead.constraint = dfa
+            state = dfa.states(seen.texts).cpu().numpy()
+            ahead.local = pilot_means(dfa, model, state, seen, smoothing)
         assert ahead is not None
         return ahead
 
@@ -317,22 +319,6 @@ class Lookahead(Ahead):
         new = copy.copy(self)
         new.strength = self.strength if strength is None else strength
         new.defensive = self.defensive if defensive is None else defensive
-        return new
-
-    @classmethod
-    def _learned(
-        cls, target: Any, seen: PilotSamples, order: int, smoothing: float, settings: dict[str, Any]
-    ) -> Lookahead:
-        model = ByteNgram.from_rows(soft_counts_of(*seen), order, smoothing)
-        new = cls(model, **settings)
-        dfa, wfsa, approximate = automata_of(
-            target, new.constraint, new.max_states, longest(seen.texts, TAUGHT)
-        )
-        if wfsa is not None or dfa is None:
-            raise ValueError("a pilot run learns about deterministic automata only")
-        if approximate:  # the rows below are those of this automaton's states
-            new.constraint = dfa
-        new.local = pilot_means(dfa, model, dfa.states(seen.texts).cpu().numpy(), seen, smoothing)
         return new
 
     async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
@@ -352,8 +338,7 @@ class Lookahead(Ahead):
         limit = max_bytes if self.max_bytes == "run" else self.max_bytes
         if (found := self._solved.get(leaves, limit)) is not None:
             return found
-        automata = self._automata.get(leaves)
-        if automata is None:
+        if (automata := self._automata.get(leaves)) is None:
             automata = automata_of(target, self.constraint, self.max_states)
             self._automata.keep(automata, leaves)
         dfa, wfsa, approximate = automata
@@ -397,7 +382,7 @@ async def pilot_samples(
     """Run `smc` and gather the texts its particles visited (those that died, until they did)."""
     count: Counter[bytes] = Counter()
     try:
-        async for state in smc_steps(target, n_particles, max_bytes=max_bytes, **options):
+        async for state in smc_steps(target, n_particles, 0.0, max_bytes, **options):
             texts = state.particles.texts()
             count.update(texts[i] for i in np.flatnonzero(state.particles.active))
     except AllParticlesDeadError:
@@ -408,8 +393,8 @@ async def pilot_samples(
     return PilotSamples(texts, np.array([float(count[t]) for t in texts]), rows)
 
 
-def longest(texts: Sequence[bytes], most: int) -> list[bytes]:
-    """Return at most so many of the texts that no other one goes on from, of all lengths."""
+def longest(texts: Sequence[bytes]) -> list[bytes]:
+    """Return at most `TAUGHT` of the texts that no other one goes on from, of all lengths."""
     begun = {text[:-1] for text in texts}
     found = sorted({t for t in texts if t not in begun}, key=lambda t: (len(t), t))
-    return found[:: max(-(-len(found) // most), 1)]
+    return found[:: max(-(-len(found) // TAUGHT), 1)]

@@ -21,6 +21,7 @@ beta is near 1 if the guesses tell good texts from bad ones and 0 if they do not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,13 +31,14 @@ from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.lookahead.future_mass import finite
-from genlm_bytes_smc.lookahead.lookahead import TAUGHT, Lookahead, automata_of, longest
+from genlm_bytes_smc.lookahead.lookahead import Lookahead, automata_of, longest
 from genlm_bytes_smc.lookahead.ngram import ByteNgram, edge_means, soft_counts_of
 from genlm_bytes_smc.smc.particles import BoolArray
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.seen import SeenRows
 from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes
 
+DEFENSIVE = 0.02  # share of the target's own row in the proposals of runs that look ahead
 _ORDER = 3  # of the contexts of averages: two bytes
 _PRIOR = 8.0  # texts that a line's slope 1, and the mean intercept of all lengths, count as
 
@@ -236,68 +238,38 @@ class SeenLookahead(Ahead):
     """A look-ahead that knows what earlier runs saw, and guesses the rest.
 
     Args:
-        seen: rows of earlier runs of the same target.
-        tables: the guesses: learned from all particles, from those with even and from those with
-            odd numbers. None: there is no automaton to look along.
-        defensive: share of the target's own row in the proposal.
+        target: a target whose runs saw the rows.
+        seen: the rows.
+        settings: of the tables (`settings_of`); None: there is no automaton to look along.
         rest: look ahead to what is not known alone, not to whole texts whose weight is known.
 
     Attributes:
+        tables: the guesses: learned from all particles, from those with even and from those with
+            odd numbers.
         line: how far the guesses are trusted; set by `start`.
     """
 
+    strength, defensive = 1.0, DEFENSIVE
+
     def __init__(
-        self,
-        seen: SeenRows,
-        tables: Sequence[Lookahead] | None,
-        defensive: float,
-        *,
-        rest: bool = False,
+        self, target: Any, seen: SeenRows, settings: dict[str, Any] | None, *, rest: bool = False
     ) -> None:
-        self.seen, self.tables, self._rest = seen, tables, rest
-        self.strength, self.defensive = 1.0, defensive
-        self.line = AS_IT_IS
-
-    @classmethod
-    def learned(
-        cls,
-        target: Any,
-        seen: SeenRows,
-        defensive: float,
-        settings: dict[str, Any] | None,
-        *,
-        rest: bool = False,
-    ) -> SeenLookahead:
-        """Return the look-ahead that rows teach.
-
-        Args:
-            target: a target whose runs saw the rows.
-            seen: the rows.
-            defensive, rest: see the class.
-            settings: of the tables (`settings_of`); None: there are none.
-        """
-        if settings is None:
-            return cls(seen, None, defensive, rest=rest)
-        every = np.ones(len(seen.texts), dtype=bool)
-        fits = [every]
-        if not rest:
-            halves = [seen.visits[:, h] > 0 for h in (0, 1)]
-            fits += [half if half.any() else every for half in halves]
-        try:
-            tables = [guesses_of(target, seen, fit, settings) for fit in fits]
-        except ConstraintError:  # too large a table
-            return cls(seen, None, defensive, rest=rest)
-        return cls(seen, tables, defensive, rest=rest)
+        self.seen, self._rest, self.line = seen, rest, AS_IT_IS
+        self.tables: list[Lookahead] = []
+        if settings is not None:
+            every = np.ones(len(seen.texts), dtype=bool)
+            halves = [] if rest else [seen.visits[:, h] > 0 for h in (0, 1)]
+            fits = [every, *(half if half.any() else every for half in halves)]
+            with suppress(ConstraintError):  # too large a table
+                self.tables = [guesses_of(target, seen, fit, settings) for fit in fits]
 
     async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
         """See `Ahead`."""
-        if self.tables is None:
-            root: AheadLanes = MeanLanes(mean_guesses(self.seen), 1)
-        else:
-            roots = [await t.start(target, leaves, max_bytes) for t in self.tables]
-            root = roots[0]
-            if len(roots) > 1:
-                self.line = await fitted_line(self.seen, roots[1:])
+        root: AheadLanes = MeanLanes(mean_guesses(self.seen), 1)
+        if self.tables:
+            root, *halves = [await t.start(target, leaves, max_bytes) for t in self.tables]
+            if halves:
+                self.line = await fitted_line(self.seen, halves)
         solved = await solve(self.seen, root, self.line, rest=self._rest)
         return SeenLanes(solved, self.line, np.zeros(1, dtype=np.int64), root, 0)
 
@@ -314,7 +286,7 @@ def settings_of(target: Any, seen: SeenRows, *, terminated: bool) -> dict[str, A
         seen: rows of its runs.
         terminated: whether `terminate_when` ends texts.
     """
-    texts = longest(seen.texts, TAUGHT)
+    texts = longest(seen.texts)
     try:
         dfa, wfsa, approximate = automata_of(target, None, MAX_STATES, texts)
     except (ConstraintError, ValueError):
@@ -334,16 +306,14 @@ async def fitted_line(seen: SeenRows, roots: Sequence[AheadLanes]) -> Line:
         roots: the guesses of the even half and of the odd half at the empty text.
     """
     halves = [await solve(seen, root, known=seen.visits[:, h] > 0) for h, root in enumerate(roots)]
-    guesses, sums, lengths = list[FloatArray](), list[FloatArray](), list[IntArray]()
     length = np.array([len(text) for text in seen.texts])
+    found = []
     for h, mine in enumerate(halves):
-        other = halves[1 - h]
+        value = halves[1 - h].value
         apart = (seen.visits[:, h] == 0) & (seen.visits[:, 1 - h] > 0)
-        at = np.flatnonzero(apart & np.isfinite(mine.guess) & np.isfinite(other.value))
-        guesses.append(mine.guess[at])
-        sums.append(other.value[at])
-        lengths.append(length[at])
-    return line_of(np.concatenate(guesses), np.concatenate(sums), np.concatenate(lengths))
+        at = np.flatnonzero(apart & np.isfinite(mine.guess) & np.isfinite(value))
+        found.append((mine.guess[at], value[at], length[at]))
+    return line_of(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
 
 def line_of(guess: FloatArray, value: FloatArray, length: IntArray) -> Line:

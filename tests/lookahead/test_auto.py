@@ -10,8 +10,8 @@ import torch
 from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.constraints import BytePredicate, ByteRegex
 from genlm_bytes_smc.lookahead import Lookahead, auto
-from genlm_bytes_smc.lookahead.auto import DEFENSIVE, LOSS, LOSS_OF_BUDGET
-from genlm_bytes_smc.lookahead.seen import MeanLanes, line_of, mean_guesses, solve
+from genlm_bytes_smc.lookahead.auto import LOSS, LOSS_OF_BUDGET
+from genlm_bytes_smc.lookahead.seen import DEFENSIVE, MeanLanes, line_of, mean_guesses, solve
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import (
     AllParticlesDeadError,
@@ -151,7 +151,7 @@ class Wrong(Ahead):
     strength, defensive, line = 1.0, DEFENSIVE, pooled.Stage
 
     def __init__(self):
-        self.line = auto.SeenLookahead([], None, DEFENSIVE).line
+        self.line = auto.SeenLookahead(None, [], None).line
 
     async def start(self, target, leaves, max_bytes):
         """Guesses that fall by three nats a byte."""
@@ -178,7 +178,7 @@ def test_a_step_weighs_at_most_so_many_times_a_plain_one():
     generator = torch.Generator().manual_seed(1)
     own = torch.randn(50, 257, generator=generator, dtype=torch.float64) * 5
     psi = torch.randn(50, 257, generator=generator, dtype=torch.float64) * 50
-    ahead = auto.SeenLookahead([], None, DEFENSIVE)
+    ahead = auto.SeenLookahead(None, [], None)
     q = torch.log_softmax(proposal_rows(Tree((0,)), 1, ahead)([own, psi]), 1)
     plain = torch.logsumexp(own, 1, keepdim=True)
     assert float((own - q - plain).max()) <= -math.log(DEFENSIVE) + 1e-9
