@@ -14,11 +14,9 @@ which the tests of the interface run. Nothing here knows particles or look-ahead
 
 from genlm_bytes_smc import alphabet as alphabet  # first: it imports genlm.control at less cost
 from genlm_bytes_smc.constraints.base import ByteConstraint, ConstraintError
-from genlm_bytes_smc.constraints.dfa import ByteDFA
-from genlm_bytes_smc.constraints.json_schema import ByteJsonSchema
-from genlm_bytes_smc.constraints.languages import (
+from genlm_bytes_smc.constraints.dfa import (
     AtomicUnits,
-    ByteRegex,
+    ByteDFA,
     Containing,
     Ending,
     FiniteSet,
@@ -27,9 +25,11 @@ from genlm_bytes_smc.constraints.languages import (
     StopStrings,
     Utf8,
 )
+from genlm_bytes_smc.constraints.json_schema import ByteJsonSchema
 from genlm_bytes_smc.constraints.learning import approximate_automaton
 from genlm_bytes_smc.constraints.matcher import ByteGrammar, MatcherError
-from genlm_bytes_smc.constraints.predicate import BytePredicate, PartialRegex
+from genlm_bytes_smc.constraints.patterns import ByteRegex, PartialRegex
+from genlm_bytes_smc.constraints.tree import BytePredicate
 from genlm_bytes_smc.constraints.wfsa import ByteWFSA, from_genlm
 
 __all__ = [

@@ -32,8 +32,7 @@ from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
 from genlm_bytes_smc.constraints.automata.table import Table
 from genlm_bytes_smc.constraints.base import DEAD, ConstraintError
-from genlm_bytes_smc.constraints.dfa import ByteDFA
-from genlm_bytes_smc.constraints.languages import FiniteSet
+from genlm_bytes_smc.constraints.dfa import ByteDFA, FiniteSet
 from genlm_bytes_smc.constraints.learning_table import MembershipOracle, ObservationTable, Symbols
 from genlm_bytes_smc.constraints.matcher import END_BIT, ByteMatcher
 

@@ -86,7 +86,7 @@ class ByteMatcher(TreeConstraint):
     """
 
     # The grammar is compiled again where it arrives.
-    _transient = TreeConstraint._transient | {"_matcher", "_masks", "_heirs"}
+    _transient = TreeConstraint._transient | {"_matcher", "_heirs"}
 
     def __init__(self, grammar: str, device: torch.device | str | None, max_states: int) -> None:
         super().__init__(device, max_states)
@@ -100,7 +100,6 @@ class ByteMatcher(TreeConstraint):
 
     def _forget(self) -> None:
         super()._forget()
-        self._masks: dict[int, bytes] = {}
         self._heirs: dict[int, int] = {}  # of a node that handed its matcher on: who has it
 
     @cached_property
@@ -172,7 +171,7 @@ class ByteMatcher(TreeConstraint):
 
     def _masks_of(self, nodes: IntArray) -> BoolArray:
         """Return what may follow each node, bool[m, 257]."""
-        masks = self._masks
+        masks = self._noted["mask"]
         unknown = nodes[[n not in masks for n in nodes.tolist()]]
         if len(unknown):
             for node, matcher in zip(unknown.tolist(), self._at(unknown), strict=True):
@@ -196,8 +195,6 @@ class ByteMatcher(TreeConstraint):
 
     def _freed(self, nodes: IntArray) -> None:
         gone = set(nodes.tolist())
-        for node in gone:
-            self._masks.pop(node, None)
         # An heir may be gone while the node before it stays, and its number come again.
         ends = {n: self._heir(n) for n in list(self._heirs)}
         self._heirs = {n: h for n, h in ends.items() if n not in gone and h is not None}

@@ -1,32 +1,39 @@
-"""Python functions of the text as constraints; patterns that no automaton expresses among them."""
+"""Regular expressions: as minimal byte automata, and text by text where there is none.
+
+Which engine reads regular expressions (tried on one core): outlines-core 0.2.14 compiles as
+fast, but its index over the 256 bytes refuses "bcé" for `[^a]+é?` and for `\\w{1,50}`;
+llguidance derives lazily and names no states, so there is no table to gather from; the classes
+of interegular and greenery are ASCII, and `re._parser` knows no `\\p{..}`. So: `regex` parses
+and says what a class matches, and `automata/` does the rest.
+"""
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import regex
-import torch
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
-from genlm_bytes_smc.constraints.automata.expressions import letter, partition
+from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.constraints.automata.expressions import letter, partition, table_of_characters
+from genlm_bytes_smc.constraints.automata.regex_parser import NotRegularError, parse
 from genlm_bytes_smc.constraints.automata.regex_tree import told_apart, written_out
-from genlm_bytes_smc.constraints.automata.table import N_CODEPOINTS
-from genlm_bytes_smc.constraints.base import (
-    BoolArray,
-    ConstraintError,
-    FloatArray,
-    IntArray,
-    show,
+from genlm_bytes_smc.constraints.automata.table import (
+    MAX_SECONDS,
+    MAX_STATES,
+    N_CODEPOINTS,
+    Deadline,
+    OutgrownError,
+    Table,
 )
-from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS, TreeConstraint
+from genlm_bytes_smc.constraints.base import ConstraintError, show
+from genlm_bytes_smc.constraints.dfa import ByteDFA, Device
+from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS, BytePredicate
+from genlm_bytes_smc.fast_path import warn_lost
 
-Weight = bool | float
 SECONDS = 5.0  # that one match may take
 MOST_PARTS = 200_000  # `regex` writes every repeat out
 MOST_FOUND = 1024  # texts of which it is known what may follow
@@ -35,114 +42,111 @@ _LAST = (b"\x80", b"\xa0", b"\xbf")  # characters from all over a range
 _LIKELY = "aA0 \n-_.é日"
 
 
-class BytePredicate(TreeConstraint):
-    """A whole text is weighed by a function; a prefix by another, or not at all.
+class ByteRegex(ByteDFA):
+    """The texts that a regular expression matches from end to end, as UTF-8.
 
-    A function returns a bool (True is log weight 0, False is -inf) or a log weight in nats.
-    Each is called once for a text it is asked about, for as long as the text is remembered.
+    A text has weight 1 where `regex.fullmatch(pattern, text, flags)` matches and 0 elsewhere;
+    bytes that are no UTF-8 have weight 0. Every admitted prefix can be completed.
+
+    Lookahead, lookbehind, word boundaries and anchors in the middle are part of the automaton, and
+    so are atomic groups and possessive repeats whose parts end in one place (`a++`, `(?>a|ab)`).
+    What no automaton here expresses (backreferences, other atomic groups, recursion, conditionals
+    on a group, full case folding and the like), and what outgrows the default limits, is matched
+    text by text: `ByteRegex(pattern)` is then a `PartialRegex`, which is slower and may see late
+    that a prefix cannot be completed. A `FastPathWarning` says so.
 
     Args:
-        fn: weighs whole texts.
-        prefix_fn: weighs prefixes, the empty one included. A prefix of weight zero ends
-            everything that begins with it. Without it every prefix has log weight 0; with it
-            a row of next-byte weights takes 256 calls.
-        device: where weights are returned (None: the CPU).
-        max_states: where only contexts are asked about, a quarter of the texts remembered.
+        pattern: a pattern of the `regex` module. Anchors are fine anywhere. Classes are those
+            of Unicode: `\\d` is hundreds of digits, `(?a)\\d` the ten of ASCII.
+        flags: flags of the `regex` module.
+        device: where the table lives and weights are returned (None: the CPU).
+        max_states: refuse a pattern that needs more byte states than this (by default such a
+            pattern is matched text by text).
+        max_seconds: refuse a pattern that takes longer to compile (None: no limit; by default
+            such a pattern is matched text by text).
 
     Raises:
-        ConstraintError: fn or prefix_fn is not callable, or the empty text, a prefix of every
-            other, has weight zero as one.
-        ValueError, TypeError: later, when a function returns NaN, +inf or no weight at all.
+        TypeError: `flags` or a limit of the wrong type.
+        ConstraintError: the pattern does not parse, has the flag LOCALE or REVERSE, matches no
+            text, outgrows a limit that was given, or outgrows all ways of matching it.
+
+    Warns:
+        FastPathWarning: the pattern is matched text by text; the message names the cause.
     """
 
-    _transient = TreeConstraint._transient | {"_complete", "_prefix"}
+    _built: Table | None = None  # from `__new__` to `__init__`
+
+    def __new__(
+        cls, pattern: str | None = None, flags: int = 0, *, device: Device = None, **limits: Any
+    ) -> Any:
+        """Make an automaton, or a `PartialRegex` where there is none (not of a subclass)."""
+        new = super().__new__(cls)
+        if pattern is None or cls is not ByteRegex:
+            return new  # unpickled, or of a subclass, whose `__init__` may take anything
+        try:
+            new._built = _table_of_pattern(pattern, flags, **limits)
+        except (NotRegularError, OutgrownError) as cause:
+            outgrown = isinstance(cause, OutgrownError)
+            if outgrown and limits:
+                raise
+            try:
+                found = PartialRegex(pattern, flags, device=device)
+            except ConstraintError:
+                if outgrown:
+                    raise cause from None
+                raise
+            warn_lost(f"{cause}; each distinct prefix is matched on its own, which is slower", 3)
+            return found
+        return new
 
     def __init__(
         self,
-        fn: Callable[[bytes], Weight],
-        prefix_fn: Callable[[bytes], Weight] | None = None,
+        pattern: str,
+        flags: int = 0,
         *,
-        device: torch.device | str | None = None,
-        max_states: int = MAX_SNAPSHOTS,
+        device: Device = None,
+        max_states: int = MAX_STATES,
+        max_seconds: float | None = MAX_SECONDS,
     ) -> None:
-        for name, value in (("fn", fn), ("prefix_fn", prefix_fn)):
-            if not callable(value) and (name == "fn" or value is not None):
-                raise ConstraintError(f"{name} must be a function of bytes, got {value!r}")
-        super().__init__(device, max_states)
-        self.fn, self.prefix_fn = fn, prefix_fn
-        if prefix_fn is not None and _weigh(prefix_fn, b"", "prefix_fn") == -math.inf:
-            raise ConstraintError("prefix_fn gives the empty text weight zero: no text is left")
-
-    def is_terminal_only(self) -> bool:
-        """Return whether only whole texts are weighed."""
-        return self.prefix_fn is None
-
-    def log_prefix(self, state: torch.Tensor) -> torch.Tensor:
-        """Log weight of each state as a prefix: int64[n] -> float64[n]."""
-        if self.prefix_fn is None:
-            return super().log_prefix(state)
-        return self._by_node(state, lambda n: torch.from_numpy(self._prefixes(n)).to(self.device))
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._complete: dict[int, float] = {}  # node -> log weight
-        self._prefix: dict[int, float] = {}
-
-    def _admitted(self, nodes: IntArray, symbols: IntArray) -> BoolArray:
-        if self.prefix_fn is None:
-            return np.ones(len(nodes), dtype=np.bool_)
-        children = self.tree.children(nodes, symbols)
-        admitted: BoolArray = self._prefixes(children) > -math.inf
-        return admitted
-
-    def _rows(self, nodes: IntArray) -> torch.Tensor:
-        rows = np.zeros((len(nodes), N_SYMBOLS))
-        for row, node in zip(rows, nodes.tolist(), strict=True):
-            text = self.text(node)
-            if node not in self._complete:
-                self._complete[node] = _weigh(self.fn, text, "fn")
-            row[EOS_COLUMN] = self._complete[node]
-            if self.prefix_fn is not None:
-                longer = [text + bytes([b]) for b in range(N_BYTES)]
-                row[:N_BYTES] = [_weigh(self.prefix_fn, t, "prefix_fn") for t in longer]
-        return torch.from_numpy(rows - self._prefixes(nodes)[:, None]).to(self.device)
-
-    def _prefixes(self, nodes: IntArray) -> FloatArray:
-        """Return the prefix weight of each live node."""
-        if self.prefix_fn is None:
-            return np.zeros(len(nodes))
-        for node in nodes.tolist():
-            if node not in self._prefix:
-                self._prefix[node] = _weigh(self.prefix_fn, self.text(node), "prefix_fn")
-        return np.array([self._prefix[n] for n in nodes.tolist()])
-
-    def _freed(self, nodes: IntArray) -> None:
-        for node in nodes.tolist():
-            self._complete.pop(node, None)
-            self._prefix.pop(node, None)
+        table = self.__dict__.pop("_built", None)
+        if table is None:
+            table = _table_of_pattern(pattern, flags, max_states, max_seconds)
+        self._adopt(table, device)
+        self.pattern = pattern
+        self.flags = int(flags)
 
     def _facts(self) -> dict[str, str]:
-        named = {"fn": self.fn, "prefix_fn": self.prefix_fn}
-        shown = {k: getattr(f, "__qualname__", repr(f)) for k, f in named.items() if f}
-        return {**shown, "texts": str(self.n_texts)}
+        shown = {"pattern": show(self.pattern)}
+        if self.flags:
+            shown["flags"] = str(self.flags)
+        return {**shown, **super()._facts()}
 
 
-def _weigh(fn: Callable[[bytes], Weight], text: bytes, name: str) -> float:
-    """Return the log weight that `fn` gives `text`, checked."""
-    value = fn(text)
-    if isinstance(value, bool | np.bool_):
-        return 0.0 if value else -math.inf
-    if not isinstance(value, numbers.Real):
-        raise TypeError(
-            f"{name}({text!r}) must return a bool or a log weight (float), got {value!r} "
-            f"of type {type(value).__name__}"
-        )
-    weight = float(value)
-    if math.isnan(weight) or weight == math.inf:
-        raise ValueError(
-            f"{name}({text!r}) returned {weight}; a log weight is a number of nats below +inf"
-        )
-    return weight
+def _table_of_pattern(
+    pattern: str,
+    flags: int,
+    max_states: int = MAX_STATES,
+    max_seconds: float | None = MAX_SECONDS,
+) -> Table:
+    """Return the minimal byte automaton of a pattern; see `ByteRegex`."""
+    check_count("max_states", max_states, 1)
+    _compile_loops()
+    deadline = Deadline(max_seconds)
+    try:
+        tree = parse(pattern, flags)
+        deadline.check()
+        return table_of_characters(tree, max_states, deadline)
+    except RecursionError:
+        raise ConstraintError(
+            f"the pattern {show(pattern)} nests its groups more deeply than Python's recursion "
+            "limit lets it be parsed; write fewer groups inside one another"
+        ) from None
+
+
+@cache
+def _compile_loops() -> None:
+    """Compile the loops beforehand: no pattern takes this time."""
+    table_of_characters(letter(0), 2, Deadline())
 
 
 class PartialRegex(BytePredicate):
@@ -179,7 +183,7 @@ class PartialRegex(BytePredicate):
         pattern: str,
         flags: int = 0,
         *,
-        device: torch.device | str | None = None,
+        device: Device = None,
         max_states: int = MAX_SNAPSHOTS,
     ) -> None:
         size = written_out(pattern, flags)
