@@ -13,26 +13,7 @@ import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.automata.expressions import (
-    Alternation,
-    Chars,
-    Concat,
-    Node,
-    Repeat,
-    letter,
-    table_of_bytes,
-)
-from genlm_bytes_smc.constraints.automata.nfa import combine
-from genlm_bytes_smc.constraints.automata.table import (
-    MAX_STATES,
-    N_CODEPOINTS,
-    Deadline,
-    Table,
-    bytes_of_characters,
-    in_walking_order,
-    minimal,
-    too_large,
-)
+from genlm_bytes_smc.constraints.automata import MAX_STATES, Table, combine, minimal, too_large
 from genlm_bytes_smc.constraints.base import (
     DEAD,
     BoolArray,
@@ -40,6 +21,17 @@ from genlm_bytes_smc.constraints.base import (
     ConstraintError,
     log_of,
     show,
+)
+from genlm_bytes_smc.constraints.expressions import (
+    N_CODEPOINTS,
+    Alternation,
+    Chars,
+    Concat,
+    Node,
+    Repeat,
+    bytes_of_characters,
+    letter,
+    table_of_bytes,
 )
 
 _ANY_BYTES = Repeat(Chars(np.array([[0, N_BYTES]])), 0, None)
@@ -347,8 +339,7 @@ class AtomicUnits(_OfStrings):
 
 def _of_characters(table: Table, limit: int = MAX_STATES) -> Table:
     """Return the byte automaton of one over a single class: every character."""
-    every = np.zeros(N_CODEPOINTS, dtype=np.int64)
-    return in_walking_order(bytes_of_characters(table, every, limit, Deadline()))
+    return bytes_of_characters(table, np.zeros(N_CODEPOINTS, dtype=np.int64), limit)
 
 
 def _byte_strings(strings: Iterable[str | bytes], empty: bool) -> tuple[bytes, ...]:

@@ -27,10 +27,9 @@ from typing import NamedTuple
 
 import torch
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, as_bytes
+from genlm_bytes_smc.alphabet import EOS_COLUMN, as_bytes
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
-from genlm_bytes_smc.constraints.automata.table import Table
+from genlm_bytes_smc.constraints.automata import Nfa, Table, determinize
 from genlm_bytes_smc.constraints.base import DEAD, ConstraintError
 from genlm_bytes_smc.constraints.dfa import ByteDFA, FiniteSet
 from genlm_bytes_smc.constraints.learning_table import MembershipOracle, ObservationTable, Symbols
@@ -262,7 +261,7 @@ class Hypothesis:
         Raises:
             ConstraintError: none of them can end, or there are more states.
         """
-        nfa = Nfa(labels=[[b] for b in range(N_BYTES)], limit=max_states)
+        nfa = Nfa(limit=max_states)
         start = nfa.state()
         state_of = {i: nfa.state() for i, node in enumerate(self.nodes) if node.arcs is not None}
 

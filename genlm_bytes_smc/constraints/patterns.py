@@ -18,19 +18,34 @@ import numpy as np
 import regex
 
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.automata.expressions import letter, partition, table_of_characters
-from genlm_bytes_smc.constraints.automata.regex_parser import NotRegularError, parse
-from genlm_bytes_smc.constraints.automata.regex_tree import told_apart, written_out
-from genlm_bytes_smc.constraints.automata.table import (
+from genlm_bytes_smc.constraints.automata import (
     MAX_SECONDS,
     MAX_STATES,
-    N_CODEPOINTS,
     Deadline,
     OutgrownError,
     Table,
 )
 from genlm_bytes_smc.constraints.base import ConstraintError, show
 from genlm_bytes_smc.constraints.dfa import ByteDFA, Device
+from genlm_bytes_smc.constraints.expressions import (
+    N_CODEPOINTS,
+    NEWLINE,
+    Chars,
+    letter,
+    partition,
+    table_of_characters,
+)
+from genlm_bytes_smc.constraints.regex_tree import (
+    CLASSES,
+    WORDS,
+    NotRegularError,
+    all_parts,
+    class_of,
+    parse,
+    parsed,
+    parts_of,
+    word_letters,
+)
 from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS, BytePredicate
 from genlm_bytes_smc.fast_path import warn_lost
 
@@ -40,6 +55,13 @@ MOST_FOUND = 1024  # texts of which it is known what may follow
 _CONDITION = regex.compile(r"\\[bBmM]|\(\?\(?\??<?[!=]")  # word boundary or lookaround
 _LAST = (b"\x80", b"\xa0", b"\xbf")  # characters from all over a range
 _LIKELY = "aA0 \n-_.é日"
+# Parts that ask nothing of a character, and those that ask whether it is a newline.
+_BLIND = {
+    "Atomic", "Branch", "CallGroup", "Conditional", "EndOfString", "Failure", "GreedyRepeat",
+    "Group", "Keep", "LazyRepeat", "LookAround", "LookAroundConditional", "PossessiveRepeat",
+    "Prune", "RefGroup", "SearchAnchor", "Sequence", "Skip", "StartOfString",
+}  # fmt: skip
+_LINES = {"EndOfLine", "EndOfStringLine", "StartOfLine"}
 
 
 class ByteRegex(ByteDFA):
@@ -146,7 +168,7 @@ def _table_of_pattern(
 @cache
 def _compile_loops() -> None:
     """Compile the loops beforehand: no pattern takes this time."""
-    table_of_characters(letter(0), 2, Deadline())
+    table_of_characters(letter(0), 2)
 
 
 class PartialRegex(BytePredicate):
@@ -186,7 +208,7 @@ class PartialRegex(BytePredicate):
         device: Device = None,
         max_states: int = MAX_SNAPSHOTS,
     ) -> None:
-        size = written_out(pattern, flags)
+        size = written_out(pattern, int(flags))
         if size > MOST_PARTS:
             raise ConstraintError(
                 f"the pattern {show(pattern)} has {size} parts with its repeats written out; at "
@@ -217,7 +239,7 @@ class PartialRegex(BytePredicate):
         if classes is None:
             return str
         alone = [letter(ord(c)) for c in self._longer]
-        kinds = partition(list(dict.fromkeys([*classes, *alone])), N_CODEPOINTS, slice(0, 0))[0]
+        kinds = partition(list(dict.fromkeys([*classes, *alone])), N_CODEPOINTS)[0]
         kinds = kinds.astype(np.int32)  # 4 MiB
         return lambda character: int(kinds[ord(character)])
 
@@ -284,3 +306,46 @@ class PartialRegex(BytePredicate):
     def _facts(self) -> dict[str, str]:
         shown = {"pattern": show(self.pattern), "texts": str(self.n_texts)}
         return shown | ({"flags": str(self.flags)} if self.flags else {})
+
+
+def written_out(pattern: str, flags: int) -> int:
+    """Return how many parts a pattern has once each repeat is written out, which `regex` does.
+
+    Raises:
+        ConstraintError: it is no pattern.
+    """
+    try:
+        return _written_out(parsed(pattern, flags)[0])
+    except regex.error as e:
+        raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}") from None
+
+
+def _written_out(node: Any) -> int:
+    most = getattr(node, "max_count", 1)
+    times = max(getattr(node, "min_count", 1), 1 if most is None else most)
+    return int(times) * (1 + sum(map(_written_out, parts_of(node))))
+
+
+def told_apart(pattern: str, flags: int) -> list[Chars] | None:
+    """Return the classes by which a pattern tells characters apart (None: unknown).
+
+    Two characters that are in the same classes, and do not occur in a text, may stand for one
+    another at its end: it is a match, or the beginning of one, with both or with neither.
+    """
+    tree, info = parsed(pattern, flags)
+    found = []
+    for node in all_parts(tree):
+        kind, case_flags = type(node).__name__, getattr(node, "case_flags", 0)
+        if case_flags & regex.FULLCASE or (case_flags and kind in ("RefGroup", "String")):
+            return None  # one character stands for several, or for others in other case
+        if kind in CLASSES:
+            found.append(class_of(node, info))
+        elif kind == "String":
+            found += map(letter, node.characters)
+        elif kind in WORDS:
+            found.append(word_letters(node, info))
+        elif kind in _LINES:
+            found.append(NEWLINE)
+        elif kind not in _BLIND:
+            return None
+    return found

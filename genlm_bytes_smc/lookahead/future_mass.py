@@ -23,7 +23,7 @@ import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError
-from genlm_bytes_smc.constraints.automata.table import Table, ragged
+from genlm_bytes_smc.constraints.automata import Table, ragged
 from genlm_bytes_smc.constraints.base import DEAD, BoolArray, IntArray
 from genlm_bytes_smc.constraints.wfsa import total_weights
 from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float, RowMeans

@@ -3,6 +3,12 @@
 The letters of a tree are bytes or code points. Letters that every class treats alike become one
 symbol, so Thompson's construction (1968) and the subset construction work on a handful of
 symbols; symbols become bytes, or the UTF-8 of characters, once, at the end.
+
+To read bytes instead of characters, an automaton is composed with a UTF-8 decoder. A block of 64
+consecutive code points shares all bytes of its encoding but the last, 64 blocks share all but the
+last two, and so on; the decoder is therefore the array of the characters' classes folded by 64s,
+equal blocks once (what is written there as ranges is the construction of Thompson's UTF-8
+matchers in Cox, "Regular Expression Matching in the Wild", 2010).
 """
 
 from __future__ import annotations
@@ -14,18 +20,23 @@ from functools import lru_cache
 import numpy as np
 
 from genlm_bytes_smc.alphabet import N_BYTES
-from genlm_bytes_smc.constraints.automata.nfa import Assertion, Nfa, determinize, without_conditions
-from genlm_bytes_smc.constraints.automata.table import (
-    N_CODEPOINTS,
-    SURROGATES,
+from genlm_bytes_smc.constraints.automata import (
+    FOREVER,
     Deadline,
+    Int32,
     Table,
-    bytes_of_characters,
+    determinize,
+    distinct_rows,
     in_walking_order,
     ragged,
+    too_large,
     with_dead,
 )
-from genlm_bytes_smc.constraints.base import IntArray
+from genlm_bytes_smc.constraints.base import DEAD, IntArray
+from genlm_bytes_smc.constraints.lookarounds import Assertion, Conditional, without_conditions
+
+N_CODEPOINTS = 0x110000
+SURROGATES = slice(0xD800, 0xE000)  # they have no UTF-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,53 +134,45 @@ def table_of_bytes(tree: Node, limit: int) -> Table:
     Raises:
         ConstraintError: the language is empty, or more than `limit` states are needed.
     """
-    nfa, symbol_of = _nfa_of(tree, N_BYTES, slice(0, 0), limit, Deadline())
-    table = determinize(nfa)
+    table, symbol_of = _table_of(tree, N_BYTES, limit, FOREVER)
     return in_walking_order(Table(with_dead(table.next)[:, symbol_of], table.accept))
 
 
-def table_of_characters(tree: Node, limit: int, deadline: Deadline) -> Table:
+def table_of_characters(tree: Node, limit: int, deadline: Deadline = FOREVER) -> Table:
     """Return the minimal automaton over UTF-8 of an expression over code points.
 
     Raises:
         ConstraintError: the language is empty, or more than `limit` states or more time than
             until `deadline` is needed.
     """
-    nfa, symbol_of = _nfa_of(tree, N_CODEPOINTS, SURROGATES, limit, deadline)
-    deadline.check()
-    characters = determinize(nfa, deadline)
-    return in_walking_order(bytes_of_characters(characters, symbol_of, limit, deadline))
+    return bytes_of_characters(*_table_of(tree, N_CODEPOINTS, limit, deadline), limit, deadline)
 
 
-def _nfa_of(
-    tree: Node, n_letters: int, excluded: slice, limit: int, deadline: Deadline
-) -> tuple[Nfa, IntArray]:
-    """Return an automaton over symbols, and the symbol of each letter (-1: none)."""
+def _table_of(tree: Node, n_letters: int, limit: int, deadline: Deadline) -> tuple[Table, IntArray]:
+    """Return the minimal automaton over symbols, and the symbol of each letter (-1: none)."""
     draw = _Thompson(limit, {}, {})
     nfa = draw.whole(tree)
-    symbol_of, nfa.labels = partition(list(draw.label_of), n_letters, excluded)
-    if nfa.conditions:
-        nfa = without_conditions(nfa, list(draw.looks.values()), deadline)
-    return nfa, symbol_of
+    symbol_of, nfa.labels = partition(list(draw.label_of), n_letters)
+    plain = without_conditions(nfa, list(draw.looks.values()), deadline) if nfa.conditions else nfa
+    return determinize(plain, deadline), symbol_of
 
 
-def partition(
-    classes: Sequence[Chars], n_letters: int, excluded: slice
-) -> tuple[IntArray, list[Sequence[int]]]:
+def partition(classes: Sequence[Chars], n_letters: int) -> tuple[IntArray, list[Sequence[int]]]:
     """Make one symbol of letters that are in the same classes.
 
     Args:
         classes: the classes.
-        n_letters: how many letters there are.
-        excluded: letters that count as being in no class.
+        n_letters: how many letters there are. Surrogates count as being in no class.
 
     Returns:
         int64[n_letters], the symbol of each letter or -1 for those in no class; and for each
         class the symbols it consists of.
     """
-    limits = np.array([0, excluded.start, excluded.stop, n_letters])
-    cuts = np.unique(np.concatenate([limits, *(c.runs.ravel() for c in classes)]))
-    outside = (cuts[:-1] >= excluded.start) & (cuts[:-1] < excluded.stop)
+    excluded = (SURROGATES.start, SURROGATES.stop) if n_letters == N_CODEPOINTS else (0, 0)
+    cuts = np.unique(
+        np.concatenate([[0, *excluded, n_letters], *(c.runs.ravel() for c in classes)])
+    )
+    outside = (cuts[:-1] >= excluded[0]) & (cuts[:-1] < excluded[1])
     inside = []  # the pieces between two cuts that each class consists of
     symbol = np.full(len(cuts) - 1, -1, dtype=np.int64)
     n_symbols = 0
@@ -196,10 +199,10 @@ class _Thompson:
     def __init__(
         self, limit: int, label_of: dict[Chars, int], looks: dict[Look, Assertion]
     ) -> None:
-        self.nfa = Nfa(limit=limit)
+        self.nfa = Conditional(limit=limit)
         self.label_of, self.looks = label_of, looks
 
-    def whole(self, tree: Node) -> Nfa:
+    def whole(self, tree: Node) -> Conditional:
         """Draw a tree from the first state to the one that accepts."""
         self.nfa.accept.add(self.add(tree, self.nfa.state()))
         return self.nfa
@@ -261,3 +264,89 @@ class _Thompson:
             start = self.add(node.body, first)
         nfa.silent.append((start, end))
         return end
+
+
+def bytes_of_characters(
+    table: Table, class_of: IntArray, limit: int, deadline: Deadline = FOREVER
+) -> Table:
+    """Return the minimal automaton over bytes of a minimal one over character classes.
+
+    States between characters stay distinct, and a state inside a character is known by what each
+    continuation byte leads to.
+
+    Args:
+        table: an automaton over K classes.
+        class_of: int[0x110000], the class of each code point, or -1.
+        limit: the most states to make.
+        deadline: until when.
+
+    Raises:
+        ConstraintError: more than `limit` states would be needed, or more time.
+    """
+    if len(table) > limit:
+        raise too_large(limit)
+    class_of = class_of.astype(np.int64)
+    class_of[SURROGATES] = DEAD
+    out = np.full((len(table), N_BYTES), DEAD, dtype=np.int32)
+    out[:, :0x80] = with_dead(table.next)[:, class_of[:0x80]]
+    # Below: the characters that are left to write with 2 to 4 bytes. What a longer form than
+    # necessary would lead to is not made: the first blocks have no class there.
+    class_of[:0x80] = DEAD
+    inside = _Inside(len(table), limit, deadline)
+    ends, block = _fold(class_of)  # the last 6 bits are left to read
+    after_one = inside.states(table.next, ends)
+    middles, group = _fold(_from(block, 32, len(ends)))
+    after_two = inside.states(after_one, middles)
+    # F4 stops at the last code point.
+    starts = np.append(_from(group, 16, len(middles)), np.full(48, len(middles)))
+    out[:, 0xC2:0xE0] = after_one[:, block[2:32]]
+    out[:, 0xE0:0xF0] = after_two[:, group[:16]]
+    out[:, 0xF0:0xF5] = inside.states(after_two, starts.reshape(5, 64))
+
+    more = np.full((len(inside.rows), N_BYTES), DEAD, dtype=np.int32)
+    more[:, 0x80:0xC0] = np.frombuffer(b"".join(inside.rows), dtype=np.int32).reshape(-1, 64)
+    accept = np.append(table.accept, np.zeros(len(more), bool))
+    return in_walking_order(Table(np.append(out, more, axis=0), accept))
+
+
+def _fold(values: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the distinct rows of 64 of `values`, and the number of the row at each place."""
+    rows = values.reshape(-1, 64)
+    first, inverse = distinct_rows(rows)
+    return rows[first], inverse
+
+
+def _from(numbers: IntArray, first: int, none: int) -> IntArray:
+    """Return `numbers` with `none` in the places before `first`."""
+    return np.append(np.full(first, none), numbers[first:])
+
+
+class _Inside:
+    """The byte states inside characters, numbered from `offset`, each made once."""
+
+    def __init__(self, offset: int, limit: int, deadline: Deadline) -> None:
+        self.rows: dict[bytes, int] = {}  # targets of the 64 continuation bytes -> state
+        self._offset, self._limit, self._deadline = offset, limit, deadline
+
+    def states(self, children: Int32, nodes: IntArray) -> Int32:
+        """Compose: children int32[Q, C] and nodes int[M, 64] over C -> states int32[Q, M].
+
+        Entry (q, m) is the state whose continuation byte i leads to children[q, nodes[m, i]]
+        (-1 for the node C or -1), or -1 where all of these are -1.
+        """
+        children = with_dead(children)
+        out = np.empty((len(children), len(nodes)), dtype=np.int32)
+        for m, node in enumerate(nodes):
+            self._deadline.check()
+            used, at = np.unique(node, return_inverse=True)
+            choices = np.ascontiguousarray(children[:, used])
+            first, which = distinct_rows(choices)
+            rows = choices[first][:, at]
+            numbers = np.full(len(rows), DEAD, dtype=np.int32)
+            for i in np.flatnonzero((rows >= 0).any(axis=1)).tolist():
+                fresh = self._offset + len(self.rows)
+                numbers[i] = number = self.rows.setdefault(rows[i].tobytes(), fresh)
+                if number >= self._limit:
+                    raise too_large(self._limit)
+            out[:, m] = numbers[which]
+        return out

@@ -24,11 +24,11 @@ DONE, SLICE, MEMBERS, CELLS, STATES, ARCS = range(6)
 
 
 @entry()
-def walk(table):
-    """Return the states that a table int32[S, K] leads to from 0, breadth first, int64[m]."""
+def walk(table, start):
+    """Return the states that a table int32[S, K] leads to from one, breadth first, int64[m]."""
     seen = full(len(table), False)
-    order = full(len(table), 0)
-    seen[0] = True
+    order = full(len(table), start)
+    seen[start] = True
     at, n = 0, 1
     while at < n:
         for target in table[order[at]]:

@@ -1,18 +1,32 @@
-"""Trees of regular expressions, from what the `regex` module's own parser makes of them."""
+"""Trees of regular expressions, from what the `regex` module's own parser makes of a pattern.
+
+The pattern is parsed by the code that `regex.compile` itself parses with, and the letters of a
+class are found by running the class over every code point once. So syntax, flags, Unicode tables
+and case folding are those of the installed `regex`, not a second reading of its manual. The
+parser is not part of the module's documented interface; no file but this one imports it, and the
+tests compare the result with `regex.fullmatch`. A node of its tree is told by the name of its
+class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import regex
+from regex import _regex, _regex_core
 
-from genlm_bytes_smc.constraints.automata.expressions import (
+from genlm_bytes_smc.constraints.base import ConstraintError, show
+from genlm_bytes_smc.constraints.expressions import (
     END,
     LAST_LINE_END,
+    N_CODEPOINTS,
     NEWLINE,
     START,
     Alternation,
+    Chars,
     Concat,
     Look,
     Node,
@@ -21,16 +35,14 @@ from genlm_bytes_smc.constraints.automata.expressions import (
     reads,
     repeated,
 )
-from genlm_bytes_smc.constraints.automata.regex_tree import (
-    CLASSES,
-    WORDS,
-    all_parts,
-    class_of,
-    parsed,
-    word_letters,
-)
-from genlm_bytes_smc.constraints.base import ConstraintError, show
 
+_ENCODINGS = regex.ASCII | regex.LOCALE | regex.UNICODE
+
+WORDS = {"Boundary", "EndOfWord", "StartOfWord"}
+CLASSES = {
+    "Any", "AnyAll", "AnyU", "Character", "Property", "Range",
+    "SetDiff", "SetInter", "SetSymDiff", "SetUnion",
+}  # fmt: skip
 MOST_CALLS = 1000  # of groups by name or number in one pattern
 
 _PLACES: dict[str, Node] = {
@@ -93,6 +105,82 @@ def parse(pattern: str, flags: int = 0) -> Node:
 
 class NotRegularError(ConstraintError):
     """A pattern has a part that no automaton expresses."""
+
+
+def parsed(pattern: str, flags: int) -> tuple[Any, Any]:
+    """Return the parser's tree and notes; parse again where a global flag turns up inside."""
+    while True:
+        source = _regex_core.Source(pattern)
+        info = _regex_core.Info(flags, source.char_type, {})
+        info.guess_encoding = _regex_core.UNICODE
+        source.ignore_space = bool(info.flags & regex.VERBOSE)
+        try:
+            tree = _regex_core._parse_pattern(source, info)
+        except _regex_core._UnscopedFlagSet:
+            flags = info.global_flags
+            continue
+        if not source.at_end():
+            raise regex.error("unbalanced parenthesis", pattern, source.pos)
+        for names in (("VERSION0", "VERSION1"), ("ASCII", "LOCALE", "UNICODE")):
+            given = [name for name in names if info.flags & getattr(regex, name)]
+            if len(given) > 1:
+                raise ConstraintError(f"the flags {' and '.join(given)} exclude one another")
+        if not info.flags & _ENCODINGS:
+            info.flags |= regex.UNICODE
+        # As `regex` does before it compiles: what a class under IGNORECASE matches may change
+        # where it becomes part of a larger one.
+        tree.fix_groups(pattern, False, False)
+        return tree.optimise(info, False), info
+
+
+def parts_of(node: Any) -> list[Any]:
+    """Return the parts that a node of the parser consists of."""
+    lists = (getattr(node, name, ()) for name in ("items", "branches"))
+    alone = (getattr(node, name, None) for name in ("subpattern", "yes_item", "no_item"))
+    return [*(part for parts in lists for part in parts), *filter(None, alone)]
+
+
+def all_parts(node: Any) -> Iterator[Any]:
+    """Yield a node and all that it consists of."""
+    yield node
+    for part in parts_of(node):
+        yield from all_parts(part)
+
+
+def word_letters(node: Any, info: Any) -> Chars:
+    """Return the letters of words, for a word boundary."""
+    return class_of(_regex_core.lookup_property(None, "WORD", True, encoding=node.encoding), info)
+
+
+def class_of(node: Any, info: Any) -> Chars:
+    """Return the characters of a class."""
+    if type(node).__name__ == "Character" and node.positive and not node.case_flags:
+        return letter(node.value)
+    # The engine's instructions for one or more of them.
+    code = _regex_core._flatten_code(_regex_core.GreedyRepeat(node, 1, None).compile())
+    return characters((*code, int(_regex_core.OP.SUCCESS)), info.flags & _ENCODINGS)
+
+
+@lru_cache(maxsize=4096)
+def characters(program: tuple[int, ...], encoding: int) -> Chars:
+    """Find the characters that a class matches by running it over all of them.
+
+    Args:
+        program: the engine's instructions.
+        encoding: `regex.ASCII` or `regex.UNICODE`, a property of the whole pattern: the engine asks
+            it what a letter is and which letters differ in case only.
+    """
+    flags = encoding | regex.VERSION0
+    no_groups_no_lists: tuple[Any, ...] = ({}, {}, {}, [])
+    nothing_required = (0, (), 0)
+    engine = _regex.compile("", flags, list(program), *no_groups_no_lists, *nothing_required, 0)
+    runs = [match.span() for match in engine.finditer(_every_character())]
+    return Chars(np.array(runs, dtype=np.int64).reshape(-1, 2))
+
+
+@lru_cache(maxsize=1)
+def _every_character() -> str:
+    return "".join(map(chr, range(N_CODEPOINTS)))
 
 
 class _Reading:
