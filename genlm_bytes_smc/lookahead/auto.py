@@ -259,11 +259,10 @@ class _Stages:
         if not len(self._seen):
             return None
         seen = self._seen.rows()
-        target = self._plan.potential
         if not self._settings:
             terminated = self._plan.terminate_when is not None
-            self._settings.append(settings_of(target, seen, terminated=terminated))
-        return SeenLookahead(target, seen, self._settings[0], rest=rest)
+            self._settings.append(settings_of(self._plan.potential, seen, terminated=terminated))
+        return SeenLookahead(seen, self._settings[0], rest=rest)
 
 
 def _seed(seed: int, k: int) -> int:

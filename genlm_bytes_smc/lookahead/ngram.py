@@ -19,6 +19,7 @@ context h or both, from coarse to fine, and an average of rows r is mixed with t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -136,16 +137,11 @@ class ByteNgram:
         if smoothing is not None and not smoothing > 0:
             raise ValueError(f"smoothing must be above zero, got {smoothing}")
         self.order = int(order)
-        self.smoothing = smoothing
-        counts: dict[Context, Float] = {(): np.zeros(N_SYMBOLS)}
+        counts = defaultdict[Context, Float](lambda: np.zeros(N_SYMBOLS), {(): np.zeros(N_SYMBOLS)})
         if order:
             for text, at, row in counted:
                 for context in _contexts(text, at, order):
-                    found = counts.get(context)
-                    if found is None:
-                        counts[context] = row.copy()
-                    else:
-                        found += row
+                    counts[context] += row
         by_use = sorted(counts, key=lambda c: (-counts[c].sum(), len(c), c))[:most]
         closed = {c[k:] for c in by_use for k in range(len(c) + 1)}
         self.contexts = sorted({(), *closed}, key=lambda c: (len(c), c))

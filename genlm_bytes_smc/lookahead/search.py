@@ -24,15 +24,13 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
-from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
+from genlm_bytes_smc.lookahead.future_mass import TableFactor
 from genlm_bytes_smc.lookahead.lookahead import TAUGHT, constraints_of
 from genlm_bytes_smc.lookahead.seen import (
     AS_IT_IS,
-    MeanLanes,
     guesses_after,
     guesses_of,
-    mean_guesses,
     settings_of,
     solve,
 )
@@ -131,19 +129,15 @@ class Search:
     async def _fit(self) -> None:
         """Learn guesses from what is known, and sum up."""
         seen, target = self.rows(), self._plan.potential
-        root: AheadLanes = MeanLanes(mean_guesses(seen), 1)
         if not self._asked and len(self.texts) >= self._least():
             self._asked = True
             terminated = self._plan.terminate_when is not None
             self.settings = settings_of(target, seen, terminated=terminated)
-        if self.settings is not None:
-            try:
-                every: BoolArray = np.ones(len(self.texts), dtype=bool)
-                table = guesses_of(target, seen, every, self.settings)
-                leaves = self._plan.leaves[: self._plan.n_target]
-                root = await table.start(target, leaves, self._plan.max_bytes)
-            except ConstraintError:  # too large a table
-                self.settings = None
+        every: BoolArray = np.ones(len(self.texts), dtype=bool)
+        leaves = self._plan.leaves[: self._plan.n_target]
+        root = await guesses_of(seen, every, target, leaves, self._plan.max_bytes, self.settings)
+        if not isinstance(root, TableFactor):  # a table would be too large, now and later
+            self.settings = None
         solved = await solve(seen, root)
         n = self._fitted = len(self.texts)
         self._after[:n], self._value[:n] = solved.after, solved.value

@@ -30,7 +30,7 @@ import torch
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.constraints.learning import MAX_STATES
-from genlm_bytes_smc.lookahead.future_mass import finite
+from genlm_bytes_smc.lookahead.future_mass import TableFactor, finite
 from genlm_bytes_smc.lookahead.lookahead import Lookahead, automata_of, longest
 from genlm_bytes_smc.lookahead.ngram import ByteNgram, edge_means, soft_counts_of
 from genlm_bytes_smc.smc.particles import BoolArray
@@ -238,40 +238,37 @@ class SeenLookahead(Ahead):
     """A look-ahead that knows what earlier runs saw, and guesses the rest.
 
     Args:
-        target: a target whose runs saw the rows.
-        seen: the rows.
+        seen: rows of earlier runs of the same target.
         settings: of the tables (`settings_of`); None: there is no automaton to look along.
         rest: look ahead to what is not known alone, not to whole texts whose weight is known.
 
     Attributes:
-        tables: the guesses: learned from all particles, from those with even and from those with
-            odd numbers.
         line: how far the guesses are trusted; set by `start`.
     """
 
     strength, defensive = 1.0, DEFENSIVE
 
     def __init__(
-        self, target: Any, seen: SeenRows, settings: dict[str, Any] | None, *, rest: bool = False
+        self, seen: SeenRows, settings: dict[str, Any] | None, *, rest: bool = False
     ) -> None:
-        self.seen, self._rest, self.line = seen, rest, AS_IT_IS
-        self.tables: list[Lookahead] = []
-        if settings is not None:
-            every = np.ones(len(seen.texts), dtype=bool)
-            halves = [] if rest else [seen.visits[:, h] > 0 for h in (0, 1)]
-            fits = [every, *(half if half.any() else every for half in halves)]
-            with suppress(ConstraintError):  # too large a table
-                self.tables = [guesses_of(target, seen, fit, settings) for fit in fits]
+        self.seen, self._settings, self._rest = seen, settings, rest
+        self.line = AS_IT_IS
+        self._first: SeenLanes | None = None
 
     async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
         """See `Ahead`."""
-        root: AheadLanes = MeanLanes(mean_guesses(self.seen), 1)
-        if self.tables:
-            root, *halves = [await t.start(target, leaves, max_bytes) for t in self.tables]
-            if halves:
-                self.line = await fitted_line(self.seen, halves)
-        solved = await solve(self.seen, root, self.line, rest=self._rest)
-        return SeenLanes(solved, self.line, np.zeros(1, dtype=np.int64), root, 0)
+        if self._first is None:
+            seen, about = self.seen, (target, leaves, max_bytes, self._settings)
+            every = np.ones(len(seen.texts), dtype=bool)
+            root = await guesses_of(seen, every, *about)
+            if isinstance(root, TableFactor) and not self._rest:
+                halves = [seen.visits[:, h] > 0 for h in (0, 1)]
+                fits = [half if half.any() else every for half in halves]
+                roots = [await guesses_of(seen, fit, *about) for fit in fits]
+                self.line = await fitted_line(seen, roots)
+            solved = await solve(seen, root, self.line, rest=self._rest)
+            self._first = SeenLanes(solved, self.line, np.zeros(1, dtype=np.int64), root, 0)
+        return self._first
 
 
 def settings_of(target: Any, seen: SeenRows, *, terminated: bool) -> dict[str, Any] | None:
@@ -337,16 +334,31 @@ def line_of(guess: FloatArray, value: FloatArray, length: IntArray) -> Line:
     return Line(slope, np.append(means / (number + _PRIOR), rest.mean()))
 
 
-def guesses_of(
-    target: Any, seen: SeenRows, which: BoolArray, settings: dict[str, Any]
-) -> Lookahead:
-    """Return the look-ahead that the rows of some texts, bool[V], teach, as averages of rows."""
-    at = np.flatnonzero(which)
-    texts, mass = [seen.texts[i] for i in at], np.exp(seen.target[at])
-    counted = soft_counts_of(texts, np.ones(len(texts)), mass)
-    model = ByteNgram.from_rows(counted, _ORDER)
-    ahead = Lookahead(model, **settings)
-    dfa = automata_of(target, ahead.constraint, ahead.max_states).dfa
-    assert dfa is not None
-    ahead.local = edge_means(dfa, model, dfa.states(texts).cpu().numpy(), texts, mass)
-    return ahead
+async def guesses_of(
+    seen: SeenRows,
+    which: BoolArray,
+    target: Any,
+    leaves: Sequence[Any],
+    max_bytes: int,
+    settings: dict[str, Any] | None,
+) -> AheadLanes:
+    """Return the guesses at the empty text (D = 1) that the rows of some texts, bool[V], teach.
+
+    They are those of a table, or where there is none, or it would be too large, means by length.
+
+    Args:
+        seen, which: the rows, and those that count.
+        target, leaves, max_bytes: as for `Ahead.start`.
+        settings: of the table (`settings_of`), or None.
+    """
+    if settings is not None:
+        at = np.flatnonzero(which)
+        texts, mass = [seen.texts[i] for i in at], np.exp(seen.target[at])
+        model = ByteNgram.from_rows(soft_counts_of(texts, np.ones(len(texts)), mass), _ORDER)
+        with suppress(ConstraintError):
+            ahead = Lookahead(model, **settings)
+            dfa = automata_of(target, ahead.constraint, ahead.max_states).dfa
+            assert dfa is not None
+            ahead.local = edge_means(dfa, model, dfa.states(texts).cpu().numpy(), texts, mass)
+            return await ahead.start(target, leaves, max_bytes)
+    return MeanLanes(mean_guesses(seen), 1)

@@ -151,7 +151,7 @@ class Wrong(Ahead):
     strength, defensive, line = 1.0, DEFENSIVE, pooled.Stage
 
     def __init__(self):
-        self.line = auto.SeenLookahead(None, [], None).line
+        self.line = auto.SeenLookahead([], None).line
 
     async def start(self, target, leaves, max_bytes):
         """Guesses that fall by three nats a byte."""
@@ -178,7 +178,7 @@ def test_a_step_weighs_at_most_so_many_times_a_plain_one():
     generator = torch.Generator().manual_seed(1)
     own = torch.randn(50, 257, generator=generator, dtype=torch.float64) * 5
     psi = torch.randn(50, 257, generator=generator, dtype=torch.float64) * 50
-    ahead = auto.SeenLookahead(None, [], None)
+    ahead = auto.SeenLookahead([], None)
     q = torch.log_softmax(proposal_rows(Tree((0,)), 1, ahead)([own, psi]), 1)
     plain = torch.logsumexp(own, 1, keepdim=True)
     assert float((own - q - plain).max()) <= -math.log(DEFENSIVE) + 1e-9
