@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,18 +24,19 @@ from genlm_bytes_smc.constraints.base import (
     show,
 )
 from genlm_bytes_smc.constraints.expressions import (
-    N_CODEPOINTS,
+    ANY,
     Alternation,
     Chars,
     Concat,
     Node,
     Repeat,
-    bytes_of_characters,
     letter,
     table_of_bytes,
+    table_of_characters,
 )
 
 _ANY_BYTES = Repeat(Chars(np.array([[0, N_BYTES]])), 0, None)
+_ANY_CHARACTERS = Repeat(ANY, 0, None)
 Device = torch.device | str | None
 
 
@@ -171,8 +173,7 @@ class Utf8(ByteDFA):
     """Valid UTF-8: no overlong form, no surrogate, nothing above U+10FFFF, no cut character."""
 
     def __init__(self, *, device: Device = None) -> None:
-        anything = Table(np.zeros((1, 1), dtype=np.int32), np.ones(1, dtype=np.bool_))
-        self._adopt(_of_characters(anything), device)
+        self._adopt(table_of_characters(_ANY_CHARACTERS, MAX_STATES), device)
 
 
 class Length(ByteDFA):
@@ -201,17 +202,11 @@ class Length(ByteDFA):
             raise ConstraintError(f"expected 0 <= minimum <= maximum, got {minimum}, {maximum}")
         if unit not in ("bytes", "characters"):
             raise ConstraintError(f"unit must be 'bytes' or 'characters', got {unit!r}")
-        last = minimum if maximum is None else maximum
-        if last >= max_states:
-            raise too_large(max_states)
-        chain = np.arange(1, last + 2, dtype=np.int32)[:, None]
-        chain[last] = last if maximum is None else -1
-        table = Table(chain, np.arange(last + 1) >= minimum)
         if unit == "bytes":
-            table = Table(np.repeat(table.next, N_BYTES, axis=1), table.accept)
+            table = table_of_bytes(replace(_ANY_BYTES, low=minimum, high=maximum), max_states)
         else:
-            table = _of_characters(table, max_states)
-        # A chain is minimal as it stands: its states differ in how far the end is.
+            any_text = replace(_ANY_CHARACTERS, low=minimum, high=maximum)
+            table = table_of_characters(any_text, max_states)
         self._adopt(table, device)
         self.minimum, self.maximum, self.unit = minimum, maximum, unit
 
@@ -335,11 +330,6 @@ class AtomicUnits(_OfStrings):
         alone = np.array(sorted(set(self.ordinary)), dtype=np.int64)
         ordinary = Chars(np.stack([alone, alone + 1], axis=1))
         return Repeat(Alternation((*words, ordinary)), 0, None)
-
-
-def _of_characters(table: Table, limit: int = MAX_STATES) -> Table:
-    """Return the byte automaton of one over a single class: every character."""
-    return bytes_of_characters(table, np.zeros(N_CODEPOINTS, dtype=np.int64), limit)
 
 
 def _byte_strings(strings: Iterable[str | bytes], empty: bool) -> tuple[bytes, ...]:

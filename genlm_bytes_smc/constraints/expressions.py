@@ -88,11 +88,11 @@ def letter(code: int) -> Chars:
 
 
 NEWLINE = letter(0x0A)
-_ANY = Chars(np.array([[0, N_CODEPOINTS]]))
+ANY = Chars(np.array([[0, N_CODEPOINTS]]))
 _NO_NEWLINE = Chars(np.array([[0, 0x0A], [0x0B, N_CODEPOINTS]]))
-START, END = Look(True, False, _ANY), Look(False, False, _ANY)  # of the text
+START, END = Look(True, False, ANY), Look(False, False, ANY)  # of the text
 # The end but for a last newline: no other letter comes, and nothing after a newline.
-LAST_LINE_END = Look(False, False, Alternation((Concat((NEWLINE, _ANY)), _NO_NEWLINE)))
+LAST_LINE_END = Look(False, False, Alternation((Concat((NEWLINE, ANY)), _NO_NEWLINE)))
 
 
 def reads(node: Node) -> bool:
@@ -209,7 +209,7 @@ class _Thompson:
 
     def _look(self, node: Look) -> Assertion:
         if node not in self.looks:
-            everything = Repeat(_ANY, 0, None)
+            everything = Repeat(ANY, 0, None)
             parts = (everything, node.body) if node.behind else (node.body, everything)
             inner = _Thompson(self.nfa.limit, self.label_of, self.looks).whole(Concat(parts))
             self.looks[node] = Assertion(node.behind, node.positive, inner)

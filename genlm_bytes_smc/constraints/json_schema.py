@@ -289,9 +289,8 @@ def plainer(parts: Iterable[dict[str, Any]], siblings: bool) -> list[str]:
             for name in [k for k in part if k in _NOTES or not (siblings or k in _BESIDE)]:
                 del part[name]
         pattern = part.get("pattern")
-        if isinstance(pattern, str) and not _reads(
-            json.dumps({"type": "string", "pattern": pattern})
-        ):
+        alone = {"type": "string", "pattern": pattern}
+        if isinstance(pattern, str) and not _reads(json.dumps(alone)):
             del part["pattern"]
             out["pattern"] = None
         named = part.get("patternProperties")

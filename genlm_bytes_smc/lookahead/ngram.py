@@ -331,6 +331,13 @@ class RowMeans:
         return out
 
 
+def places(codes: IntArray, wanted: IntArray) -> IntArray:
+    """Return where numbers stand among ascending ones, int64[m]; -1 for those that do not."""
+    at = np.searchsorted(codes, wanted)
+    at[at == len(codes)] = -1
+    return np.where(codes[at] == wanted, at, -1) if len(codes) else at
+
+
 def pilot_means(
     dfa: ByteDFA, model: ByteNgram, state: IntArray, seen: PilotSamples, smoothing: float
 ) -> RowMeans:
@@ -350,9 +357,7 @@ def pilot_means(
     width, codes = len(model), np.unique(state[at] * len(model) + context)
 
     def pair(state: IntArray, context: IntArray) -> IntArray:
-        code = state * width + context
-        found = np.searchsorted(codes, code).clip(max=len(codes) - 1)
-        return np.where(codes[found] == code, found, len(codes))  # the last: never seen
+        return places(codes, state * width + context)  # -1, the last, for one never seen
 
     means = RowMeans(lambda state, context, symbol: model.rows[context, symbol], smoothing)
     means.refine(lambda state, context: state, dfa.n_states, state[at], weighed, visits)

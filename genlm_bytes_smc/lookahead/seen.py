@@ -32,7 +32,7 @@ from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.lookahead.future_mass import TableFactor, finite
 from genlm_bytes_smc.lookahead.lookahead import Lookahead, automata_of, longest
-from genlm_bytes_smc.lookahead.ngram import ByteNgram, edge_means, soft_counts_of
+from genlm_bytes_smc.lookahead.ngram import ByteNgram, edge_means, places, soft_counts_of
 from genlm_bytes_smc.smc.particles import BoolArray
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.seen import SeenRows
@@ -220,11 +220,7 @@ class SeenLanes(AheadLanes):
         guesses, _ = await self._guesses.step(symbols)
         assert isinstance(guesses, AheadLanes)
         codes = np.where(self._node >= 0, self._node * N_BYTES + symbols, -1)
-        at = np.searchsorted(self._solved.codes, codes)
-        at = at.clip(max=max(len(self._solved.codes) - 1, 0))
-        node = np.full(len(codes), -1, dtype=np.int64)
-        if len(self._solved.codes):
-            node = np.where(self._solved.codes[at] == codes, self._solved.child[at], -1)
+        node = np.append(self._solved.child, -1)[places(self._solved.codes, codes)]
         return SeenLanes(self._solved, self._line, node, guesses, self._age + 1), None
 
     def gather(self, lanes: IntArray) -> SeenLanes:
