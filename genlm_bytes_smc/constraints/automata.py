@@ -146,8 +146,7 @@ def _quotient(arcs: IntArray, accept: BoolArray, n_symbols: int, limit: int) -> 
         arcs: int64[3, A], the source, symbol and target of each in any order. The start, which
             is 0, leads to every state.
         accept: bool[S].
-        n_symbols: how many symbols there are.
-        limit: most states of the minimal automaton.
+        n_symbols, limit: how many symbols there are, and most states of the minimal automaton.
 
     Raises:
         ConstraintError: the language is empty, or more states or memory are needed.
@@ -195,11 +194,8 @@ def determinize(
     finish. There may be four times as many subsets as states in the end (a prefix tree has
     many more than the automaton of its words).
 
-    Args:
-        nfa: the automaton.
-        deadline: until when.
-        accepting: from the members of the subsets and the subset of each, both int64[M], which
-            subsets accept (None: those with a member that does).
+    `accepting` says which subsets accept, from the members of the subsets and the subset of each,
+    both int64[M] (None: those with a member that does).
 
     Raises:
         ConstraintError: the language is empty, more than `nfa.limit` states are needed, or the

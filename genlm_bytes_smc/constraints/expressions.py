@@ -277,8 +277,7 @@ def bytes_of_characters(
     Args:
         table: an automaton over K classes.
         class_of: int[0x110000], the class of each code point, or -1.
-        limit: the most states to make.
-        deadline: until when.
+        limit, deadline: the most states to make, and until when.
 
     Raises:
         ConstraintError: more than `limit` states would be needed, or more time.

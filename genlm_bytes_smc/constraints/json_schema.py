@@ -279,9 +279,7 @@ def _plain(part: Any) -> Any:
 def plainer(parts: Iterable[dict[str, Any]], siblings: bool) -> list[str]:
     """Leave out what llguidance refuses, in place, and return the keywords that it was.
 
-    Args:
-        parts: all parts of a schema that are schemas.
-        siblings: whether keywords beside `$ref` count.
+    Keywords beside `$ref` count where `siblings`.
     """
     out: dict[str, None] = {}
     for part in parts:

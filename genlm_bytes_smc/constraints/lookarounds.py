@@ -28,11 +28,7 @@ from genlm_bytes_smc.constraints.base import DEAD
 
 @dataclass
 class Conditional(Nfa):
-    """A nondeterministic automaton with conditions.
-
-    Attributes:
-        conditions: (state, assertion, state) of silent steps that hold where the assertion does.
-    """
+    """An automaton with silent steps (state, assertion, state) that hold where assertions do."""
 
     conditions: list[tuple[int, Assertion, int]] = field(default_factory=list)
 
@@ -79,7 +75,7 @@ def without_conditions(
     Args:
         nfa: the automaton, with labels (those of its assertions, too).
         assertions: all that are in it, those inside another one before it.
-        deadline: until when.
+        deadline: see `determinize`.
 
     Raises:
         ConstraintError: an automaton on the way takes more states or time than it may.

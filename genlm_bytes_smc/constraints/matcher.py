@@ -42,7 +42,7 @@ _STACK_A_CHARACTER = 2048
 _LEAST_STACK = 2**24
 _stack_size = threading.Lock()
 
-_EOS_BYTE, _EOS_BIT = EOS_COLUMN // 8, 1 << EOS_COLUMN % 8  # nothing comes after EOS in a mask
+_MASK_BYTES = -(-N_SYMBOLS // 8)
 END_BIT = 1 << EOS_COLUMN  # of a mask as an int
 _RULE_OF_GBNF = re.compile(r"^[ \t]*([A-Za-z][\w-]*)[ \t]*::=", re.MULTILINE)
 LONGEST_FORCED = 4096  # a rule that derives nothing may force bytes for ever
@@ -175,12 +175,12 @@ class ByteMatcher(TreeConstraint):
         unknown = nodes[[n not in masks for n in nodes.tolist()]]
         if len(unknown):
             for node, matcher in zip(unknown.tolist(), self._at(unknown), strict=True):
-                mask = matcher.compute_bitmask()
+                mask = mask_of(matcher)
                 if matcher.is_error():
                     raise MatcherError(f"llguidance gave up: {_reason(matcher)}")
-                if mask[_EOS_BYTE] & _EOS_BIT and not self._may_end(node):
-                    mask = mask[:_EOS_BYTE] + bytes(len(mask) - _EOS_BYTE)
-                masks[node] = mask
+                if mask & END_BIT and not self._may_end(node):
+                    mask ^= END_BIT
+                masks[node] = mask.to_bytes(_MASK_BYTES, "little")
         packed = np.frombuffer(b"".join([masks[n] for n in nodes.tolist()]), dtype=np.uint8)
         bits = np.unpackbits(packed.reshape(len(nodes), -1), axis=1, bitorder="little")
         return bits[:, :N_SYMBOLS].astype(np.bool_)

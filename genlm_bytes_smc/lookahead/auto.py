@@ -179,11 +179,7 @@ class _Stages:
 
         Each may cost a third of what is left, reckoned by the rows a particle of the one before.
         The price falls as more is known, so stages grow. The last one takes what is left. Shares
-        are those of stages that double, up to the most there may be.
-
-        Args:
-            size: particles of the first stage.
-            budget: rows.
+        are those of stages that double, up to the most there may be. `size` particles begin.
         """
         left, most = 1.0 - FIRST_OF_BUDGET, max(MOST_PARTICLES, size)
         await self._stage(size, FIRST_OF_BUDGET)
@@ -205,7 +201,6 @@ class _Stages:
         """Run one stage of `size` particles.
 
         Args:
-            size: how many.
             share: see `Stage`.
             exact: whether texts that are known count with their weights, if these are exact.
             rest: whether it is drawn to what is not known alone; else the first one is plain.

@@ -116,10 +116,11 @@ class FutureTable:
         arcs, beside = (_Arcs.of(table), _ANYTHING) if wfsa is None else (_Arcs.of(wfsa), table)
         self.codes, source, target, byte, weight = _product(arcs, beside, model, stops)
         state, context = np.divmod(self.codes, len(model))
-        logp = _logp(model, local, state[source], context[source], byte)
+        local = local or RowMeans(lambda state, context, symbol: model.rows[context, symbol])
+        logp = local.log(state[source], context[source], byte)
         end = (arcs.end[:, None] + _log(beside.accept)).ravel()[state]
         if not stops:
-            end = end + _logp(model, local, state, context, EOS_COLUMN)
+            end = end + local.log(state, context, EOS_COLUMN)
         merged = _merged(source, target, weight + logp, len(self.codes))
         self.limited = max_bytes is not None and (max_bytes + 1) * len(end) * 8 <= MOST_BYTES
         if max_bytes is not None and self.limited:
@@ -237,20 +238,6 @@ def _product(
     order = np.argsort(source, kind="stable")
     place = np.searchsorted(seen, source[order]), np.searchsorted(seen, target[order])
     return seen, *place, byte[order], weight[order]
-
-
-def _logp(
-    model: ByteNgram,
-    local: RowMeans | None,
-    state: IntArray,
-    context: IntArray,
-    symbol: IntArray | int,
-) -> Float:
-    """Return log probabilities of symbols in pairs of states and contexts, float64[m]."""
-    if local is not None:
-        return local.log(state, context, symbol)
-    out: Float = np.log(model.rows[context, symbol])
-    return out
 
 
 def _log(mask: BoolArray) -> Float:

@@ -108,9 +108,7 @@ class ByteNgram:
         Args:
             llm: a `ByteLLM`, or a product of potentials that one is part of.
             order, max_contexts: see the class.
-            n_texts: how many texts are drawn.
-            max_bytes: the most bytes of each.
-            seed: of the draws.
+            n_texts, max_bytes, seed: of the draws; the most bytes of each.
             smoothing: how many rows the shorter context counts as.
         """
         check_count("order", order, 0)
@@ -294,7 +292,7 @@ class RowMeans:
     """
 
     def __init__(
-        self, coarsest: Callable[[IntArray, IntArray, IntArray | int], Float], smoothing: float
+        self, coarsest: Callable[[IntArray, IntArray, IntArray | int], Float], smoothing: float = 1
     ) -> None:
         self._coarsest, self._smoothing = coarsest, smoothing
         self._levels: list[tuple[Callable[[IntArray, IntArray], IntArray], Float, Float]] = []
@@ -344,8 +342,7 @@ def pilot_means(
     """Average the rows of a pilot by state, then by state and context; coarsest is the n-gram.
 
     Args:
-        dfa: the automaton.
-        model: the n-gram.
+        dfa, model: the automaton and the n-gram.
         state: int64[V], of the texts seen; negative for one that left the automaton.
         seen: the texts and rows.
         smoothing: visits that a coarser row counts as.
@@ -377,11 +374,9 @@ def edge_means(
     whole rows, which gives bytes that it never saw next to nothing.
 
     Args:
-        dfa: the automaton.
-        model: an n-gram, for its contexts.
+        dfa, model: the automaton, and an n-gram for its contexts.
         state: int64[V], of the texts; negative for one that left the automaton.
-        texts: V of them.
-        rows: float64[V, 257], mass of each symbol after them.
+        texts, rows: V of them, and float64[V, 257], mass of each symbol after them.
     """
     at = np.flatnonzero(state >= 0)
     context = np.array([model.context_of(texts[i]) for i in at], dtype=np.int64)

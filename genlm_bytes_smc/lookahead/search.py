@@ -106,12 +106,7 @@ class Search:
         return float(np.exp(self._total() - self._value[0])) if self._value[0] > -np.inf else 1.0
 
     def found(self, rows: int, start: float) -> Found:
-        """Return what was found.
-
-        Args:
-            rows: that it cost.
-            start: log weight of the empty text, nats.
-        """
+        """Return what was found, for so many rows; the empty text's log weight is `start` nats."""
         upper = np.full((len(self.texts), N_SYMBOLS), 0.0)
         for text in reversed(range(1, len(self.texts))):  # those that are longer come later
             here = np.logaddexp.reduce(self._target[text] + upper[text])
@@ -160,8 +155,7 @@ class Search:
     async def _know(self, asked: Sequence[tuple[int, int]]) -> None:
         """Compute the rows of texts and note them; none asked: the empty text.
 
-        Args:
-            asked: of each the place of the text that it goes on from, and its last byte.
+        Of each is given the place of the text that it goes on from, and its last byte.
         """
         texts, stops = [], self._plan.terminate_when
         going = list[tuple[int, int]]()

@@ -97,8 +97,7 @@ async def solve(
 
     Args:
         seen: the rows.
-        root: the guesses at the empty text (D = 1).
-        line: what is made of the guesses.
+        root, line: the guesses at the empty text (D = 1), and what is made of them.
         known: bool[V], the texts whose rows are used; the others are guessed (None: all are).
         rest: leave out whole texts whose weight is known.
     """
@@ -270,14 +269,9 @@ class SeenLookahead(Ahead):
 def settings_of(target: Any, seen: SeenRows, *, terminated: bool) -> dict[str, Any] | None:
     """Return the settings of tables for a target; None where there is nothing to look along.
 
-    An automaton that approximates a grammar or a schema is explored first where the texts pass,
-    and takes seconds: it is made once. Beside a weighted automaton the deterministic one is
-    followed, as an approximation.
-
-    Args:
-        target: the target.
-        seen: rows of its runs.
-        terminated: whether `terminate_when` ends texts.
+    An automaton that approximates a grammar or a schema is explored first where the texts seen
+    pass, and takes seconds: it is made once. Beside a weighted automaton the deterministic one is
+    followed, as an approximation. `terminated` says whether `terminate_when` ends texts.
     """
     texts = longest(seen.texts)
     try:
@@ -292,12 +286,7 @@ def settings_of(target: Any, seen: SeenRows, *, terminated: bool) -> dict[str, A
 
 
 async def fitted_line(seen: SeenRows, roots: Sequence[AheadLanes]) -> Line:
-    """Fit the line between the guesses of each half and the sums of the other.
-
-    Args:
-        seen: the rows.
-        roots: the guesses of the even half and of the odd half at the empty text.
-    """
+    """Fit the line between the guesses of each half, the even one first, and the other's sums."""
     halves = [await solve(seen, root, known=seen.visits[:, h] > 0) for h, root in enumerate(roots)]
     length = np.array([len(text) for text in seen.texts])
     found = []
@@ -340,12 +329,8 @@ async def guesses_of(
 ) -> AheadLanes:
     """Return the guesses at the empty text (D = 1) that the rows of some texts, bool[V], teach.
 
-    They are those of a table, or where there is none, or it would be too large, means by length.
-
-    Args:
-        seen, which: the rows, and those that count.
-        target, leaves, max_bytes: as for `Ahead.start`.
-        settings: of the table (`settings_of`), or None.
+    They are those of a table with these settings (`settings_of`); where there are none, or it
+    would be too large, means by length. The other arguments are those of `Ahead.start`.
     """
     if settings is not None:
         at = np.flatnonzero(which)
