@@ -11,8 +11,13 @@ the order a breadth-first walk meets them. Two tables over one alphabet therefor
 language exactly when their minimal forms are equal arrays, and in a minimal table every state can
 be reached and can reach acceptance: every prefix it admits can be completed.
 
-Minimisation is Valmari's (2012) refinement of the states and of the arcs in turns, in
-O(A log A) for A arcs. The loops are compiled (`automata_numba.py`).
+Minimisation is Valmari's (2012) refinement of states and arcs in turns, O(A log A) for A arcs.
+
+To read bytes instead of characters, an automaton is composed with a UTF-8 decoder. A block of 64
+consecutive code points shares all bytes of its encoding but the last, 64 blocks share all but the
+last two, and so on; the decoder is therefore the array of the characters' classes folded by 64s,
+equal blocks once (what is written there as ranges is the construction of Thompson's UTF-8
+matchers in Cox, "Regular Expression Matching in the Wild", 2010).
 """
 
 from __future__ import annotations
@@ -28,13 +33,22 @@ import numpy.typing as npt
 
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.constraints import automata_numba as compiled
-from genlm_bytes_smc.constraints.base import DEAD, BoolArray, ConstraintError, IntArray
+from genlm_bytes_smc.constraints.base import (
+    DEAD,
+    BoolArray,
+    EmptyLanguageError,
+    IntArray,
+    OutgrownError,
+    too_large,
+)
 
 Int32 = npt.NDArray[np.int32]
 
 MAX_STATES = 50_000
 MAX_SECONDS = 20.0
 MOST = 1 << 26  # entries of an array that a construction needs on its way, of 4 to 12 bytes each
+N_CODEPOINTS = 0x110000
+SURROGATES = slice(0xD800, 0xE000)  # they have no UTF-8
 _SLICE = 20_000_000  # members between two looks at the clock
 _BYTES = [[byte] for byte in range(N_BYTES)]
 
@@ -63,6 +77,8 @@ class Nfa:
         silent: (state, state) of each silent step.
         arcs: (state, label, state) of each arc.
         accept: the states that accept.
+        conditions: (state, number, state) of silent steps that hold where a lookaround does; an
+            automaton that has some is not for `determinize`.
         limit: most states of the minimal automaton; four times as many are allowed here.
     """
 
@@ -71,6 +87,7 @@ class Nfa:
     silent: list[tuple[int, int]] = field(default_factory=list)
     arcs: list[tuple[int, int, int]] = field(default_factory=list)
     accept: set[int] = field(default_factory=set)
+    conditions: list[tuple[int, int, int]] = field(default_factory=list)
     limit: int = MAX_STATES
 
     def state(self) -> int:
@@ -83,10 +100,6 @@ class Nfa:
             raise too_large(self.limit)
         self.n_states += 1
         return self.n_states - 1
-
-
-class OutgrownError(ConstraintError):
-    """The construction of an automaton outgrows a limit: of states, time or memory."""
 
 
 class Deadline:
@@ -108,23 +121,6 @@ class Deadline:
 FOREVER = Deadline()
 
 
-def too_large(limit: int) -> OutgrownError:
-    """Return the error for an automaton that outgrows its limit."""
-    return OutgrownError(
-        f"the automaton needs more than max_states={limit} states; raise max_states "
-        "(a state takes 1 KiB on the device) or write a smaller constraint"
-    )
-
-
-class EmptyLanguageError(ConstraintError):
-    """An automaton accepts nothing."""
-
-
-def empty_language() -> EmptyLanguageError:
-    """Return the error for an automaton that accepts nothing."""
-    return EmptyLanguageError("the constraint admits no text at all: its language is empty")
-
-
 def minimal(table: Table) -> Table:
     """Return the minimal automaton of the same language, in canonical numbering.
 
@@ -132,7 +128,8 @@ def minimal(table: Table) -> Table:
         ConstraintError: the language is empty.
     """
     reached = in_walking_order(table)
-    columns, column_of = distinct_columns(reached.next)
+    first, column_of = distinct_rows(reached.next.T)
+    columns = reached.next[:, first]
     source, symbol = np.nonzero(columns >= 0)
     arcs = np.stack([source, symbol, columns[source, symbol]])
     small = _quotient(arcs, reached.accept, columns.shape[1], len(table))
@@ -154,7 +151,7 @@ def _quotient(arcs: IntArray, accept: BoolArray, n_symbols: int, limit: int) -> 
     source, symbol, target = arcs
     useful = compiled.reach(*grouped(target, source, len(accept)), np.flatnonzero(accept))
     if not useful[0]:
-        raise empty_language()
+        raise EmptyLanguageError
     name = np.cumsum(useful) - 1
     kept = useful[source] & useful[target]
     source, symbol, target = name[source[kept]], symbol[kept], name[target[kept]]
@@ -203,14 +200,19 @@ def determinize(
     """
     arrays = _arrays(nfa)
     n_symbols = int(arrays.symbols.max(initial=-1)) + 1
-    found, code = _room(len(arrays.accept)), compiled.SLICE
+    found, code = compiled.room(len(arrays.accept)), compiled.SLICE
     while code != compiled.DONE:
         code = compiled.subsets(arrays, found, n_symbols, _SLICE)
         deadline.check()
         if found.counts[0] > 4 * nfa.limit:
             raise too_large(nfa.limit)
         if code not in (compiled.DONE, compiled.SLICE):
-            found = _enlarged(found, code)
+            if found.counts[3] > MOST:
+                raise OutgrownError(
+                    f"the construction of the automaton goes over more than {MOST} members of "
+                    "subsets or arcs, which takes too much memory; write a smaller constraint"
+                )
+            found = compiled.enlarged(found, code)
     states, n_arcs = found.counts[:2].tolist()
     accept = found.accept[:states]
     if accepting is not None:
@@ -229,9 +231,9 @@ def combine(
     A text is accepted where `accept(a accepts, b accepts)`. The two are one nondeterministic
     automaton, behind a common start; a subset of its states has one state of each at most.
     """
-    columns, column_of = distinct_columns(
-        np.append(a.next + (a.next >= 0), b.next + (b.next >= 0) * (len(a) + 1), axis=0)
-    )
+    rows = np.append(a.next + (a.next >= 0), b.next + (b.next >= 0) * (len(a) + 1), axis=0)
+    first, column_of = distinct_rows(rows.T)
+    columns = rows[:, first]
     source, label = np.nonzero(columns >= 0)
     accepts = np.concatenate([[False], a.accept, b.accept])
     both = Nfa(
@@ -266,7 +268,7 @@ def _arrays(nfa: Nfa) -> compiled.NfaArrays:
     backwards = np.concatenate([silent, target]), np.concatenate([silent_source, source])
     useful = compiled.reach(*grouped(*backwards, n), np.flatnonzero(accept))
     if not useful[0]:
-        raise empty_language()
+        raise EmptyLanguageError
     step, arc = useful[silent], useful[target]  # what leads to a useful state comes from one
     name = np.cumsum(useful) - 1
     silent_offset, silent = grouped(name[silent_source[step]], name[silent[step]], useful.sum())
@@ -288,45 +290,6 @@ def _arrays(nfa: Nfa) -> compiled.NfaArrays:
     )
 
 
-def _room(n: int) -> compiled.Subsets:
-    """Make room for the first subsets of an automaton of `n` states."""
-    return compiled.Subsets(
-        members=np.empty(2 * n, dtype=np.int32),
-        offset=np.zeros(1025, dtype=np.int64),
-        hashes=np.empty(1024, dtype=np.uint64),
-        accept=np.empty(1024, dtype=np.bool_),
-        source=np.empty(1024, dtype=np.int32),
-        symbol=np.empty(1024, dtype=np.int32),
-        arc_target=np.empty(1024, dtype=np.int32),
-        slots=np.empty(4096, dtype=np.int32),
-        cells=np.empty((2, 1024), dtype=np.int64),
-        counts=np.zeros(4, dtype=np.int64),
-    )
-
-
-def _enlarged(found: compiled.Subsets, what: int) -> compiled.Subsets:
-    """Return a copy with at least twice as much room in the arrays that lack it."""
-    wanted = int(found.counts[3])
-    if wanted > MOST:
-        raise OutgrownError(
-            f"the construction of the automaton goes over more than {MOST} members of subsets or "
-            "arcs, which takes too much memory; write a smaller constraint"
-        )
-    fields = {
-        compiled.MEMBERS: ("members",),
-        compiled.STATES: ("offset", "hashes", "accept", "slots"),
-        compiled.ARCS: ("source", "symbol", "arc_target"),
-        compiled.CELLS: ("cells",),
-    }[what]
-    larger = {}
-    for name in fields:
-        old = getattr(found, name)
-        more = list(old.shape)
-        more[-1] = max(len(old) if name == "slots" else wanted, old.shape[-1])
-        larger[name] = np.concatenate([old, np.zeros(more, dtype=old.dtype)], axis=-1)
-    return found._replace(**larger)
-
-
 def with_dead(rows: Int32) -> Int32:
     """Return a table with a last column of -1, which the symbol -1 reads."""
     return np.append(rows, np.full((len(rows), 1), DEAD, np.int32), axis=1)
@@ -338,12 +301,6 @@ def distinct_rows(rows: npt.NDArray[np.generic]) -> tuple[IntArray, IntArray]:
     whole = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
     _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
     return first, inverse.reshape(-1)
-
-
-def distinct_columns(table: Int32) -> tuple[Int32, IntArray]:
-    """Return the distinct columns, and for each column the number of its distinct one."""
-    first, inverse = distinct_rows(table.T)
-    return table[:, first], inverse
 
 
 def ragged(start: IntArray, stop: IntArray) -> IntArray:
@@ -359,3 +316,85 @@ def grouped(key: IntArray, values: IntArray, n: int) -> tuple[IntArray, IntArray
     """Group values by keys 0..n-1 as compressed rows: (offset int64[n + 1], values)."""
     offset = np.append(0, np.cumsum(np.bincount(key, minlength=n)))
     return offset, values[np.argsort(key, kind="stable")]
+
+
+def bytes_of_characters(
+    table: Table, class_of: IntArray, limit: int, deadline: Deadline = FOREVER
+) -> Table:
+    """Return the minimal automaton over bytes of a minimal one over character classes.
+
+    States between characters stay distinct, and a state inside a character is known by what each
+    continuation byte leads to.
+
+    `class_of` is the class of each code point, int[0x110000], or -1; `limit` the most states.
+
+    Raises:
+        ConstraintError: more than `limit` states would be needed, or more time.
+    """
+    if len(table) > limit:
+        raise too_large(limit)
+    class_of = class_of.astype(np.int64)
+    class_of[SURROGATES] = DEAD
+    out = np.full((len(table), N_BYTES), DEAD, dtype=np.int32)
+    out[:, :0x80] = with_dead(table.next)[:, class_of[:0x80]]
+    # Below: the characters that are left to write with 2 to 4 bytes. What a longer form than
+    # necessary would lead to is not made: the first blocks have no class there.
+    class_of[:0x80] = DEAD
+    inside = _Inside(len(table), limit, deadline)
+    ends, block = _fold(class_of)  # the last 6 bits are left to read
+    after_one = inside.states(table.next, ends)
+    middles, group = _fold(_from(block, 32, len(ends)))
+    after_two = inside.states(after_one, middles)
+    # F4 stops at the last code point.
+    starts = np.append(_from(group, 16, len(middles)), np.full(48, len(middles)))
+    out[:, 0xC2:0xE0] = after_one[:, block[2:32]]
+    out[:, 0xE0:0xF0] = after_two[:, group[:16]]
+    out[:, 0xF0:0xF5] = inside.states(after_two, starts.reshape(5, 64))
+
+    more = np.full((len(inside.rows), N_BYTES), DEAD, dtype=np.int32)
+    more[:, 0x80:0xC0] = np.frombuffer(b"".join(inside.rows), dtype=np.int32).reshape(-1, 64)
+    accept = np.append(table.accept, np.zeros(len(more), bool))
+    return in_walking_order(Table(np.append(out, more, axis=0), accept))
+
+
+def _fold(values: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the distinct rows of 64 of `values`, and the number of the row at each place."""
+    rows = values.reshape(-1, 64)
+    first, inverse = distinct_rows(rows)
+    return rows[first], inverse
+
+
+def _from(numbers: IntArray, first: int, none: int) -> IntArray:
+    """Return `numbers` with `none` in the places before `first`."""
+    return np.append(np.full(first, none), numbers[first:])
+
+
+class _Inside:
+    """The byte states inside characters, numbered from `offset`, each made once."""
+
+    def __init__(self, offset: int, limit: int, deadline: Deadline) -> None:
+        self.rows: dict[bytes, int] = {}  # targets of the 64 continuation bytes -> state
+        self._offset, self._limit, self._deadline = offset, limit, deadline
+
+    def states(self, children: Int32, nodes: IntArray) -> Int32:
+        """Compose: children int32[Q, C] and nodes int[M, 64] over C -> states int32[Q, M].
+
+        Entry (q, m) is the state whose continuation byte i leads to children[q, nodes[m, i]]
+        (-1 for the node C or -1), or -1 where all of these are -1.
+        """
+        children = with_dead(children)
+        out = np.empty((len(children), len(nodes)), dtype=np.int32)
+        for m, node in enumerate(nodes):
+            self._deadline.check()
+            used, at = np.unique(node, return_inverse=True)
+            choices = np.ascontiguousarray(children[:, used])
+            first, which = distinct_rows(choices)
+            rows = choices[first][:, at]
+            numbers = np.full(len(rows), DEAD, dtype=np.int32)
+            for i in np.flatnonzero((rows >= 0).any(axis=1)).tolist():
+                fresh = self._offset + len(self.rows)
+                numbers[i] = number = self.rows.setdefault(rows[i].tobytes(), fresh)
+                if number >= self._limit:
+                    raise too_large(self._limit)
+            out[:, m] = numbers[which]
+        return out

@@ -218,6 +218,40 @@ class Subsets(NamedTuple):
     counts: Int64
 
 
+def room(n: int) -> Subsets:
+    """Make room for the first subsets of an automaton of `n` states."""
+    return Subsets(
+        members=np.empty(2 * n, dtype=np.int32),
+        offset=np.zeros(1025, dtype=np.int64),
+        hashes=np.empty(1024, dtype=np.uint64),
+        accept=np.empty(1024, dtype=np.bool_),
+        source=np.empty(1024, dtype=np.int32),
+        symbol=np.empty(1024, dtype=np.int32),
+        arc_target=np.empty(1024, dtype=np.int32),
+        slots=np.empty(4096, dtype=np.int32),
+        cells=np.empty((2, 1024), dtype=np.int64),
+        counts=np.zeros(4, dtype=np.int64),
+    )
+
+
+def enlarged(found: Subsets, what: int) -> Subsets:
+    """Return a copy with at least twice as much room in the arrays that lack it."""
+    wanted = int(found.counts[3])
+    fields = {
+        MEMBERS: ("members",),
+        STATES: ("offset", "hashes", "accept", "slots"),
+        ARCS: ("source", "symbol", "arc_target"),
+        CELLS: ("cells",),
+    }[what]
+    larger = {}
+    for name in fields:
+        old = getattr(found, name)
+        more = list(old.shape)
+        more[-1] = max(len(old) if name == "slots" else wanted, old.shape[-1])
+        larger[name] = np.concatenate([old, np.zeros(more, dtype=old.dtype)], axis=-1)
+    return found._replace(**larger)
+
+
 @inner()
 def _number(nfa, s, todo, n, seen, stamp):
     """Return the number of the subset that `todo[:n]` reaches in silence; -1 if it needs room.

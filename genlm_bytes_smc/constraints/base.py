@@ -55,6 +55,29 @@ class ConstraintError(ValueError):
     """A constraint that cannot be built: it does not parse, is not supported or is empty."""
 
 
+class OutgrownError(ConstraintError):
+    """The construction of an automaton outgrows a limit: of states, time or memory."""
+
+
+class EmptyLanguageError(ConstraintError):
+    """An automaton accepts nothing."""
+
+    def __str__(self) -> str:
+        return "the constraint admits no text at all: its language is empty"
+
+
+class NotRegularError(ConstraintError):
+    """A pattern has a part that no automaton expresses."""
+
+
+def too_large(limit: int) -> OutgrownError:
+    """Return the error for an automaton that outgrows its limit."""
+    return OutgrownError(
+        f"the automaton needs more than max_states={limit} states; raise max_states "
+        "(a state takes 1 KiB on the device) or write a smaller constraint"
+    )
+
+
 class ByteConstraint(Potential):  # type: ignore[misc]
     """A potential over `BYTES` that can also advance many lanes at once.
 

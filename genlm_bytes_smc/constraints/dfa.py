@@ -14,7 +14,7 @@ import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.automata import MAX_STATES, Table, combine, minimal, too_large
+from genlm_bytes_smc.constraints.automata import MAX_STATES, Table, combine, minimal
 from genlm_bytes_smc.constraints.base import (
     DEAD,
     BoolArray,
@@ -22,6 +22,7 @@ from genlm_bytes_smc.constraints.base import (
     ConstraintError,
     log_of,
     show,
+    too_large,
 )
 from genlm_bytes_smc.constraints.expressions import (
     ANY,

@@ -4,39 +4,38 @@ The letters of a tree are bytes or code points. Letters that every class treats 
 symbol, so Thompson's construction (1968) and the subset construction work on a handful of
 symbols; symbols become bytes, or the UTF-8 of characters, once, at the end.
 
-To read bytes instead of characters, an automaton is composed with a UTF-8 decoder. A block of 64
-consecutive code points shares all bytes of its encoding but the last, 64 blocks share all but the
-last two, and so on; the decoder is therefore the array of the characters' classes folded by 64s,
-equal blocks once (what is written there as ranges is the construction of Thompson's UTF-8
-matchers in Cox, "Regular Expression Matching in the Wild", 2010).
+Lookarounds are silent steps that hold in some places only. A place is described by what has been
+read (the states of automata that recognise the texts that end in each lookbehind) and by what has
+been promised of the rest (the states of automata over the rest, one for each lookahead on the
+way). Places are states of a larger automaton, in which no condition is left.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.constraints.automata import (
     FOREVER,
+    N_CODEPOINTS,
+    SURROGATES,
     Deadline,
-    Int32,
+    Nfa,
     Table,
+    bytes_of_characters,
     determinize,
-    distinct_rows,
     in_walking_order,
     ragged,
-    too_large,
     with_dead,
 )
-from genlm_bytes_smc.constraints.base import DEAD, IntArray
-from genlm_bytes_smc.constraints.lookarounds import Assertion, Conditional, without_conditions
-
-N_CODEPOINTS = 0x110000
-SURROGATES = slice(0xD800, 0xE000)  # they have no UTF-8
+from genlm_bytes_smc.constraints.base import DEAD, EmptyLanguageError, IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,45 +86,7 @@ def letter(code: int) -> Chars:
     return Chars(np.array([[code, code + 1]]))
 
 
-NEWLINE = letter(0x0A)
-ANY = Chars(np.array([[0, N_CODEPOINTS]]))
-_NO_NEWLINE = Chars(np.array([[0, 0x0A], [0x0B, N_CODEPOINTS]]))
-START, END = Look(True, False, ANY), Look(False, False, ANY)  # of the text
-# The end but for a last newline: no other letter comes, and nothing after a newline.
-LAST_LINE_END = Look(False, False, Alternation((Concat((NEWLINE, ANY)), _NO_NEWLINE)))
-
-
-def reads(node: Node) -> bool:
-    """Return whether every text of a tree has at least one letter."""
-    if isinstance(node, Concat):
-        return any(map(reads, node.parts))
-    if isinstance(node, Alternation):
-        return all(map(reads, node.branches))
-    return isinstance(node, Chars) or (
-        isinstance(node, Repeat) and node.low > 0 and reads(node.body)
-    )
-
-
-def looks_ahead(node: Node) -> bool:
-    """Return whether a tree holds a condition on what follows it."""
-    if isinstance(node, Look):
-        return not node.behind
-    if isinstance(node, Repeat):
-        return looks_ahead(node.body)
-    parts = node.parts if isinstance(node, Concat) else ()
-    return any(map(looks_ahead, node.branches if isinstance(node, Alternation) else parts))
-
-
-def repeated(body: Node, low: int, high: int | None) -> Node:
-    """Return `body{low,high}`; repeats of repeats become one where their counts have no gaps."""
-    if isinstance(body, Concat) and len(body.parts) == 1:
-        body = body.parts[0]
-    if body == Concat(()) or high == 0 or (isinstance(body, Repeat) and body.high == 0):
-        return Concat(())
-    if isinstance(body, Repeat) and body.low <= 1:
-        top = None if high is None or body.high is None else high * body.high
-        return Repeat(body.body, body.low * low, top)
-    return Repeat(body, low, high)
+ANY = Chars(np.array([[0, N_CODEPOINTS]]))  # character
 
 
 def table_of_bytes(tree: Node, limit: int) -> Table:
@@ -153,8 +114,10 @@ def _table_of(tree: Node, n_letters: int, limit: int, deadline: Deadline) -> tup
     draw = _Thompson(limit, {}, {})
     nfa = draw.whole(tree)
     symbol_of, nfa.labels = partition(list(draw.label_of), n_letters)
-    plain = without_conditions(nfa, list(draw.looks.values()), deadline) if nfa.conditions else nfa
-    return determinize(plain, deadline), symbol_of
+    if nfa.conditions:
+        looks = [(look, inner) for look, (_, inner) in draw.looks.items()]
+        nfa = _Places(nfa, looks, deadline).without_conditions()
+    return determinize(nfa, deadline), symbol_of
 
 
 def partition(classes: Sequence[Chars], n_letters: int) -> tuple[IntArray, list[Sequence[int]]]:
@@ -192,28 +155,30 @@ def partition(classes: Sequence[Chars], n_letters: int) -> tuple[IntArray, list[
 class _Thompson:
     """Thompson's construction: `add` draws a tree from a state and returns where it ends.
 
-    Lookarounds are drawn as automata of their own, inner ones first, which share `label_of` and
-    `looks`.
+    Lookarounds are drawn as automata of their own, of the rests (behind: of the texts read) in
+    which the body is found, inner ones first. All share the numbers of letters, `label_of`, and
+    the lookarounds, `looks`, numbered.
     """
 
     def __init__(
-        self, limit: int, label_of: dict[Chars, int], looks: dict[Look, Assertion]
+        self, limit: int, label_of: dict[Chars, int], looks: dict[Look, tuple[int, Nfa]]
     ) -> None:
-        self.nfa = Conditional(limit=limit)
+        self.nfa = Nfa(limit=limit)
         self.label_of, self.looks = label_of, looks
 
-    def whole(self, tree: Node) -> Conditional:
+    def whole(self, tree: Node) -> Nfa:
         """Draw a tree from the first state to the one that accepts."""
         self.nfa.accept.add(self.add(tree, self.nfa.state()))
         return self.nfa
 
-    def _look(self, node: Look) -> Assertion:
+    def _look(self, node: Look) -> int:
+        """Return the number of a lookaround, which is drawn if it is new."""
         if node not in self.looks:
             everything = Repeat(ANY, 0, None)
             parts = (everything, node.body) if node.behind else (node.body, everything)
             inner = _Thompson(self.nfa.limit, self.label_of, self.looks).whole(Concat(parts))
-            self.looks[node] = Assertion(node.behind, node.positive, inner)
-        return self.looks[node]
+            self.looks[node] = len(self.looks), inner
+        return self.looks[node][0]
 
     def add(self, node: Node, start: int) -> int:
         if isinstance(node, Concat):
@@ -266,86 +231,155 @@ class _Thompson:
         return end
 
 
-def bytes_of_characters(
-    table: Table, class_of: IntArray, limit: int, deadline: Deadline = FOREVER
-) -> Table:
-    """Return the minimal automaton over bytes of a minimal one over character classes.
+class _Promise(NamedTuple):
+    """An automaton over the rest (`_Places.tables[table]` in `state`), and if it is to accept."""
 
-    States between characters stay distinct, and a state inside a character is known by what each
-    continuation byte leads to.
+    table: int
+    state: int
+    positive: bool
+
+
+_Promises = frozenset[_Promise]
+
+
+class _Place(NamedTuple):
+    """A state of an automaton, with the states of lookbehinds and the promises there."""
+
+    q: int
+    behind: tuple[int, ...]
+    promises: _Promises
+
+
+class _Places:
+    """The places of an automaton with conditions.
 
     Args:
-        table: an automaton over K classes.
-        class_of: int[0x110000], the class of each code point, or -1.
-        limit, deadline: the most states to make, and until when.
+        nfa: the automaton, with labels (those of its lookarounds, too).
+        looks: its lookarounds by number, with an automaton each; inner ones come first.
+        deadline: see `determinize`.
 
-    Raises:
-        ConstraintError: more than `limit` states would be needed, or more time.
+    Attributes:
+        labels: the symbols of each label, those of the automaton first.
+        tables: automata of lookbehinds and, for the states of lookbehinds in which they are met,
+            of lookaheads; the last row of each is the dead state's, which -1 reads.
+        behind: the table of each lookbehind, which is also its place in `_Place.behind`.
     """
-    if len(table) > limit:
-        raise too_large(limit)
-    class_of = class_of.astype(np.int64)
-    class_of[SURROGATES] = DEAD
-    out = np.full((len(table), N_BYTES), DEAD, dtype=np.int32)
-    out[:, :0x80] = with_dead(table.next)[:, class_of[:0x80]]
-    # Below: the characters that are left to write with 2 to 4 bytes. What a longer form than
-    # necessary would lead to is not made: the first blocks have no class there.
-    class_of[:0x80] = DEAD
-    inside = _Inside(len(table), limit, deadline)
-    ends, block = _fold(class_of)  # the last 6 bits are left to read
-    after_one = inside.states(table.next, ends)
-    middles, group = _fold(_from(block, 32, len(ends)))
-    after_two = inside.states(after_one, middles)
-    # F4 stops at the last code point.
-    starts = np.append(_from(group, 16, len(middles)), np.full(48, len(middles)))
-    out[:, 0xC2:0xE0] = after_one[:, block[2:32]]
-    out[:, 0xE0:0xF0] = after_two[:, group[:16]]
-    out[:, 0xF0:0xF5] = inside.states(after_two, starts.reshape(5, 64))
 
-    more = np.full((len(inside.rows), N_BYTES), DEAD, dtype=np.int32)
-    more[:, 0x80:0xC0] = np.frombuffer(b"".join(inside.rows), dtype=np.int32).reshape(-1, 64)
-    accept = np.append(table.accept, np.zeros(len(more), bool))
-    return in_walking_order(Table(np.append(out, more, axis=0), accept))
+    def __init__(self, nfa: Nfa, looks: Sequence[tuple[Look, Nfa]], deadline: Deadline) -> None:
+        self._nfa, self._looks = nfa, looks
+        self.labels = [tuple(symbols) for symbols in nfa.labels]
+        self._label = {symbols: i for i, symbols in enumerate(self.labels)}
+        self._n_symbols = 1 + max(chain.from_iterable(self.labels), default=-1)
+        self._limit, self._deadline = nfa.limit, deadline
+        self.tables: list[Table] = []
+        self.behind: dict[int, int] = {}
+        self._ahead: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._after: dict[tuple[_Place, int], list[tuple[int, _Place]]] = {}
 
+    def without_conditions(self) -> Nfa:
+        """Return an automaton without conditions of the same language.
 
-def _fold(values: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the distinct rows of 64 of `values`, and the number of the row at each place."""
-    rows = values.reshape(-1, 64)
-    first, inverse = distinct_rows(rows)
-    return rows[first], inverse
-
-
-def _from(numbers: IntArray, first: int, none: int) -> IntArray:
-    """Return `numbers` with `none` in the places before `first`."""
-    return np.append(np.full(first, none), numbers[first:])
-
-
-class _Inside:
-    """The byte states inside characters, numbered from `offset`, each made once."""
-
-    def __init__(self, offset: int, limit: int, deadline: Deadline) -> None:
-        self.rows: dict[bytes, int] = {}  # targets of the 64 continuation bytes -> state
-        self._offset, self._limit, self._deadline = offset, limit, deadline
-
-    def states(self, children: Int32, nodes: IntArray) -> Int32:
-        """Compose: children int32[Q, C] and nodes int[M, 64] over C -> states int32[Q, M].
-
-        Entry (q, m) is the state whose continuation byte i leads to children[q, nodes[m, i]]
-        (-1 for the node C or -1), or -1 where all of these are -1.
+        Raises:
+            ConstraintError: an automaton on the way takes more states or time than it may.
         """
-        children = with_dead(children)
-        out = np.empty((len(children), len(nodes)), dtype=np.int32)
-        for m, node in enumerate(nodes):
+        for number, (look, _) in enumerate(self._looks):
+            if look.behind:
+                self.behind[number] = self._table(number, (0,) * len(self.behind))
+        return self._resolved(self._nfa, (0,) * len(self.behind))
+
+    def _resolved(self, nfa: Nfa, behind: tuple[int, ...]) -> Nfa:
+        """Return an automaton without conditions; it begins with lookbehinds in these states."""
+        out = Nfa(self.labels, limit=self._limit)
+        queue = [_Place(0, behind, frozenset())]
+        number = {queue[0]: out.state()}
+
+        def at(place: _Place) -> int:
+            if place not in number:
+                number[place] = out.state()
+                queue.append(place)
+            return number[place]
+
+        steps, conditions, arcs = defaultdict(list), defaultdict(list), defaultdict(list)
+        for source, target in nfa.silent:
+            steps[source].append(target)
+        for source, look, target in nfa.conditions:
+            conditions[source].append((look, target))
+        for source, label, target in nfa.arcs:
+            arcs[source].append((label, target))
+        for place in queue:
             self._deadline.check()
-            used, at = np.unique(node, return_inverse=True)
-            choices = np.ascontiguousarray(children[:, used])
-            first, which = distinct_rows(choices)
-            rows = choices[first][:, at]
-            numbers = np.full(len(rows), DEAD, dtype=np.int32)
-            for i in np.flatnonzero((rows >= 0).any(axis=1)).tolist():
-                fresh = self._offset + len(self.rows)
-                numbers[i] = number = self.rows.setdefault(rows[i].tobytes(), fresh)
-                if number >= self._limit:
-                    raise too_large(self._limit)
-            out[:, m] = numbers[which]
+            here = number[place]
+            for target in steps[place.q]:
+                out.silent.append((here, at(place._replace(q=target))))
+            for look, target in conditions[place.q]:
+                passed = self._passed(look, place)
+                if passed is not None:
+                    out.silent.append((here, at(place._replace(q=target, promises=passed))))
+            for label, target in arcs[place.q]:
+                for read, after in self._read(place, label):
+                    out.arcs.append((here, read, at(after._replace(q=target))))
+            if place.q in nfa.accept and all(
+                self.tables[p.table].accept[p.state] == p.positive for p in place.promises
+            ):
+                out.accept.add(here)
         return out
+
+    def _table(self, number: int, behind: tuple[int, ...]) -> int:
+        """Make the automaton of a lookaround, and return its place in `tables`."""
+        try:
+            found = determinize(self._resolved(self._looks[number][1], behind), self._deadline)
+        except EmptyLanguageError:
+            found = Table(np.zeros((0, 0), np.int32), np.zeros(0, np.bool_))
+        next_ = np.full((len(found) + 1, self._n_symbols), DEAD, dtype=np.int32)
+        next_[:-1, : found.next.shape[1]] = found.next
+        self.tables.append(Table(next_, np.append(found.accept, False)))
+        return len(self.tables) - 1
+
+    def _passed(self, number: int, place: _Place) -> _Promises | None:
+        """Return the promises after a lookaround was passed (None: it does not hold)."""
+        look = self._looks[number][0]
+        if look.behind:
+            table = self.behind[number]
+            accepts = self.tables[table].accept[place.behind[table]]
+            return place.promises if accepts == look.positive else None
+        key = number, place.behind
+        if key not in self._ahead:
+            self._ahead[key] = self._table(*key)
+        return self._kept([*place.promises, _Promise(self._ahead[key], 0, look.positive)])
+
+    def _read(self, place: _Place, label: int) -> list[tuple[int, _Place]]:
+        """Return what reading a label leads to, by its symbols: (label, place) with q left at 0."""
+        key = place._replace(q=0), label
+        if key not in self._after:
+            groups = defaultdict(list)
+            for symbol in self.labels[label]:
+                promises = self._kept(
+                    [p._replace(state=self._next(p.table, p.state, symbol)) for p in place.promises]
+                )
+                if promises is not None:
+                    behind = tuple(self._next(i, s, symbol) for i, s in enumerate(place.behind))
+                    groups[_Place(0, behind, promises)].append(symbol)
+            self._after[key] = [(self._number(tuple(s)), after) for after, s in groups.items()]
+        return self._after[key]
+
+    def _number(self, symbols: tuple[int, ...]) -> int:
+        """Return the label of some symbols."""
+        number = self._label.setdefault(symbols, len(self.labels))
+        if number == len(self.labels):
+            self.labels.append(symbols)
+        return number
+
+    def _next(self, table: int, state: int, symbol: int) -> int:
+        return int(self.tables[table].next[state, symbol])
+
+    def _kept(self, promises: Sequence[_Promise]) -> _Promises | None:
+        """Return the promises that are still open, or None if one is broken."""
+        still = set()
+        for promise in promises:
+            table, state = self.tables[promise.table], promise.state
+            # The dead state accepts no rest; in a minimal automaton one at most accepts each.
+            if state != DEAD and not (table.accept[state] and (table.next[state] == state).all()):
+                still.add(promise)
+            elif table.accept[state] != promise.positive:
+                return None
+        return frozenset(still)

@@ -5,7 +5,7 @@ mask has 257 bits. A text's snapshot is an `LLMatcher` that has read it. Copying
 time and memory in proportion to what it has read, so a text that is extended hands its
 matcher on, and only a fork copies: there is one matcher for each text that lanes stand at,
 not for each they passed. A text asked about again after it handed its matcher on gets a copy
-of the one that now has it, rolled back. Masks (36 bytes) stay for as long as the text does.
+of the one that now has it, rolled back. Masks (33 bytes) stay for as long as the text does.
 
 Not exact in one corner: llguidance does not look for rules of a grammar that derive nothing.
 Where one is all that is left, it goes on for ever, or gives up (`MatcherError`); where it is

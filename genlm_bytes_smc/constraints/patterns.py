@@ -21,15 +21,18 @@ from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.constraints.automata import (
     MAX_SECONDS,
     MAX_STATES,
+    N_CODEPOINTS,
     Deadline,
-    OutgrownError,
     Table,
 )
-from genlm_bytes_smc.constraints.base import ConstraintError, show
+from genlm_bytes_smc.constraints.base import (
+    ConstraintError,
+    NotRegularError,
+    OutgrownError,
+    show,
+)
 from genlm_bytes_smc.constraints.dfa import ByteDFA, Device
 from genlm_bytes_smc.constraints.expressions import (
-    N_CODEPOINTS,
-    NEWLINE,
     Chars,
     letter,
     partition,
@@ -37,8 +40,8 @@ from genlm_bytes_smc.constraints.expressions import (
 )
 from genlm_bytes_smc.constraints.regex_tree import (
     CLASSES,
+    NEWLINE,
     WORDS,
-    NotRegularError,
     all_parts,
     class_of,
     parse,
