@@ -227,20 +227,17 @@ class ByteConstraint(Potential):  # type: ignore[misc]
 
     def to(self, device: torch.device | str) -> Self:
         """Return a copy of this constraint on another device, with no memory of states."""
-        return self._copy(device_of(device))
-
-    def spawn(self) -> Self:
-        """Return an independent copy that shares the compiled tables and none of the memory."""
-        return self._copy(self.device)
-
-    def _copy(self, device: torch.device) -> Self:
-        new = object.__new__(type(self))
+        new, device = object.__new__(type(self)), device_of(device)
         for name, value in self.__dict__.items():
             new.__dict__[name] = value.to(device) if isinstance(value, torch.Tensor) else value
         new.__dict__.pop("_autobatched", None)  # genlm-control's wrapper of this one
         new.device = device
         new._forget()
         return new
+
+    def spawn(self) -> Self:
+        """Return an independent copy that shares the compiled tables and none of the memory."""
+        return self.to(self.device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in self._transient}

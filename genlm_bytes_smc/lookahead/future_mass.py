@@ -60,9 +60,9 @@ class _Arcs(NamedTuple):
             target = automaton.next[source, byte].astype(np.int64)
             starts = np.zeros(1, dtype=np.int64)
             return cls(source, byte, target, np.zeros(len(byte)), _log(automaton.accept), starts)
-        *arcs, end, start = automaton.pushed()
-        order = np.argsort(arcs[0], kind="stable")
-        source, byte, target, weight = (x[order] for x in arcs)
+        source, byte, target, weight, end, start = automaton.pushed()
+        order = np.argsort(source, kind="stable")
+        source, byte, target, weight = source[order], byte[order], target[order], weight[order]
         return cls(source, byte, target, weight, end, np.flatnonzero(np.isfinite(start)))
 
 

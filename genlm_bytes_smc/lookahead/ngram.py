@@ -348,7 +348,7 @@ def pilot_means(
         smoothing: visits that a coarser row counts as.
     """
     at = np.flatnonzero(state >= 0)
-    context = np.array([model.context_of(seen.texts[i]) for i in at], dtype=np.int64)
+    context = np.array([model.context_of(seen.texts[i]) for i in at.tolist()], dtype=np.int64)
     visits = np.broadcast_to(seen.counts[at, None], (len(at), N_SYMBOLS))
     weighed = seen.rows[at] * visits
     width, codes = len(model), np.unique(state[at] * len(model) + context)
@@ -379,14 +379,17 @@ def edge_means(
         texts, rows: V of them, and float64[V, 257], mass of each symbol after them.
     """
     at = np.flatnonzero(state >= 0)
-    context = np.array([model.context_of(texts[i]) for i in at], dtype=np.int64)
+    context = np.array([model.context_of(texts[i]) for i in at.tolist()], dtype=np.int64)
     state, rows, table = state[at], rows[at], dfa.host_table()
     admitted = (table.next >= 0).sum(axis=1) + table.accept
     kind = np.minimum(np.maximum(admitted, 1), 2) - 1
     count = np.bincount(kind[state], minlength=2) + _TIMES
     mass = np.bincount(kind[state], rows.sum(axis=1), minlength=2) + _TIMES * _PRIOR
     even = (mass / count)[kind] / np.maximum(admitted, 1)
-    means, some = RowMeans(lambda state, context, symbol: even[state], _EDGE_SMOOTHING), rows > 0
+    means, some = (
+        RowMeans(lambda state, context, symbol: even[state], _EDGE_SMOOTHING),
+        (rows > 0) * 1.0,
+    )
     means.refine(lambda state, context: context, len(model), context, rows, some)
     means.refine(lambda state, context: state, dfa.n_states, state, rows, some)
     return means
