@@ -386,10 +386,8 @@ def edge_means(
     count = np.bincount(kind[state], minlength=2) + _TIMES
     mass = np.bincount(kind[state], rows.sum(axis=1), minlength=2) + _TIMES * _PRIOR
     even = (mass / count)[kind] / np.maximum(admitted, 1)
-    means, some = (
-        RowMeans(lambda state, context, symbol: even[state], _EDGE_SMOOTHING),
-        (rows > 0) * 1.0,
-    )
+    some = (rows > 0).astype(np.float64)
+    means = RowMeans(lambda state, context, symbol: even[state], _EDGE_SMOOTHING)
     means.refine(lambda state, context: context, len(model), context, rows, some)
     means.refine(lambda state, context: state, dfa.n_states, state, rows, some)
     return means
