@@ -9,7 +9,7 @@ import torch
 
 from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.constraints import BytePredicate, ByteRegex
-from genlm_bytes_smc.lookahead import Lookahead, auto
+from genlm_bytes_smc.lookahead import Lookahead, auto, future_mass
 from genlm_bytes_smc.lookahead.auto import LOSS, LOSS_OF_BUDGET
 from genlm_bytes_smc.lookahead.seen import DEFENSIVE, MeanLanes, line_of, mean_guesses, solve
 from genlm_bytes_smc.potential import ByteLLM
@@ -182,6 +182,14 @@ def test_a_step_weighs_at_most_so_many_times_a_plain_one():
     q = torch.log_softmax(proposal_rows(Tree((0,)), 1, ahead)([own, psi]), 1)
     plain = torch.logsumexp(own, 1, keepdim=True)
     assert float((own - q - plain).max()) <= -math.log(DEFENSIVE) + 1e-9
+
+
+async def test_a_table_that_would_be_too_large_is_done_without(monkeypatch):
+    """Guesses are then means by length, as where there is no automaton."""
+    monkeypatch.setattr(future_mass, "MOST_ARCS", 1)
+    result = await smc(finite(toy(seed=4)), 8, 0.5, LONGEST, seed=1, progress=False, **AUTO)
+    assert result.stages[-1].lookahead
+    assert math.isfinite(result.log_ml)
 
 
 async def test_the_posterior():
