@@ -15,6 +15,7 @@ ahead = Lookahead()
 result = await smc(llm * ByteRegex(pattern), 32, proposal=ahead, twist=ahead)
 """
 
+from genlm_bytes_smc import alphabet as alphabet  # first: it imports genlm.control at less cost
 from genlm_bytes_smc.lookahead.lookahead import Lookahead
 from genlm_bytes_smc.lookahead.ngram import ByteNgram
 
