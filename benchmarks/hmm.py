@@ -41,7 +41,7 @@ from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints.base import DEAD
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.lookahead import Lookahead
-from genlm_bytes_smc.lookahead.automata import automata_of, language_models_of
+from genlm_bytes_smc.lookahead.lookahead import automata_of, language_models_of
 from genlm_bytes_smc.lookahead.ngram import draw_texts
 from genlm_bytes_smc.smc.factors import engines_of
 from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes

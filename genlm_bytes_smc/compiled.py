@@ -35,7 +35,7 @@ SOURCES = (
     "beam/steps_numba.py",
     "beam/texts_numba.py",
     "compiled.py",
-    "constraints/automata/loops_numba.py",
+    "constraints/automata_numba.py",
     "lm/contexts_numba.py",
     "lm/rows_numba.py",
 )

@@ -55,6 +55,29 @@ class ConstraintError(ValueError):
     """A constraint that cannot be built: it does not parse, is not supported or is empty."""
 
 
+class OutgrownError(ConstraintError):
+    """The construction of an automaton outgrows a limit: of states, time or memory."""
+
+
+class EmptyLanguageError(ConstraintError):
+    """An automaton accepts nothing."""
+
+    def __str__(self) -> str:
+        return "the constraint admits no text at all: its language is empty"
+
+
+class NotRegularError(ConstraintError):
+    """A pattern has a part that no automaton expresses."""
+
+
+def too_large(limit: int) -> OutgrownError:
+    """Return the error for an automaton that outgrows its limit."""
+    return OutgrownError(
+        f"the automaton needs more than max_states={limit} states; raise max_states "
+        "(a state takes 1 KiB on the device) or write a smaller constraint"
+    )
+
+
 class ByteConstraint(Potential):  # type: ignore[misc]
     """A potential over `BYTES` that can also advance many lanes at once.
 
@@ -204,20 +227,17 @@ class ByteConstraint(Potential):  # type: ignore[misc]
 
     def to(self, device: torch.device | str) -> Self:
         """Return a copy of this constraint on another device, with no memory of states."""
-        return self._copy(device_of(device))
-
-    def spawn(self) -> Self:
-        """Return an independent copy that shares the compiled tables and none of the memory."""
-        return self._copy(self.device)
-
-    def _copy(self, device: torch.device) -> Self:
-        new = object.__new__(type(self))
+        new, device = object.__new__(type(self)), device_of(device)
         for name, value in self.__dict__.items():
             new.__dict__[name] = value.to(device) if isinstance(value, torch.Tensor) else value
         new.__dict__.pop("_autobatched", None)  # genlm-control's wrapper of this one
         new.device = device
         new._forget()
         return new
+
+    def spawn(self) -> Self:
+        """Return an independent copy that shares the compiled tables and none of the memory."""
+        return self.to(self.device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in self._transient}

@@ -1,8 +1,12 @@
-"""Deterministic byte automata on the device: a lane is one integer, a step is one gather."""
+"""Deterministic byte automata on the device: a lane is one integer, a step is one gather.
+
+`ByteDFA`, and the languages other than regular expressions that texts are often held to.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,15 +14,31 @@ import torch
 
 from genlm_bytes_smc.alphabet import N_BYTES
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.automata.nfa import combine
-from genlm_bytes_smc.constraints.automata.table import MAX_STATES, Table, minimal, too_large
+from genlm_bytes_smc.constraints.automata import MAX_STATES, Table, combine, minimal
 from genlm_bytes_smc.constraints.base import (
     DEAD,
     BoolArray,
     ByteConstraint,
     ConstraintError,
     log_of,
+    show,
+    too_large,
 )
+from genlm_bytes_smc.constraints.expressions import (
+    ANY,
+    Alternation,
+    Chars,
+    Concat,
+    Node,
+    Repeat,
+    letter,
+    table_of_bytes,
+    table_of_characters,
+)
+
+_ANY_BYTES = Repeat(Chars(np.array([[0, N_BYTES]])), 0, None)
+_ANY_CHARACTERS = Repeat(ANY, 0, None)
+Device = torch.device | str | None
 
 
 class ByteDFA(ByteConstraint):
@@ -47,7 +67,7 @@ class ByteDFA(ByteConstraint):
         table: npt.ArrayLike,
         accept: npt.ArrayLike,
         *,
-        device: torch.device | str | None = None,
+        device: Device = None,
         max_states: int = MAX_STATES,
     ) -> None:
         check_count("max_states", max_states, 1)
@@ -56,7 +76,7 @@ class ByteDFA(ByteConstraint):
             raise too_large(max_states)
         self._adopt(automaton, device)
 
-    def _adopt(self, automaton: Table, device: torch.device | str | None) -> None:
+    def _adopt(self, automaton: Table, device: Device) -> None:
         """Become this automaton, which is minimal and over bytes."""
         ByteConstraint.__init__(self, device)
         # The last row is the dead state's: indexing with -1 reads it.
@@ -65,7 +85,7 @@ class ByteDFA(ByteConstraint):
         self._accept = torch.from_numpy(np.append(automaton.accept, False)).to(self.device)
 
     @classmethod
-    def _of(cls, automaton: Table, device: torch.device | str | None) -> ByteDFA:
+    def _of(cls, automaton: Table, device: Device) -> ByteDFA:
         new = ByteDFA.__new__(ByteDFA)
         new._adopt(automaton, device)
         return new
@@ -148,3 +168,185 @@ def _checked(table: npt.NDArray[np.generic], accept: npt.NDArray[np.generic]) ->
             f"got values from {low} to {high}"
         )
     return Table(table.astype(np.int32), accept.astype(np.bool_))
+
+
+class Utf8(ByteDFA):
+    """Valid UTF-8: no overlong form, no surrogate, nothing above U+10FFFF, no cut character."""
+
+    def __init__(self, *, device: Device = None) -> None:
+        self._adopt(table_of_characters(_ANY_CHARACTERS, MAX_STATES), device)
+
+
+class Length(ByteDFA):
+    """Texts of a certain length.
+
+    Args:
+        minimum, maximum: the least and the most (None: no limit).
+        unit: "bytes", or "characters" of valid UTF-8.
+        device, max_states: as for `ByteDFA`.
+
+    Raises:
+        ConstraintError: a negative or inverted range, or another unit.
+    """
+
+    def __init__(
+        self,
+        minimum: int = 0,
+        maximum: int | None = None,
+        unit: str = "bytes",
+        *,
+        device: Device = None,
+        max_states: int = MAX_STATES,
+    ) -> None:
+        check_count("max_states", max_states, 1)
+        if minimum < 0 or (maximum is not None and maximum < minimum):
+            raise ConstraintError(f"expected 0 <= minimum <= maximum, got {minimum}, {maximum}")
+        if unit not in ("bytes", "characters"):
+            raise ConstraintError(f"unit must be 'bytes' or 'characters', got {unit!r}")
+        if unit == "bytes":
+            table = table_of_bytes(replace(_ANY_BYTES, low=minimum, high=maximum), max_states)
+        else:
+            any_text = replace(_ANY_CHARACTERS, low=minimum, high=maximum)
+            table = table_of_characters(any_text, max_states)
+        self._adopt(table, device)
+        self.minimum, self.maximum, self.unit = minimum, maximum, unit
+
+    def _facts(self) -> dict[str, str]:
+        most = "any" if self.maximum is None else self.maximum
+        return {self.unit: f"{self.minimum}..{most}", **super()._facts()}
+
+
+class MaxBytes(Length):
+    """Texts of at most `n` bytes."""
+
+    def __init__(self, n: int, *, device: Device = None, max_states: int = MAX_STATES) -> None:
+        super().__init__(0, n, device=device, max_states=max_states)
+
+
+class _OfStrings(ByteDFA):
+    """A language given by a list of strings.
+
+    Args:
+        strings: the strings, `str` as UTF-8.
+        device, max_states: as for `ByteDFA`.
+
+    Attributes:
+        strings: the distinct ones, as bytes.
+
+    Raises:
+        ConstraintError: no list of strings, an empty one, or too many states.
+    """
+
+    _before: tuple[Node, ...] = ()  # what may stand before a string, and after it
+    _after: tuple[Node, ...] = ()
+
+    def __init__(
+        self,
+        strings: Iterable[str | bytes],
+        *,
+        device: Device = None,
+        max_states: int = MAX_STATES,
+    ) -> None:
+        self.strings = _byte_strings(strings, empty=not self._before)
+        check_count("max_states", max_states, 1)
+        words = tuple(Concat(tuple(map(letter, s))) for s in self.strings)
+        table = table_of_bytes(self._language(words), max_states)
+        self._adopt(table, device)
+
+    def _language(self, words: tuple[Node, ...]) -> Node:
+        """Return the language as an expression over bytes, given those of the strings."""
+        return Concat((*self._before, Alternation(words), *self._after))
+
+    def _facts(self) -> dict[str, str]:
+        return {"strings": show(list(self.strings)), **super()._facts()}
+
+
+class FiniteSet(_OfStrings):
+    """Exactly the strings given (`str` as UTF-8); the empty one may be among them."""
+
+
+class Ending(_OfStrings):
+    """Texts that end in one of the strings given; they may also occur earlier."""
+
+    _before = (_ANY_BYTES,)
+
+
+class Containing(_OfStrings):
+    """Texts in which one of the strings given occurs."""
+
+    _before = _after = (_ANY_BYTES,)
+
+
+class StopStrings(_OfStrings):
+    """Texts that end right after the first stop string in them.
+
+    Until one has been produced EOS has weight zero; once one has, only EOS is left. The stop
+    string is part of the text (`before` gives the text without it).
+    """
+
+    _before = (_ANY_BYTES,)
+
+    def _adopt(self, automaton: Table, device: Device) -> None:
+        # Determinising gave the search automaton of Aho and Corasick 1975. Cutting what leaves
+        # an accepting state makes the first stop the last thing.
+        cut = np.where(automaton.accept[:, None], np.int32(-1), automaton.next)
+        super()._adopt(minimal(Table(cut, automaton.accept)), device)
+
+    def before(self, text: bytes) -> bytes:
+        """Return `text` without the first stop string in it and what follows."""
+        found = [(text.find(s) + len(s), text.find(s)) for s in self.strings if s in text]
+        return text[: min(found)[1]] if found else text
+
+
+class AtomicUnits(_OfStrings):
+    """Texts made of whole units: a unit once begun is completed.
+
+    A text is any number of units and ordinary bytes in any order. Ordinary bytes are, unless
+    given, those that begin no unit; so a byte that begins one commits to it.
+
+    Args:
+        units: the strings of bytes that stay whole.
+        ordinary: the bytes that may stand alone (None: those that begin no unit; b"": only
+            units are left).
+        device, max_states: as for `ByteDFA`.
+    """
+
+    def __init__(
+        self,
+        units: Iterable[str | bytes],
+        ordinary: bytes | None = None,
+        *,
+        device: Device = None,
+        max_states: int = MAX_STATES,
+    ) -> None:
+        units = _byte_strings(units, empty=False)
+        if ordinary is None:
+            ordinary = bytes(set(range(N_BYTES)) - {u[0] for u in units})
+        if not isinstance(ordinary, bytes):
+            raise ConstraintError(f"ordinary must be bytes or None, got {ordinary!r}")
+        self.ordinary = ordinary
+        super().__init__(units, device=device, max_states=max_states)
+
+    def _language(self, words: tuple[Node, ...]) -> Node:
+        alone = np.array(sorted(set(self.ordinary)), dtype=np.int64)
+        ordinary = Chars(np.stack([alone, alone + 1], axis=1))
+        return Repeat(Alternation((*words, ordinary)), 0, None)
+
+
+def _byte_strings(strings: Iterable[str | bytes], empty: bool) -> tuple[bytes, ...]:
+    """Return the strings as distinct byte strings, checked."""
+    if isinstance(strings, str | bytes):
+        raise ConstraintError(f"expected several strings in a list, got {strings!r} alone")
+    out: dict[bytes, None] = {}
+    for s in strings:
+        if not isinstance(s, str | bytes):
+            raise ConstraintError(f"expected str or bytes, got {s!r} of type {type(s).__name__}")
+        if not s and not empty:
+            raise ConstraintError("an empty string is not allowed here")
+        try:
+            out[s.encode() if isinstance(s, str) else bytes(s)] = None
+        except UnicodeEncodeError:
+            raise ConstraintError(f"{s!r} has no UTF-8: it holds a lone surrogate") from None
+    if not out:
+        raise ConstraintError("expected at least one string, got none")
+    return tuple(out)

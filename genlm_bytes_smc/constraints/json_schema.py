@@ -279,9 +279,7 @@ def _plain(part: Any) -> Any:
 def plainer(parts: Iterable[dict[str, Any]], siblings: bool) -> list[str]:
     """Leave out what llguidance refuses, in place, and return the keywords that it was.
 
-    Args:
-        parts: all parts of a schema that are schemas.
-        siblings: whether keywords beside `$ref` count.
+    Keywords beside `$ref` count where `siblings`.
     """
     out: dict[str, None] = {}
     for part in parts:
@@ -289,27 +287,24 @@ def plainer(parts: Iterable[dict[str, Any]], siblings: bool) -> list[str]:
             for name in [k for k in part if k in _NOTES or not (siblings or k in _BESIDE)]:
                 del part[name]
         pattern = part.get("pattern")
-        if isinstance(pattern, str) and not _reads(type="string", pattern=pattern):
+        alone = {"type": "string", "pattern": pattern}
+        if isinstance(pattern, str) and not _reads(json.dumps(alone)):
             del part["pattern"]
             out["pattern"] = None
         named = part.get("patternProperties")
         names = dict.fromkeys(named, True) if isinstance(named, dict) else {}
-        if names and not _reads(type="object", patternProperties=names):
+        if names and not _reads(json.dumps({"type": "object", "patternProperties": names})):
             del part["patternProperties"]
             part.pop("additionalProperties", None)  # says which names the patterns leave
             out["patternProperties, additionalProperties"] = None
     return list(out)
 
 
-def _reads(**schema: Any) -> bool:
-    return _accepted(json.dumps(schema))
-
-
 @lru_cache(maxsize=1024)
-def _accepted(source: str) -> bool:
+def _reads(schema: str) -> bool:
     """Return whether llguidance takes a schema."""
     try:
-        return not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(source))
+        return not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
     except ValueError:
         return False
 

@@ -23,17 +23,14 @@ import random
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, as_bytes
+from genlm_bytes_smc.alphabet import EOS_COLUMN, as_bytes
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
-from genlm_bytes_smc.constraints.automata.table import Table
+from genlm_bytes_smc.constraints.automata import Nfa, Table, determinize
 from genlm_bytes_smc.constraints.base import DEAD, ConstraintError
-from genlm_bytes_smc.constraints.dfa import ByteDFA
-from genlm_bytes_smc.constraints.languages import FiniteSet
+from genlm_bytes_smc.constraints.dfa import ByteDFA, FiniteSet
 from genlm_bytes_smc.constraints.learning_table import MembershipOracle, ObservationTable, Symbols
 from genlm_bytes_smc.constraints.matcher import END_BIT, ByteMatcher
 
@@ -111,7 +108,7 @@ def _learned(
     passed = {t[:k] for t in known for k in range(len(t) + 1)}
     first = last = Hypothesis(table, passed, max_states)
     for _ in range(_ROUNDS):
-        if not last.complete or not refine(last, table, rng):
+        if not last.complete or not refine(last, rng):
             break
         found = Hypothesis(table, passed, max_states)
         if not found.complete:
@@ -176,7 +173,7 @@ class Hypothesis:
     """
 
     def __init__(self, table: ObservationTable, passed: Collection[bytes], max_states: int) -> None:
-        self._rows = table
+        self.table = table
         self.passed = passed
         self.nodes: list[Node] = []
         self._place: dict[Symbols, int] = {}
@@ -192,7 +189,7 @@ class Hypothesis:
             node = self.nodes[at]
             if node.arcs is not None:
                 continue
-            if self._rows.oracle.spent:
+            if self.table.oracle.spent:
                 return False
             arcs = self._arcs(at)
             n_states += 1 + sum(len(forced) for forced, _ in arcs)
@@ -203,7 +200,7 @@ class Hypothesis:
 
     def _arc(self, text: bytes, parent: int, cost: float) -> Arc:
         """Return the arc that the last byte of a text takes, and note the node it leads to."""
-        forced, row = self._rows.row(text)
+        forced, row = self.table.row(text)
         if not row[0]:
             return b"", DEAD
         text += forced
@@ -231,7 +228,7 @@ class Hypothesis:
     def _groups(self, node: Node) -> list[list[int]]:
         """Return the bytes that are looked at together; one of a known text is so by itself."""
         groups: list[list[int]] = []
-        for way in self._rows.ways(node.text, node.mask):
+        for way in self.table.ways(node.text, node.mask):
             alone = [b for b in way if node.text + bytes([b]) in self.passed]
             rest = [b for b in way if b not in alone]
             groups += [[b] for b in alone] + ([rest] if rest else [])
@@ -263,7 +260,7 @@ class Hypothesis:
         Raises:
             ConstraintError: none of them can end, or there are more states.
         """
-        nfa = Nfa(labels=[[b] for b in range(N_BYTES)], limit=max_states)
+        nfa = Nfa(limit=max_states)
         start = nfa.state()
         state_of = {i: nfa.state() for i, node in enumerate(self.nodes) if node.arcs is not None}
 
@@ -288,29 +285,25 @@ class Hypothesis:
         return determinize(nfa)
 
 
-class Path(NamedTuple):
-    """A text through a hypothesis: its symbols, and the nodes that it passes.
-
-    `stops` has (how many symbols were read, node, whether it stands for one that was not explored).
-    """
-
-    symbols: Symbols
-    stops: list[tuple[int, int, bool]]
+# A text through a hypothesis: its symbols, and where it passes nodes (how many symbols were read,
+# the node, whether it stands for one that was not explored).
+Path = tuple[Symbols, list[tuple[int, int, bool]]]
 
 
-def refine(hypothesis: Hypothesis, table: ObservationTable, rng: random.Random) -> bool:
+def refine(hypothesis: Hypothesis, rng: random.Random) -> bool:
     """Add suffixes to the table that disagreements show; return whether there were any.
 
     Random texts of the hypothesis are shown to the matcher, and whole texts of the constraint to
     the hypothesis. Each mask is given one suffix at most: others may say the same.
     """
+    table = hypothesis.table
     drawn = (_drawn(hypothesis, rng) for _ in range(_WALKS))
     known = (_spelled(hypothesis, text) for text in list(table.walks.whole))
     mended: set[int] = set()
     for path in itertools.chain(drawn, known):
         if table.oracle.spent:
             break
-        found = _disagreement(hypothesis, table.oracle, path)
+        found = _disagreement(hypothesis, path)
         if found is not None and found[0] not in mended and table.add(*found):
             mended.add(found[0])
     return bool(mended)
@@ -330,10 +323,10 @@ def _drawn(hypothesis: Hypothesis, rng: random.Random) -> Path:
             break
         arc = rng.choice(choices)
         if arc is None:
-            return Path((*symbols, EOS_COLUMN), stops)
+            return (*symbols, EOS_COLUMN), stops
         symbols += [rng.choice(arcs[arc]), *arc[0]]
         at = arc[1]
-    return Path(tuple(symbols), stops)
+    return tuple(symbols), stops
 
 
 def _spelled(hypothesis: Hypothesis, text: bytes) -> Path:
@@ -348,18 +341,17 @@ def _spelled(hypothesis: Hypothesis, text: bytes) -> Path:
         if arc is None or tuple(arc[0]) != symbols[n + 1 : n + 1 + len(arc[0])]:
             break
         n, at = n + 1 + len(arc[0]), arc[1]
-    return Path(symbols[: n + 1], stops)
+    return symbols[: n + 1], stops
 
 
-def _disagreement(
-    hypothesis: Hypothesis, oracle: MembershipOracle, path: Path
-) -> tuple[int, Symbols] | None:
+def _disagreement(hypothesis: Hypothesis, path: Path) -> tuple[int, Symbols] | None:
     """Return a mask and a suffix that tells two texts apart which led to one node, if any."""
-    admitted = oracle.admits(oracle.root, path.symbols)
-    symbols = path.symbols[: admitted + 1]
+    oracle, (symbols, stops) = hypothesis.table.oracle, path
+    admitted = oracle.admits(oracle.root, symbols)
+    symbols = symbols[: admitted + 1]
     whole = admitted == len(symbols)  # whether the constraint admits all of it
     after: tuple[int, Symbols] | None = None
-    for n, at, folded in reversed([s for s in path.stops if s[0] < len(symbols)]):
+    for n, at, folded in reversed([s for s in stops if s[0] < len(symbols)]):
         node = hypothesis.nodes[at]
         matcher = oracle.read(node.text)
         rest = symbols[n:]

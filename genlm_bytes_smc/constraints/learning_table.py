@@ -72,12 +72,6 @@ class MembershipOracle:
         self.calls += 1
         return mask_of(matcher)
 
-    def mask_after(self, matcher: Any, byte: int) -> int:
-        """Return the mask of what may follow one more byte, which is admitted."""
-        after = matcher.deep_copy()
-        after.try_consume_tokens([byte])
-        return self.mask(after)
-
     def admits(self, matcher: Any, symbols: Symbols) -> int:
         """Return how many of these symbols may follow one another."""
         self.calls += 1
@@ -111,10 +105,6 @@ class RandomWalks:
         self._ways: dict[int, list[Symbols]] = {}
         self._closings: list[Symbols] = []  # suffixes that lead to an end, shortest first
 
-    def from_root(self) -> Walk:
-        """Draw a walk from the empty text, and remember how it ended."""
-        return self._remembered(self.draw(self.oracle.root))
-
     def spelled(self, text: bytes) -> Walk:
         """Return a known text as a walk, as far as it is admitted, and remember how it ended."""
         here = self.oracle.root.deep_copy()
@@ -126,7 +116,7 @@ class RandomWalks:
             walk.append((symbol, mask))
             if symbol != EOS_COLUMN:
                 here.try_consume_tokens([symbol])
-        return self._remembered(walk)
+        return self.remembered(walk)
 
     def draw(self, matcher: Any) -> Walk:
         """Draw a walk from where a matcher stands; its last symbol is 256 if it found an end."""
@@ -148,9 +138,14 @@ class RandomWalks:
             return mask.bit_length() - 1
         ways = self._ways.get(mask)
         if ways is None:
+
+            def mask_after(byte: int) -> int:
+                after = matcher.deep_copy()
+                after.try_consume_tokens([byte])
+                return self.oracle.mask(after)
+
             allowed = bytes_in(mask)
-            many = len(allowed) > _FEW
-            key = (lambda b: self.oracle.mask_after(matcher, b)) if many else int
+            key = mask_after if len(allowed) > _FEW else int
             ends = [(EOS_COLUMN,)] if mask & END_BIT else []
             ways = self._ways[mask] = ends + grouped(allowed, key)
         return self._rng.choice(self._rng.choice(ways))
@@ -171,7 +166,8 @@ class RandomWalks:
                 mask = self.oracle.mask(here)
         return walk
 
-    def _remembered(self, walk: Walk) -> Walk:
+    def remembered(self, walk: Walk) -> Walk:
+        """Return a walk from the empty text, and remember how it ended."""
         symbols = tuple(symbol for symbol, _ in walk)
         if symbols and symbols[-1] == EOS_COLUMN:
             self.whole[bytes(symbols[:-1])] = None
@@ -214,7 +210,7 @@ class ObservationTable:
         for text in texts:
             self._learn(self.walks.spelled(text))
         for _ in range(_WALKS):
-            self._learn(self.walks.from_root())
+            self._learn(self.walks.remembered(self.walks.draw(oracle.root)))
 
     def row(self, text: bytes) -> tuple[bytes, Symbols]:
         """Return the bytes that are forced after a text, and the row of the text with them.

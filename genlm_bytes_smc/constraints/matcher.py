@@ -5,7 +5,7 @@ mask has 257 bits. A text's snapshot is an `LLMatcher` that has read it. Copying
 time and memory in proportion to what it has read, so a text that is extended hands its
 matcher on, and only a fork copies: there is one matcher for each text that lanes stand at,
 not for each they passed. A text asked about again after it handed its matcher on gets a copy
-of the one that now has it, rolled back. Masks (36 bytes) stay for as long as the text does.
+of the one that now has it, rolled back. Masks (33 bytes) stay for as long as the text does.
 
 Not exact in one corner: llguidance does not look for rules of a grammar that derive nothing.
 Where one is all that is left, it goes on for ever, or gives up (`MatcherError`); where it is
@@ -42,7 +42,7 @@ _STACK_A_CHARACTER = 2048
 _LEAST_STACK = 2**24
 _stack_size = threading.Lock()
 
-_EOS_BYTE, _EOS_BIT = EOS_COLUMN // 8, 1 << EOS_COLUMN % 8  # nothing comes after EOS in a mask
+_MASK_BYTES = -(-N_SYMBOLS // 8)
 END_BIT = 1 << EOS_COLUMN  # of a mask as an int
 _RULE_OF_GBNF = re.compile(r"^[ \t]*([A-Za-z][\w-]*)[ \t]*::=", re.MULTILINE)
 LONGEST_FORCED = 4096  # a rule that derives nothing may force bytes for ever
@@ -86,7 +86,7 @@ class ByteMatcher(TreeConstraint):
     """
 
     # The grammar is compiled again where it arrives.
-    _transient = TreeConstraint._transient | {"_matcher", "_masks", "_heirs"}
+    _transient = TreeConstraint._transient | {"_matcher", "_heirs"}
 
     def __init__(self, grammar: str, device: torch.device | str | None, max_states: int) -> None:
         super().__init__(device, max_states)
@@ -100,7 +100,6 @@ class ByteMatcher(TreeConstraint):
 
     def _forget(self) -> None:
         super()._forget()
-        self._masks: dict[int, bytes] = {}
         self._heirs: dict[int, int] = {}  # of a node that handed its matcher on: who has it
 
     @cached_property
@@ -172,16 +171,16 @@ class ByteMatcher(TreeConstraint):
 
     def _masks_of(self, nodes: IntArray) -> BoolArray:
         """Return what may follow each node, bool[m, 257]."""
-        masks = self._masks
+        masks = self._noted["mask"]
         unknown = nodes[[n not in masks for n in nodes.tolist()]]
         if len(unknown):
             for node, matcher in zip(unknown.tolist(), self._at(unknown), strict=True):
-                mask = matcher.compute_bitmask()
+                mask = mask_of(matcher)
                 if matcher.is_error():
                     raise MatcherError(f"llguidance gave up: {_reason(matcher)}")
-                if mask[_EOS_BYTE] & _EOS_BIT and not self._may_end(node):
-                    mask = mask[:_EOS_BYTE] + bytes(len(mask) - _EOS_BYTE)
-                masks[node] = mask
+                if mask & END_BIT and not self._may_end(node):
+                    mask ^= END_BIT
+                masks[node] = mask.to_bytes(_MASK_BYTES, "little")
         packed = np.frombuffer(b"".join([masks[n] for n in nodes.tolist()]), dtype=np.uint8)
         bits = np.unpackbits(packed.reshape(len(nodes), -1), axis=1, bitorder="little")
         return bits[:, :N_SYMBOLS].astype(np.bool_)
@@ -196,8 +195,6 @@ class ByteMatcher(TreeConstraint):
 
     def _freed(self, nodes: IntArray) -> None:
         gone = set(nodes.tolist())
-        for node in gone:
-            self._masks.pop(node, None)
         # An heir may be gone while the node before it stays, and its number come again.
         ends = {n: self._heir(n) for n in list(self._heirs)}
         self._heirs = {n: h for n, h in ends.items() if n not in gone and h is not None}

@@ -29,8 +29,7 @@ from genlm.control.potential.base import Potential
 from genlm.control.potential.built_in.wfsa import WFSA
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
-from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
-from genlm_bytes_smc.constraints.automata.table import ragged
+from genlm_bytes_smc.constraints.automata import Nfa, determinize, ragged
 from genlm_bytes_smc.constraints.base import (
     BoolArray,
     ConstraintError,
@@ -330,7 +329,7 @@ def from_genlm(fsa: WFSA, *, device: torch.device | str | None = None) -> ByteWF
     n = len(number)
     if isinstance(fsa, BoolFSA):
         # State 0 is a start beside the automaton's own states, which are numbered from 1 here.
-        nfa = Nfa(labels=[[b] for b in range(N_BYTES)], n_states=n + 1)
+        nfa = Nfa(n_states=n + 1)
         nfa.silent = [(0, q + 1) for q, w in initial if w > -math.inf]
         nfa.arcs = [(q + 1, byte, r + 1) for q, byte, r, w in arcs if w > -math.inf]
         nfa.accept = {q + 1 for q, w in final if w > -math.inf}

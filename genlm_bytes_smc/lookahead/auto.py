@@ -42,11 +42,9 @@ from genlm_bytes_smc.smc.weighers import Recorder, Seen
 
 FIRST = 0.25  # share of the first, plain run
 LOSS = -math.log(FIRST)  # nats: most that log_ml may be below the plain run's
-FIRST_OF_BUDGET = (
-    1 / 16
-)  # the same where a budget pays for many more particles than the first run's
+# The same where a budget pays for many more particles than the first run's:
+FIRST_OF_BUDGET = 1 / 16
 LOSS_OF_BUDGET = -math.log(FIRST_OF_BUDGET)
-DEFENSIVE = 0.02  # share of the target's own row in the proposals of further runs
 MOST_STAGES = 8
 LEAST = 4  # particles of a run that a budget pays for
 PART = 1 / 3  # of what is left of a budget, for the next run
@@ -142,25 +140,19 @@ class _Stages:
             sizes = [first, n - first] if n < _TWO else [first, first, n - 2 * first]
             for size in sizes[: n if n < 2 else None]:
                 await self._stage(size, size / n, exact=False)
+        elif self._exact and await self._search(budget):
+            # The rows that are left pay for few distinct texts, at the price of one that was found.
+            price = max(self._spent(), 1) / max(len(self._seen.rows().whole()), 1)
+            left = budget - self._spent()
+            await self._stage(min(max(int(left / price), FEWEST), n), 1.0, rest=True)
         else:
-            await self._spend(n, budget)
+            await self._grow(n, budget)
         result = StagedResult(self._stages, self._found)
         if result.log_ml == -np.inf:
             assert self._error is not None
             error = self._error
             raise AllParticlesDeadError(str(error), error.byte, error.causes, result.state)
         return result
-
-    async def _spend(self, size: int, budget: int) -> None:
-        """Search, and run stages, until the rows are spent.
-
-        Args:
-            size: particles of the first plain stage, and most of a run that follows a search.
-            budget: rows.
-        """
-        if self._exact and await self._search(budget):
-            return await self._rest(size, budget)
-        await self._grow(size, budget)
 
     async def _search(self, budget: int) -> bool:
         """Search for likely texts, and return whether it found enough of the mass to go on with.
@@ -179,15 +171,6 @@ class _Stages:
         self._seen.end(list(seen.final))
         return worth
 
-    async def _rest(self, most: int, budget: int) -> None:
-        """Estimate what the search has not found by one run of few distinct texts.
-
-        They are as many as the rows that are left pay for, at the price of a text of the search.
-        """
-        price = max(self._spent(), 1) / max(len(self._seen.rows().whole()), 1)
-        left = budget - self._spent()
-        await self._stage(min(max(int(left / price), FEWEST), most), 1.0, rest=True)
-
     def _spent(self) -> int:
         return self._rows() - self._start
 
@@ -196,11 +179,7 @@ class _Stages:
 
         Each may cost a third of what is left, reckoned by the rows a particle of the one before.
         The price falls as more is known, so stages grow. The last one takes what is left. Shares
-        are those of stages that double, up to the most there may be.
-
-        Args:
-            size: particles of the first stage.
-            budget: rows.
+        are those of stages that double, up to the most there may be. `size` particles begin.
         """
         left, most = 1.0 - FIRST_OF_BUDGET, max(MOST_PARTICLES, size)
         await self._stage(size, FIRST_OF_BUDGET)
@@ -222,7 +201,6 @@ class _Stages:
         """Run one stage of `size` particles.
 
         Args:
-            size: how many.
             share: see `Stage`.
             exact: whether texts that are known count with their weights, if these are exact.
             rest: whether it is drawn to what is not known alone; else the first one is plain.
@@ -276,11 +254,10 @@ class _Stages:
         if not len(self._seen):
             return None
         seen = self._seen.rows()
-        target = self._plan.potential
         if not self._settings:
             terminated = self._plan.terminate_when is not None
-            self._settings.append(settings_of(target, seen, terminated=terminated))
-        return SeenLookahead.learned(target, seen, DEFENSIVE, self._settings[0], rest=rest)
+            self._settings.append(settings_of(self._plan.potential, seen, terminated=terminated))
+        return SeenLookahead(seen, self._settings[0], rest=rest)
 
 
 def _seed(seed: int, k: int) -> int:

@@ -14,19 +14,20 @@ uniform model underflows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN
+from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError
-from genlm_bytes_smc.constraints.automata.table import Table, ragged
-from genlm_bytes_smc.constraints.base import IntArray
+from genlm_bytes_smc.constraints.automata import Table, ragged
+from genlm_bytes_smc.constraints.base import DEAD, BoolArray, IntArray
 from genlm_bytes_smc.constraints.wfsa import total_weights
-from genlm_bytes_smc.lookahead.edges import EdgeMeans
-from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float
-from genlm_bytes_smc.lookahead.pilot import LocalRows
+from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float, RowMeans
+from genlm_bytes_smc.smc.weighers import AheadLanes
 
 MOST_ARCS = 1 << 24
 MOST_BYTES = 1 << 29  # of a table with one row a number of bytes left
@@ -34,101 +35,61 @@ _DENSE = 2048  # pairs up to which the unlimited sums are solved directly
 _SETTLED = 1e-11  # nats that a sweep may still change
 
 
-@dataclass(frozen=True)
-class Arcs:
+class _Arcs(NamedTuple):
     """A byte automaton as arcs, grouped by where they begin.
 
     Attributes:
-        offset: int64[S + 1]; the arcs of state q are offset[q]..offset[q + 1].
-        byte, target: int64[E].
+        source, byte, target: int64[E].
         weight: float64[E], nats.
         end: float64[S], log weight of ending, -inf for none.
         starts: int64[s], the states that a text begins in.
-        certain_end: whether a text ends for certain where it may, without a symbol for it.
     """
 
-    offset: IntArray
+    source: IntArray
     byte: IntArray
     target: IntArray
     weight: Float
     end: Float
     starts: IntArray
-    certain_end: bool = False
 
     @classmethod
-    def of(cls, automaton: ByteDFA | ByteWFSA) -> Arcs:
+    def of(cls, automaton: Table | ByteWFSA) -> _Arcs:
         """Return the arcs of a deterministic or a (pushed) weighted automaton."""
-        if isinstance(automaton, ByteDFA):
-            table = automaton.host_table()
-            source, byte = np.nonzero(table.next >= 0)
-            target = table.next[source, byte].astype(np.int64)
-            end = np.where(table.accept, 0.0, -np.inf)
+        if isinstance(automaton, Table):
+            source, byte = np.nonzero(automaton.next >= 0)
+            target = automaton.next[source, byte].astype(np.int64)
             starts = np.zeros(1, dtype=np.int64)
-            return cls(_offset(source, len(end)), byte, target, np.zeros(len(byte)), end, starts)
+            return cls(source, byte, target, np.zeros(len(byte)), _log(automaton.accept), starts)
         source, byte, target, weight, end, start = automaton.pushed()
         order = np.argsort(source, kind="stable")
-        offset = _offset(source[order], len(end))
-        starts = np.flatnonzero(np.isfinite(start))
-        return cls(offset, byte[order], target[order], weight[order], end, starts)
-
-    def stopping(self) -> Arcs:
-        """Return the automaton that stops (weight 1) as soon as it may end."""
-        stops = np.isfinite(self.end)
-        source = np.repeat(np.arange(len(self.end)), np.diff(self.offset))
-        kept = ~stops[source]
-        return Arcs(
-            _offset(source[kept], len(self.end)),
-            self.byte[kept],
-            self.target[kept],
-            self.weight[kept],
-            self.end,
-            self.starts,
-            certain_end=True,
-        )
-
-    def meet(self, dfa: Table) -> Arcs:
-        """Run both automata side by side; state q of this and r of `dfa` is q * len(dfa) + r.
-
-        Raises:
-            ConstraintError: more than 2**24 arcs.
-        """
-        n = len(dfa)
-        if len(self.byte) * n > MOST_ARCS:
-            raise ConstraintError(
-                f"a weighted automaton of {len(self.byte)} arcs and an automaton of {n} states "
-                f"have more than {MOST_ARCS} arcs together, too many to look ahead along"
-            )
-        source = np.repeat(np.arange(len(self.end)), np.diff(self.offset))
-        to = dfa.next[:, self.byte].T.astype(np.int64)  # [E, n]
-        arc, r = np.nonzero(to >= 0)
-        code = source[arc] * n + r
-        order = np.argsort(code, kind="stable")
-        arc, to = arc[order], to[arc, r][order]
-        end = self.end[:, None] + np.where(dfa.accept, 0.0, -np.inf)
-        offset = _offset(code[order], end.size)
-        target = self.target[arc] * n + to
-        starts = self.starts * n
-        return Arcs(offset, self.byte[arc], target, self.weight[arc], end.ravel(), starts)
+        source, byte, target, weight = source[order], byte[order], target[order], weight[order]
+        return cls(source, byte, target, weight, end, np.flatnonzero(np.isfinite(start)))
 
 
-def _offset(source: IntArray, n: int) -> IntArray:
-    """Return where the arcs of each of n states begin, from their sources in ascending order."""
-    out: IntArray = np.searchsorted(source, np.arange(n + 1)).astype(np.int64)
-    return out
+# In the place of a deterministic automaton beside another one: every text passes.
+_ANYTHING = Table(np.zeros((1, N_BYTES), dtype=np.int32), np.ones(1, dtype=np.bool_))
 
 
 class FutureTable:
     """log psi of every reachable pair of an automaton state and an n-gram context.
 
+    It also reads bytes into states and contexts, of many texts at once. A text is int64[3]: its
+    states in both automata, and its context.
+
     Args:
-        arcs: the automaton.
+        dfa: the deterministic automaton, or None.
+        wfsa: the weighted one that it meets, or None; a text is a distribution over its states.
         model: the byte model.
         max_bytes: most bytes of a text, respected exactly; None: no limit.
         device: where the sums are taken and the table lives.
         local: probabilities that depend on the pair, in place of the model's.
+        stops: whether texts end (weight 1) as soon as the automata may, without a symbol for it.
+        outside: log psi, against the empty text's, of texts that left the automata; None:
+            they are impossible.
 
     Attributes:
-        codes: int64[J], ascending: state * len(model) + context of each pair.
+        codes: int64[J], ascending: state * len(model) + context of each pair. State q of the
+            weighted automaton beside r of the deterministic one is q * (states of that) + r.
         log_psi: float64[M, J] on the device. Row m is psi_m, the last one stands for all
             larger m. Without a limit there is one row.
 
@@ -138,60 +99,126 @@ class FutureTable:
 
     def __init__(
         self,
-        arcs: Arcs,
+        dfa: ByteDFA | None,
+        wfsa: ByteWFSA | None,
         model: ByteNgram,
         max_bytes: int | None,
         device: torch.device,
-        local: LocalRows | EdgeMeans | None = None,
+        local: RowMeans | None = None,
+        *,
+        stops: bool = False,
+        outside: float | None = None,
     ) -> None:
-        self.model = model
-        self.device = device
-        self.codes, source, target, byte, weight = _product(arcs, model)
+        self.model, self.max_bytes, self.device, self.outside = model, max_bytes, device, outside
+        self.dfa = None if dfa is None else dfa.to(device)
+        self.wfsa = None if wfsa is None else wfsa.to(device)
+        table = _ANYTHING if dfa is None else dfa.host_table()
+        arcs, beside = (_Arcs.of(table), _ANYTHING) if wfsa is None else (_Arcs.of(wfsa), table)
+        self.codes, source, target, byte, weight = _product(arcs, beside, model, stops)
         state, context = np.divmod(self.codes, len(model))
-        logp = _logp(model, local, state[source], context[source], byte)
-        end = arcs.end[state]
-        if not arcs.certain_end:
-            end = end + _logp(model, local, state, context, EOS_COLUMN)
-        source, target, weight = _merged(source, target, weight + logp, len(self.codes))
-        fits = max_bytes is not None and (max_bytes + 1) * len(end) * 8 <= MOST_BYTES
-        self.limited = fits
-        if max_bytes is not None and fits:
-            self.log_psi = _limited(source, target, weight, end, max_bytes, device)
+        local = local or RowMeans(lambda state, context, symbol: model.rows[context, symbol])
+        logp = local.log(state[source], context[source], byte)
+        end = (arcs.end[:, None] + _log(beside.accept)).ravel()[state]
+        if not stops:
+            end = end + local.log(state, context, EOS_COLUMN)
+        merged = _merged(source, target, weight + logp, len(self.codes))
+        self.limited = max_bytes is not None and (max_bytes + 1) * len(end) * 8 <= MOST_BYTES
+        if max_bytes is not None and self.limited:
+            self.log_psi = _limited(_Sweep(*merged, end, device), max_bytes)
+        elif len(end) <= _DENSE:
+            self.log_psi = torch.from_numpy(total_weights(*merged, end)).to(device)[None]
         else:
-            self.log_psi = _unlimited(source, target, weight, end, device)[None]
+            self.log_psi = _unlimited(_Sweep(*merged, end, device))[None]
         self._codes = torch.from_numpy(self.codes).to(device)
+        self._n_dfa = len(table)
+        self._after = torch.from_numpy(model.after.astype(np.int64)).to(device)
+        if wfsa is not None:
+            self._arcs = [torch.from_numpy(x).to(device) for x in wfsa.pushed()[:4]]
 
     def __len__(self) -> int:
         """Return the number of pairs, J."""
         return len(self.codes)
 
-    def look(self, codes: torch.Tensor, left: int) -> torch.Tensor:
-        """log psi of pairs when `left` more bytes may be read; -inf for what is no pair.
+    def spawn(self) -> FutureTable:
+        """Return a copy with a memory of its own."""
+        new = copy.copy(self)
+        new.wfsa = None if self.wfsa is None else self.wfsa.spawn()
+        return new
 
-        Args:
-            codes: int64 of any shape; negative for a state that is dead.
-            left: at least 0.
-        """
+    def first(self) -> torch.Tensor:
+        """Return where the empty text stands, int64[1, 3]."""
+        return torch.tensor([[0, 0, self.model.start]], device=self.device)
+
+    def step(self, at: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
+        """Read a byte a lane: int64[n, 3], int64[n] -> int64[n, 3]."""
+        dfa, wfsa = at[:, 0], at[:, 1]
+        if self.dfa is not None:
+            dfa = self.dfa.step(dfa, symbols)
+        if self.wfsa is not None:
+            wfsa = self.wfsa.step(wfsa, symbols)
+        return torch.stack([dfa, wfsa, self._after[at[:, 2], symbols]], dim=1)
+
+    def now(self, at: torch.Tensor, left: int) -> torch.Tensor:
+        """Return log psi of each text when `left` more bytes may be read, float64[n]."""
+        if self.wfsa is None:
+            return self._look(0, at[:, 0], at[:, 2], left)
+        share = self.wfsa.forward(at[:, 1])
+        state = torch.arange(share.shape[1], device=self.device)
+        return torch.logsumexp(share + self._look(state, at[:, :1], at[:, 2:], left), 1)
+
+    def next(self, at: torch.Tensor, left: int) -> torch.Tensor:
+        """Return log psi after each byte, with `left` bytes left after it: float64[n, 256]."""
+        byte = torch.arange(N_BYTES, device=self.device).expand(len(at), N_BYTES)
+        dfa, context = at[:, :1].expand_as(byte), self._after[at[:, 2]]
+        if self.dfa is not None:
+            dfa = self.dfa.step(dfa, byte)
+        if self.wfsa is None:
+            return self._look(0, dfa, context, left)
+        mass = self.wfsa.block(at[:, 1])[:, :N_BYTES]
+        source, b, target, weight = self._arcs
+        share = self.wfsa.forward(at[:, 1])[:, source]
+        terms = share + weight + self._look(target, dfa[:, b], context[:, b], left)
+        shift = finite(terms.amax(1, keepdim=True))
+        total = torch.zeros_like(mass).index_add_(1, b, (terms - shift).exp())
+        future = total.log() + shift
+        return torch.where(torch.isneginf(mass), -torch.inf, future - mass)
+
+    def _look(
+        self, wfsa: torch.Tensor | int, dfa: torch.Tensor, context: torch.Tensor, left: int
+    ) -> torch.Tensor:
+        """log psi of states and contexts, int64 of any shape; -inf for what is no pair."""
+        codes = (wfsa * self._n_dfa + dfa) * len(self.model) + context
+        codes = torch.where(dfa == DEAD, -1, codes)
         row = self.log_psi[min(left, len(self.log_psi) - 1)]
         at = torch.searchsorted(self._codes, codes).clamp_(max=len(self) - 1)
         return torch.where(self._codes[at] == codes, row[at], -torch.inf)
 
 
-def _product(arcs: Arcs, model: ByteNgram) -> tuple[IntArray, IntArray, IntArray, IntArray, Float]:
-    """Find the reachable pairs, and the arcs between them.
+def finite(log_psi: torch.Tensor) -> torch.Tensor:
+    """Return log psi with 0 in place of -inf, which may then be subtracted."""
+    return torch.where(torch.isneginf(log_psi), 0.0, log_psi)
+
+
+def _product(
+    arcs: _Arcs, dfa: Table, model: ByteNgram, stops: bool
+) -> tuple[IntArray, IntArray, IntArray, IntArray, Float]:
+    """Run an automaton, a deterministic one and the contexts side by side.
 
     Returns:
-        codes int64[J], ascending; source, target int64[E] as positions in codes, grouped by
-        source; byte int64[E]; weight float64[E] of the automaton's arcs.
+        The reachable codes (see `FutureTable`) int64[J], ascending; of the arcs between them
+        source, target int64[E] as positions in codes, grouped by source, byte int64[E], and
+        weight float64[E]. Where `stops`, none goes on from where a text may end.
     """
-    width = len(model)
-    frontier = np.unique(arcs.starts * width + model.start)
-    seen = frontier
-    parts = []
-    total = 0
+    width, n = len(model), len(dfa)
+    offset = np.searchsorted(arcs.source, np.arange(len(arcs.end) + 1))
+    frontier = np.unique(arcs.starts * n * width + model.start)
+    seen, parts, total = frontier, [], 0
     while len(frontier):
         state, context = np.divmod(frontier, width)
-        first, stop = arcs.offset[state], arcs.offset[state + 1]
+        state, other = np.divmod(state, n)
+        first, stop = offset[state], offset[state + 1]
+        if stops:
+            stop = np.where(np.isfinite(arcs.end[state]) & dfa.accept[other], first, stop)
         total += int((stop - first).sum())
         if total > MOST_ARCS:
             raise ConstraintError(
@@ -199,11 +226,12 @@ def _product(arcs: Arcs, model: ByteNgram) -> tuple[IntArray, IntArray, IntArray
                 f"contexts of an n-gram of order {model.order}; take a lower order, or fewer "
                 "max_states for an automaton that approximates"
             )
-        arc = ragged(first, stop)
-        source = np.repeat(frontier, stop - first)
+        arc, at = ragged(first, stop), np.repeat(np.arange(len(frontier)), stop - first)
+        to = dfa.next[other[at], arcs.byte[arc]]
+        arc, at, to = arc[to >= 0], at[to >= 0], to[to >= 0]
         byte = arcs.byte[arc]
-        target = arcs.target[arc] * width + model.after[np.repeat(context, stop - first), byte]
-        parts.append((source, target, byte, arcs.weight[arc]))
+        target = (arcs.target[arc] * n + to) * width + model.after[context[at], byte]
+        parts.append((frontier[at], target, byte, arcs.weight[arc]))
         frontier = np.setdiff1d(target, seen)
         seen = np.union1d(seen, frontier)
     source, target, byte, weight = (np.concatenate(x) for x in zip(*parts, strict=True))
@@ -212,18 +240,8 @@ def _product(arcs: Arcs, model: ByteNgram) -> tuple[IntArray, IntArray, IntArray
     return seen, *place, byte[order], weight[order]
 
 
-def _logp(
-    model: ByteNgram,
-    local: LocalRows | EdgeMeans | None,
-    state: IntArray,
-    context: IntArray,
-    symbol: IntArray | int,
-) -> Float:
-    """Return log probabilities of symbols in pairs of states and contexts, float64[m]."""
-    if local is not None:
-        return local.log(state, context, symbol)
-    out: Float = np.log(model.rows[context, symbol])
-    return out
+def _log(mask: BoolArray) -> Float:
+    return np.where(mask, 0.0, -np.inf)
 
 
 def _merged(
@@ -245,33 +263,22 @@ class _Sweep:
         self, source: IntArray, target: IntArray, weight: Float, end: Float, device: torch.device
     ) -> None:
         lengths = np.bincount(source, minlength=len(end))
-        self.lengths = torch.from_numpy(lengths).to(device)
-        self.source = torch.from_numpy(source).to(device)
-        self.target = torch.from_numpy(target).to(device)
-        self.weight = torch.from_numpy(weight).to(device)
-        self.end = torch.from_numpy(end).to(device)
+        self.lengths, self.source, self.target, self.weight, self.end = (
+            torch.from_numpy(x).to(device) for x in (lengths, source, target, weight, end)
+        )
 
     def __call__(self, psi: torch.Tensor) -> torch.Tensor:
         if not len(self.target):
             return self.end
         terms = self.weight + psi[self.target]
         top = torch.segment_reduce(terms, "max", lengths=self.lengths, initial=-torch.inf)
-        top = torch.maximum(top, self.end)
-        shift = torch.where(torch.isneginf(top), 0.0, top)
+        shift = finite(torch.maximum(top, self.end))
         terms = (terms - shift[self.source]).exp_()
         total = torch.segment_reduce(terms, "sum", lengths=self.lengths, initial=0.0)
         return shift + torch.log(total + (self.end - shift).exp())
 
 
-def _limited(
-    source: IntArray,
-    target: IntArray,
-    weight: Float,
-    end: Float,
-    max_bytes: int,
-    device: torch.device,
-) -> torch.Tensor:
-    sweep = _Sweep(source, target, weight, end, device)
+def _limited(sweep: _Sweep, max_bytes: int) -> torch.Tensor:
     rows = [sweep.end]
     for _ in range(max_bytes):
         rows.append(sweep(rows[-1]))
@@ -280,12 +287,7 @@ def _limited(
     return torch.stack(rows)
 
 
-def _unlimited(
-    source: IntArray, target: IntArray, weight: Float, end: Float, device: torch.device
-) -> torch.Tensor:
-    if len(end) <= _DENSE:
-        return torch.from_numpy(total_weights(source, target, weight, end)).to(device)
-    sweep = _Sweep(source, target, weight, end, device)
+def _unlimited(sweep: _Sweep) -> torch.Tensor:
     psi, before = sweep(sweep.end), sweep.end
     for _ in range(200_000):
         moved = _change(psi, before)
@@ -301,3 +303,62 @@ def _unlimited(
 
 def _change(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.where(a == b, 0.0, a - b).abs().max())
+
+
+@dataclass(eq=False)
+class TableFactor(AheadLanes):
+    """Expected future mass as a factor: what a `FutureTable` says of D texts.
+
+    Attributes:
+        table: it.
+        at: int64[D, 3], where the texts stand.
+        age: how many bytes they have read.
+        value: float64[D], log psi of each.
+        base: log psi of the empty text.
+    """
+
+    table: FutureTable
+    at: torch.Tensor
+    age: int
+    value: torch.Tensor
+    base: float
+    _block: torch.Tensor | None = field(default=None, init=False)
+
+    @classmethod
+    def first(cls, table: FutureTable) -> TableFactor:
+        """Return the factor at the empty text."""
+        at = table.first()
+        value = table.now(at, table.max_bytes or 0)
+        return cls(table, at, 0, value, float(value[0]))
+
+    def _left(self) -> int:
+        """Return how many bytes are left after one more; 0 without a limit (one row for all)."""
+        return max(0, (self.table.max_bytes or 0) - self.age - 1)
+
+    async def rows(self) -> torch.Tensor:
+        """log psi(x b) - log psi(x), and 0 - log psi(x) for the end: float64[D, 257]."""
+        if self._block is None:
+            following = self.table.next(self.at, self._left())
+            ended = following.new_zeros((len(following), N_SYMBOLS - N_BYTES))
+            block = torch.cat([self._floored(following), ended], dim=1)
+            self._block = block - finite(self.value)[:, None]
+        return self._block
+
+    async def step(self, symbols: IntArray) -> tuple[TableFactor, None]:
+        """See `Lanes`."""
+        at = self.table.step(self.at, torch.from_numpy(symbols).to(self.at.device))
+        value = self._floored(self.table.now(at, self._left()))
+        after = replace(self, at=at, age=self.age + 1, value=value)
+        if self.table.wfsa is not None and after.age % 64 == 0:
+            self.table.wfsa.keep([at[:, 1]])
+        return after, None
+
+    def gather(self, lanes: IntArray) -> TableFactor:
+        """See `Lanes`."""
+        where = torch.from_numpy(lanes).to(self.at.device)
+        return replace(self, at=self.at[where], value=self.value[where])
+
+    def _floored(self, psi: torch.Tensor) -> torch.Tensor:
+        if self.table.outside is None:
+            return psi
+        return torch.where(torch.isneginf(psi), self.base + self.table.outside, psi)

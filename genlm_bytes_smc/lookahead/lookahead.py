@@ -6,33 +6,137 @@ import asyncio
 import copy
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from genlm.control.potential.tempered import Tempered
 
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA
+from genlm_bytes_smc.constraints import ByteDFA, ByteWFSA, ConstraintError, approximate_automaton
 from genlm_bytes_smc.constraints.learning import MAX_STATES
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.lm.devices import device_of
-from genlm_bytes_smc.lookahead.automata import Automata, automata_of, language_models_of
-from genlm_bytes_smc.lookahead.edges import EdgeMeans, contexts_of
-from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
-from genlm_bytes_smc.lookahead.future_mass import Arcs, FutureTable
-from genlm_bytes_smc.lookahead.ngram import ByteNgram, Float, soft_counts_of
-from genlm_bytes_smc.lookahead.pilot import LocalRows, PilotSamples, longest, pilot_samples
-from genlm_bytes_smc.smc.factors import compile_rows
+from genlm_bytes_smc.lookahead.future_mass import FutureTable, TableFactor
+from genlm_bytes_smc.lookahead.ngram import (
+    ByteNgram,
+    PilotSamples,
+    RowMeans,
+    pilot_means,
+    rows_after,
+    soft_counts_of,
+)
+from genlm_bytes_smc.smc.factors import compile_rows, factors_of, has_language_model, name_of
+from genlm_bytes_smc.smc.loop import smc_steps
+from genlm_bytes_smc.smc.runs import AllParticlesDeadError
 from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes
 
 T = TypeVar("T")
-Horizon = int | Literal["run"] | None
 ORDER = 2
 FIT_BYTES = 64
-_TAUGHT = 64  # texts of a pilot that an approximating automaton learns from
+TAUGHT = 64  # texts of earlier runs that an approximating automaton learns from
+
+Automaton = ByteDFA | ByteWFSA
+
+
+class Automata(NamedTuple):
+    """The automata to look ahead along: two side by side, either of which may be missing.
+
+    Attributes:
+        dfa, wfsa: the deterministic and the weighted one.
+        approximate: whether texts of the target may leave them.
+    """
+
+    dfa: ByteDFA | None
+    wfsa: ByteWFSA | None
+    approximate: bool
+
+
+def automata_of(
+    target: Any,
+    constraint: Automaton | ByteMatcher | None = None,
+    max_states: int = MAX_STATES,
+    texts: Sequence[bytes] = (),
+) -> Automata:
+    """Return the constraint given, or else the automata, grammars and schemas of the target.
+
+    Args:
+        target, constraint: the target, and what to look along instead.
+        max_states: most states of an automaton that approximates a grammar or a schema.
+        texts: texts of the target that such an automaton learns from.
+
+    Raises:
+        ValueError: nothing to look along, or several weighted automata.
+    """
+    found = constraints_of(target) if constraint is None else [constraint]
+    exact = [f for f in found if not isinstance(f, ByteMatcher)]
+    matchers = [f for f in found if isinstance(f, ByteMatcher)]
+    near = [approximate_automaton(m, max_states=max_states, texts=texts) for m in matchers]
+    approximate = constraint is not None or bool(near)
+    try:
+        return Automata(*meet([*exact, *near]), approximate)
+    except ConstraintError:
+        if not exact or not near:
+            raise
+        # What the factors share is beyond what the approximation reached.
+        return Automata(*meet(exact), False)
+
+
+def constraints_of(target: Any) -> list[Automaton | ByteMatcher]:
+    """Return the automata, grammars and schemas that a text of the target must pass.
+
+    A power of one that is not weighted admits the same texts, so it counts as that.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found: list[Automaton | ByteMatcher] = []
+    for factor in factors_of(target):
+        inner = factor
+        while isinstance(inner, Tempered) and inner.beta > 0:
+            inner = inner.p
+        if isinstance(inner, ByteDFA | ByteMatcher) or isinstance(factor, ByteWFSA):
+            found.append(inner)
+    if not found:
+        raise ValueError(
+            f"no byte automaton, grammar or schema is a factor of {name_of(target)}, so there is "
+            "nothing to look ahead along; name an automaton that approximates the constraint: "
+            "Lookahead(constraint=...)"
+        )
+    return found
+
+
+def meet(automata: list[Automaton]) -> tuple[ByteDFA | None, ByteWFSA | None]:
+    """Return one deterministic automaton for all deterministic ones, and the weighted one.
+
+    Raises:
+        ValueError: several weighted ones.
+    """
+    weighted = [a for a in automata if isinstance(a, ByteWFSA)]
+    if len(weighted) > 1:
+        raise ValueError(
+            f"a look-ahead takes at most one weighted automaton, got {len(weighted)}; name one: "
+            "Lookahead(constraint=...)"
+        )
+    plain = [a for a in automata if isinstance(a, ByteDFA)]
+    both = reduce(lambda a, b: a & b, plain) if plain else None
+    return both, weighted[0] if weighted else None
+
+
+def language_models_of(target: Any) -> list[Any]:
+    """Return the factors of a target that hold language models.
+
+    Raises:
+        ValueError: there is none.
+    """
+    models = [f for f in factors_of(target) if has_language_model(f)]
+    if not models:
+        raise ValueError(f"no language model is a factor of {name_of(target)}")
+    return models
 
 
 class _LastFew(Generic[T]):
@@ -102,7 +206,7 @@ class Lookahead(Ahead):
         constraint: ByteDFA | ByteWFSA | ByteMatcher | None = None,
         outside: float = -10.0,
         max_states: int = MAX_STATES,
-        max_bytes: Horizon = "run",
+        max_bytes: int | Literal["run"] | None = "run",
         ends: Literal["eos", "accept"] = "eos",
         n_texts: int = 64,
         fit_bytes: int | None = None,
@@ -130,19 +234,14 @@ class Lookahead(Ahead):
         if fit_bytes is not None:
             check_count("fit_bytes", fit_bytes, 1)
         self.model = model
-        self.strength = float(strength)
-        self.defensive = float(defensive)
-        self.constraint = constraint
+        self.strength, self.defensive = float(strength), float(defensive)
+        self.constraint, self.max_states = constraint, max_states
         self.outside = float(outside)
-        self.max_states = max_states
-        self.max_bytes = max_bytes
-        self.ends = ends
-        self.n_texts = n_texts
-        self.fit_bytes = fit_bytes
-        self.seed = seed
+        self.max_bytes, self.ends = max_bytes, ends
+        self.n_texts, self.fit_bytes, self.seed = n_texts, fit_bytes, seed
         self.device = None if device is None else device_of(device)
-        self.local: LocalRows | EdgeMeans | None = None
-        self._solved: _LastFew[tuple[Tracker, FutureTable]] = _LastFew()
+        self.local: RowMeans | None = None
+        self._solved: _LastFew[FutureTable] = _LastFew()
         self._automata: _LastFew[Automata] = _LastFew()
         self._fitted: _LastFew[ByteNgram] = _LastFew()
         self._locks: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
@@ -199,11 +298,19 @@ class Lookahead(Ahead):
             options: dict[str, Any] = {"seed": seed + k, "terminate_when": terminate_when}
             if ahead is not None:
                 options["proposal"] = ahead.but(defensive=explore)
-            visits = await pilot_samples(
-                target, n_particles, max_bytes, ess_threshold=0.0, **options
-            )
+            visits = await pilot_samples(target, n_particles, max_bytes, **options)
             seen = visits if seen is None else seen + visits
-            ahead = cls._learned(target, seen, order, smoothing, settings)
+            model = ByteNgram.from_rows(soft_counts_of(*seen), order, smoothing)
+            ahead = cls(model, **settings)
+            dfa, wfsa, approximate = automata_of(
+                target, ahead.constraint, ahead.max_states, longest(seen.texts)
+            )
+            if wfsa is not None or dfa is None:
+                raise ValueError("a pilot run learns about deterministic automata only")
+            if approximate:  # the rows below are those of this automaton's states
+                ahead.constraint = dfa
+            state = dfa.states(seen.texts).cpu().numpy()
+            ahead.local = pilot_means(dfa, model, state, seen, smoothing)
         assert ahead is not None
         return ahead
 
@@ -214,89 +321,39 @@ class Lookahead(Ahead):
         new.defensive = self.defensive if defensive is None else defensive
         return new
 
-    @classmethod
-    def _learned(
-        cls, target: Any, seen: PilotSamples, order: int, smoothing: float, settings: dict[str, Any]
-    ) -> Lookahead:
-        new = cls(ByteNgram.from_rows(soft_counts_of(*seen), order, smoothing), **settings)
-        dfa, wfsa, approximate = automata_of(
-            target, new.constraint, new.max_states, longest(seen.texts, _TAUGHT)
-        )
-        if wfsa is not None or dfa is None:
-            raise ValueError("a pilot run learns about deterministic automata only")
-        if approximate:  # the rows below are those of this automaton's states
-            new.constraint = dfa
-        state = dfa.states(seen.texts).cpu().numpy()
-        model = new.model
-        assert isinstance(model, ByteNgram)
-        context = np.array([model.context_of(t) for t in seen.texts])
-        at = np.flatnonzero(state >= 0)  # an approximating automaton may have been left
-        new.local = LocalRows(
-            model, dfa.n_states, state[at], context[at], seen.rows[at], seen.counts[at], smoothing
-        )
-        return new
-
-    @classmethod
-    def _guessing(
-        cls, target: Any, texts: Sequence[bytes], rows: Float, settings: dict[str, Any]
-    ) -> Lookahead:
-        """Return a look-ahead along a target's deterministic automata by averages of its rows.
-
-        Args:
-            target: the target.
-            texts: V of them.
-            rows: float64[V, 257], the target's log weight of each symbol after them, nats.
-            settings: of the look-ahead.
-        """
-        contexts = contexts_of(texts, np.exp(rows))
-        new = cls(contexts, **settings)
-        dfa, _, _ = automata_of(target, new.constraint, new.max_states, ())
-        assert dfa is not None
-        state = dfa.states(texts).cpu().numpy()
-        context = np.array([contexts.context_of(t[-2:] if len(t) > 2 else t) for t in texts])
-        at = np.flatnonzero(state >= 0)  # an approximating automaton may have been left
-        new.local = EdgeMeans(dfa, contexts, state[at], context[at], rows[at])
-        return new
-
     async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
         """Return the factor of the empty text; what it needs is fitted on the first call."""
-        limit = max_bytes if self.max_bytes == "run" else self.max_bytes
-        fit_bytes = self.fit_bytes or min(max_bytes, FIT_BYTES)
         lock = self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         async with lock:  # runs side by side fit once
-            tracker, table = await self._make(target, tuple(leaves), limit, fit_bytes)
-        return TableFactor.first(tracker.spawn(), table, limit)
+            table = await self._table(target, tuple(leaves), max_bytes)
+        return TableFactor.first(table.spawn())
 
     async def fit(self, target: Any, max_bytes: int = 100) -> FutureTable:
         """Return the table that a run of `target` would fit at its start."""
-        limit = max_bytes if self.max_bytes == "run" else self.max_bytes
         leaves: list[Any] = []
         compile_rows(target, leaves)
-        fit_bytes = self.fit_bytes or min(max_bytes, FIT_BYTES)
-        return (await self._make(target, tuple(leaves), limit, fit_bytes))[1]
+        return await self._table(target, tuple(leaves), max_bytes)
 
-    async def _make(
-        self, target: Any, leaves: tuple[Any, ...], limit: int | None, fit_bytes: int
-    ) -> tuple[Tracker, FutureTable]:
+    async def _table(self, target: Any, leaves: tuple[Any, ...], max_bytes: int) -> FutureTable:
+        limit = max_bytes if self.max_bytes == "run" else self.max_bytes
         if (found := self._solved.get(leaves, limit)) is not None:
             return found
-        automata = self._automata.get(leaves)
-        if automata is None:
+        if (automata := self._automata.get(leaves)) is None:
             automata = automata_of(target, self.constraint, self.max_states)
             self._automata.keep(automata, leaves)
         dfa, wfsa, approximate = automata
-        model = await self.ngram(target, fit_bytes)
-        arcs = Arcs.of(wfsa) if wfsa is not None else None
-        if dfa is not None:
-            arcs = Arcs.of(dfa) if arcs is None else arcs.meet(dfa.host_table())
-        assert arcs is not None
-        if self.ends == "accept":
-            arcs = arcs.stopping()
-        device = self.device or (dfa or wfsa).device  # type: ignore[union-attr]
-        table = FutureTable(arcs, model, limit, device, self.local)
-        outside = self.outside if approximate else None
-        tracker = Tracker(dfa, wfsa, arcs, model, outside, device)
-        return self._solved.keep((tracker, table), leaves, limit)
+        model = await self.ngram(target, self.fit_bytes or min(max_bytes, FIT_BYTES))
+        table = FutureTable(
+            dfa,
+            wfsa,
+            model,
+            limit,
+            self.device or (dfa or wfsa).device,  # type: ignore[union-attr]
+            self.local,
+            stops=self.ends == "accept",
+            outside=self.outside if approximate else None,
+        )
+        return self._solved.keep(table, leaves, limit)
 
     async def ngram(self, target: Any, fit_bytes: int = FIT_BYTES) -> ByteNgram:
         """Return the byte model: the one given, or fitted to the target's language models."""
@@ -317,3 +374,27 @@ class Lookahead(Ahead):
     def __repr__(self) -> str:
         model = ORDER if self.model is None else self.model
         return f"Lookahead({model}, strength={self.strength:g})"
+
+
+async def pilot_samples(
+    target: Any, n_particles: int, max_bytes: int, **options: Any
+) -> PilotSamples:
+    """Run `smc` and gather the texts its particles visited (those that died, until they did)."""
+    count: Counter[bytes] = Counter()
+    try:
+        async for state in smc_steps(target, n_particles, 0.0, max_bytes, **options):
+            texts = state.particles.texts()
+            count.update(texts[i] for i in np.flatnonzero(state.particles.active))
+    except AllParticlesDeadError:
+        pass  # what was seen before is still worth knowing
+    texts = sorted(count, key=len)
+    llm = reduce(operator.mul, language_models_of(target))
+    rows = (await rows_after(llm, texts)).exp().numpy()
+    return PilotSamples(texts, np.array([float(count[t]) for t in texts]), rows)
+
+
+def longest(texts: Sequence[bytes]) -> list[bytes]:
+    """Return at most `TAUGHT` of the texts that no other one goes on from, of all lengths."""
+    begun = {text[:-1] for text in texts}
+    found = sorted({t for t in texts if t not in begun}, key=lambda t: (len(t), t))
+    return found[:: max(-(-len(found) // TAUGHT), 1)]

@@ -1,7 +1,7 @@
-"""A byte n-gram: a cheap model whose completions can be summed over an automaton.
+"""Byte models whose completions can be summed over an automaton: n-grams, averages of known rows.
 
 A context is what was read last: at most n - 1 symbols, the first of which may be the beginning
-of the text (written as symbol 256, which is otherwise its end). The model is an automaton over
+of the text (written as symbol 256, which is otherwise its end). An n-gram is an automaton over
 the contexts that were seen, each with a row of 257 probabilities:
 
     after    int32[C, 256]     the longest seen context that ends what a byte makes of one
@@ -10,12 +10,18 @@ the contexts that were seen, each with a row of 257 probabilities:
 A row is its context's counts mixed with the row of the context that is one symbol shorter,
 down to the uniform row, so that nothing has probability zero (interpolated smoothing: Witten &
 Bell 1991 for counts, a fixed weight for the soft counts of `from_model`).
+
+`RowMeans` know where in an automaton a text stands, too: known rows are averaged by state q,
+context h or both, from coarse to fine, and an average of rows r is mixed with the coarser one,
+
+    p(b | at) = (sum of r[b] at this place + smoothing * coarser) / (count + smoothing).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +29,8 @@ import torch
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_BYTES, N_SYMBOLS
 from genlm_bytes_smc.checks import check_count
+from genlm_bytes_smc.constraints import ByteDFA
+from genlm_bytes_smc.constraints.base import IntArray
 from genlm_bytes_smc.smc.loop import smc
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
 
@@ -34,6 +42,9 @@ Counted = tuple[Sequence[int], int, Float]
 _BEGIN = EOS_COLUMN
 MOST_CONTEXTS = 50_000
 _BATCH = 256  # texts whose rows are asked for at once
+_EDGE_SMOOTHING = 0.5
+_PRIOR = np.array([0.8, 0.15])  # mass admitted where one symbol is, and where several are
+_TIMES = 2.0  # texts that the prior counts as
 
 
 class ByteNgram:
@@ -97,9 +108,7 @@ class ByteNgram:
         Args:
             llm: a `ByteLLM`, or a product of potentials that one is part of.
             order, max_contexts: see the class.
-            n_texts: how many texts are drawn.
-            max_bytes: the most bytes of each.
-            seed: of the draws.
+            n_texts, max_bytes, seed: of the draws; the most bytes of each.
             smoothing: how many rows the shorter context counts as.
         """
         check_count("order", order, 0)
@@ -126,16 +135,11 @@ class ByteNgram:
         if smoothing is not None and not smoothing > 0:
             raise ValueError(f"smoothing must be above zero, got {smoothing}")
         self.order = int(order)
-        self.smoothing = smoothing
-        counts: dict[Context, Float] = {(): np.zeros(N_SYMBOLS)}
+        counts = defaultdict[Context, Float](lambda: np.zeros(N_SYMBOLS), {(): np.zeros(N_SYMBOLS)})
         if order:
             for text, at, row in counted:
                 for context in _contexts(text, at, order):
-                    found = counts.get(context)
-                    if found is None:
-                        counts[context] = row.copy()
-                    else:
-                        found += row
+                    counts[context] += row
         by_use = sorted(counts, key=lambda c: (-counts[c].sum(), len(c), c))[:most]
         closed = {c[k:] for c in by_use for k in range(len(c) + 1)}
         self.contexts = sorted({(), *closed}, key=lambda c: (len(c), c))
@@ -149,9 +153,9 @@ class ByteNgram:
         return len(self.contexts)
 
     def context_of(self, text: bytes) -> int:
-        """Return the number of the context after `text`."""
+        """Return the number of the context after `text`; only the last n - 1 bytes matter."""
         here = self.start
-        for byte in text:
+        for byte in text[1 - self.order :] if 1 < self.order <= len(text) else text:
             here = int(self.after[here, byte])
         return here
 
@@ -206,12 +210,6 @@ async def rows_after(llm: Any, texts: Sequence[bytes]) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def soft_counts_of(texts: Sequence[bytes], count: Float, rows: Float) -> Iterator[Counted]:
-    """Return V texts and their rows as soft counts: float64[V] visits, float64[V, 257] rows."""
-    for text, n, row in zip(texts, count.tolist(), rows, strict=True):
-        yield text, len(text), n * row
-
-
 def _hard_counts(texts: Iterable[bytes]) -> Iterator[Counted]:
     one = np.eye(N_SYMBOLS)
     for text in texts:
@@ -259,3 +257,137 @@ def _after(contexts: list[Context], number: dict[Context, int]) -> Int32:
         for one in longer.get(c, []):
             after[i, one[-1]] = number[one]
     return after
+
+
+def soft_counts_of(texts: Sequence[bytes], count: Float, rows: Float) -> Iterator[Counted]:
+    """Return V texts and their rows as soft counts: float64[V] visits, float64[V, 257] rows."""
+    for text, n, row in zip(texts, count.tolist(), rows, strict=True):
+        yield text, len(text), n * row
+
+
+class PilotSamples(NamedTuple):
+    """Texts that pilot particles visited, and rows of what follows.
+
+    Attributes:
+        texts: the V distinct texts.
+        counts: float64[V], how many particles were at each.
+        rows: float64[V, 257], mass of the next byte and of the end under the language models.
+    """
+
+    texts: list[bytes]
+    counts: Float
+    rows: Float
+
+    def __add__(self, other: PilotSamples) -> PilotSamples:  # type: ignore[override]
+        arrays = map(np.concatenate, zip(self[1:], other[1:], strict=True))
+        return PilotSamples(self.texts + other.texts, *arrays)
+
+
+class RowMeans:
+    """Averages of known rows by where texts stand, each mixed with the next coarser one.
+
+    Args:
+        coarsest: probabilities of symbols in pairs of states and contexts, float64[m].
+        smoothing: how many rows the coarser average counts as.
+    """
+
+    def __init__(
+        self, coarsest: Callable[[IntArray, IntArray, IntArray | int], Float], smoothing: float = 1
+    ) -> None:
+        self._coarsest, self._smoothing = coarsest, smoothing
+        self._levels: list[tuple[Callable[[IntArray, IntArray], IntArray], Float, Float]] = []
+
+    def refine(
+        self,
+        place: Callable[[IntArray, IntArray], IntArray],
+        size: int,
+        at: IntArray,
+        rows: Float,
+        counts: Float,
+    ) -> None:
+        """Add a finer average.
+
+        Args:
+            place: finds the places of pairs of states and contexts, int64[m] each.
+            size: how many places there are.
+            at: int64[V], the places of known texts.
+            rows, counts: float64[V, 257], what is added up there, and what it counts as.
+        """
+        total, count = np.zeros((size, N_SYMBOLS)), np.zeros((size, N_SYMBOLS))
+        np.add.at(total, at, rows)
+        np.add.at(count, at, counts)
+        self._levels.append((place, total, count))
+
+    def log(self, state: IntArray, context: IntArray, symbol: IntArray | int) -> Float:
+        """Return log probabilities in pairs: int64[m] each (or one symbol) -> float64[m], nats."""
+        p, k = self._coarsest(state, context, symbol), self._smoothing
+        for place, total, count in self._levels:
+            at = place(state, context)
+            p = (total[at, symbol] + k * p) / (count[at, symbol] + k)
+        with np.errstate(divide="ignore"):
+            out: Float = np.log(p)
+        return out
+
+
+def places(codes: IntArray, wanted: IntArray) -> IntArray:
+    """Return where numbers stand among ascending ones, int64[m]; -1 for those that do not."""
+    at = np.searchsorted(codes, wanted)
+    at[at == len(codes)] = -1
+    return np.where(codes[at] == wanted, at, -1) if len(codes) else at
+
+
+def pilot_means(
+    dfa: ByteDFA, model: ByteNgram, state: IntArray, seen: PilotSamples, smoothing: float
+) -> RowMeans:
+    """Average the rows of a pilot by state, then by state and context; coarsest is the n-gram.
+
+    Args:
+        dfa, model: the automaton and the n-gram.
+        state: int64[V], of the texts seen; negative for one that left the automaton.
+        seen: the texts and rows.
+        smoothing: visits that a coarser row counts as.
+    """
+    at = np.flatnonzero(state >= 0)
+    context = np.array([model.context_of(seen.texts[i]) for i in at.tolist()], dtype=np.int64)
+    visits = np.broadcast_to(seen.counts[at, None], (len(at), N_SYMBOLS))
+    weighed = seen.rows[at] * visits
+    width, codes = len(model), np.unique(state[at] * len(model) + context)
+
+    def pair(state: IntArray, context: IntArray) -> IntArray:
+        return places(codes, state * width + context)  # -1, the last, for one never seen
+
+    means = RowMeans(lambda state, context, symbol: model.rows[context, symbol], smoothing)
+    means.refine(lambda state, context: state, dfa.n_states, state[at], weighed, visits)
+    means.refine(pair, len(codes) + 1, pair(state[at], context), weighed, visits)
+    return means
+
+
+def edge_means(
+    dfa: ByteDFA, model: ByteNgram, state: IntArray, texts: Sequence[bytes], rows: Float
+) -> RowMeans:
+    """Average entries of the target's rows: what symbols weigh after texts that nobody has seen.
+
+    Coarsest is the mean mass that is admitted, over texts where as many symbols are (one, or
+    several), spread evenly over those that the state admits; then entries by context, then by
+    state. A byte that the language model did not expect where it was not admitted counts for
+    nothing. So a beginning that nobody has come to is not ruled out, as it is by an n-gram of
+    whole rows, which gives bytes that it never saw next to nothing.
+
+    Args:
+        dfa, model: the automaton, and an n-gram for its contexts.
+        state: int64[V], of the texts; negative for one that left the automaton.
+        texts, rows: V of them, and float64[V, 257], mass of each symbol after them.
+    """
+    at = np.flatnonzero(state >= 0)
+    context = np.array([model.context_of(texts[i]) for i in at.tolist()], dtype=np.int64)
+    state, rows, table = state[at], rows[at], dfa.host_table()
+    admitted = (table.next >= 0).sum(axis=1) + table.accept
+    kind = np.minimum(np.maximum(admitted, 1), 2) - 1
+    count = np.bincount(kind[state], minlength=2) + _TIMES
+    mass = np.bincount(kind[state], rows.sum(axis=1), minlength=2) + _TIMES * _PRIOR
+    even = (mass / count)[kind] / np.maximum(admitted, 1)
+    some = (rows > 0).astype(np.float64)
+    means = RowMeans(lambda state, context, symbol: even[state], _EDGE_SMOOTHING)
+    means.refine(lambda state, context: context, len(model), context, rows, some)
+    means.refine(lambda state, context: state, dfa.n_states, state, rows, some)
+    return means

@@ -24,14 +24,13 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
-from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
-from genlm_bytes_smc.lookahead.automata import constraints_of
+from genlm_bytes_smc.lookahead.future_mass import TableFactor
+from genlm_bytes_smc.lookahead.lookahead import TAUGHT, constraints_of
 from genlm_bytes_smc.lookahead.seen import (
-    TAUGHT,
-    MeanLanes,
+    AS_IT_IS,
+    guesses_after,
     guesses_of,
-    mean_guesses,
     settings_of,
     solve,
 )
@@ -106,12 +105,7 @@ class Search:
         return float(np.exp(self._total() - self._value[0])) if self._value[0] > -np.inf else 1.0
 
     def found(self, rows: int, start: float) -> Found:
-        """Return what was found.
-
-        Args:
-            rows: that it cost.
-            start: log weight of the empty text, nats.
-        """
+        """Return what was found, for so many rows; the empty text's log weight is `start` nats."""
         upper = np.full((len(self.texts), N_SYMBOLS), 0.0)
         for text in reversed(range(1, len(self.texts))):  # those that are longer come later
             here = np.logaddexp.reduce(self._target[text] + upper[text])
@@ -129,19 +123,15 @@ class Search:
     async def _fit(self) -> None:
         """Learn guesses from what is known, and sum up."""
         seen, target = self.rows(), self._plan.potential
-        root: AheadLanes = MeanLanes(mean_guesses(seen), 1)
         if not self._asked and len(self.texts) >= self._least():
             self._asked = True
             terminated = self._plan.terminate_when is not None
             self.settings = settings_of(target, seen, terminated=terminated)
-        if self.settings is not None:
-            try:
-                every: BoolArray = np.ones(len(self.texts), dtype=bool)
-                table = guesses_of(target, seen, every, self.settings)
-                leaves = self._plan.leaves[: self._plan.n_target]
-                root = await table.start(target, leaves, self._plan.max_bytes)
-            except ConstraintError:  # too large a table
-                self.settings = None
+        every: BoolArray = np.ones(len(self.texts), dtype=bool)
+        leaves = self._plan.leaves[: self._plan.n_target]
+        root = await guesses_of(seen, every, target, leaves, self._plan.max_bytes, self.settings)
+        if not isinstance(root, TableFactor):  # a table would be too large, now and later
+            self.settings = None
         solved = await solve(seen, root)
         n = self._fitted = len(self.texts)
         self._after[:n], self._value[:n] = solved.after, solved.value
@@ -164,8 +154,7 @@ class Search:
     async def _know(self, asked: Sequence[tuple[int, int]]) -> None:
         """Compute the rows of texts and note them; none asked: the empty text.
 
-        Args:
-            asked: of each the place of the text that it goes on from, and its last byte.
+        Of each is given the place of the text that it goes on from, and its last byte.
         """
         texts, stops = [], self._plan.terminate_when
         going = list[tuple[int, int]]()
@@ -212,9 +201,7 @@ class Search:
             moved, _ = await lanes.gather(np.array([place])).step(np.array([byte]))
             assert isinstance(moved, AheadLanes)
             self._lanes.append((moved, 0))
-            value = moved.value.cpu()
-            psi = (await moved.rows()).cpu() + torch.where(value.isneginf(), 0.0, value)[:, None]
-            self._after[i] = psi.numpy()[0]
+            self._after[i] = (await guesses_after(moved, AS_IT_IS, len(text))).numpy()[0]
         self._after[i, EOS_COLUMN] = 0.0
         self._open[i] = row + self._after[i]
         self._open[i, EOS_COLUMN] = -np.inf

@@ -21,6 +21,7 @@ beta is near 1 if the guesses tell good texts from bad ones and 0 if they do not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,14 +30,15 @@ import torch
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
 from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.constraints.learning import MAX_STATES
-from genlm_bytes_smc.lookahead.automata import automata_of
-from genlm_bytes_smc.lookahead.lookahead import Lookahead
-from genlm_bytes_smc.lookahead.pilot import longest
+from genlm_bytes_smc.lookahead.future_mass import TableFactor, finite
+from genlm_bytes_smc.lookahead.lookahead import Lookahead, automata_of, longest
+from genlm_bytes_smc.lookahead.ngram import ByteNgram, edge_means, places, soft_counts_of
 from genlm_bytes_smc.smc.particles import BoolArray
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.weighers import Ahead, AheadLanes, SeenRows
 
-TAUGHT = 64  # texts that an approximating automaton learns from
+DEFENSIVE = 0.02  # share of the target's own row in the proposals of runs that look ahead
+_ORDER = 3  # of the contexts of averages: two bytes
 _PRIOR = 8.0  # texts that a line's slope 1, and the mean intercept of all lengths, count as
 
 
@@ -94,8 +96,7 @@ async def solve(
 
     Args:
         seen: the rows.
-        root: the guesses at the empty text (D = 1).
-        line: what is made of the guesses.
+        root, line: the guesses at the empty text (D = 1), and what is made of them.
         known: bool[V], the texts whose rows are used; the others are guessed (None: all are).
         rest: leave out whole texts whose weight is known.
     """
@@ -112,7 +113,7 @@ async def solve(
         all_lanes.append(lanes)
         place[nodes] = np.arange(len(nodes))
         guess[nodes] = lanes.value.cpu().numpy()
-        after[nodes] = (await _guesses(lanes, line, t)).numpy()
+        after[nodes] = (await guesses_after(lanes, line, t)).numpy()
     number = {text: i for i, text in enumerate(seen.texts)}
     for text in seen.final:
         if text[:-1] in number:
@@ -131,11 +132,9 @@ async def solve(
     return Solved(value, after, guess, codes[order], below[order], all_lanes, place)
 
 
-async def _guesses(lanes: AheadLanes, line: Line, age: int) -> torch.Tensor:
+async def guesses_after(lanes: AheadLanes, line: Line, age: int) -> torch.Tensor:
     """Return guessed log psi after each symbol of texts of `age` bytes: float64[D, 257]."""
-    rows, value = (await lanes.rows()).cpu(), lanes.value.cpu()
-    raw = rows + torch.where(torch.isneginf(value), 0.0, value)[:, None]
-    out = line(raw, age + 1)
+    out = line((await lanes.rows()).cpu() + finite(lanes.value.cpu())[:, None], age + 1)
     out[:, EOS_COLUMN] = 0.0
     return out
 
@@ -210,20 +209,16 @@ class SeenLanes(AheadLanes):
         """See `Lanes`."""
         after = torch.from_numpy(self._solved.after[self._node])
         if not self._known.all():
-            guessed = await _guesses(self._guesses, self._line, self._age)
+            guessed = await guesses_after(self._guesses, self._line, self._age)
             after = torch.where(self._known[:, None], after, guessed)
-        return after - torch.where(torch.isneginf(self.value), 0.0, self.value)[:, None]
+        return after - finite(self.value)[:, None]
 
     async def step(self, symbols: IntArray) -> tuple[SeenLanes, None]:
         """See `Lanes`."""
         guesses, _ = await self._guesses.step(symbols)
         assert isinstance(guesses, AheadLanes)
         codes = np.where(self._node >= 0, self._node * N_BYTES + symbols, -1)
-        at = np.searchsorted(self._solved.codes, codes)
-        at = at.clip(max=max(len(self._solved.codes) - 1, 0))
-        node = np.full(len(codes), -1, dtype=np.int64)
-        if len(self._solved.codes):
-            node = np.where(self._solved.codes[at] == codes, self._solved.child[at], -1)
+        node = np.append(self._solved.child, -1)[places(self._solved.codes, codes)]
         return SeenLanes(self._solved, self._line, node, guesses, self._age + 1), None
 
     def gather(self, lanes: IntArray) -> SeenLanes:
@@ -238,84 +233,46 @@ class SeenLookahead(Ahead):
 
     Args:
         seen: rows of earlier runs of the same target.
-        tables: the guesses: learned from all particles, from those with even and from those with
-            odd numbers. None: there is no automaton to look along.
-        defensive: share of the target's own row in the proposal.
+        settings: of the tables (`settings_of`); None: there is no automaton to look along.
         rest: look ahead to what is not known alone, not to whole texts whose weight is known.
 
     Attributes:
         line: how far the guesses are trusted; set by `start`.
     """
 
+    strength, defensive = 1.0, DEFENSIVE
+
     def __init__(
-        self,
-        seen: SeenRows,
-        tables: Sequence[Lookahead] | None,
-        defensive: float,
-        *,
-        rest: bool = False,
+        self, seen: SeenRows, settings: dict[str, Any] | None, *, rest: bool = False
     ) -> None:
-        self.seen, self.tables, self._rest = seen, tables, rest
-        self.strength, self.defensive = 1.0, defensive
+        self.seen, self._settings, self._rest = seen, settings, rest
         self.line = AS_IT_IS
-
-    @classmethod
-    def learned(
-        cls,
-        target: Any,
-        seen: SeenRows,
-        defensive: float,
-        settings: dict[str, Any] | None,
-        *,
-        rest: bool = False,
-    ) -> SeenLookahead:
-        """Return the look-ahead that rows teach.
-
-        Args:
-            target: a target whose runs saw the rows.
-            seen: the rows.
-            defensive, rest: see the class.
-            settings: of the tables (`settings_of`); None: there are none.
-        """
-        if settings is None:
-            return cls(seen, None, defensive, rest=rest)
-        every = np.ones(len(seen.texts), dtype=bool)
-        fits = [every]
-        if not rest:
-            halves = [seen.visits[:, h] > 0 for h in (0, 1)]
-            fits += [half if half.any() else every for half in halves]
-        try:
-            tables = [guesses_of(target, seen, fit, settings) for fit in fits]
-        except ConstraintError:  # too large a table
-            return cls(seen, None, defensive, rest=rest)
-        return cls(seen, tables, defensive, rest=rest)
+        self._first: SeenLanes | None = None
 
     async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
         """See `Ahead`."""
-        if self.tables is None:
-            root: AheadLanes = MeanLanes(mean_guesses(self.seen), 1)
-        else:
-            roots = [await t.start(target, leaves, max_bytes) for t in self.tables]
-            root = roots[0]
-            if len(roots) > 1:
-                self.line = await fitted_line(self.seen, roots[1:])
-        solved = await solve(self.seen, root, self.line, rest=self._rest)
-        return SeenLanes(solved, self.line, np.zeros(1, dtype=np.int64), root, 0)
+        if self._first is None:
+            seen, about = self.seen, (target, leaves, max_bytes, self._settings)
+            every = np.ones(len(seen.texts), dtype=bool)
+            root = await guesses_of(seen, every, *about)
+            if isinstance(root, TableFactor) and not self._rest:
+                halves = [seen.visits[:, h] > 0 for h in (0, 1)]
+                fits = [half if half.any() else every for half in halves]
+                roots = [await guesses_of(seen, fit, *about) for fit in fits]
+                self.line = await fitted_line(seen, roots)
+            solved = await solve(seen, root, self.line, rest=self._rest)
+            self._first = SeenLanes(solved, self.line, np.zeros(1, dtype=np.int64), root, 0)
+        return self._first
 
 
 def settings_of(target: Any, seen: SeenRows, *, terminated: bool) -> dict[str, Any] | None:
     """Return the settings of tables for a target; None where there is nothing to look along.
 
-    An automaton that approximates a grammar or a schema is explored first where the texts pass,
-    and takes seconds: it is made once. Beside a weighted automaton the deterministic one is
-    followed, as an approximation.
-
-    Args:
-        target: the target.
-        seen: rows of its runs.
-        terminated: whether `terminate_when` ends texts.
+    An automaton that approximates a grammar or a schema is explored first where the texts seen
+    pass, and takes seconds: it is made once. Beside a weighted automaton the deterministic one is
+    followed, as an approximation. `terminated` says whether `terminate_when` ends texts.
     """
-    texts = longest(seen.texts, TAUGHT)
+    texts = longest(seen.texts)
     try:
         dfa, wfsa, approximate = automata_of(target, None, MAX_STATES, texts)
     except (ConstraintError, ValueError):
@@ -328,23 +285,16 @@ def settings_of(target: Any, seen: SeenRows, *, terminated: bool) -> dict[str, A
 
 
 async def fitted_line(seen: SeenRows, roots: Sequence[AheadLanes]) -> Line:
-    """Fit the line between the guesses of each half and the sums of the other.
-
-    Args:
-        seen: the rows.
-        roots: the guesses of the even half and of the odd half at the empty text.
-    """
+    """Fit the line between the guesses of each half, the even one first, and the other's sums."""
     halves = [await solve(seen, root, known=seen.visits[:, h] > 0) for h, root in enumerate(roots)]
-    guesses, sums, lengths = list[FloatArray](), list[FloatArray](), list[IntArray]()
     length = np.array([len(text) for text in seen.texts])
+    found = []
     for h, mine in enumerate(halves):
-        other = halves[1 - h]
+        value = halves[1 - h].value
         apart = (seen.visits[:, h] == 0) & (seen.visits[:, 1 - h] > 0)
-        at = np.flatnonzero(apart & np.isfinite(mine.guess) & np.isfinite(other.value))
-        guesses.append(mine.guess[at])
-        sums.append(other.value[at])
-        lengths.append(length[at])
-    return line_of(np.concatenate(guesses), np.concatenate(sums), np.concatenate(lengths))
+        at = np.flatnonzero(apart & np.isfinite(mine.guess) & np.isfinite(value))
+        found.append((mine.guess[at], value[at], length[at]))
+    return line_of(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
 
 def line_of(guess: FloatArray, value: FloatArray, length: IntArray) -> Line:
@@ -368,9 +318,27 @@ def line_of(guess: FloatArray, value: FloatArray, length: IntArray) -> Line:
     return Line(slope, np.append(means / (number + _PRIOR), rest.mean()))
 
 
-def guesses_of(
-    target: Any, seen: SeenRows, which: BoolArray, settings: dict[str, Any]
-) -> Lookahead:
-    """Return the table that the rows of some texts teach, bool[V]."""
-    at = np.flatnonzero(which)
-    return Lookahead._guessing(target, [seen.texts[i] for i in at], seen.target[at], settings)
+async def guesses_of(
+    seen: SeenRows,
+    which: BoolArray,
+    target: Any,
+    leaves: Sequence[Any],
+    max_bytes: int,
+    settings: dict[str, Any] | None,
+) -> AheadLanes:
+    """Return the guesses at the empty text (D = 1) that the rows of some texts, bool[V], teach.
+
+    They are those of a table with these settings (`settings_of`); where there are none, or it
+    would be too large, means by length. The other arguments are those of `Ahead.start`.
+    """
+    if settings is not None:
+        at = np.flatnonzero(which)
+        texts, mass = [seen.texts[i] for i in at], np.exp(seen.target[at])
+        model = ByteNgram.from_rows(soft_counts_of(texts, np.ones(len(texts)), mass), _ORDER)
+        with suppress(ConstraintError):
+            ahead = Lookahead(model, **settings)
+            dfa = automata_of(target, ahead.constraint, ahead.max_states).dfa
+            assert dfa is not None
+            ahead.local = edge_means(dfa, model, dfa.states(texts).cpu().numpy(), texts, mass)
+            return await ahead.start(target, leaves, max_bytes)
+    return MeanLanes(mean_guesses(seen), 1)

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, ConstraintError, FiniteSet
-from genlm_bytes_smc.constraints.automata.nfa import Nfa, determinize
-from genlm_bytes_smc.constraints.automata.table import Table, minimal
+from genlm_bytes_smc.constraints.automata import Nfa, Table, determinize, minimal
 from tests.constraints.cases import CASES
 from tests.constraints.oracles import accepted
 

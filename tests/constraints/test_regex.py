@@ -10,8 +10,8 @@ import torch
 
 from genlm_bytes_smc import BeamParams, ByteLLM, FastPathWarning, smc
 from genlm_bytes_smc.constraints import ByteRegex, ConstraintError, PartialRegex
-from genlm_bytes_smc.constraints.automata.regex_parser import parse
-from genlm_bytes_smc.constraints.automata.table import minimal
+from genlm_bytes_smc.constraints.automata import minimal
+from genlm_bytes_smc.constraints.regex_tree import parse
 from tests.constraints.oracles import accepted, alphabet_of, mutated, partially, walk
 
 PATTERNS = [

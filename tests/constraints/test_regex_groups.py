@@ -7,7 +7,8 @@ import pytest
 import regex
 
 from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, ConstraintError
-from genlm_bytes_smc.constraints.automata.regex_parser import NotRegularError, parse
+from genlm_bytes_smc.constraints.base import NotRegularError
+from genlm_bytes_smc.constraints.regex_tree import parse
 from tests.constraints.oracles import accepted
 
 # Pattern, texts that it matches, and texts that it does not.

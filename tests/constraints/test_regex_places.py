@@ -9,7 +9,7 @@ import regex
 
 from genlm_bytes_smc import BeamParams, ByteLLM, FastPathWarning, smc
 from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, Ending
-from genlm_bytes_smc.constraints.automata.table import EmptyLanguageError
+from genlm_bytes_smc.constraints.base import EmptyLanguageError
 from tests.constraints.oracles import accepted, walk
 
 # Pattern, texts that it matches, and texts that it does not.

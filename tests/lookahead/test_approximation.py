@@ -8,8 +8,8 @@ import pytest
 from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.constraints import ByteGrammar, ByteJsonSchema, ByteRegex, MaxBytes
 from genlm_bytes_smc.lookahead import Lookahead, lookahead
-from genlm_bytes_smc.lookahead.automata import automata_of
-from genlm_bytes_smc.lookahead.factor import TableFactor
+from genlm_bytes_smc.lookahead.future_mass import TableFactor
+from genlm_bytes_smc.lookahead.lookahead import automata_of
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import smc
 from genlm_bytes_smc.smc.factors import compile_rows
@@ -129,8 +129,8 @@ async def test_the_automaton_of_a_pilot_stays():
     ahead = await by_pilot(target, max_states=8)
     assert ahead.constraint.n_states <= 8
     await smc(target, 4, 0.5, LONGEST, proposal=ahead, twist=ahead, progress=False)
-    _, _, (tracker, _) = ahead._solved._held[0]
-    assert tracker.dfa.n_states == ahead.constraint.n_states
+    _, _, table = ahead._solved._held[0]
+    assert table.dfa.n_states == ahead.constraint.n_states
 
 
 async def test_an_automaton_is_found_once_for_each_target(monkeypatch):

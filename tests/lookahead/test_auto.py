@@ -9,9 +9,9 @@ import torch
 
 from genlm_bytes_smc import as_engine
 from genlm_bytes_smc.constraints import BytePredicate, ByteRegex
-from genlm_bytes_smc.lookahead import Lookahead, auto
-from genlm_bytes_smc.lookahead.auto import DEFENSIVE, LOSS, LOSS_OF_BUDGET
-from genlm_bytes_smc.lookahead.seen import MeanLanes, line_of, mean_guesses, solve
+from genlm_bytes_smc.lookahead import Lookahead, auto, future_mass
+from genlm_bytes_smc.lookahead.auto import LOSS, LOSS_OF_BUDGET
+from genlm_bytes_smc.lookahead.seen import DEFENSIVE, MeanLanes, line_of, mean_guesses, solve
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import (
     AllParticlesDeadError,
@@ -150,7 +150,7 @@ class Wrong(Ahead):
     strength, defensive, line = 1.0, DEFENSIVE, pooled.Stage
 
     def __init__(self):
-        self.line = auto.SeenLookahead([], None, DEFENSIVE).line
+        self.line = auto.SeenLookahead([], None).line
 
     async def start(self, target, leaves, max_bytes):
         """Guesses that fall by three nats a byte."""
@@ -177,10 +177,18 @@ def test_a_step_weighs_at_most_so_many_times_a_plain_one():
     generator = torch.Generator().manual_seed(1)
     own = torch.randn(50, 257, generator=generator, dtype=torch.float64) * 5
     psi = torch.randn(50, 257, generator=generator, dtype=torch.float64) * 50
-    ahead = auto.SeenLookahead([], None, DEFENSIVE)
+    ahead = auto.SeenLookahead([], None)
     q = torch.log_softmax(proposal_rows(Tree((0,)), 1, ahead)([own, psi]), 1)
     plain = torch.logsumexp(own, 1, keepdim=True)
     assert float((own - q - plain).max()) <= -math.log(DEFENSIVE) + 1e-9
+
+
+async def test_a_table_that_would_be_too_large_is_done_without(monkeypatch):
+    """Guesses are then means by length, as where there is no automaton."""
+    monkeypatch.setattr(future_mass, "MOST_ARCS", 1)
+    result = await smc(finite(toy(seed=4)), 8, 0.5, LONGEST, seed=1, progress=False, **AUTO)
+    assert result.stages[-1].lookahead
+    assert math.isfinite(result.log_ml)
 
 
 async def test_the_posterior():

@@ -10,9 +10,8 @@ import torch
 from genlm_bytes_smc.constraints import ByteDFA, ByteRegex, ByteWFSA, ConstraintError, FiniteSet
 from genlm_bytes_smc.lookahead import ByteNgram, Lookahead
 from genlm_bytes_smc.lookahead import future_mass as tables
-from genlm_bytes_smc.lookahead.automata import meet
-from genlm_bytes_smc.lookahead.factor import TableFactor, Tracker
-from genlm_bytes_smc.lookahead.future_mass import Arcs, FutureTable
+from genlm_bytes_smc.lookahead.future_mass import FutureTable, TableFactor
+from genlm_bytes_smc.lookahead.lookahead import meet
 
 SAMPLES = [b"ab", b"abba", b"cab", b"abc", b"", b"bca", b"aab"]
 MODELS = {n: ByteNgram(SAMPLES, order=n) if n else ByteNgram.uniform() for n in range(5)}
@@ -20,14 +19,9 @@ CPU = torch.device("cpu")
 
 
 def build(automata, model, limit, ends="eos", outside=None):
-    dfa, wfsa = meet(automata)
-    arcs = Arcs.of(wfsa) if wfsa is not None else Arcs.of(dfa)
-    if wfsa is not None and dfa is not None:
-        arcs = arcs.meet(dfa.host_table())
-    if ends == "accept":
-        arcs = arcs.stopping()
-    table = FutureTable(arcs, model, limit, CPU)
-    return TableFactor.first(Tracker(dfa, wfsa, arcs, model, outside, CPU), table, limit)
+    stops = ends == "accept"
+    table = FutureTable(*meet(automata), model, limit, CPU, stops=stops, outside=outside)
+    return TableFactor.first(table)
 
 
 async def value_after(factor, text):
@@ -78,12 +72,12 @@ async def test_without_a_limit_it_is_the_limit(order):
 
 
 def test_the_fixed_point_by_sweeps_is_the_solution(monkeypatch):
-    arcs = Arcs.of(ByteRegex("[a-c]*"))
-    solved = FutureTable(arcs, MODELS[2], None, CPU).log_psi
+    dfa = ByteRegex("[a-c]*")
+    solved = FutureTable(dfa, None, MODELS[2], None, CPU).log_psi
     monkeypatch.setattr(tables, "_DENSE", 0)
-    swept = FutureTable(arcs, MODELS[2], None, CPU).log_psi
+    swept = FutureTable(dfa, None, MODELS[2], None, CPU).log_psi
     assert torch.allclose(solved, swept, atol=1e-9, rtol=0)
-    assert solved.shape == (1, len(FutureTable(arcs, MODELS[2], None, CPU)))
+    assert solved.shape == (1, len(FutureTable(dfa, None, MODELS[2], None, CPU)))
 
 
 def wfsa():
@@ -156,15 +150,15 @@ async def test_outside_an_approximation_psi_is_a_constant():
 def test_too_large_a_table_is_refused(monkeypatch):
     monkeypatch.setattr(tables, "MOST_ARCS", 20)
     with pytest.raises(ConstraintError, match="take a lower order"):
-        FutureTable(Arcs.of(ByteRegex("[a-z]{5}")), MODELS[2], 9, CPU)
+        FutureTable(ByteRegex("[a-z]{5}"), None, MODELS[2], 9, CPU)
 
 
 def test_a_table_too_large_for_every_length_has_no_limit(monkeypatch):
-    arcs = Arcs.of(ByteRegex("[abc]*"))
+    dfa = ByteRegex("[abc]*")
     monkeypatch.setattr(tables, "MOST_BYTES", 100)
-    few = FutureTable(arcs, MODELS[2], 50, CPU)
+    few = FutureTable(dfa, None, MODELS[2], 50, CPU)
     assert not few.limited
-    assert torch.equal(few.log_psi, FutureTable(arcs, MODELS[2], None, CPU).log_psi)
+    assert torch.equal(few.log_psi, FutureTable(dfa, None, MODELS[2], None, CPU).log_psi)
 
 
 async def test_lanes_are_independent():

@@ -24,11 +24,11 @@ DONE, SLICE, MEMBERS, CELLS, STATES, ARCS = range(6)
 
 
 @entry()
-def walk(table):
-    """Return the states that a table int32[S, K] leads to from 0, breadth first, int64[m]."""
+def walk(table, start):
+    """Return the states that a table int32[S, K] leads to from one, breadth first, int64[m]."""
     seen = full(len(table), False)
-    order = full(len(table), 0)
-    seen[0] = True
+    order = full(len(table), start)
+    seen[start] = True
     at, n = 0, 1
     while at < n:
         for target in table[order[at]]:
@@ -216,6 +216,40 @@ class Subsets(NamedTuple):
     slots: Int32
     cells: Int64
     counts: Int64
+
+
+def room(n: int) -> Subsets:
+    """Make room for the first subsets of an automaton of `n` states."""
+    return Subsets(
+        members=np.empty(2 * n, dtype=np.int32),
+        offset=np.zeros(1025, dtype=np.int64),
+        hashes=np.empty(1024, dtype=np.uint64),
+        accept=np.empty(1024, dtype=np.bool_),
+        source=np.empty(1024, dtype=np.int32),
+        symbol=np.empty(1024, dtype=np.int32),
+        arc_target=np.empty(1024, dtype=np.int32),
+        slots=np.empty(4096, dtype=np.int32),
+        cells=np.empty((2, 1024), dtype=np.int64),
+        counts=np.zeros(4, dtype=np.int64),
+    )
+
+
+def enlarged(found: Subsets, what: int) -> Subsets:
+    """Return a copy with at least twice as much room in the arrays that lack it."""
+    wanted = int(found.counts[3])
+    fields = {
+        MEMBERS: ("members",),
+        STATES: ("offset", "hashes", "accept", "slots"),
+        ARCS: ("source", "symbol", "arc_target"),
+        CELLS: ("cells",),
+    }[what]
+    larger = {}
+    for name in fields:
+        old = getattr(found, name)
+        more = list(old.shape)
+        more[-1] = max(len(old) if name == "slots" else wanted, old.shape[-1])
+        larger[name] = np.concatenate([old, np.zeros(more, dtype=old.dtype)], axis=-1)
+    return found._replace(**larger)
 
 
 @inner()

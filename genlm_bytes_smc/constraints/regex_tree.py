@@ -1,79 +1,86 @@
-"""Trees of regular expressions, from what the `regex` module's own parser makes of them."""
+"""Trees of regular expressions, from what the `regex` module's own parser makes of a pattern.
+
+The pattern is parsed by the code that `regex.compile` itself parses with, and the letters of a
+class are found by running the class over every code point once. So syntax, flags, Unicode tables
+and case folding are those of the installed `regex`, not a second reading of its manual. The
+parser is not part of the module's documented interface; no file but this one imports it, and the
+tests compare the result with `regex.fullmatch`. A node of its tree is told by the name of its
+class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import regex
+from regex import _regex, _regex_core
 
-from genlm_bytes_smc.constraints.automata.expressions import (
-    END,
-    LAST_LINE_END,
-    NEWLINE,
-    START,
+from genlm_bytes_smc.constraints.automata import N_CODEPOINTS
+from genlm_bytes_smc.constraints.base import ConstraintError, NotRegularError, show
+from genlm_bytes_smc.constraints.expressions import (
+    ANY,
     Alternation,
+    Chars,
     Concat,
     Look,
     Node,
+    Repeat,
     letter,
-    looks_ahead,
-    reads,
-    repeated,
 )
-from genlm_bytes_smc.constraints.automata.regex_tree import (
-    CLASSES,
-    WORDS,
-    all_parts,
-    class_of,
-    parsed,
-    word_letters,
-)
-from genlm_bytes_smc.constraints.base import ConstraintError, show
 
+_ENCODINGS = regex.ASCII | regex.LOCALE | regex.UNICODE
+
+WORDS = {"Boundary", "EndOfWord", "StartOfWord"}
+CLASSES = {
+    "Any", "AnyAll", "AnyU", "Character", "Property", "Range",
+    "SetDiff", "SetInter", "SetSymDiff", "SetUnion",
+}  # fmt: skip
 MOST_CALLS = 1000  # of groups by name or number in one pattern
 
+NEWLINE = letter(0x0A)
+_NO_NEWLINE = Chars(np.array([[0, 0x0A], [0x0B, N_CODEPOINTS]]))
+_START, _END = Look(True, False, ANY), Look(False, False, ANY)  # of the text
+# The end but for a last newline: no other letter comes, and nothing after a newline.
+_LAST_LINE_END = Look(False, False, Alternation((Concat((NEWLINE, ANY)), _NO_NEWLINE)))
 _PLACES: dict[str, Node] = {
-    "StartOfString": START,
-    "EndOfString": END,
-    "EndOfStringLine": LAST_LINE_END,
-    "StartOfLine": Alternation((START, Look(True, True, NEWLINE))),
-    "EndOfLine": Alternation((END, Look(False, True, NEWLINE))),
+    "StartOfString": _START,
+    "EndOfString": _END,
+    "EndOfStringLine": _LAST_LINE_END,
+    "StartOfLine": Alternation((_START, Look(True, True, NEWLINE))),
+    "EndOfLine": Alternation((_END, Look(False, True, NEWLINE))),
 }
 _REPEATS = {"GreedyRepeat", "LazyRepeat"}
 _REFUSED = {
     "Atomic": "an atomic group (or \\R)",
     "CallGroup": "a recursive pattern",
     "Conditional": "a conditional",
-    "DefaultBoundary": "a word boundary",
-    "DefaultEndOfWord": "a word boundary",
-    "DefaultStartOfWord": "a word boundary",
     "EndOfLineU": "$ under MULTILINE and WORD",
     "EndOfStringLineU": "$ under WORD",
-    "Failure": "a control verb",
     "Fuzzy": "fuzzy matching",
     "Grapheme": "a grapheme cluster (\\X)",
     "Keep": "\\K",
     "PossessiveRepeat": "a possessive quantifier",
-    "Prune": "a control verb",
     "RefGroup": "a backreference",
     "SearchAnchor": "\\G",
-    "Skip": "a control verb",
     "StartOfLineU": "^ under MULTILINE and WORD",
     "StringSet": "a named list",
+    **dict.fromkeys((f"Default{kind}" for kind in WORDS), "a word boundary"),
+    **dict.fromkeys(("Failure", "Prune", "Skip"), "a control verb"),
 }
 
 
 def parse(pattern: str, flags: int = 0) -> Node:
     """Return the tree of `pattern` as `regex.fullmatch(pattern, text, flags)` reads it.
 
-    The pattern is not compiled: `regex` writes every repeat out, which takes gigabytes for
-    `a{1000000000}`.
+    It is not compiled: `regex` writes every repeat out, which takes gigabytes for `a{1000000000}`.
 
     Raises:
         TypeError: `flags` are no int.
-        ConstraintError: it is no pattern (with the parser's reason and position), it uses a
-            construct that no automaton expresses (named).
+        ConstraintError: it is no pattern (with the parser's reason and position).
+        NotRegularError: it uses a construct that no automaton expresses (named).
     """
     if not isinstance(pattern, str):
         raise ConstraintError(f"a pattern is a str, got {type(pattern).__name__}: {pattern!r}")
@@ -91,23 +98,89 @@ def parse(pattern: str, flags: int = 0) -> Node:
         raise ConstraintError(f"the pattern {show(pattern)} does not parse: {e.msg}{at}") from None
 
 
-class NotRegularError(ConstraintError):
-    """A pattern has a part that no automaton expresses."""
+def parsed(pattern: str, flags: int) -> tuple[Any, Any]:
+    """Return the parser's tree and notes; parse again where a global flag turns up inside."""
+    while True:
+        source = _regex_core.Source(pattern)
+        info = _regex_core.Info(flags, source.char_type, {})
+        info.guess_encoding = _regex_core.UNICODE
+        source.ignore_space = bool(info.flags & regex.VERBOSE)
+        try:
+            tree = _regex_core._parse_pattern(source, info)
+        except _regex_core._UnscopedFlagSet:
+            flags = info.global_flags
+            continue
+        if not source.at_end():
+            raise regex.error("unbalanced parenthesis", pattern, source.pos)
+        for names in (("VERSION0", "VERSION1"), ("ASCII", "LOCALE", "UNICODE")):
+            given = [name for name in names if info.flags & getattr(regex, name)]
+            if len(given) > 1:
+                raise ConstraintError(f"the flags {' and '.join(given)} exclude one another")
+        if not info.flags & _ENCODINGS:
+            info.flags |= regex.UNICODE
+        # As `regex` does before it compiles: what a class under IGNORECASE matches may change
+        # where it becomes part of a larger one.
+        tree.fix_groups(pattern, False, False)
+        return tree.optimise(info, False), info
+
+
+def parts_of(node: Any) -> list[Any]:
+    """Return the parts that a node of the parser consists of."""
+    lists = (getattr(node, name, ()) for name in ("items", "branches"))
+    alone = (getattr(node, name, None) for name in ("subpattern", "yes_item", "no_item"))
+    return [*(part for parts in lists for part in parts), *filter(None, alone)]
+
+
+def all_parts(node: Any) -> Iterator[Any]:
+    """Yield a node and all that it consists of."""
+    yield node
+    for part in parts_of(node):
+        yield from all_parts(part)
+
+
+def word_letters(node: Any, info: Any) -> Chars:
+    """Return the letters of words, for a word boundary."""
+    return class_of(_regex_core.lookup_property(None, "WORD", True, encoding=node.encoding), info)
+
+
+def class_of(node: Any, info: Any) -> Chars:
+    """Return the characters of a class."""
+    if type(node).__name__ == "Character" and node.positive and not node.case_flags:
+        return letter(node.value)
+    # The engine's instructions for one or more of them.
+    code = _regex_core._flatten_code(_regex_core.GreedyRepeat(node, 1, None).compile())
+    return characters((*code, int(_regex_core.OP.SUCCESS)), info.flags & _ENCODINGS)
+
+
+@lru_cache(maxsize=4096)
+def characters(program: tuple[int, ...], encoding: int) -> Chars:
+    """Find the characters that a class, in the engine's instructions, matches, by running it.
+
+    `encoding`, `regex.ASCII` or `regex.UNICODE`, is a property of the whole pattern: the engine
+    asks it what a letter is and which letters differ in case only.
+    """
+    flags = encoding | regex.VERSION0
+    no_groups_no_lists: tuple[Any, ...] = ({}, {}, {}, [])
+    nothing_required = (0, (), 0)
+    engine = _regex.compile("", flags, list(program), *no_groups_no_lists, *nothing_required, 0)
+    runs = [match.span() for match in engine.finditer(_every_character())]
+    return Chars(np.array(runs, dtype=np.int64).reshape(-1, 2))
+
+
+@lru_cache(maxsize=1)
+def _every_character() -> str:
+    return "".join(map(chr, range(N_CODEPOINTS)))
 
 
 class _Reading:
-    """The parser's tree of one pattern, turned into ours. A node is told by the name of its class.
-
-    Attributes:
-        asked: the groups that a conditional asks for.
-    """
+    """The parser's tree of one pattern, turned into ours."""
 
     def __init__(self, pattern: str, tree: Any, info: Any) -> None:
         self.pattern, self.tree, self.info = pattern, tree, info
         self._open: list[Any] = []
         self._n_calls = 0
         conditionals = [n for n in all_parts(tree) if type(n).__name__ == "Conditional"]
-        self.asked = {n.group for n in conditionals if n.group > 0}
+        self.asked = {n.group for n in conditionals if n.group > 0}  # groups
 
     def whole(self) -> Node:
         """Return the tree of the pattern."""
@@ -136,7 +209,7 @@ class _Reading:
         if kind == "Group":
             return self._group(node)
         if kind in _REPEATS:
-            return repeated(self._convert(node.subpattern), int(node.min_count), node.max_count)
+            return _repeated(self._convert(node.subpattern), int(node.min_count), node.max_count)
         if kind in _PLACES:
             return _PLACES[kind]
         if kind in WORDS:
@@ -151,9 +224,8 @@ class _Reading:
         if kind == "CallGroup" and node.group not in {0, *self._open}:
             self._n_calls += 1
             if self._n_calls <= MOST_CALLS:
-                return self._group(
-                    self.info.defined_groups[node.group][0].optimise(self.info, False)
-                )
+                called = self.info.defined_groups[node.group][0]
+                return self._group(called.optimise(self.info, False))
         if kind == "Conditional" and node.group == 0:  # (?(DEFINE)...), which is never taken
             return self._convert(node.no_item)
         settled = self._settled(node) if kind in ("Atomic", "PossessiveRepeat") else None
@@ -170,7 +242,7 @@ class _Reading:
 
     def _looked_for(self, node: Any) -> Node:
         body = self._convert(node.subpattern)
-        if node.behind and looks_ahead(body):
+        if node.behind and _looks_ahead(body):
             raise self._unsupported("lookahead or an end inside lookbehind")
         return body
 
@@ -189,9 +261,7 @@ class _Reading:
     def _by_groups(self, node: Any, passed: frozenset[int]) -> dict[frozenset[int], Node]:
         """Return the tree of a node for each set of groups that may have taken part after it.
 
-        Args:
-            node: it may hold conditionals on groups, and those groups.
-            passed: the groups (of those that are asked for) that have taken part before it.
+        Of the groups that a conditional asks for, `passed` have taken part before the node.
         """
         kind = type(node).__name__
         if not any(map(self._is_asked, all_parts(node))):
@@ -207,7 +277,7 @@ class _Reading:
         if kind in _REPEATS and node.max_count == 1:
             body = self._by_groups(node.subpattern, passed)
             # `regex` leaves out what repeats nothing, and what failed at a place for other groups.
-            if all(map(reads, body.values())):
+            if all(map(_reads, body.values())):
                 without = [(passed, Concat(()))] if node.min_count == 0 else []
                 return _joined([*without, *body.items()])
         if kind != "Sequence":
@@ -246,16 +316,16 @@ class _Reading:
             return None if found is None else Alternation(tuple(either))
         if kind in (*_REPEATS, "PossessiveRepeat"):
             body = self._in_one_place(node.subpattern)
-            if body is None or not reads(body):
+            if body is None or not _reads(body):
                 return None
             low, high = int(node.min_count), node.max_count
             if kind == "LazyRepeat" or high == low:
-                return repeated(body, low, low)
+                return _repeated(body, low, low)
             stops = Look(False, False, body)
             if high is None:
-                return Concat((repeated(body, low, None), stops))
-            fewer = Concat((repeated(body, low, high - 1), stops))
-            return Alternation((fewer, repeated(body, high, high)))
+                return Concat((_repeated(body, low, None), stops))
+            fewer = Concat((_repeated(body, low, high - 1), stops))
+            return Alternation((fewer, _repeated(body, high, high)))
         if kind == "Sequence" and node.items:
             *first, last = node.items
             found = _all([*map(self._in_one_place, first), self._settled(last)])
@@ -275,7 +345,7 @@ class _Reading:
         if kind in _REPEATS:
             body = self._in_one_place(node.subpattern)
             fixed = node.min_count == node.max_count
-            return repeated(body, int(node.min_count), node.max_count) if fixed and body else None
+            return _repeated(body, int(node.min_count), node.max_count) if fixed and body else None
         simple = {"String", "LookAround", *CLASSES, *_PLACES, *WORDS}
         return self._convert(node) if kind in simple else None
 
@@ -295,3 +365,36 @@ def _joined(found: Sequence[tuple[frozenset[int], Node]]) -> dict[frozenset[int]
         after: trees[0] if len(trees) == 1 else Alternation(tuple(trees))
         for after, trees in out.items()
     }
+
+
+def _reads(node: Node) -> bool:
+    """Return whether every text of a tree has at least one letter."""
+    if isinstance(node, Concat):
+        return any(map(_reads, node.parts))
+    if isinstance(node, Alternation):
+        return all(map(_reads, node.branches))
+    return isinstance(node, Chars) or (
+        isinstance(node, Repeat) and node.low > 0 and _reads(node.body)
+    )
+
+
+def _looks_ahead(node: Node) -> bool:
+    """Return whether a tree holds a condition on what follows it."""
+    if isinstance(node, Look):
+        return not node.behind
+    if isinstance(node, Repeat):
+        return _looks_ahead(node.body)
+    parts = node.parts if isinstance(node, Concat) else ()
+    return any(map(_looks_ahead, node.branches if isinstance(node, Alternation) else parts))
+
+
+def _repeated(body: Node, low: int, high: int | None) -> Node:
+    """Return `body{low,high}`; repeats of repeats become one where their counts have no gaps."""
+    if isinstance(body, Concat) and len(body.parts) == 1:
+        body = body.parts[0]
+    if body == Concat(()) or high == 0 or (isinstance(body, Repeat) and body.high == 0):
+        return Concat(())
+    if isinstance(body, Repeat) and body.low <= 1:
+        top = None if high is None or body.high is None else high * body.high
+        return Repeat(body.body, body.low * low, top)
+    return Repeat(body, low, high)
