@@ -304,7 +304,7 @@ class SeenRows(NamedTuple):
         number = {text: i for i, text in enumerate(self.texts)}
         found = {
             text: float(logw[number[text[:-1]]] + self.target[number[text[:-1]], text[-1]])
-            for text in self.final
+            for text in sorted(self.final)
         }
         ends = logw + self.target[:, EOS_COLUMN]
         for i in np.flatnonzero(np.isfinite(ends)):
