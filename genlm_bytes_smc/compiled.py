@@ -30,9 +30,7 @@ SOURCES = (
     "beam/deferred_numba.py",
     "beam/masses_numba.py",
     "beam/pruning_numba.py",
-    "beam/rng.py",  # the numbers that keys are mixed with
     "beam/steps_numba.py",
-    "beam/texts_numba.py",
     "compiled.py",
     "constraints/automata/loops_numba.py",
     "lm/contexts_numba.py",

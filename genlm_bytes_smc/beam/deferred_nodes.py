@@ -22,7 +22,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
     TOKEN,
     WEIGHT,
 )
-from genlm_bytes_smc.beam.kernels_host import NumbaKernels
+from genlm_bytes_smc.beam.state import NumbaKernels
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import BeamState, BoolArray, FloatArray

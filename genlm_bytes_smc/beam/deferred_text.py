@@ -113,7 +113,7 @@ def from_candidates(lanes: ByteLanes) -> DeferredLanes:
     params = dataclasses.replace(lanes.params, K=None, prune="deferred")
     return DeferredLanes(
         model, params, nodes, zero, zero, np.zeros(1, dtype=bool), zero - np.inf, zero - np.inf,
-        in_prompt=lanes.in_prompt, literal=lanes.literal,
+        in_prompt=lanes.in_prompt, literal=lanes.rules.literal,
     )  # fmt: skip
 
 

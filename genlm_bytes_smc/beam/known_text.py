@@ -3,7 +3,7 @@
 1. Ask for the rows along the tokenizer's own tokens of the text: one forward.
 2. Run the beam over the text. Where it wants a row that is not there (another way to cut
    the text into tokens), note the context and go on with the row of another context that
-   spells the same bytes (`texts_numba`); at the end ask for everything noted in one forward.
+   spells the same bytes (`steps_numba.run_texts`); at the end ask for everything noted in one forward.
 3. Run again from the first byte at which something was missing, until nothing is. The further a
    pass got, the longer the next one trusts a guess.
 
@@ -17,18 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from genlm_bytes_smc.beam import steps_numba as sn
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_nodes import Held
-from genlm_bytes_smc.beam.deferred_text import read_weighed, rows_that_matter
-from genlm_bytes_smc.beam.kernels import NOTHING, Texts
+from genlm_bytes_smc.beam.deferred_text import read_texts, read_weighed, rows_that_matter
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
-from genlm_bytes_smc.beam.state import BeamState, FloatArray
+from genlm_bytes_smc.beam.state import NOTHING, BeamState, FloatArray
 from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts_numba import NO_ROOM
 from genlm_bytes_smc.lm.rows import RowStore
 
 HORIZON = 64  # bytes that a dry run goes on, at most, after the first missing row
@@ -36,11 +38,112 @@ REACH = 8, 32  # fewest and most bytes to go on with a row that is but a guess
 STRETCH = 256, 1024  # bytes along which the tokenizer is followed at first, and at most at a time
 
 
-async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
-    """Read `text` in every lane, pruning before each byte and not after the last."""
-    if len(lanes) != 1:
-        parts = [await read_text(lanes.gather([n]), text) for n in range(len(lanes))]
-        return ByteLanes.cat(parts)
+class Texts(NamedTuple):
+    """Texts that are known, a line each.
+
+    Attributes:
+        lines: uint8[N, L].
+        lengths: int64[N].
+        known: int64[N, L + 1], for each number of bytes a context that has read so many, -1 where
+            none is known; filled in while they are read. An id may have been freed and be another
+            context's by now: nothing but what is fetched early depends on it.
+    """
+
+    lines: npt.NDArray[np.uint8]
+    lengths: IntArray
+    known: IntArray
+
+    @classmethod
+    def of(cls, texts: Sequence[bytes]) -> Texts:
+        """Return the texts, of which nothing is known."""
+        lengths = np.array([len(t) for t in texts], dtype=np.int64)
+        longest = int(lengths.max(initial=0))
+        flat = bytearray().join(t.ljust(longest, b"\0") for t in texts)
+        lines = np.frombuffer(flat, dtype=np.uint8).reshape(len(texts), longest)
+        return cls(lines, lengths, np.full((len(texts), longest + 1), -1, dtype=np.int64))
+
+
+class Run(NamedTuple):
+    """Texts read with the rows at hand.
+
+    Attributes:
+        lanes: after the last byte for which nothing was missing.
+        read: how many bytes were read then, in all.
+        missed: int64[m], contexts whose rows were missing from there on.
+        at: int64[m], at which byte each was missed, ascending.
+        ends: whether the likeliest symbol is then the end of the text, if such are followed.
+    """
+
+    lanes: ByteLanes
+    read: int
+    missed: IntArray
+    at: IntArray
+    ends: bool
+
+
+def run_texts(
+    lanes: ByteLanes,
+    texts: Texts,
+    start: int,
+    limits: tuple[int, int],
+    *,
+    by_steps: bool = False,
+    likeliest: bool = False,
+    sure: Held | None = None,
+) -> Run:
+    """Read texts, one a lane, from byte `start` on with the rows at hand.
+
+    Args:
+        lanes, texts: as many lanes as texts.
+        start: bytes that have been read.
+        limits: bytes to go on after the first missing row, and after the first guess.
+        by_steps, likeliest: see `steps_numba.run_texts`.
+        sure: extensions that are not thinned; or None.
+    """
+    model, rules, state = lanes.model, lanes.rules, lanes.state
+    keys, width = (NOTHING, 0) if sure is None else (sure.keys, int(sure.width))
+    while True:
+        model.store.cover()  # rows stand in for those of contexts made on the way
+        packed, key, numbers, read, ends, at, missed = sn.run_texts(
+            *model.kernels.arrays(), state.packed, state.key, lanes.log_z, lanes.log_dropped,
+            texts.lines, texts.lengths, start, texts.known, rules.cut, rules.k,
+            rules.log_threshold, rules.random, by_steps, likeliest, keys, width, *limits,
+        )  # fmt: skip
+        if len(missed) == 0 or missed[0] != NO_ROOM:
+            break
+        model.engine.tree.grow()
+    if not likeliest:
+        missed, at = missed[at >= 0], at[at >= 0]
+    return Run(lanes.replace(BeamState(packed, key), *numbers), read, missed, at, ends)
+
+
+async def follow_likeliest(lanes: ByteLanes, steps: int) -> tuple[ByteLanes, bytes, bool]:
+    """Prune, take the likeliest symbol and read it, `steps` times: one lane.
+
+    Returns:
+        The lane after the last byte, not pruned; the bytes; whether the text ends then. They are
+        fewer than `steps` where it does, and before a byte that only healing can read.
+    """
+    out, wanted = bytearray(), NOTHING
+    with lanes.model.engine.tree.one_thread:
+        while True:
+            texts = Texts.of([bytes(steps - len(out))])
+            run = run_texts(lanes, texts, 0, (0, 0), likeliest=True)
+            if run.read:
+                lanes, wanted = run.lanes, NOTHING
+                out += texts.lines[0, : run.read].tobytes()
+            if len(run.missed) == 0:
+                return lanes, bytes(out), run.ends
+            wanted = await lanes.provide(wanted, run.missed)
+
+
+async def read_text(lanes: Any, text: bytes) -> Any:
+    """Return one lane, of either class, after `text`.
+
+    It is pruned before each byte, and not after the last.
+    """
+    if isinstance(lanes, DeferredLanes):
+        return await read_texts(lanes, [text])
     model, tree, store = lanes.model, lanes.model.engine.tree, lanes.model.store
     texts, at, read, wanted = Texts.of([text]), 0, 0, NOTHING
     guide = Guide(model, lanes.state, text, texts.known[0])
@@ -83,9 +186,8 @@ def _dry_run(
     trusted = 2 * read if engine.forwards_are_dear else read
     reach = min(max(trusted, REACH[0]), REACH[1])  # bytes to go on after the first guess
     limits = HORIZON if engine.forwards_are_dear else reach, reach
-    run = lanes.model.kernels.run_texts(lanes, texts, at, limits, by_steps=by_steps, sure=sure)
-    lanes = lanes.replace(run.state, log_z=run.log_z, log_dropped=run.log_dropped)
-    return lanes, run.read - at, _first_of(run.missed, run.at, lanes.model.store)
+    run = run_texts(lanes, texts, at, limits, by_steps=by_steps, sure=sure)
+    return run.lanes, run.read - at, _first_of(run.missed, run.at, lanes.model.store)
 
 
 def _guided(lanes: ByteLanes, text: bytes) -> bool:

@@ -12,9 +12,8 @@ import torch
 
 from genlm_bytes_smc.beam import display
 from genlm_bytes_smc.beam.deferred import DeferredLanes
-from genlm_bytes_smc.beam.deferred_text import read_texts
 from genlm_bytes_smc.beam.display import EOS, Candidate, LazyByteProbs
-from genlm_bytes_smc.beam.known_text import read_text
+from genlm_bytes_smc.beam.known_text import follow_likeliest, read_text
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
@@ -39,13 +38,6 @@ def sample_dict(probabilities: Mapping[int | None, float]) -> int | None:
 def lanes_for(params: BeamParams) -> type[ByteLanes] | type[DeferredLanes]:
     """Return the class of beams that prunes as `params` say."""
     return DeferredLanes if params.prune == "deferred" else ByteLanes
-
-
-async def read_known(lanes: Any, text: bytes) -> Any:
-    """Return one lane, of either class, after a text that is known in advance."""
-    if isinstance(lanes, DeferredLanes):
-        return await read_texts(lanes, [text])
-    return await read_text(lanes, text)
 
 
 class ByteBeamState:
@@ -122,7 +114,7 @@ class ByteBeamState:
             if isinstance(segment, Spelled):
                 lanes = await lanes.as_prompt(literal=segment.literal)
                 if not self.params.verbose:
-                    lanes = await read_known(lanes, segment.spelling)
+                    lanes = await read_text(lanes, segment.spelling)
                     continue
                 for byte in segment.spelling:  # one by one, to show each
                     lanes = self._after(await lanes.prune().read(byte)).lanes
@@ -329,11 +321,13 @@ class ByteBeamState:
         given = len(out)
         while len(out) - given < steps:
             if choose is _likeliest and not self.params.verbose:
-                run = await beam.lanes.follow_likeliest(steps - (len(out) - given))
-                if run is not None:
-                    beam = ByteBeamState(run[0])
-                    out += bytes(run[1])
-                    if run[2] or len(out) - given == steps:
+                if isinstance(beam.lanes, ByteLanes):
+                    lanes, read, ends = await follow_likeliest(
+                        beam.lanes, steps - (len(out) - given)
+                    )
+                    beam = ByteBeamState(lanes)
+                    out += read
+                    if ends or len(out) - given == steps:
                         break
             beam._check_alive()
             beam = beam.prune()  # first, so that no row is computed for what it drops
