@@ -361,7 +361,7 @@ def lend(slot_of, known, at, some, ext, log_z, reach, guessed):
 
     Args:
         slot_of: of the rows; written to.
-        known: int64[N, L + 1], see `known_text.Texts`; the heaviest context that has its row is noted.
+        known: int64[N, L + 1], see `known_text.Texts`; the heaviest context with a row is noted.
         at: bytes read by every lane.
         some, ext: candidates, and E extensions with their contexts.
         log_z: float64[N], weight of each lane, nats.

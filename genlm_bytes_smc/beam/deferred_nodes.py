@@ -22,10 +22,9 @@ from genlm_bytes_smc.beam.deferred_numba import (
     TOKEN,
     WEIGHT,
 )
-from genlm_bytes_smc.beam.state import NumbaKernels
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.state import BeamState, BoolArray, FloatArray
+from genlm_bytes_smc.beam.state import BeamState, BoolArray, FloatArray, NumbaKernels
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 AT_ONCE = 4  # rows that a lane asks for in one request

@@ -129,7 +129,7 @@ class ByteBeamState:
             ValueError: the beam is empty or has ended.
         """
         self._check_alive()
-        return LazyByteProbs.of_lane(await self.lanes.rows())
+        return LazyByteProbs.from_row((await self.lanes.rows())[0])
 
     def prune(self) -> ByteBeamState:
         """Keep at most K candidates, as the parameters say.
@@ -251,7 +251,7 @@ class ByteBeamState:
         return int((self.lanes.state.nodes >= 0).sum())
 
     def __repr__(self) -> str:
-        return display.as_text(self.logZ, self.candidates, colour=display.on_terminal())
+        return display.as_text(self.logZ, self.candidates, colour=sys.stdout.isatty())
 
     def _repr_html_(self) -> str:
         return display.as_html(self.logZ, self.candidates)
@@ -319,16 +319,16 @@ class ByteBeamState:
         beam = await self.prefill(prompt)
         out = bytearray(prompt.spell(self.lanes.model.vocab))
         given = len(out)
+        quick = choose is _likeliest and isinstance(beam.lanes, ByteLanes)
+        quick = quick and not self.params.verbose
         while len(out) - given < steps:
-            if choose is _likeliest and not self.params.verbose:
-                if isinstance(beam.lanes, ByteLanes):
-                    lanes, read, ends = await follow_likeliest(
-                        beam.lanes, steps - (len(out) - given)
-                    )
-                    beam = ByteBeamState(lanes)
-                    out += read
-                    if ends or len(out) - given == steps:
-                        break
+            if quick:
+                left = steps - (len(out) - given)
+                lanes, read, ends = await follow_likeliest(beam.lanes, left)
+                beam = ByteBeamState(lanes)
+                out += read
+                if ends or len(read) == left:
+                    break
             beam._check_alive()
             beam = beam.prune()  # first, so that no row is computed for what it drops
             symbol = choose((await beam.lanes.rows())[0])

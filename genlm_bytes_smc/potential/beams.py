@@ -29,12 +29,12 @@ import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.deferred_text import read_texts
-from genlm_bytes_smc.beam.state import NOTHING
 from genlm_bytes_smc.beam.known_text import fetch_ahead
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
+from genlm_bytes_smc.beam.state import NOTHING
 from genlm_bytes_smc.calls import Coalesced
 from genlm_bytes_smc.lm.contexts import IntArray
 

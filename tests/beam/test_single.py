@@ -27,8 +27,7 @@ from genlm_bytes_smc import (
     load_model,
 )
 from genlm_bytes_smc.beam.display import as_text
-from genlm_bytes_smc.beam.model import byte_model
-from genlm_bytes_smc.beam.rules import Rescues
+from genlm_bytes_smc.beam.model import Rescues, byte_model
 from genlm_bytes_smc.beam.single import sample_dict
 from tests.toys import EOS_TOKEN, ToyLM
 
