@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -69,18 +70,6 @@ class Rescues:
         self._known = 0
         self.line_of = np.full(len(trie), -1, dtype=np.int32)
         self.lines = np.zeros((64, N_BYTES), dtype=bool)
-
-    def of(self, nodes: IntArray) -> BoolArray:
-        """Return the bytes that healing could read in each lane, bool[N, 256].
-
-        Args:
-            nodes: int64[N, C]; at the root (0) and in empty places (-1) nothing is in flight.
-        """
-        self.learn(nodes)
-        out = np.zeros((len(nodes), N_BYTES), dtype=bool)
-        lane, place = np.nonzero(nodes > 0)
-        np.logical_or.at(out, lane, self.lines[self.line_of[nodes[lane, place]]])
-        return out
 
     def learn(self, nodes: IntArray) -> None:
         """Look up the lines of these nodes (0 and negative ones are ignored)."""
@@ -203,12 +192,7 @@ class ByteModel(Shared):
         kernels: the beam's arithmetic.
     """
 
-    def __init__(
-        self,
-        engine: RowEngine,
-        transform: RowTransform,
-        row_bytes: int,
-    ) -> None:
+    def __init__(self, engine: RowEngine, transform: RowTransform, row_bytes: int) -> None:
         self.engine = engine
         self.vocab = engine.vocab
         self.trie = shared_trie(self.vocab)
@@ -238,7 +222,10 @@ class ByteModel(Shared):
     @cached_property
     def special_cut(self) -> IntArray:
         """Trie positions of the special tokens, sorted int64."""
-        return np.sort(self.trie.position[list(self.special_ids)]).astype(np.int64)
+        return self._positions(self.special_ids)
+
+    def _positions(self, ids: Sequence[int]) -> IntArray:
+        return np.sort(self.trie.position[list(ids)]).astype(np.int64)
 
     @cached_property
     def first_bytes(self) -> npt.NDArray[np.float64]:
@@ -265,7 +252,7 @@ class ByteModel(Shared):
 
     def _cut(self, spellings: frozenset[bytes]) -> IntArray:
         """Trie positions of the end-of-sequence tokens, sorted int64."""
-        return np.sort(self.trie.position[list(self.eos_ids(spellings))]).astype(np.int64)
+        return self._positions(self.eos_ids(spellings))
 
     def not_text(self, params: BeamParams, *, in_prompt: bool, literal: bool) -> IntArray:
         """Trie positions of the tokens that are no text; see `Rules`."""
@@ -340,13 +327,16 @@ class ByteModel(Shared):
     def rules(self, params: BeamParams, *, in_prompt: bool = False, literal: bool = False) -> Rules:
         """Return how lanes with these parameters prune and heal; see `Rules`."""
         cut = self.not_text(params, in_prompt=in_prompt, literal=literal)
-        limits = params.heal_max_backoff, params.heal_max_splits
+        limits, threshold = (
+            (params.heal_max_backoff, params.heal_max_splits),
+            params.prune_threshold,
+        )
         return Rules(
             in_prompt=in_prompt,
             literal=literal,
             cut=cut,
             k=-1 if params.K is None else int(params.K),
-            log_threshold=params.log_prune_threshold,
+            log_threshold=math.log(threshold) if threshold > 0 else -math.inf,
             random=params.unbiased,
             heals=params.heal,
             rescues=self._rescues(tuple(cut.tolist()), *limits),

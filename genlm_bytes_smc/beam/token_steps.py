@@ -53,10 +53,8 @@ async def feed_token(
     `extended` are their candidates with extensions; those in the middle of a token are lost.
     """
     ext = _followed(model, extended, token)
-    new = model.engine.tree.children(ext.token, np.full(len(ext.token), token, dtype=np.int64))
-    await model.store.ensure(np.concatenate([extended.ctx.ravel(), new]))
     empty = model.kernels.advance(extended, np.full(len(key), -1, dtype=np.int64), cut)
-    fed = empty.extend(ext._replace(token=new))
+    fed = await _commit(model, empty, ext)
     return fed._replace(key=pn.keys_after(key, np.full(len(key), token + N_BYTES))).ranked()
 
 
@@ -100,13 +98,12 @@ async def _commit(model: ByteModel, state: BeamState, ext: Extensions) -> BeamSt
 
 
 def _followed(model: ByteModel, state: BeamState, token: int) -> Extensions:
-    """Return the candidates at the root followed by `token`; or, without one, their contexts."""
-    nodes, contexts = state.nodes, state.ctx
-    lane, cand = np.nonzero(nodes == 0)
-    above = contexts[lane, cand]
+    """Return the extensions of the candidates at the root by `token`."""
+    lane, cand = np.nonzero(state.nodes == 0)
+    contexts = state.ctx[lane, cand].tolist()
     with np.errstate(divide="ignore"):
-        p = np.log(np.array([model.store.prob(int(c), token) for c in above], dtype=np.float64))
-    return Extensions(lane, cand, above, state.logw[lane, cand] + p)
+        p = np.log(np.array([model.store.prob(c, token) for c in contexts], dtype=np.float64))
+    return Extensions(lane, cand, np.full(len(lane), token), state.logw[lane, cand] + p)
 
 
 # -- healing -------------------------------------------------------------------------------

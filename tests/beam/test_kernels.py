@@ -20,7 +20,7 @@ from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam import pruning_numba as pn
 from genlm_bytes_smc.beam import steps_numba as sn
 from genlm_bytes_smc.beam.lanes import ByteLanes
-from genlm_bytes_smc.beam.model import ByteModel
+from genlm_bytes_smc.beam.model import ByteModel, Rescues
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.pruning_numba import Extensions
 from genlm_bytes_smc.beam.state import BeamState, NumbaKernels, start_keys
@@ -475,6 +475,15 @@ def test_the_heaviest_extension_is_kept_unless_more_is_left_without_it(within):
 # -- whole steps ---------------------------------------------------------------------------
 
 
+def rescued(rescues: Rescues, nodes: np.ndarray) -> np.ndarray:
+    """Return the bytes that healing could read in each lane, bool[N, 256]."""
+    rescues.learn(nodes)
+    out = np.zeros((len(nodes), 256), dtype=bool)
+    for n, c in zip(*np.nonzero(nodes > 0), strict=True):
+        out[n] |= rescues.lines[rescues.line_of[nodes[n, c]]]
+    return out
+
+
 class Parts:
     """Whole steps, one part after the other."""
 
@@ -514,7 +523,9 @@ class Parts:
         logw = np.where(first > -np.inf, 0.0, -np.inf)
         best = BeamState.of(lanes.state.ctx[:, :1], np.zeros_like(logw), logw, logw)
         likely = np.exp(next_block(self.kernels, best, rules.cut))
-        gaps = np.append(rules.rescues.of(lanes.state.nodes), np.zeros((len(row), 1), bool), axis=1)
+        gaps = np.append(
+            rescued(rules.rescues, lanes.state.nodes), np.zeros((len(row), 1), bool), axis=1
+        )
         for n in np.flatnonzero(np.maximum(lanes.log_dropped, dropped) > -np.inf):
             gap = gaps[n] & (row[n] == -np.inf)
             if rules.heals and gap.any():
