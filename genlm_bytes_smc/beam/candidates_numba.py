@@ -1,9 +1,8 @@
 """States of N lanes on the CPU, compiled: pack them, extend them, move them along a byte.
 
-Loops over lanes and candidates are serial, and everything is float64. What candidates weigh in the
-rows comes from `masses_numba`. A packed state is int64[4, N, C]: ctx, node, and the bits of the
-float64 logu and logw (each array costs Python up to a microsecond on its way in or out of a
-compiled call).
+Loops are serial, and everything is float64. A packed state is int64[4, N, C]: ctx, node, and the
+bits of the float64 logu and logw (each array costs Python up to a microsecond on its way in or
+out of a compiled call).
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
