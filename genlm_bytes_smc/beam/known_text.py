@@ -26,7 +26,7 @@ import numpy.typing as npt
 from genlm_bytes_smc.beam import steps_numba as sn
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_nodes import Held
-from genlm_bytes_smc.beam.deferred_text import read_texts, read_weighed, rows_that_matter
+from genlm_bytes_smc.beam.deferred_text import read_texts, rows_that_matter
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.state import NOTHING, BeamState, FloatArray
@@ -135,7 +135,7 @@ async def read_text(lanes: Any, text: bytes) -> Any:
     It is pruned before each byte, and not after the last.
     """
     if isinstance(lanes, DeferredLanes):
-        return await read_texts(lanes, [text])
+        return (await read_texts(lanes, [text]))[0]
     model, tree, store = lanes.model, lanes.model.engine.tree, lanes.model.store
     texts, at, read, wanted = Texts.of([text]), 0, 0, NOTHING
     guide = Guide(model, lanes.state, text, texts.known[0])
@@ -207,7 +207,7 @@ async def read_paths(lanes: Any, texts: Sequence[bytes]) -> tuple[Any, list[Floa
     if not any(texts):
         return lanes, [np.empty(0) for _ in texts]
     if isinstance(lanes, DeferredLanes):
-        return await read_weighed(lanes, texts)
+        return await read_texts(lanes, texts)
     path = np.full((len(texts), max(map(len, texts))), -np.inf)
     # Byte by byte; a lane whose text is over is taken out.
     done, order = list[ByteLanes](), list[int]()

@@ -382,7 +382,7 @@ class ByteLanes(SharedLanes):
         and `prune` have them: `read` admits extensions that only this byte needs, and heals."""
         read = await self.gather(dead).read(bytes_)
         kept = read.replace(read.state, read.state.log_z, after.log_dropped[dead]).prune()
-        log_z, log_dropped, heals = (x.copy() for x in (after.log_z, after.log_dropped, self.heals))
+        log_z, log_dropped, heals = after.log_z.copy(), after.log_dropped.copy(), self.heals.copy()
         log_z[dead], log_dropped[dead], heals[dead] = kept.log_z, kept.log_dropped, kept.heals
         state = after.state.put(dead, kept.state)
         return after.replace(state, log_z, log_dropped, heals=heals)

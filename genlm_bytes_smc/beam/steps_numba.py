@@ -164,20 +164,6 @@ def _rescued(node, logw, rescue_of, rescues, out):
     return True
 
 
-@inner()
-def _rescued(node, logw, rescue_of, rescues, out):
-    """Union of what healing could read from a lane's nodes; False if some is not known."""
-    out[:] = False
-    for c in range(len(node)):
-        if logw[c] > -np.inf and node[c] > 0:
-            at = rescue_of[node[c]]
-            if at < 0:
-                return False
-            for b in range(256):
-                out[b] |= rescues[at, b]
-    return True
-
-
 @inner(inline="always")
 def _rows(trie, rows, some, extended, log_z, lossy, cut, random, rescue_of, rescues, share):
     """Return next-byte rows float64[N, 257] of lanes whose candidates extend to `extended`.

@@ -226,7 +226,7 @@ class Beams:
         """Read all that is left of each text."""
         lanes, order = side_by_side([w.entry for w in walks if w.entry])
         walks = [walks[i] for i in order]
-        lanes = await read_texts(lanes, [w.text[w.at :] for w in walks])
+        lanes, _ = await read_texts(lanes, [w.text[w.at :] for w in walks])
         block = Block(lanes, self._weigh(lanes))
         for lane, w in enumerate(walks):
             self._arrive(w, len(w.text), Entry(block, lane))
