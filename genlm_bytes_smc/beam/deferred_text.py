@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import count
 
 import numpy as np
 
@@ -125,29 +124,36 @@ async def _read_stretch(
     lanes: DeferredLanes, texts: list[bytes], used: list[IntArray] | None, weights: FloatArray
 ) -> DeferredLanes:
     """Return the lanes after texts that are read together; `weights` [L, N] is filled in."""
-    tree, store, params = lanes.model.engine.tree, lanes.model.store, lanes.params
+    tree, store = lanes.model.engine.tree, lanes.model.store
     live = lanes.nodes.ints[:, :, CTX][lanes.nodes.live]
     with ExitStack() as pins:
         pins.enter_context(tree.one_thread)
         guides = [_guide(lanes, n, t) for n, t in enumerate(texts) if t and lanes.alive[n]]
         held = np.unique(np.concatenate([live, *guides]))
-        for reading in count(1):
+        reading = 0
+        while True:
+            reading += 1
             pins.enter_context(tree.pinned(held))
             await store.ensure(held)
             rows = Held(lanes.model, held)
             after = await _run(lanes, texts, rows, weights)
-            least = 0.0  # share from which on a row that was missing is fetched; inf: read no more
-            if reading >= params.deferred_readings and params.deferred_merge > 0:
-                least = HEAVY if len(weights) <= SHORT and reading < MOST_READINGS else np.inf
-            if (lanes.alive & ~after.alive).any() or (used is not None and least < np.inf):
+            died = bool((lanes.alive & ~after.alive).any())
+            least = 0.0 if died else _least_share(lanes, texts, reading)
+            if used is not None and least < np.inf:
                 least = 0.0
             missing = [ids[shares > least] for ids, shares in rows.noted]
             if not any(map(len, missing)):
-                break
+                if used is not None:
+                    used.append(held)
+                return after
             held = np.unique(np.concatenate([held, *missing]))
-    if used is not None:
-        used.append(held)
-    return after
+
+
+def _least_share(lanes: DeferredLanes, texts: list[bytes], reading: int) -> float:
+    """Return the share from which on a row that was missing is fetched; inf: read no more."""
+    if reading < lanes.params.deferred_readings or lanes.params.deferred_merge == 0:
+        return 0.0
+    return HEAVY if max(map(len, texts)) <= SHORT and reading < MOST_READINGS else np.inf
 
 
 async def _run(
