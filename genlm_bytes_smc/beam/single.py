@@ -229,7 +229,7 @@ class ByteBeamState:
         weights = state.logw[0].tolist()
         best = max(weights, default=-np.inf)  # pruning keeps it in any case
         out = [
-            self._candidate(int(context), int(node), logw, self.logZ, best=logw == best)
+            self._candidate(int(context), int(node), logw, self.logZ, logw == best, False)
             for node, context, logw in zip(nodes, contexts, weights, strict=True)
             if node >= 0
         ]
@@ -259,14 +259,7 @@ class ByteBeamState:
     # -- parts -------------------------------------------------------------------------
 
     def _candidate(
-        self,
-        context: int,
-        node: int,
-        logw: float,
-        log_z: float,
-        *,
-        best: bool = False,
-        ended: bool = False,
+        self, context: int, node: int, logw: float, log_z: float, best: bool, ended: bool
     ) -> Candidate:
         model = self.lanes.model
         ids = tuple(model.engine.tree.tokens(context))
@@ -289,7 +282,7 @@ class ByteBeamState:
                     found.append((float(state.logu[0, c]) + float(np.log(p)), int(contexts[c])))
         total = float(np.logaddexp.reduce([logw for logw, _ in found])) if found else -np.inf
         ordered = sorted(found, reverse=True)
-        return [self._candidate(context, 0, logw, total, ended=True) for logw, context in ordered]
+        return [self._candidate(at, 0, logw, total, False, True) for logw, at in ordered]
 
     def _after(self, lanes: Any, ends: Sequence[Candidate] = ()) -> ByteBeamState:
         beam = ByteBeamState(lanes, ends)
