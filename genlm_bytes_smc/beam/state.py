@@ -159,7 +159,8 @@ class BeamState(NamedTuple):
         """Append extensions, with the contexts after them as `token`, as further candidates."""
         if len(ext.lane) == 0:
             return self
-        return BeamState.of(*cn.append_extensions(self.candidates, ext), key=self.key)
+        ctx, node, logu, logw = cn.append_extensions(self.candidates, ext)
+        return BeamState.of(ctx, node, logu, logw, self.key)
 
     def ranked(self) -> BeamState:
         """Return the same candidates, best first."""
@@ -201,8 +202,8 @@ class NumbaKernels:
 
     def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
         """Read one byte int64[N] a lane; -1 empties the lane. Keys stay as they are."""
-        some = cn.advance(self._trie, self.store.host, state.candidates, byte, cut)
-        return BeamState.of(*some, key=state.key)
+        moved = cn.advance(self._trie, self.store.host, state.candidates, byte, cut)
+        return BeamState.of(state.ctx, moved.node, state.logu, moved.logw, state.key)
 
     def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
         """Return the same candidates with their weights under another `cut`."""
