@@ -28,6 +28,7 @@ SOURCES = (
     "beam/candidates_numba.py",
     "beam/deferred_ahead_numba.py",
     "beam/deferred_numba.py",
+    "beam/deferred_reading_numba.py",
     "beam/masses_numba.py",
     "beam/pruning_numba.py",
     "beam/steps_numba.py",

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.beam import deferred_numba as dn
-from genlm_bytes_smc.beam.deferred_nodes import Held, Judge, Nodes
+from genlm_bytes_smc.beam.deferred_nodes import Judge, Nodes
 from genlm_bytes_smc.beam.deferred_numba import ABOVE, CTX, FLIGHT, NODE, OWN, WEIGHT
+from genlm_bytes_smc.beam.deferred_reading_numba import settle
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import (
@@ -44,7 +44,8 @@ FEW = 0.1  # share of a row below which the bytes that are admitted are few
 LEAST_ADMITTED = 1e-4  # least share of the admitted bytes that thresholds are taken from
 
 _HOST = torch.device("cpu")
-_PER_LANE = ("log_scale", "log_z", "ended", "forgotten", "pending")
+_WEIGHTS = ("log_scale", "log_z", "forgotten", "pending")  # as `settle` takes them
+_PER_LANE = (*_WEIGHTS, "ended")
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,51 +193,45 @@ class DeferredLanes(SharedLanes):
     async def _judged_at_end(self, least: float | FloatArray) -> tuple[Nodes, torch.Tensor]:
         """Return nodes with the rows that proposals need from a share on, and the proposals."""
         with self.model.engine.tree.one_thread:
-            nodes = await self._with_rows(self.nodes.copy())
-            masses, rest = await self._judge.have_rows(nodes, least, least, at_end=True)
+            nodes = self.nodes.copy()
+            await self.judge.ensure(nodes)
+            masses, rest = await self.judge.judge(nodes, least, least, at_end=True)
             return nodes, self._row(nodes, masses, rest[:, 1])
-
-    async def _with_rows(self, nodes: Nodes) -> Nodes:
-        """Return nodes whose live ones have their rows."""
-        await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
-        return nodes
 
     async def step(self, symbols: Sequence[int] | IntArray) -> DeferredLanes:
         """Read one symbol a lane; arguments and errors as for `ByteLanes.step`."""
-        return await self.stepped(check_symbols(symbols, len(self)))
-
-    async def stepped(self, symbols: IntArray, held: Held | None = None) -> DeferredLanes:
-        """As `step`, with checked symbols and, if given, no rows but those that are held."""
+        symbols = check_symbols(symbols, len(self))
         ends = symbols == EOS_COLUMN
         gone = np.flatnonzero(ends & self.alive)
         ending = await self._whole(gone)
         reads = np.flatnonzero((symbols >= 0) & ~ends & self.alive)
+        params = self.params
         with self.model.engine.tree.one_thread:
             # Not from what `logp_next` fetched: weights must not depend on who asked for rows.
             nodes = self.nodes.take(reads)
-            masses, rest = await self._judge.read(nodes, symbols[reads], held)
-        lost = np.zeros(len(reads))
-        limit = self.params.deferred_limit
-        dn.settle(nodes.ints, nodes.floats, nodes.count, nodes.length, masses, limit, lost)
-        scale, log_z = self.log_scale.copy(), self.log_z.copy()
-        forgotten, pending = self.forgotten.copy(), self.pending.copy()
-        with np.errstate(divide="ignore"):
-            pending[reads] = np.log(rest[:, 0]) + scale[reads]
-            scale[reads] += np.where(masses > 0, np.log(masses), 0.0)
-            forgotten[reads] = np.logaddexp(forgotten[reads], np.log(lost) + scale[reads])
-        log_z[reads] = np.where(masses > 0, scale[reads], -np.inf)
-        log_z[gone] = ending
-        log_z = np.where((symbols >= 0) & ~self.alive, -np.inf, log_z)
-        return dataclasses.replace(
-            self,
-            nodes=self.nodes.put(reads, nodes),
-            log_scale=scale,
-            log_z=log_z,
-            ended=self.ended | (ends & self.alive & (log_z > -np.inf)),
-            forgotten=forgotten,
-            pending=pending,
-            _memo={},
-        )
+            share, merge = params.deferred_share, params.deferred_merge
+            masses, rest = await self.judge.judge(nodes, share, merge, symbols=symbols[reads])
+        z = self.weights(reads)
+        settle(
+            nodes.ints, nodes.floats, nodes.count, nodes.length, masses, rest,
+            params.deferred_limit, z,
+        )  # fmt: skip
+        after = self.after(reads, nodes, z)
+        after.log_z[gone] = ending
+        after.log_z[(symbols >= 0) & ~self.alive] = -np.inf
+        after.ended[gone] = ending > -np.inf
+        return after
+
+    def weights(self, lanes: IntArray) -> FloatArray:
+        """Return the log weights of some lanes, see `deferred_reading_numba.SCALE`."""
+        return np.stack([getattr(self, name)[lanes] for name in _WEIGHTS], axis=1)
+
+    def after(self, lanes: IntArray, nodes: Nodes, weights: FloatArray) -> DeferredLanes:
+        """Return all lanes, some of them with other nodes and log weights."""
+        each: dict[str, Any] = {name: getattr(self, name).copy() for name in _PER_LANE}
+        for i, name in enumerate(_WEIGHTS):
+            each[name][lanes] = weights[:, i]
+        return dataclasses.replace(self, nodes=self.nodes.put(lanes, nodes), **each, _memo={})
 
     async def _whole(self, lanes: IntArray) -> FloatArray:
         """Return the log weights of the texts of some lanes as whole ones, float64[n], nats.
@@ -246,16 +241,17 @@ class DeferredLanes(SharedLanes):
         """
         if not len(lanes):
             return np.empty(0)
-        params, judge = self.params, self._judge
+        params, judge = self.params, self.judge
         with self.model.engine.tree.one_thread:
-            nodes = await self._with_rows(self.nodes.take(lanes))
+            nodes = self.nodes.take(lanes)
+            await judge.ensure(nodes)
             with_rows = -1
             while with_rows < nodes.live.sum():
                 with_rows = int(nodes.live.sum())
                 nodes.floats[:, :, FLIGHT][nodes.live & ~nodes.at_end] = 0.0
-                await judge.have_rows(nodes, params.deferred_share, params.deferred_merge)
+                await judge.judge(nodes, params.deferred_share, params.deferred_merge)
             least = params.prune_threshold
-            await judge.have_rows(nodes, least, least, at_end=True)
+            await judge.judge(nodes, least, least, at_end=True)
         weight = np.where(nodes.live & nodes.at_end, nodes.floats[:, :, WEIGHT], 0.0)
         with np.errstate(divide="ignore"):
             log_weight, total = np.log(weight), np.log(weight.sum(axis=1))
@@ -275,7 +271,8 @@ class DeferredLanes(SharedLanes):
         return self
 
     @property
-    def _judge(self) -> Judge:
+    def judge(self) -> Judge:
+        """What judges the contexts."""
         return Judge(self.model, self.params, self.cut)
 
     def _row(self, nodes: Nodes, masses: FloatArray, guessed: FloatArray) -> torch.Tensor:
@@ -296,7 +293,7 @@ class DeferredLanes(SharedLanes):
         ctx = np.where(rides, nodes.ints[:, :, ABOVE], nodes.ints[:, :, CTX])
         node = np.where(rides, 0, nodes.ints[:, :, NODE])
         state = BeamState.of(ctx, node, weight, weight)
-        row = torch.from_numpy(self._judge.kernels.next_rows(state, self.cut))
+        row = torch.from_numpy(self.judge.kernels.next_rows(state, self.cut))
         with np.errstate(divide="ignore", invalid="ignore"):
             guess = np.where(masses > 0, guessed / (masses + guessed), 1.0)
         lossy = alive & (deferred.any(axis=1) | (self.log_dropped > -np.inf))
@@ -333,11 +330,8 @@ class DeferredLanes(SharedLanes):
             return other
         with self.model.engine.tree.one_thread:
             nodes = self.nodes.copy()
-            # Where nothing of a token is read, none can turn out to be excluded.
-            lanes, places = np.nonzero(nodes.live & (nodes.ints[:, :, NODE] > 0))
-            await self.model.store.ensure(nodes.ints[lanes, places, CTX])
-            other._judge.follow(nodes, lanes, places, nodes.length[lanes])
-            masses, _ = await other._judge.have_rows(nodes, np.inf, np.inf)
+            await other.judge.weigh_flights(nodes)
+            masses, _ = await other.judge.judge(nodes, np.inf, np.inf)
         with np.errstate(divide="ignore"):
             log_z = np.where(self.ended, self.log_z, self.log_scale + np.log(masses))
         return dataclasses.replace(other, nodes=nodes, log_z=log_z, _memo={})
@@ -352,8 +346,9 @@ class DeferredLanes(SharedLanes):
     async def _fed(self, token: int) -> DeferredLanes:
         tree, store = self.model.engine.tree, self.model.store
         with tree.one_thread:
-            nodes = await self._with_rows(self.nodes.copy())
-            await self._judge.have_rows(nodes, 0.0, self.params.deferred_merge, at_end=True)
+            nodes = self.nodes.copy()
+            await self.judge.ensure(nodes)
+            await self.judge.judge(nodes, 0.0, self.params.deferred_merge, at_end=True)
             lanes, places = np.nonzero(nodes.at_end & nodes.live)
             contexts = nodes.ints[lanes, places, CTX]
             p = np.array([store.prob(int(c), token) for c in contexts])

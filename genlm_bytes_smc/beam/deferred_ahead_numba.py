@@ -62,9 +62,9 @@ def foresee(
     Args:
         handles, probs: of the rows, see `Handles`.
         cut: int64[c], trie positions that are no text, sorted.
-        ints, floats, count, length, text: see `deferred_numba`, after `judge`.
-        masses: float64[N], from `judge`.
-        share, merge, guess, at_end: see `judge`.
+        ints, floats, count, length, text: see `deferred_numba`, after `judge_lane`.
+        masses: float64[N], from `judge_lane`.
+        share, merge, guess, at_end: see `judge_lane`.
         least: float64[N], share from which on a node that ends with the text is listed.
         out: int64[m, 3], room for the contexts: the context that each extends, by which token,
             and by which further one (-1: by none).

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.beam import deferred_numba as dn
+from genlm_bytes_smc.beam import deferred_reading_numba as rd
 from genlm_bytes_smc.beam.deferred_ahead_numba import foresee
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
     FLIGHT,
     NODE,
-    NOT_NOW,
     OWN,
     PARENT,
     POS,
@@ -27,7 +26,6 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import BeamState, BoolArray, FloatArray, NumbaKernels
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
-AT_ONCE = 4  # rows that a lane asks for in one request
 NEAR = 0.5  # share of a limit from which on a row is fetched early
 
 
@@ -178,15 +176,17 @@ class Nodes:
 
     def make_room(self, more: int) -> None:
         """Make places for `more` further nodes a lane."""
-        lacking = int(self.count.max(initial=0)) + more - self.ints.shape[1]
+        n, room = self.ints.shape[:2]
+        lacking = int(self.count.max(initial=0)) + more - room
         if lacking > 0:
-            wide = ((0, 0), (0, lacking + 16), (0, 0))
-            self.ints = np.pad(self.ints, wide, constant_values=-1)
-            self.floats = np.pad(self.floats, wide)
+            ints = np.full((n, room + lacking + 16, 6), -1, dtype=np.int64)
+            floats = np.zeros((n, room + lacking + 16, 4))
+            ints[:, :room], floats[:, :room] = self.ints, self.floats
+            self.ints, self.floats = ints, floats
 
 
 class Held:
-    """The rows that are held while known texts are read; what else is wanted is noted.
+    """The rows that are held while known texts are read.
 
     Args:
         model: the byte model.
@@ -194,42 +194,34 @@ class Held:
 
     Attributes:
         ids: the contexts, sorted, each once.
-        keys: int64[m], sorted: for each the context before its last token, times `width`, plus
-            that token.
+        keyed: int64[2, m], sorted by its first line: for each context the context before its last
+            token, times `width`, plus that token; and its id.
         width: more than any token id.
-        noted: contexts that were wanted and are not held, int64[k], and the shares of its lane's
-            mass that each was estimated to hold, float64[k]; one pair a request.
     """
 
     def __init__(self, model: ByteModel, ids: IntArray) -> None:
-        self.noted: list[tuple[IntArray, FloatArray]] = []
         self.ids = np.unique(ids)
         tree = model.engine.tree
         self.width = np.int64(model.trie.order.max() + 1)
-        self.keys = np.sort(tree.parent[self.ids] * self.width + tree.token[self.ids])
+        keys = tree.parent[self.ids] * self.width + tree.token[self.ids]
+        order = np.argsort(keys)
+        self.keyed = np.stack([keys[order], self.ids[order]])
 
-    def among(self, ids: IntArray, shares: FloatArray) -> BoolArray:
-        """Return which contexts int64[m] have their rows, bool[m]; note the others."""
-        there = np.isin(ids, self.ids)
-        if not there.all():
-            self.noted.append((ids[~there], shares[~there]))
-        return there
+    @property
+    def keys(self) -> IntArray:
+        """Return the first line of `keyed`, int64[m]."""
+        return self.keyed[0]
 
-    def has(self, above: IntArray, tokens: IntArray) -> BoolArray:
-        """Return whether the row of a context `above` and one more token is held, elementwise."""
-        keys = above * self.width + tokens
-        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        there: BoolArray = self.keys[at] == keys
-        return there
+
+_ANY = np.empty((2, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Judge:
     """What judges the contexts of lanes after a byte, and fetches the rows that may matter.
 
-    Rows come from `held` where it is given. Otherwise they are fetched as soon as they are wanted,
-    and what else happens to be there changes no weight. `cut` are trie positions of
-    the tokens that are no text.
+    Rows are fetched as soon as they are wanted, and what else happens to be there changes no
+    weight. `cut` are trie positions of the tokens that are no text.
     """
 
     model: ByteModel
@@ -241,108 +233,85 @@ class Judge:
         """The arithmetic."""
         return self.model.kernels
 
-    async def read(
-        self, nodes: Nodes, symbols: IntArray, held: Held | None
-    ) -> tuple[FloatArray, FloatArray]:
-        """Read a byte in every lane of `nodes`, and fetch the rows that may matter after it.
-
-        Returns:
-            Each lane's mass float64[N], and float64[N, 2] of what no row stands for.
-        """
-        lanes, places = np.nonzero(nodes.live)
-        before = nodes.length.copy()
-        nodes.text[np.arange(len(before)), before % TEXT] = symbols
-        nodes.length += 1
-        await self.model.store.ensure(nodes.ints[lanes, places, CTX])
-        self.follow(nodes, lanes, places, before[lanes])
-        if held is not None:
-            ints = nodes.ints
-            lanes, places = np.nonzero(
-                nodes.used & (ints[:, :, CTX] < 0) & held.has(ints[:, :, ABOVE], ints[:, :, TOKEN])
-            )
-            if len(lanes):
-                above, token = ints[lanes, places, ABOVE], ints[lanes, places, TOKEN]
-                ints[lanes, places, CTX] = self.model.engine.tree.children(above, token)
-                self.follow(nodes, lanes, places, ints[lanes, places, POS])
-        params = self.params
-        return await self.have_rows(nodes, params.deferred_share, params.deferred_merge, held)
-
-    async def have_rows(
+    async def judge(
         self,
         nodes: Nodes,
         share: float | FloatArray,
         merge: float | FloatArray,
-        held: Held | None = None,
         *,
         at_end: bool = False,
+        symbols: IntArray | None = None,
     ) -> tuple[FloatArray, FloatArray]:
         """Fetch rows until no deferred node's estimated share is above its limit.
 
         Args:
-            nodes: judged by `deferred_numba.judge`; changed in place.
-            share, merge, at_end: see there.
-            held: what it lacks is not asked for again.
+            nodes: changed in place.
+            share, merge, at_end: see `deferred_numba.judge_lane`.
+            symbols: int64[N], a byte for each lane to read first; the lanes are not settled.
 
         Returns:
-            As `read`.
+            Each lane's mass float64[N], and float64[N, 2] of what no row stands for.
         """
-        tree = self.model.engine.tree
-        wanted = np.empty((len(nodes.count), AT_ONCE), dtype=np.int64)
-        shares = np.empty(wanted.shape)
-        rest = np.empty((len(nodes.count), 2))
-        share, merge = (np.full(len(nodes.count), limit) for limit in (share, merge))
-        requests = -(-self.params.deferred_rows // AT_ONCE)
-        for turn in range(requests + 1):
-            masses: FloatArray = dn.judge(
-                nodes.ints, nodes.floats, nodes.count, nodes.length,
-                share, merge, self.params.deferred_guess, at_end, wanted, shares, rest,
-            )  # fmt: skip
-            lanes, at = np.nonzero(wanted >= 0)
-            if len(lanes) == 0 or turn == requests:
-                break
-            places = wanted[lanes, at]
-            chosen = nodes.ints[lanes, places]
-            ids = tree.children(chosen[:, ABOVE], chosen[:, TOKEN])
-            if held is None:
-                needed = np.concatenate([ids, nodes.ints[:, :, CTX][nodes.live]])
-                if self.model.engine.rows_are_cheap and len(self.model.store.missing(needed)):
-                    more = self._foreseen(nodes, masses, share, merge, at_end=at_end)
-                    needed = np.concatenate([needed, more])
-                with tree.pinned(nodes.contexts()):
-                    await self.model.store.ensure(needed)
-                there = np.ones(len(ids), dtype=bool)
-            else:
-                there = held.among(ids, shares[lanes, at])
-            nodes.ints[lanes, places, NODE] = np.where(there, -1, NOT_NOW)
-            lanes, places = lanes[there], places[there]
-            nodes.ints[lanes, places, CTX] = ids[there]
-            self.follow(nodes, lanes, places, chosen[there, POS])
-        return masses, rest
+        engine, store = self.model.engine, self.model.store
+        call = _Call(self, nodes, np.zeros((len(nodes.count), 1), dtype=np.int64), share, merge)
+        call.at_end = at_end
+        if symbols is None:
+            call.turn[:] = 1
+        else:
+            call.symbols[:, 0] = symbols
+            await self.ensure(nodes)
+        while len(wanted := call.go_on()[0]):
+            ids = engine.tree.children(*wanted.T.copy())
+            needed = np.concatenate([ids, nodes.ints[:, :, CTX][nodes.live]])
+            if engine.rows_are_cheap:
+                needed = np.concatenate([needed, self._foreseen(call)])
+            with engine.tree.pinned(nodes.contexts()):
+                await store.ensure(needed)
+        return call.masses, call.rest
 
-    def _foreseen(
-        self,
-        nodes: Nodes,
-        masses: FloatArray,
-        share: FloatArray,
-        merge: FloatArray,
-        *,
-        at_end: bool,
-    ) -> IntArray:
+    async def ensure(self, nodes: Nodes) -> None:
+        """Fetch the rows of all live nodes."""
+        await self.model.store.ensure(nodes.ints[:, :, CTX][nodes.live])
+
+    def read(
+        self, nodes: Nodes, symbols: IntArray, held: Held, z: FloatArray
+    ) -> tuple[FloatArray, IntArray, FloatArray]:
+        """Read known texts with the rows that are held, and settle after each byte.
+
+        Args:
+            nodes: changed in place; the rows of live ones are held.
+            symbols: int64[N, L], a text a lane, -1 behind it.
+            held: the rows.
+            z: float64[N, 4], log weights, see `deferred_reading_numba.SCALE`; changed in place.
+
+        Returns:
+            The weight of each lane after each byte, float64[L, N], nats, -inf from the byte on
+            that nothing could read; the contexts that were wanted and are not held, int64[k]; and
+            the shares of its lane's mass that each was estimated to hold, float64[k].
+        """
+        params = self.params
+        call = _Call(self, nodes, symbols, params.deferred_share, params.deferred_merge)
+        call.held, call.limit, call.z = held, params.deferred_limit, z
+        wanted, shares = call.go_on()
+        return call.log_z, self.model.engine.tree.children(*wanted.T.copy()), shares
+
+    def _foreseen(self, call: _Call) -> IntArray:
         """Return contexts whose rows later requests will most likely ask for, int64[m].
 
         A request is a forward of the model, whose cost hardly depends on its rows where those
         are cheap. Fetched early, rows that would come in a forward of their own come for little.
         """
         engine, store = self.model.engine, self.model.store
-        asked = merge if at_end else np.full(len(share), self.params.prune_threshold)
+        nodes, (share, merge) = call.nodes, call.limits.T.copy()
+        asked = merge if call.at_end else np.full(len(share), self.params.prune_threshold)
         handles, probs = self.kernels.arrays()
         room = 4 * len(share) + 64
         while True:
             contexts, least_p = np.empty((room, 3), dtype=np.int64), np.empty(room)
             found = foresee(
                 handles, probs, self.cut, nodes.ints, nodes.floats, nodes.count, nodes.length,
-                nodes.text, masses, share, merge, NEAR * asked, self.params.deferred_guess, at_end,
-                contexts, least_p,
+                nodes.text, call.masses, share, merge, NEAR * asked, self.params.deferred_guess,
+                call.at_end, contexts, least_p,
             )  # fmt: skip
             if found <= room:
                 break
@@ -358,19 +327,55 @@ class Judge:
         ids = np.concatenate([ids, engine.tree.children(ids[likely], further[likely])])
         return ids if engine.window is None else ids[engine.tree.depth[ids] <= engine.window]
 
-    def follow(self, nodes: Nodes, lanes: IntArray, places: IntArray, first: IntArray) -> None:
-        """Move live nodes along the text, and defer what ends on the way."""
-        handles, probs = self.kernels.arrays()
-        ends = np.empty((8 * len(lanes) + 64, 5))
-        while True:
-            found = dn.follow(
-                handles, probs, self.cut, nodes.ints, nodes.floats, nodes.length, nodes.text,
-                lanes, places, first, ends,
+    async def weigh_flights(self, nodes: Nodes) -> None:
+        """Weigh the tokens in flight anew, under this `cut`."""
+        # Where nothing of a token is read, none can turn out to be excluded.
+        lanes, places = np.nonzero(nodes.live & (nodes.ints[:, :, NODE] > 0))
+        await self.model.store.ensure(nodes.ints[lanes, places, CTX])
+        rd.weigh_flights(*self.kernels.arrays(), self.cut, nodes.ints, nodes.floats, lanes, places)
+
+
+class _Call:
+    """Arguments and results of `deferred_reading_numba.judge`, which is called until all is done.
+
+    See there for what the attributes are; `held` None is `free`.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        nodes: Nodes,
+        symbols: IntArray,
+        share: float | FloatArray,
+        merge: float | FloatArray,
+    ) -> None:
+        n = len(nodes.count)
+        self.judge, self.nodes, self.symbols = judge, nodes, symbols
+        self.held: Held | None = None
+        self.at_end, self.limit = False, 0
+        self.limits = np.empty((n, 2))
+        self.limits[:, 0], self.limits[:, 1] = share, merge
+        self.at, self.turn = np.zeros(n, dtype=np.int64), np.full(n, rd.READ)
+        self.masses, self.rest, self.z = np.zeros(n), np.zeros((n, 2)), np.zeros((n, 4))
+        self.log_z = np.full(symbols.shape[::-1], -np.inf)
+
+    def go_on(self) -> tuple[IntArray, FloatArray]:
+        """Go on as far as rows are there; return contexts noted int64[k, 2] and their shares."""
+        judge, nodes, held = self.judge, self.nodes, self.held
+        params = judge.params
+        room, width = rd.AT_ONCE * len(nodes.count) + 64, 0 if held is None else held.width
+        noted, shares = list[IntArray](), list[FloatArray]()
+        state = np.ones(3, dtype=np.int64)
+        while state[1:].any():
+            contexts, worth = np.empty((room, 2), dtype=np.int64), np.empty(room)
+            rd.judge(
+                *judge.kernels.arrays(), judge.cut, nodes.ints, nodes.floats, nodes.count,
+                nodes.length, nodes.text, self.symbols, self.at, self.turn,
+                _ANY if held is None else held.keyed, width, held is None, self.limits,
+                params.deferred_guess, self.at_end, -(-params.deferred_rows // rd.AT_ONCE),
+                self.limit, self.z, self.masses, self.rest, contexts, worth, self.log_z, state,
             )  # fmt: skip
-            if found <= len(ends):
-                break
-            ends = np.empty((found, 5))
-        ends = ends[:found]
-        if found:
-            nodes.make_room(int(np.bincount(ends[:, 0].astype(np.int64)).max()))
-            dn.defer(nodes.ints, nodes.floats, nodes.count, ends)
+            noted.append(contexts[: state[0]])
+            shares.append(worth[: state[0]])
+            nodes.make_room(int(state[1]))
+        return np.concatenate(noted), np.concatenate(shares)

@@ -26,8 +26,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genlm_bytes_smc.beam.masses_numba import child_of_node, opened, sum_range, touches
-from genlm_bytes_smc.compiled import entry, full, inner
+from genlm_bytes_smc.compiled import full, inner
 
 CTX, ABOVE, TOKEN, POS, PARENT, NODE = range(6)
 P, OWN, WEIGHT, FLIGHT = range(4)
@@ -36,68 +35,13 @@ WINDOW = 32  # bytes after which a deferred node is forgotten
 TEXT = 64  # bytes of the text that are kept, more than WINDOW
 
 
-@entry()
-def follow(handles, probs, cut, ints, floats, length, text, lanes, places, first, ends):
-    """Move live nodes along the bytes of their lanes; list the tokens that end on the way.
+@inner()
+def workroom(room):
+    """Return room for judging a lane of `room` nodes: `order`, `begin`, `inner_of` and `at`.
 
-    Args:
-        handles, probs: of the rows, see `Handles`; every node's row must be held.
-        cut: int64[c], trie positions that are no text, sorted.
-        ints, floats: see the module; NODE and FLIGHT of the nodes are set.
-        length: int64[N], bytes read.
-        text: uint8[N, TEXT], byte i of a lane at i % TEXT.
-        lanes, places: int64[m], the nodes.
-        first: int64[m], position of the first byte that each has not followed.
-        ends: float64[e, 5], room for the tokens: lane, place, token, end, probability.
-
-    Returns:
-        The number of tokens that end; if it is over e, only e are listed and nothing is set.
+    See `by_position` and `outlook`.
     """
-    trie, rows, _ = opened(handles, probs)
-    found = 0
-    for k in range(len(lanes)):
-        i, c = lanes[k], places[k]
-        node = ints[i, c, NODE] if first[k] > ints[i, c, POS] else 0
-        slot = rows.slot_of[ints[i, c, CTX]]
-        row, scale = rows.probs[slot], rows.scale[slot]
-        for q in range(first[k], length[i]):
-            node = child_of_node(trie, node, text[i, q % TEXT]) if node >= 0 else -1
-            if node < 0:
-                break
-            for j in range(trie.lo[node], trie.lo[node] + trie.ends[node]):
-                p = np.float64(row[rows.order[j]]) * scale
-                if p > 0.0 and not touches(j, j + 1, cut):
-                    if found < len(ends):
-                        ends[found, 0], ends[found, 1], ends[found, 2] = i, c, rows.order[j]
-                        ends[found, 3], ends[found, 4] = q + 1, p
-                    found += 1
-        if found <= len(ends):
-            ints[i, c, NODE] = node
-            flight = 0.0
-            if node == 0:
-                flight = 1.0
-            elif node > 0:
-                lo, hi = trie.lo[node] + trie.ends[node], trie.hi[node]
-                flight = sum_range(row, rows.order, lo, hi, cut) * scale
-            floats[i, c, FLIGHT] = flight
-    return found
-
-
-@entry()
-def defer(ints, floats, count, ends):
-    """Append a deferred node for each line of `ends` (see `follow`); there is room for all."""
-    for k in range(len(ends)):
-        i, c = np.int64(ends[k, 0]), np.int64(ends[k, 1])
-        n = count[i]
-        ints[i, n, CTX] = -1
-        ints[i, n, ABOVE] = ints[i, c, CTX]
-        ints[i, n, TOKEN] = np.int64(ends[k, 2])
-        ints[i, n, POS] = np.int64(ends[k, 3])
-        ints[i, n, PARENT] = c
-        ints[i, n, NODE] = -1
-        floats[i, n, P] = ends[k, 4]
-        floats[i, n, OWN] = floats[i, n, WEIGHT] = floats[i, n, FLIGHT] = 0.0
-        count[i] = n + 1
+    return full(room, 0), full(WINDOW + 3, 0), full(room, 0.0), full((WINDOW + 2, 3), 0.0)
 
 
 @inner()
@@ -216,56 +160,51 @@ def _insert(wanted, shares, c, share):
         wanted[at], shares[at] = c, share
 
 
-@entry()
-def judge(ints, floats, count, length, share, merge, guess, at_end, wanted, shares, rest):
-    """Weigh all nodes, and choose the deferred ones whose rows may matter.
+@inner()
+def judge_lane(ints, floats, n, now, share, merge, guess, at_end, wanted, shares, rest, work):
+    """Weigh the nodes of one lane, and choose the deferred ones whose rows may matter.
 
     Args:
-        ints, floats, count, length: see the module; OWN and WEIGHT are set.
-        share: float64[N], estimated share of the mass from which on a position gets its first row.
-        merge: float64[N], share from which on a further node of a position gets its row.
+        ints, floats: of the lane.
+        n, now: its nodes, and the bytes that it has read.
+        share: estimated share of the mass from which on a position gets its first row.
+        merge: share from which on a further node of a position gets its row.
         guess: probability of each byte that a position without a row is taken to give.
         at_end: judge the nodes that end with the text instead of those before.
-        wanted: int64[N, A], set to the places of the chosen nodes, -1 behind them.
-        shares: float64[N, A], set to their estimated shares of the mass.
-        rest: float64[N, 2], set to the weight of deferred nodes that no row stands for, and to
-            the mass that they are taken to hold.
+        wanted: int64[A], set to the places of the chosen nodes, -1 behind them.
+        shares: float64[A], set to their estimated shares of the mass.
+        rest: float64[2], set to the weight of deferred nodes that no row stands for, and to the
+            mass that they are taken to hold.
+        work: room for what is computed, see `workroom`.
 
     Returns:
-        The mass of each lane, float64[N], in units of its scale.
+        The mass of the lane, in units of its scale.
     """
-    masses = full(len(count), 0.0)
-    room = ints.shape[1]
-    order, begin = full(room, 0), full(WINDOW + 3, 0)
-    inner_of, at = full(room, 0.0), full((WINDOW + 2, 3), 0.0)
-    for i in range(len(count)):
-        now = length[i]
-        oldest = now - WINDOW - 1
-        by_position(ints[i], count[i], oldest, begin, order)
-        mass = masses[i] = _flow(ints[i], floats[i], order, begin, now)
-        for a in range(wanted.shape[1]):
-            wanted[i, a], shares[i, a] = -1, 0.0
-        estimate, rest[i, 0] = outlook(
-            ints[i], floats[i], order, begin, now, guess, mass, inner_of, at
-        )
-        rest[i, 1] = estimate - mass
-        for w in range(len(begin) - 2, -1, -1):
-            if (oldest + w == now) != at_end:
-                continue
-            live, deferred, ahead = at[w, 0], at[w, 1], at[w, 2]
-            if live == 0.0:
-                best = heaviest(ints[i], floats[i], order, begin[w], begin[w + 1])
-                may = best >= 0 and ints[i, best, NODE] != NOT_NOW
-                if may and deferred * ahead > share[i] * estimate:
-                    _insert(wanted[i], shares[i], best, deferred * ahead / estimate)
-                continue
-            for x in range(begin[w], begin[w + 1]):
-                c = order[x]
-                worth = floats[i, c, OWN] * ahead
-                rides = ints[i, c, CTX] < 0 and ints[i, c, NODE] != NOT_NOW
-                if rides and worth > merge[i] * estimate:
-                    _insert(wanted[i], shares[i], c, worth / estimate)
-    return masses
+    order, begin, inner_of, at = work
+    oldest = now - WINDOW - 1
+    by_position(ints, n, oldest, begin, order)
+    mass = _flow(ints, floats, order, begin, now)
+    for a in range(len(wanted)):
+        wanted[a], shares[a] = -1, 0.0
+    estimate, rest[0] = outlook(ints, floats, order, begin, now, guess, mass, inner_of, at)
+    rest[1] = estimate - mass
+    for w in range(len(begin) - 2, -1, -1):
+        if (oldest + w == now) != at_end:
+            continue
+        live, deferred, ahead = at[w, 0], at[w, 1], at[w, 2]
+        if live == 0.0:
+            best = heaviest(ints, floats, order, begin[w], begin[w + 1])
+            may = best >= 0 and ints[best, NODE] != NOT_NOW
+            if may and deferred * ahead > share * estimate:
+                _insert(wanted, shares, best, deferred * ahead / estimate)
+            continue
+        for x in range(begin[w], begin[w + 1]):
+            c = order[x]
+            worth = floats[c, OWN] * ahead
+            rides = ints[c, CTX] < 0 and ints[c, NODE] != NOT_NOW
+            if rides and worth > merge * estimate:
+                _insert(wanted, shares, c, worth / estimate)
+    return mass
 
 
 @inner()
@@ -286,45 +225,43 @@ def _floor(worth, n, limit):
     return high
 
 
-@entry()
-def settle(ints, floats, count, length, masses, limit, neglected):
-    """Forget nodes before the window and the lightest over the limit; scale to mass one.
+@inner()
+def settle_lane(ints, floats, n, now, mass, limit, work):
+    """Forget nodes of one lane before the window and the lightest over the limit; scale to one.
 
     Args:
-        ints, floats, count, length: see the module.
-        masses: float64[N], from `judge`.
-        limit: most nodes of a lane.
-        neglected: float64[N], set to the weight of all that was forgotten, over the new scale.
-            The weight of deferred nodes that no row stands for is a bound on their mass.
+        ints, floats, n, now, work: as for `judge_lane`.
+        mass: of the lane.
+        limit: most nodes.
+
+    Returns:
+        The number of nodes, and the weight of all that was forgotten, over the new scale. The
+        weight of deferred nodes that no row stands for is a bound on their mass.
     """
-    room = ints.shape[1]
-    place, worth = full(room, 0), full(room, 0.0)
-    for i in range(len(count)):
-        n, now, mass = count[i], length[i], masses[i]
-        neglected[i] = 0.0
-        for c in range(n):
-            alive = ints[i, c, CTX] >= 0
-            worth[c] = np.inf if alive or ints[i, c, POS] == now else floats[i, c, OWN]
-        floor = _floor(worth, n, limit)
-        kept = 0
-        for c in range(n):
-            old = ints[i, c, POS] < now - WINDOW
-            gone = (old and ints[i, c, NODE] < 0) or worth[c] < floor
-            if old:
-                ints[i, c, PARENT] = -1  # its weight stays what it is
-            if gone and ints[i, c, CTX] < 0 and mass > 0.0:
-                neglected[i] += floats[i, c, OWN] / mass
-            place[c] = -1 if gone else kept
-            if not gone:
-                for f in range(6):
-                    ints[i, kept, f] = ints[i, c, f]
-                for f in range(4):
-                    floats[i, kept, f] = floats[i, c, f]
-                kept += 1
-        count[i] = kept
-        for c in range(kept):
-            if ints[i, c, PARENT] >= 0:
-                ints[i, c, PARENT] = place[ints[i, c, PARENT]]
-            if mass > 0.0:
-                floats[i, c, OWN] /= mass
-                floats[i, c, WEIGHT] /= mass
+    place, worth = work[0], work[2]
+    for c in range(n):
+        alive = ints[c, CTX] >= 0
+        worth[c] = np.inf if alive or ints[c, POS] == now else floats[c, OWN]
+    floor = _floor(worth, n, limit)
+    kept, lost = 0, 0.0
+    for c in range(n):
+        old = ints[c, POS] < now - WINDOW
+        gone = (old and ints[c, NODE] < 0) or worth[c] < floor
+        if old:
+            ints[c, PARENT] = -1  # its weight stays what it is
+        if gone and ints[c, CTX] < 0 and mass > 0.0:
+            lost += floats[c, OWN] / mass
+        place[c] = -1 if gone else kept
+        if not gone:
+            for f in range(6):
+                ints[kept, f] = ints[c, f]
+            for f in range(4):
+                floats[kept, f] = floats[c, f]
+            kept += 1
+    for c in range(kept):
+        if ints[c, PARENT] >= 0:
+            ints[c, PARENT] = place[ints[c, PARENT]]
+        if mass > 0.0:
+            floats[c, OWN] /= mass
+            floats[c, WEIGHT] /= mass
+    return kept, lost

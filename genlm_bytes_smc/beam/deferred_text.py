@@ -136,17 +136,17 @@ async def _read_stretch(
             pins.enter_context(tree.pinned(held))
             await store.ensure(held)
             rows = Held(lanes.model, held)
-            after = await _run(lanes, texts, rows, weights)
+            after, wanted, shares = _run(lanes, texts, rows, weights)
             died = bool((lanes.alive & ~after.alive).any())
             least = 0.0 if died else _least_share(lanes, texts, reading)
             if used is not None and least < np.inf:
                 least = 0.0
-            missing = [ids[shares > least] for ids, shares in rows.noted]
-            if not any(map(len, missing)):
+            missing = wanted[shares > least]
+            if not len(missing):
                 if used is not None:
                     used.append(held)
                 return after
-            held = np.unique(np.concatenate([held, *missing]))
+            held = np.unique(np.concatenate([held, missing]))
 
 
 def _least_share(lanes: DeferredLanes, texts: list[bytes], reading: int) -> float:
@@ -156,20 +156,19 @@ def _least_share(lanes: DeferredLanes, texts: list[bytes], reading: int) -> floa
     return HEAVY if max(map(len, texts)) <= SHORT and reading < MOST_READINGS else np.inf
 
 
-async def _run(
+def _run(
     lanes: DeferredLanes, texts: list[bytes], rows: Held, weights: FloatArray
-) -> DeferredLanes:
-    """Read the texts with the rows at hand."""
-    weights[:] = -np.inf
-    for i in range(len(weights)):
-        symbols = np.array([t[i] if i < len(t) else -1 for t in texts], dtype=np.int64)
-        lanes = await lanes.stepped(symbols, rows)
-        weights[i] = lanes.log_z
-        if not lanes.alive.any():
-            break
-    node = lanes.nodes.ints[:, :, NODE]
+) -> tuple[DeferredLanes, IntArray, FloatArray]:
+    """Read the texts with the rows at hand; return the lanes, and what was wanted and missing."""
+    reads = np.array([n for n, t in enumerate(texts) if t and lanes.alive[n]], dtype=np.int64)
+    symbols = np.full((len(reads), len(weights)), -1, dtype=np.int64)
+    for line, n in zip(symbols, reads, strict=True):
+        line[: len(texts[n])] = np.frombuffer(texts[n], dtype=np.uint8)
+    nodes, z = lanes.nodes.take(reads), lanes.weights(reads)
+    weights[:, reads], wanted, shares = lanes.judge.read(nodes, symbols, rows, z)
+    node = nodes.ints[:, :, NODE]
     node[node == NOT_NOW] = -1  # nobody else has seen these nodes
-    return lanes
+    return lanes.after(reads, nodes, z), wanted, shares
 
 
 def _guide(lanes: DeferredLanes, n: int, text: bytes) -> IntArray:

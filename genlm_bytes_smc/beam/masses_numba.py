@@ -292,6 +292,22 @@ def sum_root(rows, slot):
         rows.summed[slot] = True
 
 
+@inner()
+def longer_mass(trie, rows, slot, node, cut):
+    """Mass of the tokens that go on after a trie node; 0 if `node` is -1."""
+    if node < 0:
+        return 0.0
+    lo, hi = trie.lo[node] + trie.ends[node], trie.hi[node]
+    h = _heavy_index(rows.heavy, node)
+    if h < 0 or touches(lo, hi, cut):
+        return sum_range(rows.probs[slot], rows.order, lo, hi, cut) * rows.scale[slot]
+    sum_root(rows, slot)  # faster than fetching each, and the next byte may want it
+    mass = 0.0
+    for b in range(FAN * h, FAN * h + 256):
+        mass += rows.roots[slot, b]
+    return mass
+
+
 _BLOCK = 1024  # tokens summed at a time, so that everything stays in the first cache
 
 

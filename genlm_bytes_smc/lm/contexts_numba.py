@@ -52,9 +52,9 @@ def _place(node, token, mask):
     return np.int64((x ^ (x >> np.uint64(29))) & np.uint64(mask))
 
 
-@entry()
-def child_of(tree, node, token):
-    """Return the child of `node` along `token`, made if new; NO_ROOM if the arrays are full."""
+@inner()
+def known_child(tree, node, token):
+    """Return the child of `node` along `token`, or -1."""
     mask = len(tree.table) - 1
     at = _place(node, token, mask)
     while tree.table[at] >= 0:
@@ -62,6 +62,15 @@ def child_of(tree, node, token):
         if tree.parent[found] == node and tree.token[found] == token:
             return found
         at = (at + 1) & mask
+    return np.int64(-1)
+
+
+@entry()
+def child_of(tree, node, token):
+    """Return the child of `node` along `token`, made if new; NO_ROOM if the arrays are full."""
+    found = known_child(tree, node, token)
+    if found >= 0:
+        return found
     if tree.meta[FREE] > 0:
         tree.meta[FREE] -= 1
         new = tree.free[tree.meta[FREE]]
@@ -74,6 +83,10 @@ def child_of(tree, node, token):
     tree.token[new] = token
     tree.depth[new] = tree.depth[node] + 1
     tree.alive[new] = True
+    mask = len(tree.table) - 1
+    at = _place(node, token, mask)
+    while tree.table[at] >= 0:
+        at = (at + 1) & mask
     tree.table[at] = new
     return new
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks.lattice import Lattice, Rows
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, Prompt, smc
 from genlm_bytes_smc.beam.deferred import DeferredLanes
-from genlm_bytes_smc.beam.deferred_nodes import AT_ONCE
+from genlm_bytes_smc.beam.deferred_reading_numba import AT_ONCE
 from genlm_bytes_smc.beam.deferred_text import read_texts, to_candidates
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import FiniteSet
