@@ -1,4 +1,4 @@
-"""What attention costs on a device, measured: the figures of `lm/attention.py` come from here.
+"""What attention costs on a device, measured: the figures of `lm/devices.py` come from here.
 
 `python -m benchmarks.forward --device cuda` prints them for the bundled model's keys.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from genlm_bytes_smc.lm.attention import AttentionCosts
+from genlm_bytes_smc.lm.devices import AttentionCosts
 
 _REPEATS = 5  # the fastest counts: whatever else happens only makes a run slower
 _QUERIES = 32

@@ -93,7 +93,7 @@ class Bench:
     def _products(self, count: int) -> float:
         """Return the matrix products of such a forward and nothing else."""
         decoder = self.engine._forward.decoder
-        linears = [x for at in decoder._layers for x in (at.into, at.out, at.up, at.down)]
+        linears = [x for at in decoder.layers for x in (at.into, at.out, at.up, at.down)]
         inputs: dict[int, torch.Tensor] = {}
         for linear in (*linears, decoder._head):
             wide = linear._plain[0][0].shape[1]
@@ -133,9 +133,9 @@ class Bench:
         taken: list[str] = []
         prepare = self.engine._forward._buffer.prepare
 
-        def noted(first: int, count: int, attention: Any) -> None:
+        def noted(attention: Any) -> None:
             taken.append(attention.layout)
-            prepare(first, count, attention)
+            prepare(attention)
 
         self.engine._forward._buffer.prepare = noted
         self._rows([[*c, t] for c, t in zip(contexts, self._tokens(n), strict=True)])

@@ -17,7 +17,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from benchmarks.gpu_models import Mixed, wait_for
 from benchmarks.gpu_stages import patched
 from genlm_bytes_smc.fast_path import FastPathWarning
-from genlm_bytes_smc.lm.decoder import _rotate
+from genlm_bytes_smc.lm.decoder import Attend, _rotate
 from genlm_bytes_smc.lm.devices import Linear
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
@@ -190,7 +190,7 @@ def over_fixed_shape(
     return run
 
 
-class _FixedAttend:
+class _FixedAttend(Attend):
     """Attention of `count` positions to `kept` keys that all see, and each to its own."""
 
     def __init__(self, engine: Mixed, count: int, kept: int) -> None:
@@ -203,11 +203,7 @@ class _FixedAttend:
         sees = torch.cat([torch.ones_like(own[:, :1]).expand(-1, kept), own], dim=1)
         self.mask = torch.where(sees, 0.0, -torch.inf).to(dtype).repeat(self.groups, 1)
 
-    def of(self, kind: str) -> Callable[..., torch.Tensor]:
-        """Return attention of any layer."""
-        return self.together
-
-    def together(self, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
+    def layer(self, kind: str, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
         """Attend by queries, keys and values in one tensor, not turned yet."""
         queries = self.heads * self.groups
         qk, v = qkv[:, : queries + self.heads], qkv[:, queries + self.heads :]
@@ -219,11 +215,6 @@ class _FixedAttend:
         stacked = q.transpose(0, 1).reshape(1, self.heads, self.groups * count, self.width)
         out = scaled_dot_product_attention(stacked, keys, values, self.mask, scale=scale)
         return out.reshape(-1, count, self.width).transpose(0, 1).reshape(count, -1)
-
-    def gate(self, both: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Gate the values of an MLP."""
-        gate, value = both.chunk(2, dim=-1)
-        return act(gate) * value
 
 
 def _side_by_side(layers: Any, x: torch.Tensor) -> torch.Tensor:

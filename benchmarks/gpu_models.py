@@ -121,6 +121,12 @@ class Mixed(TreeTransformer):
         self._forward.cache.clear()
         byte_model(self).store.clear()
 
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """Return how many forwards are recorded, and how often keys and values have moved."""
+        paged = self._forward._paged
+        return () if paged is None else (len(paged._recorded), paged.buffer.version)
+
     def mix(self, rows: torch.Tensor, nodes: np.ndarray) -> torch.Tensor:
         """Mix rows of the model, float32[B, width], with the bigram LM's; in place."""
         last = self.tree.token[nodes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ TOP, DEFAULT = "K=5, threshold 0.05", "default"
 ON_HOST = f"{DEFAULT}, constraint on the CPU"
 PARTS = ("agreement", "forward", "text", "particles", "prompts", "context")
 APART = 1e-4  # nats by which two devices may differ in float32
+_WARM_UPS = 4  # at most
 _WATCHED_STEPS = 4  # steps or bytes in which waits are counted
 
 
@@ -188,7 +189,7 @@ async def one_text(
     Returns:
         See `Record`; `over_floor` is the time of a byte over that of its forwards' floor.
     """
-    await _draw(engine, prompt, case, sizes, sizes.seconds)  # compiles, captures, allocates
+    await _warm(engine, lambda: _draw(engine, prompt, case, sizes, sizes.seconds))
     out = await _draw(engine, prompt, case, sizes, sizes.seconds)
     with Stages(engine.device) as stages:
         split = await _draw(engine, prompt, case, sizes, sizes.seconds / 2, watched=stages)
@@ -226,11 +227,12 @@ async def particles(
 ) -> dict[str, float]:
     """Run n particles of text that a regular expression admits.
 
-    The run is repeated with equal seeds: once to warm up, once for the clock, once with a wait
-    for the device around each stage, and its first steps to count waits.
+    The run is repeated with equal seeds: until no forward is recorded any more (four times at
+    most), once for the clock, once with a wait for the device around each stage, and its first
+    steps to count waits.
     """
     steps, seconds = sizes.steps, sizes.seconds
-    await _run(engine, prompt, case, n, steps, 2 * seconds)
+    await _warm(engine, lambda: _run(engine, prompt, case, n, steps, 2 * seconds))
     _, out = await _run(engine, prompt, case, n, steps, seconds)
     with Stages(engine.device) as stages:
         state, _ = await _run(engine, prompt, case, n, steps, seconds / 2, stages)
@@ -246,7 +248,7 @@ async def context(
 ) -> dict[str, float]:
     """Run n particles after a prompt, half as many steps as elsewhere."""
     steps = sizes.steps // 2
-    await _run(engine, prompt, case, n, steps, sizes.seconds)
+    await _warm(engine, lambda: _run(engine, prompt, case, n, steps, sizes.seconds))
     _, out = await _run(engine, prompt, case, n, steps, sizes.seconds)
     return out
 
@@ -282,13 +284,29 @@ async def _run(
 
 
 async def prompt(engine: Mixed, text: bytes, case: str) -> dict[str, float]:
-    """Read a text that is known: once to warm up, once for the clock."""
-    for _ in range(2):
+    """Read a text that is known."""
+
+    async def read() -> dict[str, float]:
         engine.forget()
         clock = Clock(engine)
         await (await ByteBeamState.initial(engine, params_of(case))).prefill(text)
-        out = clock.values(len(text), len(text))
-    return out
+        return clock.values(len(text), len(text))
+
+    await _warm(engine, read)
+    return await read()
+
+
+async def _warm(engine: Mixed, work: Callable[[], Awaitable[object]]) -> None:
+    """Do some work until nothing is compiled, allotted or recorded for it any more.
+
+    Forwards are recorded the second time that a number of positions occurs, and again after keys
+    and values have moved; each recording takes as long as several forwards.
+    """
+    for _ in range(_WARM_UPS):
+        before = engine.recorded
+        await work()
+        if engine.recorded == before:
+            break
 
 
 class Clock:

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from genlm_bytes_smc import TokenTrie, Vocabulary
-from genlm_bytes_smc.lm.attention import attend
 from genlm_bytes_smc.lm.contexts import ContextTree
-from genlm_bytes_smc.lm.tree_cache import TreeCache
+from genlm_bytes_smc.lm.tree_cache import TreeCache, attend
 
 IMAGES = Path(__file__).parent / "images"
 INK, FAINT, PURPLE, GREEN, ORANGE, WHITE = (
@@ -116,11 +115,7 @@ def draw_cache() -> Figure:
     cache.append(np.array(old))
     asked = np.array([node("<s>", "An", "␣apple", "␣a"), node("<s>", "An", "␣app", "le")])
     work = cache.work(asked)
-    depth = tree.depth[np.array(work.nodes)]
-    attention = attend(
-        cache, cache.segments(work.nodes, work.fresh), depth,
-        window=None, always_mask=True, layout="range",
-    )  # fmt: skip
+    attention = attend(cache, np.array(work.nodes), work.fresh, always_mask=True, layout="range")
     assert attention.full is not None
     seen = attention.full == 0
     cache.append(np.array(work.nodes))
@@ -160,7 +155,7 @@ def draw_cache() -> Figure:
     columns = {
         "slot": [str(i) for i in range(used)],
         "node[slot]": [str(int(n)) for n in old + work.nodes],
-        "depth[slot]": [str(int(d)) for d in cache.depths(slice(0, used))],
+        "depth[slot]": [str(int(d)) for d in tree.depth[old + work.nodes]],
     }
     for i, (name, values) in enumerate(columns.items()):
         row(ax, 3.1 - 0.9 * i + 0.15, name, values, FAINT if name == "slot" else PURPLE)

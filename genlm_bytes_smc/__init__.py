@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from genlm_bytes_smc.lm.files import ModelTooLargeError
     from genlm_bytes_smc.lm.load import load_model
     from genlm_bytes_smc.lm.rows import RowTransform
-    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
+    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
     from genlm_bytes_smc.potential import ByteLLM
     from genlm_bytes_smc.potential.power_mean import PowerMean, mixture, power_mean, proxy_tuning
     from genlm_bytes_smc.proposal import ByteAWRS, ByteProposalSampler, byte_sampler
@@ -87,7 +87,7 @@ _HOMES = {
     "lm.load": "load_model",
     "lm.rows": "RowTransform",
     "lm.files": "ModelTooLargeError",
-    "lm.vllm.engine": "VLLMEngine",
+    "lm.vllm_engine": "VLLMEngine",
     "potential": "ByteLLM",
     "potential.power_mean": "PowerMean mixture power_mean proxy_tuning",
     "proposal": "ByteAWRS ByteProposalSampler byte_sampler",

@@ -69,7 +69,8 @@ with (
     imported_late("matplotlib.pyplot"),
     imported_late("pandas"),
 ):
-    from genlm.control.potential.base import Potential, VocabTables
+    from genlm.control.potential.base import Potential as Potential
+    from genlm.control.potential.base import VocabTables
 
 N_BYTES = 256
 EOS_COLUMN = N_BYTES

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import inspect
 import signal
 import threading
 import time
@@ -52,7 +51,8 @@ def run_sync(call: Coroutine[Any, Any, T]) -> T:
     Raises:
         TypeError: no coroutine.
     """
-    _check(call)
+    if not isinstance(call, Coroutine):
+        raise TypeError(f"a coroutine is due, as f(x) of an async f; got {type(call).__name__}")
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -62,20 +62,14 @@ def run_sync(call: Coroutine[Any, Any, T]) -> T:
 
 def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     """Return the plain form of an async function: same arguments, result and errors."""
-    name = f"{function.__name__}_sync"
 
     @functools.wraps(function)
     def plain(*args: P.args, **kwargs: P.kwargs) -> T:
         return run_sync(function(*args, **kwargs))
 
-    plain.__name__ = plain.__qualname__ = name
+    plain.__name__ = plain.__qualname__ = f"{function.__name__}_sync"
     plain.__doc__ = f"`{function.__name__}` for scripts and notebooks: blocks until done."
     return plain
-
-
-def _check(call: object) -> None:
-    if not inspect.iscoroutine(call):
-        raise TypeError(f"a coroutine is due, as f(x) of an async f; got {type(call).__name__}")
 
 
 def _in_thread(call: Coroutine[Any, Any, T]) -> T:

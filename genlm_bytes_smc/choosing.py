@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +18,7 @@ from genlm_bytes_smc.beam.deferred_text import to_candidates
 from genlm_bytes_smc.beam.known_text import read_paths
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.beam.state import EOS_COLUMN
+from genlm_bytes_smc.beam.state import EOS_COLUMN, FloatArray
 from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.html import printable, probability, render
 from genlm_bytes_smc.lm.adapter import as_engine
@@ -27,7 +26,6 @@ from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
 
-FloatArray = npt.NDArray[np.float64]
 Normalise = Literal["none", "end"]
 Option = str | bytes
 
@@ -157,9 +155,9 @@ async def choose(
     """Return the model's distribution over given answers after a prompt.
 
     An answer's weight sums over all ways to cut it into tokens that the beam keeps, the token
-    that reaches from the prompt into the answer or beyond the answer's end included. All answers
-    are read as one prefix tree: what they share is read once, and one forward of the model serves
-    all branches.
+    that reaches from the prompt into the answer or beyond the answer's end included. What all
+    answers begin with is read once, and then they are read side by side: one forward of the model
+    serves them all, and contexts that they share are computed once.
 
     Args:
         llm: a `ByteLLM`, a model or engine that it can be made from, or a model's name (which
@@ -194,9 +192,15 @@ async def choose(
     if counted:
         wide = {"K": WIDTH, "prune": "topk", "prune_threshold": THRESHOLD}
         root = to_candidates(root, dataclasses.replace(llm.params, **wide)).prune()
-    root = _uncounted(root)
-    log_z, log_dropped = await _read_tree(root, texts, normalise)
-    log_weights, log_neglected = log_z - root.log_z[0], log_dropped - root.log_z[0]
+    root = uncounted(root)
+    least, most = min(texts), max(texts)  # what these two begin with, all do
+    shared = next((i for i, byte in enumerate(least) if byte != most[i]), len(least))
+    lanes, _ = await read_paths(root, [least[:shared]])
+    lanes = lanes.gather([0] * len(texts))
+    lanes, _ = await read_paths(lanes, [text[shared:] for text in texts])
+    if normalise == "end":
+        lanes = await lanes.step([EOS_COLUMN] * len(texts))
+    log_weights, log_neglected = lanes.log_z - root.log_z[0], lanes.log_dropped - root.log_z[0]
     if not (log_weights > -np.inf).any():
         raise ValueError(
             f"all {len(texts)} options have probability zero after the prompt; a wider beam or a "
@@ -274,44 +278,7 @@ def _shares(weight: FloatArray, others: FloatArray) -> FloatArray:
         return np.where(w > 0, w / (w + total), 0.0)
 
 
-# -- the prefix tree ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Branch:
-    """An edge of the prefix tree.
-
-    Attributes:
-        parent: place of the branch above in its level.
-        edge: bytes from there to here.
-        at: bytes from the root to here.
-        members: the texts that begin with these bytes.
-    """
-
-    parent: int
-    edge: bytes
-    at: int
-    members: tuple[int, ...]
-
-
-def _below(texts: list[bytes], level: list[_Branch]) -> list[_Branch]:
-    """Return the branches one level further down."""
-    out = []
-    for parent, branch in enumerate(level):
-        groups: dict[int, list[int]] = {}
-        for i in branch.members:
-            if len(texts[i]) > branch.at:
-                groups.setdefault(texts[i][branch.at], []).append(i)
-        for members in groups.values():
-            first, last = min(texts[i] for i in members), max(texts[i] for i in members)
-            at = branch.at
-            while at < len(first) and first[at] == last[at]:  # what these share, all share
-                at += 1
-            out.append(_Branch(parent, first[branch.at : at], at, tuple(members)))
-    return out
-
-
-def _uncounted(lanes: Any) -> Any:
+def uncounted(lanes: Any) -> Any:
     """Return the same lanes with nothing counted as dropped yet.
 
     What was dropped early in a prompt outweighs all that came after, and says nothing of it.
@@ -320,25 +287,3 @@ def _uncounted(lanes: Any) -> Any:
         none = np.full(len(lanes), -np.inf)
         return dataclasses.replace(lanes, forgotten=none, pending=none, _memo={})
     return lanes.replace(lanes.state, log_z=lanes.log_z, log_dropped=np.full(len(lanes), -np.inf))
-
-
-async def _read_tree(
-    root: Any, texts: list[bytes], normalise: Normalise
-) -> tuple[FloatArray, FloatArray]:
-    """Return `log_z` and `log_dropped`, float64[N] each, of one lane after each of N texts."""
-    level, lanes = [_Branch(0, b"", 0, tuple(range(len(texts))))], root
-    ends, order = list[Any](), list[int]()
-    while level:
-        here = [(n, i) for n, b in enumerate(level) for i in b.members if len(texts[i]) == b.at]
-        if here:
-            ends.append(lanes.gather([n for n, _ in here]))
-            order += [i for _, i in here]
-        level = _below(texts, level)
-        if level:
-            lanes = lanes.gather([b.parent for b in level])
-            lanes, _ = await read_paths(lanes, [b.edge for b in level])
-    found = type(root).cat(ends)
-    if normalise == "end":
-        found = await found.step([EOS_COLUMN] * len(order))
-    back = np.argsort(order)
-    return found.log_z[back], found.log_dropped[back]

@@ -51,24 +51,20 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file._source_stamp = _stamp()
-        self._cache_file._load_index = self._index_of(self._cache_file._load_index)
+        file = self._cache_file
+        file._source_stamp, load = _stamp(), file._load_index
 
+        def load_index() -> dict[Any, str]:
+            try:
+                found: dict[Any, str] = load()
+            except (AttributeError, ImportError):  # it names classes which are no more
+                return {}
+            return found
+
+        file._load_index = load_index
         # numba writes index and code apart: of two processes at once, one could take the other's
         # code, or an older one, for its own.
         self._lock = FileLock(Path(self.cache_path) / "compiled.lock")
-
-    @staticmethod
-    def _index_of(load: Callable[[], dict[Any, str]]) -> Callable[[], dict[Any, str]]:
-        """Return what reads the index; one that names classes which are no more is empty."""
-
-        def read() -> dict[Any, str]:
-            try:
-                return load()
-            except (AttributeError, ImportError):
-                return {}
-
-        return read
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         """Return what was kept for a signature, or None."""

@@ -30,7 +30,7 @@ from genlm.control.constant import EOS, EndOfSequence
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.potential.byte_llm import ByteLLM
+from genlm_bytes_smc.potential import ByteLLM
 
 try:
     from llamppl.distributions.distribution import Distribution
@@ -174,11 +174,9 @@ class ByteContext:
         row = await self._next_row()
         told = self._weighed or self._impossible
         if not told and (self.llm.params.unbiased or self._log_mass == -np.inf):
-            why = (
-                f"nothing can follow {self.text!r}"
-                if self._log_mass == -np.inf
-                else 'rows of prune="unbiased" do not sum to one'
-            )
+            why = 'rows of prune="unbiased" do not sum to one'
+            if self._log_mass == -np.inf:
+                why = f"nothing can follow {self.text!r}"
             raise RuntimeError(
                 f"{why}: a program must do self.score(await context.log_mass()) before it reads "
                 "a symbol, or its weights are wrong"
@@ -194,11 +192,8 @@ class ByteContext:
             self.text += BYTES[column]
         self._row, self._weighed = None, False
 
-    def _draw(self, row: Row) -> int:
-        p = np.exp(row)
-        cumulative = p.cumsum()
-        u = (np.random if self.rng is None else self.rng).random()
-        return int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    def _uniform(self) -> float:
+        return float((np.random if self.rng is None else self.rng).random())
 
 
 class NextByte(Distribution):  # type: ignore[misc]
@@ -216,7 +211,11 @@ class NextByte(Distribution):  # type: ignore[misc]
         """
         row = await self.context._row_to_read()
         dead = row.max() == -np.inf
-        column = EOS_COLUMN if dead else self.context._draw(row)
+        column = EOS_COLUMN
+        if not dead:
+            cumulative = np.exp(row).cumsum()
+            u = self.context._uniform() * cumulative[-1]
+            column = int(np.searchsorted(cumulative, u, side="right"))
         self.context._append(column)
         return _SYMBOLS[column], 0.0 if dead else float(row[column])
 
@@ -250,8 +249,7 @@ class Mask(Distribution):  # type: ignore[misc]
         """Draw True or False and restrict the context to it; return it and its log probability."""
         row = await self.context._next_row()
         inside = math.exp(min(_logsumexp(row[self.mask]), 0.0))
-        u = (np.random if self.context.rng is None else self.context.rng).random()
-        value = bool(u < inside)
+        value = self.context._uniform() < inside
         if row.max() == -np.inf:
             return value, 0.0
         return value, self._restrict(row, value)

@@ -10,8 +10,7 @@ harness's own command line with this model known to it, as `--model genlm-bytes`
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,18 +87,32 @@ class ByteLM(LM):  # type: ignore[misc]
         A continuation is greedy if each of its bytes is the likeliest after those before it.
         """
         order = sorted(range(len(requests)), key=lambda i: requests[i].args[0])
-        out: list[tuple[float, bool]] = [(-math.inf, False)] * len(requests)
-        for at in range(0, len(order), self.batch_size):
-            part = order[at : at + self.batch_size]
-            pairs = [(requests[i].args[0], requests[i].args[1].encode()) for i in part]
-            for i, answer in zip(part, run_sync(self._weigh(pairs)), strict=True):
-                out[i] = answer
-                self.cache_hook.add_partial("loglikelihood", requests[i].args, answer)
+        return self._answered("loglikelihood", requests, [order], self._weigh)
+
+    def _answered(
+        self,
+        kind: str,
+        requests: list[Any],
+        groups: Iterable[list[int]],
+        answer: Callable[[list[Any], int], Coroutine[Any, Any, list[Any]]],
+    ) -> list[Any]:
+        """Return an answer a request, from batches inside groups of places.
+
+        `answer` is given the arguments of the requests of a batch, and the first one's place.
+        """
+        out: list[Any] = [None] * len(requests)
+        for group in groups:
+            for at in range(0, len(group), self.batch_size):
+                part = group[at : at + self.batch_size]
+                found = run_sync(answer([requests[i].args for i in part], part[0]))
+                for i, one in zip(part, found, strict=True):
+                    out[i] = one
+                    self.cache_hook.add_partial(kind, requests[i].args, one)
         return out
 
-    async def _weigh(self, pairs: list[tuple[str, bytes]]) -> list[tuple[float, bool]]:
+    async def _weigh(self, pairs: list[tuple[str, str]], first: int) -> list[tuple[float, bool]]:
         contexts = list(dict.fromkeys(context for context, _ in pairs))
-        texts = [text for _, text in pairs]
+        texts = [text.encode() for _, text in pairs]
         roots = await self._after(contexts, max(map(len, texts)), self.llm)
         roots = roots.gather([contexts.index(context) for context, _ in pairs])
         lanes, _ = await read_paths(roots, texts)
@@ -127,22 +140,10 @@ class ByteLM(LM):  # type: ignore[misc]
         by_settings: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             by_settings.setdefault(repr(request.args[1]), []).append(i)
-        out = [""] * len(requests)
-        for members in by_settings.values():
-            for at in range(0, len(members), self.batch_size):
-                part = members[at : at + self.batch_size]
-                contexts = [requests[i].args[0] for i in part]
-                settings = requests[part[0]].args[1]
-                found = run_sync(self._generate(contexts, settings, part[0]))
-                for i, text in zip(part, found, strict=True):
-                    out[i] = text
-                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
-        return out
+        return self._answered("generate_until", requests, by_settings.values(), self._generate)
 
-    async def _generate(
-        self, contexts: list[str], settings: dict[str, Any], first: int
-    ) -> list[str]:
-        given = dict(normalize_gen_kwargs(settings, 256))
+    async def _generate(self, asked: list[tuple[str, dict[str, Any]]], first: int) -> list[str]:
+        given = dict(normalize_gen_kwargs(asked[0][1], 256))
         stops = [stop.encode() for stop in given.get("until") or [] if stop]
         most = int(given["max_gen_toks"]) * self.bytes_per_token
         draw = bool(given.get("do_sample"))
@@ -150,7 +151,7 @@ class ByteLM(LM):  # type: ignore[misc]
         if draw:
             chosen = {k: given[k] for k in ("temperature", "top_k", "top_p") if given.get(k)}
             llm = as_byte_llm(llm, transform=RowTransform(**chosen))
-        roots = await self._after(contexts, most // 2, llm)
+        roots = await self._after([context for context, _ in asked], most // 2, llm)
         rng = np.random.default_rng([self.seed, first]) if draw else None
         texts = await _continued(roots, most, stops, rng)
         for stop in stops:
@@ -166,18 +167,16 @@ class ByteLM(LM):  # type: ignore[misc]
         """
         special = self._templated if self.special_tokens is None else self.special_tokens
         kept = [_end_of(context, room, llm) for context in contexts]
-        if special:  # tokens among the bytes: one by one
-            found = [await _lane(text, llm, special=True) for text in kept]
-            return type(found[0]).cat(found)
-        lanes = await lanes_for(llm.params).start(llm.model, llm.params, len(kept))
-        try:
-            lanes, _ = await read_paths(
-                await lanes.as_prompt(literal=True), [text.encode() for text in kept]
-            )
-        except ContextTooLongError:  # one of them, in some way to cut it into tokens
-            found = [await _lane(text, llm, special=False) for text in kept]
-            return type(found[0]).cat(found)
-        return await lanes.as_text()
+        if not special:
+            lanes = await lanes_for(llm.params).start(llm.model, llm.params, len(kept))
+            lanes = await lanes.as_prompt(literal=True)
+            try:
+                lanes, _ = await read_paths(lanes, [text.encode() for text in kept])
+                return await lanes.as_text()
+            except ContextTooLongError:  # one of them, in some way to cut it into tokens
+                pass
+        found = [await _lane(text, llm, special=special) for text in kept]
+        return type(found[0]).cat(found)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -268,15 +267,12 @@ async def _continued(
         for _ in range(most):
             if not going:
                 break
-            symbols = draw(await lanes.prune().rows(), rng)
+            symbols, on = draw(await lanes.prune().rows(), rng), list[int]()
             for k, i in enumerate(going):
                 if symbols[k] != EOS_COLUMN:
                     texts[i].append(symbols[k])
-            on = [
-                k
-                for k, i in enumerate(going)
-                if symbols[k] != EOS_COLUMN and not any(texts[i].endswith(stop) for stop in stops)
-            ]
+                    if not any(texts[i].endswith(stop) for stop in stops):
+                        on.append(k)
             going, lanes = [going[k] for k in on], lanes.prune().gather(on)
             if going:
                 lanes = await lanes.step([symbols[k] for k in on])

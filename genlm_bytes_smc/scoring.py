@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from genlm_bytes_smc.beam.known_text import read_paths, read_text
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
+from genlm_bytes_smc.beam.state import FloatArray
 
 if TYPE_CHECKING:  # the score of one text needs nothing of genlm-control
     from genlm_bytes_smc.potential import ByteLLM
 
-FloatArray = npt.NDArray[np.float64]
 
 CHUNK = 256  # bytes read at a time; with more, `read_text` guesses too far ahead
 DEFERRED_CHUNK = 4096  # the same with `prune="deferred"`, which reads a text as a whole

@@ -5,34 +5,33 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-import numpy.typing as npt
 import regex
 
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.choosing import as_byte_llm, encoded
 from genlm_bytes_smc.html import printable, probability, render
+from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.rows import RowTransform
-from genlm_bytes_smc.scoring import Cut, ScoreError, bytewise
+from genlm_bytes_smc.scoring import Cut, bytewise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 Per = Literal["byte", "character", "word"] | Sequence[tuple[int, int]]
 
 LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # bits: the colour changes above each
 LEGEND = list(enumerate([f"up to {LEVELS[0]:g}", *map("{:g}".format, LEVELS[1:]), "more"]))
 IMPOSSIBLE = len(LEVELS) + 1  # the colour of what the model cannot read
 MOST_COLUMNS = 2000  # bytes of a text up to which tokens are shown under it
-_SHOWN = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+_SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 _WORD = regex.compile(rb"\s*\S+|\s+$")
 _NO_SPANS = np.empty((0, 2), dtype=np.int64)
 
@@ -74,7 +73,7 @@ class Surprisal:
 
     @property
     def total(self) -> float:
-        """Return minus the log probability of the text as a prefix, nats: the sum over bytes."""
+        """Return minus the log probability of the text as a prefix, nats."""
         return float(self.bytewise.sum())
 
     @property
@@ -89,17 +88,10 @@ class Surprisal:
 
     def to_records(self) -> list[dict[str, Any]]:
         """Return a dictionary a part, of plain Python values; bytes that are no UTF-8 escaped."""
-        columns = zip(self.spans.tolist(), self.nats.tolist(), self.bits.tolist(), strict=True)
-        return [
-            {
-                "start": a,
-                "end": b,
-                "text": self.text[a:b].decode("utf-8", errors="backslashreplace"),
-                "nats": nats,
-                "bits": bits,
-            }
-            for (a, b), nats, bits in columns
-        ]
+        texts = [part.decode("utf-8", errors="backslashreplace") for part in self.parts]
+        columns = (*self.spans.T.tolist(), texts, self.nats.tolist(), self.bits.tolist())
+        names = ("start", "end", "text", "nats", "bits")
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def figure(self) -> Figure:
         """Return a picture: a bar a part, as high as its surprisal in bits."""
@@ -122,13 +114,15 @@ class Surprisal:
                 if its parts are bytes or characters.
         """
         bits = self.total / math.log(2)
-        spans, units = self._units()
+        cells, characters = self, spans_of(self.text, "character")
+        if np.array_equal(self.spans, spans_of(self.text, "byte")):  # bytes are no signs
+            cells = replace(self, spans=characters)
         in_columns = (
             bool(self.cuts)
             and len(self.text) <= most_columns
-            and np.array_equal(spans, spans_of(self.text, "character"))
+            and np.array_equal(cells.spans, characters)
         )
-        tracks = [list(_track(cut, spans)) for cut in self.cuts] if in_columns else []
+        tracks = [list(_track(cut, characters)) for cut in self.cuts] if in_columns else []
         return {
             "model": self.model,
             "told": f"{bits:.2f} bits, {self.bits_per_byte:.3f} a byte",
@@ -136,30 +130,19 @@ class Surprisal:
             "cuts": [probability(cut.share) for cut in self.cuts] if in_columns else [],
             "cells": [
                 {
-                    "text": shown(self.text[a:b], columns=in_columns),
+                    "text": _shown(part, columns=in_columns),
                     "level": level(unit),
                     "told": f"{abs(unit):.2f} bits",
-                    "breaks": self.text[a:b] == b"\n",
+                    "breaks": part == b"\n",
                     "marks": [track[i] for track in tracks],
                 }
-                for i, ((a, b), unit) in enumerate(zip(spans.tolist(), units.tolist(), strict=True))
+                for i, (part, unit) in enumerate(zip(cells.parts, cells.bits.tolist(), strict=True))
             ],
         }
 
-    def _units(self) -> tuple[IntArray, FloatArray]:
-        """Return what is coloured, and its bits: parts, but characters where those are bytes."""
-        if not np.array_equal(self.spans, spans_of(self.text, "byte")):
-            return self.spans, self.bits
-        spans = spans_of(self.text, "character")
-        sums = [self.bytewise[a:b].sum() for a, b in spans.tolist()]
-        return spans, np.array(sums, dtype=np.float64) / math.log(2)
-
     def __str__(self) -> str:
-        lines = [
-            f"{bits:9.3f}  {printable(part)}"
-            for bits, part in zip(self.bits, self.parts, strict=True)
-        ]
-        return "\n".join(["     bits  text", *lines])
+        parts = zip(self.bits, self.parts, strict=True)
+        return "\n".join(["     bits  text", *(f"{b:9.3f}  {printable(p)}" for b, p in parts)])
 
     def __repr__(self) -> str:
         return (
@@ -307,10 +290,10 @@ def level(bits: float) -> int:
     return IMPOSSIBLE if bits == math.inf else sum(bits > edge for edge in LEVELS)
 
 
-def shown(text: bytes, *, columns: bool = False) -> str:
+def _shown(text: bytes, *, columns: bool) -> str:
     """Return bytes as they are shown; line ends and tabs have signs, other controls escapes."""
     decoded = text.decode("utf-8", errors="backslashreplace")
-    signs = [_SHOWN.get(c, printable(c)) for c in decoded]
+    signs = [_SIGNS.get(c, printable(c)) for c in decoded]
     if columns:
         return "".join(signs)
     return "".join(s + ("\n" if c == "\n" else "") for s, c in zip(signs, decoded, strict=True))
@@ -328,16 +311,3 @@ def _track(cut: Cut, spans: IntArray) -> Iterator[str]:
             yield "u"
         else:
             yield "ib"[int((ends <= a).sum()) % 2]
-
-
-__all__ = [
-    "Cut",
-    "ScoreError",
-    "Surprisal",
-    "compare_surprisal",
-    "compare_surprisal_sync",
-    "page",
-    "spans_of",
-    "surprisal",
-    "surprisal_sync",
-]  # fmt: skip

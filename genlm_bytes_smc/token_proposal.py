@@ -14,18 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from genlm.control.potential.autobatch import autobatched
 from genlm.control.potential.base import Potential
 from genlm.control.sampler.token import TokenSampler
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN
+from genlm_bytes_smc.beam.state import FloatArray
+from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.proposal import check_bytes
-from genlm_bytes_smc.trie import TokenTrie, Vocabulary, shared_trie
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from genlm_bytes_smc.trie import Vocabulary, shared_trie
 
 
 class ByteTokenSampler(TokenSampler):  # type: ignore[misc]
@@ -98,17 +96,21 @@ class ByteTokenSampler(TokenSampler):  # type: ignore[misc]
         if draw is not None:
             raise TypeError("ByteTokenSampler draws byte by byte and takes no draw function")
         row = _row(await self.target.logw_next(context))
-        masses = _Masses(self._trie, self._silent, row)
+        top = row.max()
+        p = np.exp(row - top) if top > -np.inf else np.zeros(len(row))
+        ordered = p[:-1][self._trie.order]
         text = [BYTES[b] for b in b"".join(map(_spelling, context))]
         node, logq = 0, 0.0
         while True:
-            here, symbols, below = masses.split(node)
+            here, symbols, below = self._split(p, ordered, node)
             if here + below.sum() <= 0:
                 break
             stop = here / (here + below.sum())
             if self._uniform() < stop:
-                column, share = masses.token(node, self._uniform())
-                logq += math.log(stop) + math.log(share)
+                columns = np.array(self._trie.tokens_at(node)) if node else self._silent
+                at = _draw(p[columns], self._uniform())
+                column = int(columns[at])
+                logq += math.log(stop) + math.log(float(p[column] / p[columns].sum()))
                 return self.target.vocab[column], float(row[column]) - logq, logq
             logq += math.log1p(-stop)
             chosen = await self._choose(text, symbols, below)
@@ -142,47 +144,33 @@ class ByteTokenSampler(TokenSampler):  # type: ignore[misc]
         at = _draw(q, self._uniform())
         return at, float(np.log(q[at] / q.sum()))
 
-    def _uniform(self) -> float:
-        return float((np.random if self.rng is None else self.rng).random())
-
-
-class _Masses:
-    """The masses of a row, float64[V + 1] log weights with EOS last, on the trie of its tokens.
-
-    Tokens that spell nothing, the columns `silent`, are in no range of the trie.
-    """
-
-    def __init__(self, trie: TokenTrie, silent: IntArray, row: FloatArray) -> None:
-        top = row.max()
-        p = np.exp(row - top) if top > -np.inf else np.zeros(len(row))
-        self.trie = trie
-        self.silent = silent
-        self.p = p
-        self.sorted = p[:-1][trie.order]
-
-    def split(self, node: int) -> tuple[float, IntArray, FloatArray]:
+    def _split(
+        self, p: FloatArray, ordered: FloatArray, node: int
+    ) -> tuple[float, IntArray, FloatArray]:
         """Return the mass of the tokens that end at a node, and the choices that lead on.
 
-        These are the bytes below the node, at the root EOS too, and the mass of each.
+        These are the bytes below the node, at the root EOS too, and the mass of each. Tokens that
+        spell nothing are in no range of the trie; they end at the root.
+
+        Args:
+            p: float64[V + 1], the target's row, unnormalised, with EOS last.
+            ordered: float64[T], those of the tokens of the trie, in its order.
+            node: of the trie.
         """
-        trie = self.trie
+        trie = self._trie
         first, last = int(trie.first_child[node]), int(trie.first_child[node + 1])
         starts = trie.lo[first:last]
-        whole = self.sorted[: int(trie.hi[node])]
+        whole = ordered[: int(trie.hi[node])]
         below = np.add.reduceat(whole, starts) if len(starts) else np.zeros(0)
         choices = trie.byte[first:last].astype(np.int64)
         if node > 0:
             at = int(trie.lo[node])
-            return float(self.sorted[at : at + int(trie.ends[node])].sum()), choices, below
-        here = float(self.p[self.silent].sum())
-        return here, np.append(choices, EOS_COLUMN), np.append(below, self.p[-1])
+            return float(ordered[at : at + int(trie.ends[node])].sum()), choices, below
+        here = float(p[self._silent].sum())
+        return here, np.append(choices, EOS_COLUMN), np.append(below, p[-1])
 
-    def token(self, node: int, uniform: float) -> tuple[int, float]:
-        """Draw a token that ends at a node, by its share of their mass: (column, share)."""
-        columns = self.silent if node == 0 else np.array(self.trie.tokens_at(node))
-        p = self.p[columns]
-        at = _draw(p, uniform)
-        return int(columns[at]), float(p[at] / p.sum())
+    def _uniform(self) -> float:
+        return float((np.random if self.rng is None else self.rng).random())
 
 
 def _draw(p: FloatArray, uniform: float) -> int:

@@ -23,7 +23,7 @@ import hashlib
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -138,8 +138,7 @@ class TokenTrie:
     @property
     def nbytes(self) -> int:
         """Memory of the arrays, in bytes."""
-        arrays = (self.order, self.lo, self.hi, self.ends, self.first_child, self.parent)
-        return sum(a.nbytes for a in (*arrays, self.byte, self.depth))
+        return sum(getattr(self, f.name).nbytes for f in fields(self) if f.name != "vocab")
 
     @cached_property
     def position(self) -> Int32Array:
@@ -183,7 +182,7 @@ class TokenTrie:
             ValueError: naming the law that does not hold.
         """
         m, t = len(self), self.n_tokens
-        inner = np.arange(1, m)
+        no_siblings = self.parent[2:] != self.parent[1:-1]
         counts = np.diff(self.first_child)
         has = np.flatnonzero(counts)
         first, last = self.first_child[has], self.first_child[has + 1] - 1
@@ -198,18 +197,12 @@ class TokenTrie:
                 self.parent[1:], np.repeat(np.arange(m), counts)
             ),
             "siblings are in order of their byte": bool(
-                (
-                    (self.parent[inner[1:]] != self.parent[inner[:-1]])
-                    | (self.byte[inner[1:]] > self.byte[inner[:-1]])
-                ).all()
+                (no_siblings | (self.byte[2:] > self.byte[1:-1])).all()
             ),
             "siblings split what does not end at their parent": bool(
                 (self.lo[first] == self.lo[has] + self.ends[has]).all()
                 and (self.hi[last] == self.hi[has]).all()
-                and (
-                    (self.parent[inner[1:]] != self.parent[inner[:-1]])
-                    | (self.lo[inner[1:]] == self.hi[inner[:-1]])
-                ).all()
+                and (no_siblings | (self.lo[2:] == self.hi[1:-1])).all()
             ),
             "leaves hold only tokens that end there": bool(
                 (self.ends == self.hi - self.lo)[counts == 0].all()

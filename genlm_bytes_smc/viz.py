@@ -23,15 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
+from genlm_bytes_smc.beam.state import BoolArray, FloatArray
 from genlm_bytes_smc.html import printable, probability, render
+from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.smc import SMCResult, StepInfo
 
 if TYPE_CHECKING:
     from genlm_bytes_smc.surprisals import Surprisal
 
-BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 MOST_BYTES = 1_000_000  # of a page
 MOST_CELLS = 16_000  # particles times steps that are drawn
@@ -70,7 +69,13 @@ def run_page(
             died inside a roll-out of several candidates.
     """
     about, history = about or {}, result.history
-    _check_sizes(history, result.size)
+    for info in history:
+        arrays = [a for a in (info.symbols, info.log_weights, info.ancestors) if a is not None]
+        if any(len(a) != result.size for a in arrays):
+            raise ValueError(
+                f"step {info.step} notes {' and '.join(str(len(a)) for a in arrays)} particles, "
+                f"and the result has {result.size}: only steps of all its particles can be drawn"
+            )
     names = [n for n in ("prompt", "constraint", "model", "resampling") if about.get(n)]
     texts = result.grouped()  # likeliest first
     limit = about.get("ess_threshold")
@@ -135,16 +140,6 @@ def _coloured(surprisals: Sequence[Surprisal]) -> list[dict[str, Any]]:
             room -= len(found.text)
             out.append(found.view(_MOST_COLUMNS // min(len(surprisals), _MOST_READ)))
     return out
-
-
-def _check_sizes(history: Sequence[StepInfo], n: int) -> None:
-    for info in history:
-        arrays = [a for a in (info.symbols, info.log_weights, info.ancestors) if a is not None]
-        if any(len(a) != n for a in arrays):
-            raise ValueError(
-                f"step {info.step} notes {' and '.join(str(len(a)) for a in arrays)} particles, "
-                f"and the result has {n}: only steps of all its particles can be drawn"
-            )
 
 
 def _tiles(result: SMCResult) -> list[tuple[str, str, str]]:
@@ -246,7 +241,11 @@ def _stretches(result: SMCResult, most: int, recorded: bool) -> list[_Stretch]:
         last = np.zeros(n, dtype=bool)
         last[np.argsort(-final, kind="stable")[:most]] = True
         drawn = _back(last, history)
-    symbols, weights = _noted(history, n, recorded)
+    symbols = np.full((len(history), n), -1, np.int16)
+    weights = np.full((len(history), n), -np.inf)
+    if recorded:
+        symbols = np.stack([info.symbols for info in history if info.symbols is not None])
+        weights = np.stack([i.log_weights for i in history if i.log_weights is not None])
     total = np.logaddexp.reduce(weights, axis=1, keepdims=True)
     shares, alive = weights - np.where(total == -np.inf, 0.0, total), np.ones(n, dtype=bool)
     above = np.full(n, -1)  # the row of each one's ancestor in the stretch before
@@ -287,16 +286,6 @@ def _back(last: BoolArray, history: Sequence[StepInfo]) -> list[BoolArray]:
     return out[::-1]
 
 
-def _noted(
-    history: Sequence[StepInfo], n: int, recorded: bool
-) -> tuple[npt.NDArray[np.int16], FloatArray]:
-    """Return what each particle read and weighed, [steps, n]; -1 and -inf if not recorded."""
-    if not recorded:
-        return np.full((len(history), n), -1, np.int16), np.full((len(history), n), -np.inf)
-    symbols = np.stack([info.symbols for info in history if info.symbols is not None])
-    return symbols, np.stack([i.log_weights for i in history if i.log_weights is not None])
-
-
 def _drawing(found: Sequence[_Stretch]) -> dict[str, Any]:
     """Return lines from ancestors to descendants, and what was read on them, row by row."""
     lost, kept = list[str](), list[str]()
@@ -318,12 +307,12 @@ def _drawing(found: Sequence[_Stretch]) -> dict[str, Any]:
                 xs += [_x(s.begin + int(t) + 0.5, k) for t in at]
                 signs.append(letters_of(s.read[at, row].tolist()))
     rows = max(len(s.particles) for s in found)
-    width, height = _x(found[-1].end + 1, len(found) - 1), f"{rows * DY + 8}"
+    width = _x(found[-1].end + 1, len(found) - 1)
     written = [
         (" ".join(xs), y, "".join(signs), keeps) for (y, keeps), (xs, signs) in texts.items()
     ]
     lines = {"lost": "".join(lost), "kept": "".join(kept)}
-    return {"width": width, "height": height, **lines, "letters": written}
+    return {"width": width, "height": f"{rows * DY + 8}", **lines, "letters": written}
 
 
 def _x(step: float, stretch: int) -> str:

@@ -6,7 +6,7 @@ JSON-able configurations), does one, and makes a report of all; `genlm_bytes_smc
 the rest. Scripts import each other relatively, as the package has two names.
 """
 
-from genlm_bytes_smc.experiments.job import Experiment
+from genlm_bytes_smc.experiments.experiment import Experiment
 
 from . import approximation, bias, boundary, constraints, scaling
 

@@ -16,11 +16,28 @@ import numpy as np
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.experiments import figures
-from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.models import beam, ending, fresh_engine, is_bundled
-from genlm_bytes_smc.experiments.reading import Reading, read_texts
-from genlm_bytes_smc.experiments.report import Report, Section, Table
+from genlm_bytes_smc.experiments.experiment import (
+    Config,
+    Experiment,
+    Outcome,
+    Report,
+    Row,
+    Section,
+    Table,
+    counts,
+    figure,
+    label,
+    legend,
+    style,
+)
+from genlm_bytes_smc.experiments.models import (
+    Reading,
+    beam,
+    ending,
+    fresh_engine,
+    is_bundled,
+    read_texts,
+)
 from genlm_bytes_smc.smc.many import run_blocking
 
 from .measures import LN2, jensen_shannon
@@ -233,21 +250,21 @@ def _lines(
     ):
         mine = [g for g in grid if (g["prune"], g["threshold"]) == (prune, threshold)]
         name = "unbiased" if prune == "unbiased" else f"top K, threshold {threshold:g}"
-        yield name, figures.style(i, linestyle="--" if prune == "unbiased" else "-"), mine
+        yield name, style(i, linestyle="--" if prune == "unbiased" else "-"), mine
 
 
 def _by_width(grid: list[dict[str, Any]]) -> Section:
-    drawn, axes = figures.figure(2)
+    drawn, axes = figure(2)
     for name, look, mine in _lines(grid):
         width = [g["K"] for g in mine]
         axes[0].plot(width, [max(g["jsd"], 1e-16) for g in mine], label=name, **look)
         axes[1].plot(width, [max(g["apart"], 1e-7) for g in mine], **look)
     for axis in axes:
-        figures.counts(axis, sorted({g["K"] for g in grid}))
+        counts(axis, sorted({g["K"] for g in grid}))
         axis.set_yscale("log")
-    figures.label(axes[0], "Distance of the next-byte row", "K", "Jensen-Shannon divergence, bits")
-    figures.label(axes[1], "Cost of the text itself", "K", "bits a byte apart")
-    figures.legend(axes[0])
+    label(axes[0], "Distance of the next-byte row", "K", "Jensen-Shannon divergence, bits")
+    label(axes[1], "Cost of the text itself", "K", "bits a byte apart")
+    legend(axes[0])
     return Section(
         "Accuracy against width",
         [
@@ -265,7 +282,7 @@ def _by_width(grid: list[dict[str, Any]]) -> Section:
 
 
 def _by_cost(grid: list[dict[str, Any]]) -> Section:
-    drawn, axes = figures.figure(2)
+    drawn, axes = figure(2)
     for name, look, mine in _lines(grid):
         excess = [max(g["apart"], 1e-7) for g in mine]
         axes[0].plot([g["rows"] for g in mine], excess, label=name, **look)
@@ -273,9 +290,9 @@ def _by_cost(grid: list[dict[str, Any]]) -> Section:
     for axis in axes:
         axis.set_xscale("log")
         axis.set_yscale("log")
-    figures.label(axes[0], "What accuracy costs", "LM rows a byte", "bits a byte apart")
-    figures.label(axes[1], "and how fast it is", "bytes a second", "bits a byte apart")
-    figures.legend(axes[0])
+    label(axes[0], "What accuracy costs", "LM rows a byte", "bits a byte apart")
+    label(axes[1], "and how fast it is", "bytes a second", "bits a byte apart")
+    legend(axes[0])
     return Section(
         "Accuracy against cost",
         [

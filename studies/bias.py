@@ -15,15 +15,27 @@ from typing import Any, NamedTuple
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.constraints import ByteRegex
-from genlm_bytes_smc.experiments import figures
-from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.models import beam, fresh_engine, is_bundled
-from genlm_bytes_smc.experiments.report import Report, Section
-from genlm_bytes_smc.experiments.runs import (
+from genlm_bytes_smc.experiments.experiment import (
+    INK,
+    Config,
+    Experiment,
+    Outcome,
+    Report,
+    Row,
+    Section,
+    figure,
+    label,
+    legend,
+    style,
+)
+from genlm_bytes_smc.experiments.models import (
     METHODS,
     WIDE,
+    beam,
     beam_name,
     enumerate_texts,
+    fresh_engine,
+    is_bundled,
     one_run,
     summarise,
     table_of,
@@ -205,20 +217,20 @@ def _findings(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def _means(target: str, entries: list[dict[str, Any]], particles: int) -> Section:
-    drawn, (axis,) = figures.figure(1)
+    drawn, (axis,) = figure(1)
     beams = list(dict.fromkeys(beam_name(e) for e in entries))
     for i, method in enumerate(METHODS):
         mine = [e for e in entries if e["method"] == method and e["particles"] == particles]
         at = [beams.index(beam_name(e)) + 0.14 * (i - 2) for e in mine]
-        look = figures.style(i, linestyle="none")
+        look = style(i, linestyle="none")
         errors = [2 * e["mean_error"] for e in mine]
         axis.errorbar(at, [e["mean"] for e in mine], errors, label=METHODS[method], **look)
-    axis.axhline(1.0, color=figures.INK, linewidth=1)
+    axis.axhline(1.0, color=INK, linewidth=1)
     axis.set_xticks(range(len(beams)), beams)
     axis.set_ylim(bottom=0)
     title = f"{target}: mean of the estimate over the truth, {particles} particles"
-    figures.label(axis, title, "", "estimate / exact value")
-    figures.legend(axis, ncols=2)
+    label(axis, title, "", "estimate / exact value")
+    legend(axis, ncols=2)
     return Section(
         f"Bias: {target}",
         [
@@ -238,17 +250,17 @@ def _means(target: str, entries: list[dict[str, Any]], particles: int) -> Sectio
 
 def _cost(target: str, entries: list[dict[str, Any]]) -> Section:
     beams = list(dict.fromkeys((e["K"], e["prune"]) for e in entries))[-2:]
-    drawn, axes = figures.figure(2)
+    drawn, axes = figure(2)
     for axis, chosen in zip(axes, beams, strict=False):
         for i, method in enumerate(("is", "smc", "lookahead", "auto"), 1):
             mine = [e for e in entries if e["method"] == method and (e["K"], e["prune"]) == chosen]
             x, y = [e["rows"] for e in mine], [e["log_rmse"] for e in mine]
-            axis.plot(x, y, label=METHODS[method], **figures.style(i))
+            axis.plot(x, y, label=METHODS[method], **style(i))
         axis.set_xscale("log")
         axis.set_yscale("log")
         name = beam_name({"K": chosen[0], "prune": chosen[1]})
-        figures.label(axis, f"{target}: {name}", "LM rows a run", "error of the log, nats (rms)")
-    figures.legend(axes[0])
+        label(axis, f"{target}: {name}", "LM rows a run", "error of the log, nats (rms)")
+    legend(axes[0])
     return Section(
         f"Error against cost: {target}",
         [

@@ -19,11 +19,28 @@ import torch
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.experiments import figures
-from genlm_bytes_smc.experiments.job import Config, Experiment, ExperimentError, Outcome, Row
-from genlm_bytes_smc.experiments.models import ending, fresh_engine, is_bundled
-from genlm_bytes_smc.experiments.reading import FloatArray, read_texts
-from genlm_bytes_smc.experiments.report import Report, Section, Table
+from genlm_bytes_smc.beam.state import FloatArray
+from genlm_bytes_smc.experiments.experiment import (
+    GRID,
+    Config,
+    Experiment,
+    ExperimentError,
+    Outcome,
+    Report,
+    Row,
+    Section,
+    Table,
+    figure,
+    label,
+    legend,
+    style,
+)
+from genlm_bytes_smc.experiments.models import (
+    ending,
+    fresh_engine,
+    is_bundled,
+    read_texts,
+)
 from genlm_bytes_smc.smc.many import run_blocking
 
 from .measures import LN2, jensen_shannon
@@ -245,21 +262,21 @@ def report(rows: list[Row]) -> Report:
 
 def _example(row: Row) -> Section:
     text = row["config"]["text"]
-    drawn, (axis,) = figures.figure(1, height=3.6)
+    drawn, (axis,) = figure(1, height=3.6)
     places = np.arange(len(text.encode()))
     for i, method in enumerate(METHODS):
         values = [float(x) for x in row["result"][method]["excess"]]
         shown = np.clip(np.nan_to_num(values, posinf=14.0), None, 14.0)
-        axis.plot(places, shown, label=METHODS[method], **figures.style(i))
+        axis.plot(places, shown, label=METHODS[method], **style(i))
     for i, cut in enumerate(row["result"]["inside"]):
         if cut:
-            axis.axvspan(i - 0.5, i + 0.5, color=figures.GRID, alpha=0.7, linewidth=0)
+            axis.axvspan(i - 0.5, i + 0.5, color=GRID, alpha=0.7, linewidth=0)
     labels = [c if c != " " else "␣" for c in text] if text.isascii() else []
     if labels:
         axis.set_xticks(places, labels, fontsize=9)
     title = "Bits that the next byte costs beyond the reference; grey: cuts inside a token"
-    figures.label(axis, title, "the byte that comes next", "excess bits (14: impossible)")
-    figures.legend(axis)
+    label(axis, title, "the byte that comes next", "excess bits (14: impossible)")
+    legend(axis)
     return Section(
         "One text, cut before each byte",
         [
@@ -274,19 +291,17 @@ def _example(row: Row) -> Section:
 
 
 def _kinds(rows: list[Row]) -> Section:
-    drawn, axes = figures.figure(2)
+    drawn, axes = figure(2)
     for axis, inside in zip(axes, (True, False), strict=True):
         for i, method in enumerate(METHODS):
             values = np.sort(np.maximum(_pooled(rows, method, "jsd", inside), 1e-9))
             share = 1 - np.arange(len(values)) / max(len(values), 1)
-            look = figures.style(i, marker="")
+            look = style(i, marker="")
             axis.plot(values, share, label=METHODS[method], linewidth=2, **look)
         axis.set_xscale("log")
         where = "inside a token" if inside else "between tokens"
-        figures.label(
-            axis, f"Cuts {where}", "Jensen-Shannon divergence, bits", "share of cuts beyond"
-        )
-    figures.legend(axes[0])
+        label(axis, f"Cuts {where}", "Jensen-Shannon divergence, bits", "share of cuts beyond")
+    legend(axes[0])
     return Section(
         "How often it goes wrong, and how badly",
         [

@@ -33,11 +33,20 @@ from genlm_bytes_smc.constraints import (
     approximate_automaton,
 )
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
-from genlm_bytes_smc.experiments import figures
-from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
-from genlm_bytes_smc.experiments.models import fresh_engine, is_bundled
-from genlm_bytes_smc.experiments.reading import metered
-from genlm_bytes_smc.experiments.report import Report, Section, Table
+from genlm_bytes_smc.experiments.experiment import (
+    FAINT,
+    Config,
+    Experiment,
+    Outcome,
+    Report,
+    Row,
+    Section,
+    Table,
+    figure,
+    label,
+    style,
+)
+from genlm_bytes_smc.experiments.models import fresh_engine, is_bundled, metered
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
@@ -466,23 +475,23 @@ def report(rows: list[Row]) -> Report:
 
 
 def _figure(entries: list[dict[str, Any]]) -> Section:
-    drawn, axes = figures.figure(2, height=4.0)
+    drawn, axes = figure(2, height=4.0)
     cases = list(dict.fromkeys(e["case"] for e in entries))
     for axis, value in zip(axes, ("distance", "success"), strict=True):
         for i, (method, name) in enumerate(METHODS.items()):
             mine = [e for e in entries if e["method"] == method]
             at = [cases.index(e["case"]) + 0.1 * (i - 3.5) for e in mine]
-            look = figures.style(i, linestyle="none")
+            look = style(i, linestyle="none")
             axis.plot(at, [e[value] for e in mine], label=name, **look)
         axis.set_xticks(range(len(cases)), cases)
         axis.set_ylim(-0.03, 1.05)
         axis.grid(False, axis="x")
     noise = [max(e["noise"] for e in entries if e["case"] == c) for c in cases]
     for i, floor in enumerate(noise):
-        line = {"color": figures.FAINT, "linewidth": 2}
+        line = {"color": FAINT, "linewidth": 2}
         axes[0].plot([i - 0.4, i + 0.4], [floor, floor], **line, label="" if i else "noise")
-    figures.label(axes[0], "Distance from the posterior (lower is better)", "", "total variation")
-    figures.label(axes[1], "Success (higher is better)", "", "share of particles")
+    label(axes[0], "Distance from the posterior (lower is better)", "", "total variation")
+    label(axes[1], "Success (higher is better)", "", "share of particles")
     handles, labels = axes[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
     return Section(

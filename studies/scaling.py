@@ -10,10 +10,20 @@ import numpy as np
 
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.constraints import ByteRegex
-from genlm_bytes_smc.experiments import figures
-from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome, Row
+from genlm_bytes_smc.experiments.experiment import (
+    Config,
+    Experiment,
+    Outcome,
+    Report,
+    Row,
+    Section,
+    Table,
+    figure,
+    label,
+    legend,
+    style,
+)
 from genlm_bytes_smc.experiments.models import fresh_engine, is_bundled
-from genlm_bytes_smc.experiments.report import Report, Section, Table
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
@@ -162,22 +172,22 @@ def report(rows: list[Row]) -> Report:
 
 
 def _figure(entries: list[dict[str, Any]]) -> Section:
-    drawn, axes = figures.figure(2, 2)
+    drawn, axes = figure(2, 2)
     for axis, (key, name) in zip(axes, AXES.items(), strict=True):
         mine = [e for e in entries if e["axis"] == key]
         axis.set_visible(bool(mine))
         if not mine:
             continue
         x = [e["value"] for e in mine]
-        axis.plot(x, [e["step_ms"] for e in mine], label="ms a byte step", **figures.style(0))
+        axis.plot(x, [e["step_ms"] for e in mine], label="ms a byte step", **style(0))
         rows = [max(e["rows_a_step"], 0.1) for e in mine]
-        axis.plot(x, rows, label="LM rows a step", **figures.style(5, linestyle="--"))
+        axis.plot(x, rows, label="LM rows a step", **style(5, linestyle="--"))
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(x, [f"{v:,}" for v in x], rotation=35 if max(x) > 3000 else 0)
         axis.minorticks_off()
-        figures.label(axis, name, "", "ms, or rows")
-    figures.legend(axes[0])
+        label(axis, name, "", "ms, or rows")
+    legend(axes[0])
     return Section(
         "A byte step",
         [

@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from genlm_bytes_smc.experiments.job import Config, ExperimentError
+from genlm_bytes_smc.experiments.experiment import Config, ExperimentError
 from genlm_bytes_smc.experiments.models import TINY, is_bundled
 
 

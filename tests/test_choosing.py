@@ -1,4 +1,4 @@
-"""`choose`: exact on enumerable models, one tree, one forward for all branches, clear errors."""
+"""`choose`: exact on enumerable models, one forward for all options, clear errors."""
 
 import math
 

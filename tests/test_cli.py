@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, __version__, as_engine, load_model
-from genlm_bytes_smc.cli import inputs, main, output, run
+from genlm_bytes_smc.cli import common, main, run
 from genlm_bytes_smc.cli.options import Backend, BeamOptions
 from genlm_bytes_smc.lm.load import BACKENDS
 from genlm_bytes_smc.scoring import Reader, _cut
@@ -32,14 +32,14 @@ EOS = b"<|endoftext|>"
 def _tiny():
     """The bundled model loaded once for all tests."""
     llm = load_model("tiny")
-    given = inputs.load_model
+    given = common.load_model
 
     def cached(name, backend=None, **options):
         return llm if name == "tiny" and backend is None else given(name, backend, **options)
 
-    inputs.load_model = cached
+    common.load_model = cached
     yield llm
-    inputs.load_model = given
+    common.load_model = given
 
 
 @pytest.fixture
@@ -222,8 +222,8 @@ def test_no_steps_no_bytes(ask):
 
 def test_completion_stops_where_the_model_ends_the_text(ask_json, monkeypatch):
     toy = as_engine(ToyLM(sharpness=1.0))
-    monkeypatch.setattr(inputs, "load_model", lambda *a, **k: toy)
-    monkeypatch.setattr(inputs, "eos_spellings", lambda llm: {b"<e>"})
+    monkeypatch.setattr(common, "load_model", lambda *a, **k: toy)
+    monkeypatch.setattr(common, "eos_spellings", lambda llm: {b"<e>"})
     found = ask_json("complete", "ab", "--steps", 1000, "--seed", 1, "--threshold", 0, "-K", 20)
     assert found["ended"] is True
     assert 0 < found["bytes"] < 1000
@@ -243,7 +243,7 @@ def test_unbiased_pruning_may_be_asked_for(ask_json):
 def terminal(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(
-        output, "console", lambda: Console(file=screen, force_terminal=True, soft_wrap=True,
+        common, "console", lambda: Console(file=screen, force_terminal=True, soft_wrap=True,
                                            highlight=False, color_system=None),
     )  # fmt: skip
     return screen
@@ -255,7 +255,7 @@ def test_compilation_is_counted_on_a_line_of_a_terminal_only():
 
     def screen_after(hushed=False, **options):
         screen = io.StringIO()
-        notice = inputs._Notice(Console(file=screen, color_system=None, width=99, **options))
+        notice = common._Notice(Console(file=screen, color_system=None, width=99, **options))
         notice.hushed = hushed
         inner = numba.njit(lambda x: x + 1)
         with event.install_listener("numba:compile", notice):
@@ -266,14 +266,14 @@ def test_compilation_is_counted_on_a_line_of_a_terminal_only():
     seen = screen_after(force_terminal=True).split("\r\x1b[2K")
     told = [re.sub(", [0-9]+ s$", "", line) for line in seen]
     counts = ["1 functions", "2 functions", "", "3 functions", ""]  # the inner one within the other
-    assert told == ["", *(n and f"{inputs.UNKEPT}: {n}" for n in counts)]
+    assert told == ["", *(n and f"{common.UNKEPT}: {n}" for n in counts)]
     assert screen_after(force_terminal=False) == ""
     assert screen_after(force_terminal=True, hushed=True) == ""
 
 
 def test_half_characters_never_reach_a_terminal(monkeypatch):
     screen = terminal(monkeypatch)
-    stream = output.ByteStream()
+    stream = common.ByteStream()
     seen = []
     for byte in "é€🙂".encode():
         stream.write(bytes([byte]))
@@ -286,7 +286,7 @@ def test_half_characters_never_reach_a_terminal(monkeypatch):
 
 def test_a_terminal_is_not_sent_control_characters(monkeypatch):
     screen = terminal(monkeypatch)
-    stream = output.ByteStream()
+    stream = common.ByteStream()
     stream.write(b"a\x1b[2Jb\x07\tc\n\x9b[bold]")
     assert "\x1b" not in screen.getvalue()
     assert "\x07" not in screen.getvalue()
@@ -554,15 +554,15 @@ def test_a_reader_that_leaves_early_is_no_error(ask, monkeypatch, capsysbinary):
 
 
 def test_eos_spellings_of_tokenizer_and_generation(tiny):
-    assert inputs.eos_spellings(tiny) == {EOS}
-    assert inputs.eos_spellings(as_engine(ToyLM())) == set()
+    assert common.eos_spellings(tiny) == {EOS}
+    assert common.eos_spellings(as_engine(ToyLM())) == set()
 
 
 def test_bars():
-    assert output.bar(1) == "█" * output.BAR_WIDTH
-    assert output.bar(0) == ""
-    assert output.bar(0.5) == "█" * (output.BAR_WIDTH // 2)
-    assert output.bar(2) == output.bar(1)
+    assert common.bar(1) == "█" * common.BAR_WIDTH
+    assert common.bar(0) == ""
+    assert common.bar(0.5) == "█" * (common.BAR_WIDTH // 2)
+    assert common.bar(2) == common.bar(1)
 
 
 def test_every_option_has_a_default():

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from genlm_bytes_smc import load_model, surprisal_sync
-from genlm_bytes_smc.cli import app, inputs, main
+from genlm_bytes_smc.cli import app, common, main
 from genlm_bytes_smc.cli.options import Resampling
 from genlm_bytes_smc.smc import RESAMPLING, SMCResult
 
@@ -22,7 +22,7 @@ FAST = ["--particles", "6", "--max-bytes", "8", "--seed", "3"]
 @pytest.fixture(autouse=True)
 def _tiny(tiny, monkeypatch):
     threads = torch.get_num_threads()
-    monkeypatch.setattr(inputs, "load_model", lambda *a, **k: tiny)
+    monkeypatch.setattr(common, "load_model", lambda *a, **k: tiny)
     yield
     torch.set_num_threads(threads)
 

@@ -11,9 +11,10 @@ import pytest
 from genlm_bytes_smc import viz
 from genlm_bytes_smc.alphabet import EOS_COLUMN
 from genlm_bytes_smc.constraints import ByteRegex
+from genlm_bytes_smc.scoring import Cut
 from genlm_bytes_smc.smc import SMCResult, smc_sync
 from genlm_bytes_smc.smc.particles import Particles, SMCState, StepInfo
-from genlm_bytes_smc.surprisals import Cut, Surprisal, spans_of
+from genlm_bytes_smc.surprisals import Surprisal, spans_of
 from genlm_bytes_smc.viz import DX, DY, GAP, LEFT, MOST_ROWS, letters_of, run_page
 from tests.smc.worlds import FREE, TOPK, toy
 

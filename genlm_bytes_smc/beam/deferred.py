@@ -23,13 +23,12 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam.deferred_nodes import Judge, Nodes
-from genlm_bytes_smc.beam.deferred_numba import ABOVE, CTX, FLIGHT, NODE, OWN, WEIGHT
-from genlm_bytes_smc.beam.deferred_reading_numba import settle
+from genlm_bytes_smc.beam.deferred_numba import CTX, FLIGHT, WEIGHT
+from genlm_bytes_smc.beam.deferred_reading_numba import forecast, settle
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import (
     EOS_COLUMN,
-    N_BYTES,
     BeamState,
     FloatArray,
     SharedLanes,
@@ -276,32 +275,13 @@ class DeferredLanes(SharedLanes):
         return Judge(self.model, self.params, self.cut)
 
     def _row(self, nodes: Nodes, masses: FloatArray, guessed: FloatArray) -> torch.Tensor:
-        """Return the next-symbol rows of lanes whose nodes have been judged.
-
-        Args:
-            nodes, masses: from `Judge.have_rows`.
-            guessed: float64[N], mass that nodes without any row are taken to hold: bytes share
-                it as they begin tokens, so that none is out of reach that such a node may spell.
-        """
-        at_end, live, alive = nodes.at_end, nodes.live, self.alive
-        deferred = nodes.used & (nodes.ints[:, :, CTX] < 0)
-        stands = (at_end & live).any(axis=1, keepdims=True)
-        rides = deferred & at_end & ~stands  # no row there: the row before the last token
-        with np.errstate(divide="ignore"):
-            weight = np.log(np.where(rides, nodes.floats[:, :, OWN], nodes.floats[:, :, WEIGHT]))
-        weight = np.where((live | rides) & alive[:, None], weight, -np.inf)
-        ctx = np.where(rides, nodes.ints[:, :, ABOVE], nodes.ints[:, :, CTX])
-        node = np.where(rides, 0, nodes.ints[:, :, NODE])
-        state = BeamState.of(ctx, node, weight, weight)
-        row = torch.from_numpy(self.judge.kernels.next_rows(state, self.cut))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            guess = np.where(masses > 0, guessed / (masses + guessed), 1.0)
-        lossy = alive & (deferred.any(axis=1) | (self.log_dropped > -np.inf))
-        share = torch.from_numpy(np.where(lossy, np.maximum(guess, RESERVE), 0.0))[:, None]
-        row = row + torch.log1p(-share)
-        alike = torch.from_numpy(self.model.first_bytes)
-        row[:, :N_BYTES] = torch.logaddexp(row[:, :N_BYTES], torch.log(share * alike))
-        return row
+        """Return the next-symbol rows of lanes whose nodes have been judged, see `forecast`."""
+        row = forecast(
+            *self.judge.kernels.arrays(), self.cut, nodes.ints, nodes.floats, nodes.count,
+            nodes.length, self.alive, masses, guessed, self.log_dropped > -np.inf, RESERVE,
+            self.model.first_bytes,
+        )  # fmt: skip
+        return torch.from_numpy(row)
 
     # -- what is shown -------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import BeamState, BoolArray, FloatArray, NumbaKernels
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
+NOTED = 64  # contexts that there is room to note at once, besides `AT_ONCE` a lane
 NEAR = 0.5  # share of a limit from which on a row is fetched early
 
 
@@ -95,7 +96,8 @@ class Nodes:
 
     def contexts(self) -> IntArray:
         """Return the ids of all contexts that the nodes name, int64[m]."""
-        named = self.ints[self.used][:, [CTX, ABOVE]].ravel()
+        used = self.used
+        named = np.concatenate([self.ints[:, :, field][used] for field in (CTX, ABOVE)])
         return named[named >= 0]
 
     def candidates(
@@ -210,7 +212,8 @@ class Held:
     @property
     def keys(self) -> IntArray:
         """Return the first line of `keyed`, int64[m]."""
-        return self.keyed[0]
+        keys: IntArray = self.keyed[0]
+        return keys
 
 
 _ANY = np.empty((2, 0), dtype=np.int64)
@@ -363,7 +366,7 @@ class _Call:
         """Go on as far as rows are there; return contexts noted int64[k, 2] and their shares."""
         judge, nodes, held = self.judge, self.nodes, self.held
         params = judge.params
-        room, width = rd.AT_ONCE * len(nodes.count) + 64, 0 if held is None else held.width
+        room, width = rd.AT_ONCE * len(nodes.count) + NOTED, 0 if held is None else held.width
         noted, shares = list[IntArray](), list[FloatArray]()
         state = np.ones(3, dtype=np.int64)
         while state[1:].any():

@@ -27,7 +27,14 @@ from genlm_bytes_smc.beam.deferred_numba import (
     settle_lane,
     workroom,
 )
-from genlm_bytes_smc.beam.masses_numba import ROOT, child_of_node, longer_mass, opened, touches
+from genlm_bytes_smc.beam.masses_numba import (
+    ROOT,
+    add_masses,
+    child_of_node,
+    longer_mass,
+    opened,
+    touches,
+)
 from genlm_bytes_smc.compiled import entry, full, inner
 from genlm_bytes_smc.lm.contexts_numba import known_child
 
@@ -311,3 +318,49 @@ def judge(
             turn[i] = READ
             at[i] = at[i] + 1 if masses[i] > 0.0 else symbols.shape[1]
     state[0], state[1] = found, lacking
+
+
+@entry()
+def forecast(
+    handles, probs, cut, ints, floats, count, length, alive, masses, guessed, lossy, reserve, alike
+):  # fmt: skip
+    """Return the log probabilities of the next symbol of each lane, float64[N, 257].
+
+    Args:
+        handles, probs, cut, ints, floats, count, length, masses: as `judge` leaves them.
+        alive: bool[N]; rows of other lanes are -inf.
+        guessed: float64[N], mass that nodes without any row are taken to hold: bytes share it as
+            they begin tokens, so that none is out of reach that such a node may spell.
+        lossy: bool[N], lanes of which something has been dropped.
+        reserve: least share of a row that bytes have so, where a lane is lossy or has deferred
+            nodes.
+        alike: float64[256], the shares of the bytes in it.
+    """
+    trie, rows, _ = opened(handles, probs)
+    room = ints.shape[1]
+    ctx, node, weight = full(room, 0), full(room, 0), full(room, 0.0)
+    out = full((len(count), 257), 0.0)
+    for i in range(len(count)):
+        nodes, line, n = ints[i], out[i], count[i]
+        stands = deferred = False
+        for c in range(n):
+            stands |= nodes[c, NODE] >= 0 and nodes[c, POS] == length[i]
+            deferred |= nodes[c, CTX] < 0
+        for c in range(n):
+            ctx[c], node[c], weight[c] = nodes[c, CTX], nodes[c, NODE], floats[i, c, WEIGHT]
+            if nodes[c, CTX] < 0 and nodes[c, POS] == length[i] and not stands:
+                # No row is there for what ends with the text: the row before its last token.
+                ctx[c], node[c], weight[c] = nodes[c, ABOVE], 0, floats[i, c, OWN]
+            weight[c] = np.log(weight[c]) if node[c] >= 0 and alive[i] else -np.inf
+        logs = weight[:n]
+        add_masses(trie, rows, ctx[:n], node[:n], logs, logs, cut, len(count) == 1, line)
+        total = 0.0
+        for b in range(257):
+            total += line[b]
+        share = 0.0
+        if alive[i] and (deferred or lossy[i]):
+            share = max(guessed[i] / (masses[i] + guessed[i]) if masses[i] > 0.0 else 1.0, reserve)
+        for b in range(257):
+            p = (1.0 - share) * (line[b] / total) if total > 0.0 else 0.0
+            line[b] = np.log(p + share * alike[b] if b < 256 else p)
+    return out

@@ -19,7 +19,7 @@ from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
 from genlm_bytes_smc.beam.state import EOS_COLUMN, N_BYTES, check_byte
-from genlm_bytes_smc.lm.async_lm import start_tokens
+from genlm_bytes_smc.lm.contexts import start_tokens
 from genlm_bytes_smc.lm.engine import LMCounts
 from genlm_bytes_smc.lm.rows import RowTransform
 

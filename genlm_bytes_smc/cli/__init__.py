@@ -1,8 +1,8 @@
 """The command line, `genlm-bytes-smc`: the commands and their help pages.
 
 Nothing in the library imports it. A command checks its options, calls the library and prints; what
-users of the library may want too belongs there. This file, `options` and `output` are imported for
-a help page, so they import neither numpy nor torch; the other modules when their command runs.
+users of the library may want too belongs there. This file and `options` are imported for a help
+page, so they import neither numpy nor torch; the other modules when their command runs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import typer
 
 from genlm_bytes_smc import __version__
 from genlm_bytes_smc.cli import options
-from genlm_bytes_smc.cli.output import CliError, UsageError
+from genlm_bytes_smc.cli.options import PROGRAM, CliError, UsageError
 
-PROGRAM = options.PROGRAM
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 _ABOUT = """

@@ -8,9 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from genlm_bytes_smc.cli.inputs import constraint_of, read_argument, source_text
-from genlm_bytes_smc.cli.options import PROGRAM, ExperimentOptions, JobOptions, StudyOptions
-from genlm_bytes_smc.cli.output import CliError, UsageError, say, table, write_json
+from genlm_bytes_smc.cli.common import (
+    constraint_of,
+    read_argument,
+    say,
+    source_text,
+    table,
+    write_json,
+)
+from genlm_bytes_smc.cli.options import (
+    PROGRAM,
+    CliError,
+    ExperimentOptions,
+    JobOptions,
+    StudyOptions,
+    UsageError,
+)
 from genlm_bytes_smc.constraints import ConstraintError
 from genlm_bytes_smc.experiments import (
     EXPERIMENTS,

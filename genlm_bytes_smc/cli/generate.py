@@ -10,7 +10,6 @@ import base64
 import binascii
 import dataclasses
 import json
-import math
 import os
 import sys
 import time
@@ -24,35 +23,29 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from genlm_bytes_smc.cli.inputs import (
+from genlm_bytes_smc.cli.common import (
     as_prompt,
-    constraint_of,
-    open_model,
-    parameters,
-    pruning_of,
-    read_argument,
-    seed_of,
-)
-from genlm_bytes_smc.cli.options import PROGRAM, GenerateOptions, ShowOptions
-from genlm_bytes_smc.cli.output import (
-    CliError,
-    UsageError,
     as_text,
     both_ways,
     busy,
     console,
+    constraint_of,
+    open_model,
+    parameters,
+    read_argument,
     say,
     table,
     write_file,
     write_json,
 )
+from genlm_bytes_smc.cli.options import PROGRAM, CliError, GenerateOptions, ShowOptions, UsageError
 from genlm_bytes_smc.constraints import ByteConstraint, ConstraintError, Utf8
 from genlm_bytes_smc.html import printable
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.scoring import ScoreError
+from genlm_bytes_smc.scoring import Cut, ScoreError
 from genlm_bytes_smc.smc import AllParticlesDeadError, SMCResult, StagedResult, files, smc
-from genlm_bytes_smc.surprisals import Cut, Surprisal, spans_of, surprisal
+from genlm_bytes_smc.surprisals import Surprisal, spans_of, surprisal
 from genlm_bytes_smc.viz import run_page
 
 SHOWN = 10  # texts that are printed
@@ -71,17 +64,16 @@ async def show_generated(options: GenerateOptions) -> None:
     save = options.save
     if save is not None:
         _check_place(save)
-    text, seed = read_argument(options.prompt), seed_of(options)
-    engine = open_model(options)
-    llm = _after(text, engine, options, seed)
+    text, engine = read_argument(options.prompt), open_model(options)
+    llm = _after(text, engine, options)
     draft = None
     if options.draft is not None:  # deferred: no text is left out that the target may weigh
         small = dataclasses.replace(options, model=options.draft, prune="deferred")
-        draft = _after(text, open_model(small), small, seed)
+        draft = _after(text, open_model(small), small)
     target = llm * constraint
     about = {"prompt": as_text(text), "model": options.model, **about}
     before = engine.counts.rows
-    ahead = await _lookahead(options.lookahead or "auto", target, options.max_bytes, seed)
+    ahead = await _lookahead(options, target)
     rows, forwards = engine.counts.rows, engine.counts.forwards
     drafted = 0 if draft is None else draft.model.engine.counts.rows
     start = time.perf_counter()
@@ -92,7 +84,7 @@ async def show_generated(options: GenerateOptions) -> None:
             options.ess,
             options.max_bytes,
             resampling_method=options.resampling,
-            seed=seed,
+            seed=options.seed,
             record=save is not None,
             lookahead=ahead,
             budget=options.budget,
@@ -104,17 +96,16 @@ async def show_generated(options: GenerateOptions) -> None:
         if save is not None:
             _save(error.result, save, about)
         raise CliError(str(error)) from None
-    seconds = time.perf_counter() - start
-    lm_rows, lm_forwards = engine.counts.rows - rows, engine.counts.forwards - forwards
-    if save is not None:
-        _save(result, save, about, await _read_again(llm, result))
-    facts = about | _facts(result, seconds) | {"saved": save}
+    facts = about | _facts(result, time.perf_counter() - start)
     facts |= {
+        "saved": save,
         "lookahead_rows": rows - before,
-        "lm_rows": lm_rows,
-        "lm_forwards": lm_forwards,
+        "lm_rows": engine.counts.rows - rows,
+        "lm_forwards": engine.counts.forwards - forwards,
         "draft_rows": 0 if draft is None else draft.model.engine.counts.rows - drafted,
     }
+    if save is not None:
+        _save(result, save, about, await _read_again(llm, result))
     if options.json:
         write_json(facts)
     else:
@@ -130,9 +121,9 @@ def _constraint(options: GenerateOptions) -> tuple[dict[str, Any], ByteConstrain
     told, constraint = "UTF-8", Utf8()
     for option, source in given:
         told, constraint = f"{option[2:]} {source}", constraint_of(option, source)
-    about = {"constraint": told, "ess_threshold": options.ess}
     names = ("resampling", "lookahead", "max_bytes", "draft", "block", "resample_at")
-    return about | {name: getattr(options, name) for name in names}, constraint
+    about = {name: getattr(options, name) for name in names}
+    return {"constraint": told, "ess_threshold": options.ess, **about}, constraint
 
 
 def _combined(options: GenerateOptions) -> GenerateOptions:
@@ -152,7 +143,7 @@ def _combined(options: GenerateOptions) -> GenerateOptions:
     if options.budget is not None and ahead != "auto":
         got = f"got {units[0]}" if units else f"got --lookahead {ahead}"
         raise UsageError(f"--budget needs --lookahead auto, {got}")
-    if options.draft is not None and pruning_of(options) == "unbiased":
+    if options.draft is not None and options.pruning == "unbiased":
         raise UsageError("--draft does not go with --prune unbiased: the model reads whole blocks")
     if options.draft is None and options.block is not None:
         raise UsageError("--block is the length of what a draft proposes: it needs --draft")
@@ -162,28 +153,29 @@ def _combined(options: GenerateOptions) -> GenerateOptions:
     return dataclasses.replace(options, lookahead=ahead, block=block)
 
 
-def _after(text: bytes, engine: Any, options: GenerateOptions, seed: int) -> ByteLLM:
+def _after(text: bytes, engine: Any, options: GenerateOptions) -> ByteLLM:
     """Return a model that has read the prompt."""
-    params, transform = parameters(options, engine, seed)
+    params, transform = parameters(options, engine)
     llm = ByteLLM(engine, params, transform=transform)
     return llm.with_prompt(as_prompt(options, text, llm.model))
 
 
-async def _lookahead(kind: str, target: Any, max_bytes: int, seed: int) -> Lookahead | str | None:
+async def _lookahead(options: GenerateOptions, target: Any) -> Lookahead | str | None:
     """Return the look-ahead asked for, fitted before the run so that its rows are counted apart.
 
     That of "auto" is fitted in the run, and its rows are the run's.
     """
+    kind, most = options.lookahead, options.max_bytes
     if kind in ("none", "auto"):
         return None if kind == "none" else kind
+    seed = options.seed + _PILOT_SEED  # the run's own draws are no part of what is learned
     try:
         with busy("learning to look ahead"):
             if kind == "pilot":
-                other = seed + _PILOT_SEED  # the run's own draws are no part of what is learned
-                ahead = await Lookahead.from_pilot(target, max_bytes=max_bytes, seed=other)
+                ahead = await Lookahead.from_pilot(target, max_bytes=most, seed=seed)
             else:
-                ahead = Lookahead(seed=seed + _PILOT_SEED)
-            await ahead.fit(target, max_bytes)
+                ahead = Lookahead(seed=seed)
+            await ahead.fit(target, most)
     except ConstraintError as error:
         raise CliError(f"--lookahead {kind}: {error}") from None
     return ahead
@@ -235,32 +227,26 @@ def _facts(result: SMCResult, seconds: float) -> dict[str, Any]:
         for text, p, n, _ in result.grouped()
     ]
     found = result.metrics()
-    return {
-        "posterior": posterior,
-        **found,
-        "seed": result.seed,
-        "seconds": seconds,
-        "bytes_per_second": found["bytes"] / seconds,
-        "stages": _stages(result),
-        "warning": result.summary().get("warning"),
-    }
-
-
-def _stages(result: SMCResult) -> list[dict[str, Any]]:
-    """Return the runs of a result of stages; none of another one."""
-    if not isinstance(result, StagedResult):
-        return []
-    return [
+    stages = [
         {
             "particles": stage.result.size,
             "share": stage.share,
             "lookahead": stage.lookahead,
             "trust": stage.trust,
             "lm_rows": stage.rows,
-            "log_ml": stage.result.log_ml if stage.result.log_ml > -math.inf else None,
+            "log_ml": stage.result.log_ml,
         }
-        for stage in result.stages
+        for stage in (result.stages if isinstance(result, StagedResult) else ())
     ]
+    return {
+        "posterior": posterior,
+        **found,
+        "seed": result.seed,
+        "seconds": seconds,
+        "bytes_per_second": found["bytes"] / seconds,
+        "stages": stages,
+        "warning": result.summary().get("warning"),
+    }
 
 
 def _told_ahead(facts: dict[str, Any]) -> list[tuple[str, str]]:

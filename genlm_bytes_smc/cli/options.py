@@ -8,6 +8,7 @@ command's help.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import MISSING, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -19,6 +20,14 @@ from genlm_bytes_smc.beam.params import Pruning
 PROGRAM = "genlm-bytes-smc"
 
 
+class CliError(Exception):
+    """Something the user is told in one line."""
+
+
+class UsageError(CliError):
+    """The same, about an option."""
+
+
 # As `load_model`, `smc.RESAMPLING` and `Lookahead` know them; those modules take seconds to load.
 Backend = Literal["hf", "vllm", "mlx", "sgl"]
 Resampling = Literal["systematic", "stratified", "residual", "multinomial"]
@@ -26,7 +35,10 @@ LookaheadKind = Literal["auto", "none", "ngram", "pilot"]
 
 
 def _option(default: Any, *names: str, **settings: Any) -> Any:
-    """Return a field of an options class; names and settings as for `typer.Option`."""
+    """Return a field of an options class; names and settings as for `typer.Option`.
+
+    Without a name the option is called as the field is; flags and short forms need their names.
+    """
     return field(default=default, metadata={"typer": typer.Option(*names, **settings)})
 
 
@@ -55,12 +67,11 @@ class ModelOptions:
     )
     backend: Backend | None = _model(
         None,
-        "--backend",
         help="What runs it; the others than hf need the package's extra of that name. "
         "[default: hf]",
     )
     device: str | None = _model(
-        None, "--device", help="For hf: cpu, cuda, cuda:1, mps. [default: cuda where there is some]"
+        None, help="For hf: cpu, cuda, cuda:1, mps. [default: cuda where there is some]"
     )
     trust_remote_code: bool = _model(
         False,
@@ -72,10 +83,10 @@ class ModelOptions:
 
     def words(self) -> list[str]:
         """Return the options that name the model, as words of a command line."""
-        given = [("--model", self.model if self.model != "tiny" else None)]
-        given += [("--backend", self.backend), ("--device", self.device)]
-        named = [word for name, value in given if value is not None for word in (name, value)]
-        return named + ["--trust-remote-code"] * self.trust_remote_code
+        words = ["--model", self.model] if self.model != "tiny" else []
+        words += ["--backend", self.backend] if self.backend is not None else []
+        words += ["--device", self.device] if self.device is not None else []
+        return words + ["--trust-remote-code"] * self.trust_remote_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +95,7 @@ class BeamOptions(ModelOptions):
 
     Attributes:
         usual_pruning: how beams are pruned where no option says it.
+        seed: the one given, or a new one that can be given next time.
     """
 
     usual_pruning: ClassVar[Pruning] = "topk"
@@ -92,19 +104,17 @@ class BeamOptions(ModelOptions):
     )
     threshold: float | None = _beam(
         None,
-        "--threshold",
         help="Drop candidates and new tokens below this share of the beam; 0 drops none, "
         "higher is faster. [default: 0.001; deferred, which drops none: 0.1]",
     )
     prune: Pruning | None = _beam(
         None,
-        "--prune",
         help="topk keeps the likeliest; unbiased draws, so that the expected prefix "
         "probability is exact; deferred judges what it leaves out after each byte. "
         "[default: deferred where a text is weighed, topk where candidates are shown, "
         "or with --beam-width]",
     )
-    temperature: float = _beam(1.0, "--temperature", help="Divides the token-level logits.")
+    temperature: float = _beam(1.0, help="Divides the token-level logits.")
     no_eos: bool = _beam(
         False,
         "--no-eos",
@@ -116,9 +126,20 @@ class BeamOptions(ModelOptions):
         help="Spellings of special tokens in the input stand for those tokens. "
         "[default: they are plain text]",
     )
-    seed: int | None = _beam(
-        None, "--seed", min=0, help="Of what is drawn at random. [default: a new one each time]"
+    seed: int = _beam(
+        None, min=0, help="Of what is drawn at random. [default: a new one each time]"
     )
+
+    def __post_init__(self) -> None:
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbelow(1 << 32))
+
+    @property
+    def pruning(self) -> Pruning:
+        """How beams are pruned: as asked for, or as suits the command."""
+        if self.prune is not None:
+            return self.prune
+        return "topk" if self.width is not None else self.usual_pruning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,17 +148,17 @@ class InfoOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions(BeamOptions):
-    """Complete a text; show its beam, its next bytes and the speed."""
-
-    prompt: str = _argument("An apple a day keeps the ", _PROMPT)
-
-
-@dataclass(frozen=True, kw_only=True)
 class PromptOptions(BeamOptions):
     """What the text begins with as well."""
 
     prompt: str = _argument(MISSING, _PROMPT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(PromptOptions):
+    """Complete a text; show its beam, its next bytes and the speed."""
+
+    prompt: str = _argument("An apple a day keeps the ", _PROMPT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,27 +210,24 @@ class ScoreOptions(BeamOptions):
     usual_pruning: ClassVar[Pruning] = "deferred"
     file: str = _argument(MISSING, "Any file; - is stdin.")
     per: Literal["byte", "character", "word"] | None = _option(
-        None, "--per", help="Print the surprisal of each part, in bits."
+        None, help="Print the surprisal of each part, in bits."
     )
     lines: bool = _option(
         False, "--lines", help="Each line of FILE is a text. [default: all of it]"
     )
     jsonl: str | None = _option(
         None,
-        "--jsonl",
         metavar="FIELD",
         help="FILE has a JSON object a line, with a text under this name.",
     )
-    html: str | None = _option(
-        None, "--html", help="With --per, write the texts, coloured, to a page."
-    )
+    html: str | None = _option(None, help="With --per, write the texts, coloured, to a page.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChooseOptions(PromptOptions):
     """Print the probabilities of given ANSWERS after PROMPT, among these answers.
 
-    Each is summed over the ways to cut it into tokens. All are read as one prefix tree.
+    Each is summed over the ways to cut it into tokens. All are read side by side.
     """
 
     answers: list[str] | None = _argument(
@@ -217,12 +235,11 @@ class ChooseOptions(PromptOptions):
     )
     normalise: Literal["none", "end"] = _option(
         "none",
-        "--normalise",
         help="none: what follows the prompt begins with the answer; end: it is the answer, "
         "and the text ends.",
     )
     options_file: str | None = _option(
-        None, "--options-file", help="File with further answers, one a line; - is stdin."
+        None, help="File with further answers, one a line; - is stdin."
     )
 
 
@@ -230,19 +247,18 @@ class ChooseOptions(PromptOptions):
 class ConstraintOptions:
     """A constraint on texts, at most one of three kinds."""
 
-    regex: str | None = _option(
-        None, "--regex", help="Texts match this expression from end to end."
-    )
-    grammar: str | None = _option(
-        None, "--grammar", help="File with a grammar, in Lark's notation or GBNF."
-    )
-    json_schema: str | None = _option(None, "--json-schema", help="File with a JSON Schema.")
+    regex: str | None = _option(None, help="Texts match this expression from end to end.")
+    grammar: str | None = _option(None, help="File with a grammar, in Lark's notation or GBNF.")
+    json_schema: str | None = _option(None, help="File with a JSON Schema.")
 
     def sources(self) -> list[tuple[str, str]]:
         """Return (option, value) of each constraint that was given."""
-        every = [("--regex", self.regex), ("--grammar", self.grammar)]
-        every += [("--json-schema", self.json_schema)]
-        return [(option, value) for option, value in every if value is not None]
+        every = {
+            "--regex": self.regex,
+            "--grammar": self.grammar,
+            "--json-schema": self.json_schema,
+        }
+        return [(option, value) for option, value in every.items() if value is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,18 +272,14 @@ class GenerateOptions(PromptOptions, ConstraintOptions):
     particles: int = _option(32, "--particles", "-N", min=1, help="Number of particles.")
     ess: float = _option(
         0.5,
-        "--ess",
         min=0,
         max=1,
         help="Resample when the effective sample size is below this share of the particles.",
     )
-    max_bytes: int = _option(100, "--max-bytes", min=1, help="Most bytes of a text.")
-    resampling: Resampling = _option(
-        "systematic", "--resampling", help="How particles are resampled."
-    )
+    max_bytes: int = _option(100, min=1, help="Most bytes of a text.")
+    resampling: Resampling = _option("systematic", help="How particles are resampled.")
     lookahead: LookaheadKind | None = _option(
         None,
-        "--lookahead",
         help="Steer particles by what the constraint forces later. auto: a quarter of the "
         "particles run without it and teach it to the others. ngram guesses what the model "
         "writes there from 64 texts of it; pilot learns it from four small runs first: slower "
@@ -276,29 +288,24 @@ class GenerateOptions(PromptOptions, ConstraintOptions):
     )
     budget: int | None = _option(
         None,
-        "--budget",
         min=1,
         help="With --lookahead auto: search for likely texts, or go on with further particles, "
         "until the model has computed so many rows.",
     )
     draft: str | None = _option(
         None,
-        "--draft",
         metavar="MODEL",
         help="A small model, named as by --model, that proposes blocks of bytes; the model "
         "reads them whole and weighs them.",
     )
-    block: int | None = _option(
-        None, "--block", min=1, help="With --draft: bytes of a block. [default: 16]"
-    )
+    block: int | None = _option(None, min=1, help="With --draft: bytes of a block. [default: 16]")
     resample_at: list[str] | None = _option(
         None,
-        "--resample-at",
         metavar="STRING",
         help="Weigh and resample only where texts end in this string, such as $'\\n' in bash. "
         "Give it once for each string.",
     )
-    save: str | None = _option(None, "--save", help="Write the run to this file, for show.")
+    save: str | None = _option(None, help="Write the run to this file, for show.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +337,6 @@ class JobOptions(ModelOptions):
     )
     ray: str | None = _option(
         None,
-        "--ray",
         metavar="ADDRESS|auto",
         help="Run on a Ray cluster: its address, or auto for the one that runs here. Needs "
         "the package's extra ray.",
@@ -364,12 +370,8 @@ class StudyOptions(JobOptions, ConstraintOptions):
     by pooling many particles; which of the two is said.
     """
 
-    prompt: str = _option("", "--prompt", help="What texts come after; - reads it from stdin.")
-    max_bytes: int = _option(100, "--max-bytes", min=1, help="Most bytes of a text.")
-    error: float = _option(
-        0.5, "--error", help="Wanted error of a run's log marginal likelihood, nats."
-    )
-    tolerance: float = _option(
-        0.01, "--tolerance", help="Most that the beam may be off, nats a byte."
-    )
-    seed: int = _option(0, "--seed", min=0, help="Of everything.")
+    prompt: str = _option("", help="What texts come after; - reads it from stdin.")
+    max_bytes: int = _option(100, min=1, help="Most bytes of a text.")
+    error: float = _option(0.5, help="Wanted error of a run's log marginal likelihood, nats.")
+    tolerance: float = _option(0.01, help="Most that the beam may be off, nats a byte.")
+    seed: int = _option(0, min=0, help="Of everything.")

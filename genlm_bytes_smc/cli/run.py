@@ -12,34 +12,31 @@ from genlm_bytes_smc import ByteBeamState, ByteLanes
 from genlm_bytes_smc.beam import display
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.state import EOS_COLUMN
-from genlm_bytes_smc.cli.inputs import (
+from genlm_bytes_smc.cli.common import (
+    ByteStream,
     announce_compilation,
     as_prompt,
-    eos_spellings,
-    new_beam,
-    open_model,
-    read_argument,
-    seed_of,
-)
-from genlm_bytes_smc.cli.options import (
-    BeamOptions,
-    CompleteOptions,
-    DemoOptions,
-    InfoOptions,
-    NextOptions,
-    ShowBeamOptions,
-)
-from genlm_bytes_smc.cli.output import (
-    ByteStream,
-    CliError,
     as_text,
     bar,
     both_ways,
     console,
+    eos_spellings,
+    new_beam,
+    open_model,
+    read_argument,
     say,
     table,
     visible,
     write_json,
+)
+from genlm_bytes_smc.cli.options import (
+    CliError,
+    CompleteOptions,
+    DemoOptions,
+    InfoOptions,
+    NextOptions,
+    PromptOptions,
+    ShowBeamOptions,
 )
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.streaming import Completion, draw
@@ -50,8 +47,7 @@ TIMED_BYTES, TIMED_LANES = 256, 16
 
 async def show_next(options: NextOptions) -> None:
     """Run the command `next`."""
-    text = read_argument(options.prompt)
-    state = await _after(options, text)
+    text, state = await _after(options)
     entries = await _next_bytes(state, options.top)
     if options.json:
         write_json({"prompt": as_text(text), "log_z": state.logZ, "next": entries})
@@ -61,8 +57,8 @@ async def show_next(options: NextOptions) -> None:
 
 async def show_beam(options: ShowBeamOptions) -> None:
     """Run the command `beam`."""
-    text = read_argument(options.prompt)
-    state = (await _after(options, text)).prune()
+    text, state = await _after(options)
+    state = state.prune()
     if options.json:
         write_json({"prompt": as_text(text), **_beam(state)})
     else:
@@ -71,15 +67,14 @@ async def show_beam(options: ShowBeamOptions) -> None:
 
 async def write_completion(options: CompleteOptions) -> None:
     """Run the command `complete`."""
-    text, seed = read_argument(options.prompt), seed_of(options)
-    state = await _after(options, text, seed)
+    text, state = await _after(options)
     await state.prune().lanes.rows()  # what must be compiled is, before the text appears
     announce_compilation().hushed = True
     stream = None if options.json else ByteStream()
     if stream and not options.no_echo:
         stream.write(text, "dim")
     out, start = bytearray(), time.perf_counter()
-    completion = Completion(state, options.steps, None if options.greedy else seed)
+    completion = Completion(state, options.steps, None if options.greedy else options.seed)
     try:
         async for byte in completion:
             out.append(byte)
@@ -97,7 +92,7 @@ async def write_completion(options: CompleteOptions) -> None:
                 "bytes": len(out),
                 "ended": completion.ended,
                 "log_p": completion.log_z - state.logZ,
-                "seed": None if options.greedy and not state.params.unbiased else seed,
+                "seed": None if options.greedy and not state.params.unbiased else options.seed,
                 "seconds": seconds,
                 "bytes_per_second": len(out) / seconds,
             }
@@ -106,8 +101,7 @@ async def write_completion(options: CompleteOptions) -> None:
 
 async def demonstrate(options: DemoOptions) -> None:
     """Run the command `demo`."""
-    text, seed = read_argument(options.prompt), seed_of(options)
-    state = await _after(options, text, seed)
+    text, state = await _after(options)
     room = _room(state)
     start = time.perf_counter()
     completed = bytearray()
@@ -120,17 +114,18 @@ async def demonstrate(options: DemoOptions) -> None:
     one = await _timed(state.lanes, room)
     many = await _timed(state.lanes.gather([0] * TIMED_LANES), room)
     if options.json:
-        found: dict[str, Any] = {
-            "prompt": as_text(text),
-            "completion": as_text(bytes(completed)),
-            "beam": _beam(state.prune()),
-            "next": entries,
-            "seconds": first,
-            "bytes_per_second": one,
-            "lanes": TIMED_LANES,
-            "bytes_per_second_lanes": many,
-        }
-        write_json(found)
+        write_json(
+            {
+                "prompt": as_text(text),
+                "completion": as_text(bytes(completed)),
+                "beam": _beam(state.prune()),
+                "next": entries,
+                "seconds": first,
+                "bytes_per_second": one,
+                "lanes": TIMED_LANES,
+                "bytes_per_second_lanes": many,
+            }
+        )
         return
     say((visible(as_text(text)), "dim"), (visible(as_text(bytes(completed))), "bold"))
     say()
@@ -144,18 +139,18 @@ async def demonstrate(options: DemoOptions) -> None:
     say(f"{TIMED_LANES} texts drawn side by side      {many:6.0f} bytes/s")
 
 
-async def _after(options: BeamOptions, text: bytes, seed: int | None = None) -> ByteBeamState:
-    """Return the beam after a prompt.
+async def _after(options: PromptOptions) -> tuple[bytes, ByteBeamState]:
+    """Return the prompt and the beam after it.
 
     Raises:
         CliError: the vocabulary cannot spell it.
     """
-    llm = open_model(options)
-    state = await new_beam(options, llm, seed_of(options) if seed is None else seed)
+    text = read_argument(options.prompt)
+    state = await new_beam(options, open_model(options))
     state = await state.prefill(as_prompt(options, text, state.lanes.model))
     if state.logZ == -np.inf:
         raise CliError("no candidate could read the prompt to its end; try a wider beam")
-    return state
+    return text, state
 
 
 async def _next_bytes(state: ByteBeamState, top: int) -> list[dict[str, Any]]:
@@ -206,9 +201,7 @@ def _print_beam(state: ByteBeamState) -> None:
 
 def _room(state: ByteBeamState) -> int:
     """Return how many bytes fit the model's window after the text, even if each is a token."""
-    window: int | None = state.lanes.model.engine.window
-    if window is None:
-        return sys.maxsize
+    window: int = state.lanes.model.engine.window or sys.maxsize
     return max(0, window - max(len(c.tokens) for c in state.candidates) - 1)
 
 

@@ -14,27 +14,22 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from genlm_bytes_smc.cli.inputs import (
+from genlm_bytes_smc.cli.common import (
     as_prompt,
+    as_text,
+    bar,
+    both_ways,
     new_beam,
     open_llm,
     open_model,
     read_argument,
     read_file,
-    seed_of,
-)
-from genlm_bytes_smc.cli.options import ChooseOptions, ScoreOptions
-from genlm_bytes_smc.cli.output import (
-    CliError,
-    UsageError,
-    as_text,
-    bar,
-    both_ways,
     say,
     table,
     write_file,
     write_json,
 )
+from genlm_bytes_smc.cli.options import ChooseOptions, CliError, ScoreOptions, UsageError
 from genlm_bytes_smc.html import printable
 from genlm_bytes_smc.scoring import score
 
@@ -118,7 +113,7 @@ async def show_score(options: ScoreOptions) -> None:
     if not text:
         raise CliError(f"nothing to score: {options.file} is empty")
     llm = open_model(options)
-    begin = await new_beam(options, llm, seed_of(options))
+    begin = await new_beam(options, llm)
     prompt = as_prompt(options, text, begin.lanes.model)
     forwards, start = llm.counts.forwards, time.perf_counter()
     with _reading(len(text)) as advance:

@@ -19,8 +19,14 @@ from genlm_bytes_smc.experiments.calibration import (
     calibrate,
     calibrate_sync,
 )
-from genlm_bytes_smc.experiments.job import Experiment, ExperimentError, Outcome
-from genlm_bytes_smc.experiments.report import Report, Section, Table
+from genlm_bytes_smc.experiments.experiment import (
+    Experiment,
+    ExperimentError,
+    Outcome,
+    Report,
+    Section,
+    Table,
+)
 from genlm_bytes_smc.experiments.runner import Done, run_experiment, studies
 from genlm_bytes_smc.experiments.study import run_study
 

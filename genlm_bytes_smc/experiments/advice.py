@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from genlm_bytes_smc.experiments import figures
-from genlm_bytes_smc.experiments.job import ExperimentError, Row
-from genlm_bytes_smc.experiments.report import Report, Section, Table
-from genlm_bytes_smc.experiments.runs import METHODS, log_mean, summarise, table_of
+from genlm_bytes_smc.experiments.experiment import (
+    FAINT,
+    INK,
+    ExperimentError,
+    Report,
+    Row,
+    Section,
+    Table,
+    figure,
+    label,
+    legend,
+    style,
+)
+from genlm_bytes_smc.experiments.models import METHODS, log_mean, summarise, table_of
 
 
 @dataclass(frozen=True)
@@ -63,19 +73,18 @@ def truth_of(rows: list[Row]) -> Truth:
     Raises:
         ExperimentError: the model gives every text weight zero, or every pooled run died.
     """
-    for row in rows:
-        if row["config"]["part"] == "enumerate":
-            r = row["result"]
-            log_ml, unsure = float(r["log_truth"]), float(r["log_unsure"])  # "-inf" in a file
-            if log_ml == -math.inf:
-                raise ExperimentError(
-                    f"the model gives each of the {r['texts']} texts that the constraint admits "
-                    "probability zero; another prompt or constraint may help"
-                )
-            how = f"by summing over all {r['texts']} texts that the constraint admits"
-            return Truth(log_ml, math.log1p(math.exp(unsure - log_ml)), True, how)
+    for row in _part(rows, "enumerate"):
+        r = row["result"]
+        log_ml, unsure = float(r["log_truth"]), float(r["log_unsure"])  # "-inf" in a file
+        if log_ml == -math.inf:
+            raise ExperimentError(
+                f"the model gives each of the {r['texts']} texts that the constraint admits "
+                "probability zero; another prompt or constraint may help"
+            )
+        how = f"by summing over all {r['texts']} texts that the constraint admits"
+        return Truth(log_ml, math.log1p(math.exp(unsure - log_ml)), True, how)
     pooled: dict[str, list[float]] = {}
-    for row in (r for r in rows if r["config"]["part"] == "pool"):
+    for row in _part(rows, "pool"):
         found = pooled.setdefault(row["config"]["method"], [])
         found += [float(x) for x in row["result"]["log_ml"]]
     # All are unbiased. One that never drew some likely kind of text is low and does not
@@ -90,7 +99,7 @@ def truth_of(rows: list[Row]) -> Truth:
         )
     ratios = np.exp(logs - log_ml)
     error = float(ratios.std(ddof=1) / math.sqrt(len(ratios)))
-    n = next(r["config"]["particles"] for r in rows if r["config"]["part"] == "pool")
+    n = _part(rows, "pool")[0]["config"]["particles"]
     told = ", ".join(f"{METHODS[m]} {mean:.2f}" for m, mean in means.items())
     how = (
         f"by pooling {len(logs)} runs of {n} particles, since its texts are too many to enumerate "
@@ -98,6 +107,10 @@ def truth_of(rows: list[Row]) -> Truth:
         "never drawn"
     )
     return Truth(log_ml, error, False, how)
+
+
+def _part(rows: list[Row], name: str) -> list[Row]:
+    return [row for row in rows if row["config"]["part"] == name]
 
 
 def recommend(rows: list[Row], error: float = 0.5) -> Advice:
@@ -114,9 +127,8 @@ def recommend(rows: list[Row], error: float = 0.5) -> Advice:
         ExperimentError: as `truth_of`, or every run of every setting died.
     """
     truth = truth_of(rows)
-    entries = summarise([r for r in rows if r["config"]["part"] == "runs"], truth.log_ml)
+    entries = summarise(_part(rows, "runs"), truth.log_ml)
     entries = [e for e in entries if e["method"] != "local"]
-    fine = [e for e in entries if _usable(e, truth)]
     alive = [e for e in entries if math.isfinite(e["log_rmse"])]
     if not alive:
         raise ExperimentError(
@@ -124,11 +136,19 @@ def recommend(rows: list[Row], error: float = 0.5) -> Advice:
             f"{truth.log_ml:.1f} nats: the model all but excludes this constraint; another prompt "
             "may help"
         )
+    fine = [e for e in entries if _usable(e, truth)]
     scaled = [_scaled(e, error) for e in fine or alive]
     best = min(scaled, key=lambda e: (e["rows"], e["particles"]))
     point, told = _beam_choice(rows)
-    reasons = [told, _pruning_reason(entries, best, truth), _method_reason(scaled, best)]
-    reasons.append(_particles_reason(best, error))
+    measured = best["measured"]
+    reasons = [
+        told,
+        _pruning_reason(entries, best, truth),
+        _method_reason(scaled, best),
+        f"{best['particles']} particles: with {measured['particles']} the error was "
+        f"{measured['log_rmse']:.2f} nats over {measured['runs']} runs, and it falls as the root "
+        f"of their number; {error:g} is wanted.",
+    ]
     if not fine:
         reasons.append(
             "No setting that was tried kept most runs alive and on the truth; take "
@@ -167,11 +187,11 @@ def _scaled(entry: dict[str, Any], error: float) -> dict[str, Any]:
 
 
 def _beam_choice(rows: list[Row]) -> tuple[dict[str, Any], str]:
-    row = next(r for r in rows if r["config"]["part"] == "beam")
+    [row] = _part(rows, "beam")
     curve, tolerance = row["result"]["curve"], row["config"]["tolerance"]
-    usual = {"K": 5, "threshold": 0.001}
     if not curve:
-        return usual, "K and threshold are the usual ones: too few texts came out to calibrate on."
+        told = "K and threshold are the usual ones: too few texts came out to calibrate on."
+        return {"K": 5, "threshold": 0.001}, told
     fit = next((p for p in curve if float(p["bound"]) <= tolerance), None)
     n = len(row["result"]["texts"])
     if fit is None:
@@ -193,11 +213,11 @@ def _pruning_reason(entries: list[dict[str, Any]], best: dict[str, Any], truth: 
     rivals = [e for e in entries if e["prune"] == other and e["method"] == best["method"]]
     rival = max(rivals, key=lambda e: e["particles"])
     if best["prune"] == "topk":
-        why = "with unbiased pruning the same method scatters by"
+        lost = f" and loses {rival['dead']:.0%} of its runs" if rival["dead"] > 0 else ""
         return (
-            f"Top-K pruning: its estimates are not measurably off the truth, and {why} "
-            f"{rival['log_sd']:.2f} nats at {rival['particles']} particles"
-            + (f" and loses {rival['dead']:.0%} of its runs." if rival["dead"] > 0 else ".")
+            "Top-K pruning: its estimates are not measurably off the truth, and with unbiased "
+            f"pruning the same method scatters by {rival['log_sd']:.2f} nats at "
+            f"{rival['particles']} particles{lost}."
         )
     return (
         "Unbiased pruning: it meets the error with fewer LM rows; with top K the mean estimate is "
@@ -210,19 +230,8 @@ def _method_reason(scaled: list[dict[str, Any]], best: dict[str, Any]) -> str:
     for e in scaled:
         least[e["method"]] = min(e["rows"], least.get(e["method"], math.inf))
     told = ", ".join(f"{METHODS[m]} {rows:,.0f}" for m, rows in least.items())
-    return (
-        f"{METHODS[best['method']][0].upper()}{METHODS[best['method']][1:]}: expected LM "
-        f"rows for the wanted error are {told}."
-    )
-
-
-def _particles_reason(best: dict[str, Any], error: float) -> str:
-    m = best["measured"]
-    return (
-        f"{best['particles']} particles: with {m['particles']} the error was {m['log_rmse']:.2f} "
-        f"nats over {m['runs']} runs, and it falls as the root of their number; "
-        f"{error:g} is wanted."
-    )
+    name = METHODS[best["method"]]
+    return f"{name[0].upper()}{name[1:]}: expected LM rows for the wanted error are {told}."
 
 
 # -- the report ------------------------------------------------------------------------------
@@ -231,7 +240,7 @@ def _particles_reason(best: dict[str, Any], error: float) -> str:
 def report(error: float, rows: list[Row]) -> Report:
     """Return figures and words of the rows of a study; `error` is wanted, nats."""
     truth, advice = truth_of(rows), recommend(rows, error)
-    entries = summarise([r for r in rows if r["config"]["part"] == "runs"], truth.log_ml)
+    entries = summarise(_part(rows, "runs"), truth.log_ml)
     target = rows[0]["config"]["target"]
     chosen = ", ".join(f"{k} {v}" for k, v in advice.options().items())
     value = f"{truth.log_ml:.3f} ± {truth.error:.2g} nats"
@@ -262,7 +271,7 @@ def report(error: float, rows: list[Row]) -> Report:
 
 
 def _beam_section(rows: list[Row]) -> Section:
-    row = next(r for r in rows if r["config"]["part"] == "beam")
+    [row] = _part(rows, "beam")
     curve, tolerance = row["result"]["curve"], row["config"]["tolerance"]
     words = [
         "How far the log-probability of texts of the target is from that under a beam of K=128, "
@@ -271,42 +280,40 @@ def _beam_section(rows: list[Row]) -> Section:
     ]
     if not curve:
         return Section("How wide a beam", ["Too few texts came out of the target to say."])
-    drawn, (axis,) = figures.figure(1)
+    drawn, (axis,) = figure(1)
     for i, threshold in enumerate(sorted({p["threshold"] for p in curve})):
         mine = sorted((p for p in curve if p["threshold"] == threshold), key=lambda p: int(p["K"]))
         x = [p["rows"] for p in mine]
         y = [max(min(float(p["bound"]), 1e3), 1e-7) for p in mine]
-        axis.plot(x, y, label=f"threshold {threshold:g}", **figures.style(i))
+        axis.plot(x, y, label=f"threshold {threshold:g}", **style(i))
         for p, a, b in zip(mine, x, y, strict=True):
             axis.annotate(
                 f"{p['K']}", (a, b), fontsize=7.5, xytext=(4, 4), textcoords="offset points"
             )
-    axis.axhline(tolerance, color=figures.INK, linewidth=1)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    figures.label(axis, "Beam width K at each point", "LM rows a byte", "nats a byte, with margin")
-    figures.legend(axis)
+    axis.axhline(tolerance, color=INK, linewidth=1)
+    axis.set(xscale="log", yscale="log")
+    label(axis, "Beam width K at each point", "LM rows a byte", "nats a byte, with margin")
+    legend(axis)
     shown = [[t.replace("\n", "\\n")[:90]] for t in row["result"]["texts"][:8]]
     table = Table(["some of the texts that were read"], shown)
     return Section("How wide a beam", words, drawn, table, name="beam")
 
 
 def _error_section(entries: list[dict[str, Any]], truth: Truth, error: float) -> Section:
-    drawn, axes = figures.figure(2)
+    drawn, axes = figure(2)
     for axis, prune in zip(axes, ("topk", "unbiased"), strict=True):
         for i, method in enumerate(("is", "smc", "lookahead"), 1):
             mine = [e for e in entries if (e["prune"], e["method"]) == (prune, method)]
             if mine:
                 x, y = [e["rows"] for e in mine], [max(e["log_rmse"], 1e-4) for e in mine]
-                axis.plot(x, y, label=METHODS[method], **figures.style(i))
-        axis.axhline(error, color=figures.INK, linewidth=1)
+                axis.plot(x, y, label=METHODS[method], **style(i))
+        axis.axhline(error, color=INK, linewidth=1)
         if truth.error > 0:
-            axis.axhline(truth.error, color=figures.FAINT, linewidth=1, linestyle=":")
-        axis.set_xscale("log")
-        axis.set_yscale("log")
+            axis.axhline(truth.error, color=FAINT, linewidth=1, linestyle=":")
+        axis.set(xscale="log", yscale="log")
         name = "top K" if prune == "topk" else "unbiased"
-        figures.label(axis, name, "LM rows a run", "error of the log, nats (rms)")
-    figures.legend(axes[0])
+        label(axis, name, "LM rows a run", "error of the log, nats (rms)")
+    legend(axes[0])
     return Section(
         "Which method",
         [

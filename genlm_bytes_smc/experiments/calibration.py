@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -15,9 +15,9 @@ from rich.table import Table
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.calls import blocking
-from genlm_bytes_smc.experiments.models import ending
-from genlm_bytes_smc.experiments.reading import FloatArray, Reading, read_texts
+from genlm_bytes_smc.experiments.models import ending, read_texts
 
 REFERENCE = BeamParams(K=128)
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -104,10 +104,10 @@ class Calibration:
         return shown
 
     def __repr__(self) -> str:
-        point = self.chosen
+        params, point = self.params, self.chosen
         return (
-            f"Calibration(K={self.params.K}, prune_threshold={self.params.prune_threshold:g}, "
-            f"prune={self.params.prune!r}: {point.excess:.2e} nats a byte, {point.bound:.2e} with "
+            f"Calibration(K={params.K}, prune_threshold={params.prune_threshold:g}, "
+            f"prune={params.prune!r}: {point.excess:.2e} nats a byte, {point.bound:.2e} with "
             f"margin, tolerance {self.tolerance:g}; {point.rows:.2f} LM rows a byte)"
         )
 
@@ -157,16 +157,19 @@ async def calibrate(
         CalibrationError: no setting meets the tolerance; it says which comes closest.
     """
     spelled = _check(texts, tolerance, confidence, max_bytes, reference)
-    tried = list(_grid(widths, thresholds, prune, seed))
+    tried = _grid(widths, thresholds, prune, seed)
     model = byte_model(llm)
     good = await read_texts(model, ending(model, reference), spelled)
     if not all(np.isfinite(line).all() for line in good.logp):
         raise ValueError(f"the reference beam cannot read every text: {reference}; widen it")
-    n = sum(map(len, spelled))
-    curve = []
+    lengths = np.array([len(text) for text in spelled], dtype=np.float64)
+    n, curve = int(lengths.sum()), []
     for params in tried:
         found = await read_texts(model, ending(model, params), spelled)
-        curve.append(_point(params, found, good, confidence, n))
+        apart = np.array([g.sum() - f.sum() for g, f in zip(good.logp, found.logp, strict=True)])
+        excess, bound = margin(np.abs(apart), lengths, confidence)
+        rows, seconds = found.lm_rows / n, found.seconds / n
+        curve.append(Point(params, excess, bound, float(apart.sum() / n), rows, seconds))
     curve.sort(key=lambda p: (p.rows, p.bound))
     fit = next((p for p in curve if p.bound <= tolerance), None)
     if fit is None:
@@ -218,23 +221,16 @@ def student_quantile(p: float, degrees: int) -> float:
     return float(z + sum(term / degrees**k for k, term in enumerate(terms, 1)))
 
 
-def _point(params: BeamParams, found: Reading, good: Reading, confidence: float, n: int) -> Point:
-    lengths = np.array([len(line) for line in good.logp], dtype=np.float64)
-    apart = np.array([g.sum() - f.sum() for g, f in zip(good.logp, found.logp, strict=True)])
-    excess, bound = margin(np.abs(apart), lengths, confidence)
-    signed = float(apart.sum() / n)
-    return Point(params, excess, bound, signed, found.lm_rows / n, found.seconds / n)
-
-
 def _grid(
     widths: Sequence[int], thresholds: Sequence[float], prune: Sequence[str], seed: int
-) -> Iterator[BeamParams]:
-    given = [("widths", widths), ("thresholds", thresholds), ("prune", prune)]
-    for name, values in given:
+) -> list[BeamParams]:
+    for name, values in (("widths", widths), ("thresholds", thresholds), ("prune", prune)):
         if isinstance(values, str) or not hasattr(values, "__iter__") or len(values) == 0:
             raise ValueError(f"{name} must be a list of one or more values, got {values!r}")
-    for how, threshold, width in itertools.product(prune, thresholds, widths):
-        yield BeamParams(K=width, prune_threshold=threshold, prune=how, seed=seed)  # type: ignore[arg-type]
+    return [
+        BeamParams(K=width, prune_threshold=threshold, prune=how, seed=seed)  # type: ignore[arg-type]
+        for how, threshold, width in itertools.product(prune, thresholds, widths)
+    ]
 
 
 def _check(

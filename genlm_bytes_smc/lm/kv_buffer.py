@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from genlm_bytes_smc.lm.attention import Attention
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.devices import send
+from genlm_bytes_smc.lm.tree_cache import Attention
 
 _LEAST_SLOTS = 64
 _FIRST_SHARE = 8  # a GPU's buffer begins with this part of its limit, as growing it costs much
-
-
-@dataclass
-class _Layer:
-    """Keys and values of one layer, float[1, heads, capacity, head_dim] once there are any."""
-
-    keys: Any = None
-    values: Any = None
-
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes that one slot takes in this layer."""
-        if self.keys is None:
-            return 0
-        return sum(x.shape[1] * x.shape[3] * x.element_size() for x in (self.keys, self.values))
 
 
 class KVBuffer:
@@ -39,32 +23,30 @@ class KVBuffer:
         layers: number of layers that keep keys and values.
 
     Attributes:
+        layers: keys and values of each, float[1, heads, capacity, head_dim], once there are any.
         version: changes whenever the keys and values are put elsewhere in memory.
     """
 
     def __init__(self, layers: int) -> None:
-        self.layers = [_Layer() for _ in range(layers)]
+        self.layers: list[list[torch.Tensor]] = [[] for _ in range(layers)]
         self.version = 0
-        self._capacity = self._first = self._count = 0
+        self._capacity = 0
         self._attention: Attention | None = None
         self._index: torch.Tensor | None = None
         self._scratch: dict[tuple[str, torch.device], torch.Tensor] = {}
 
-    def prepare(self, first: int, count: int, attention: Attention) -> None:
-        """Say what the next forward writes (`count` slots from `first` on) and reads."""
-        self._first, self._count, self._attention = first, count, attention
-        index, keys = attention.index, self.keys
-        if index is None or keys is None:
-            self._index = None if index is None else torch.from_numpy(index)
-        else:
-            self._index = send(index, keys.device)
+    def prepare(self, attention: Attention) -> None:
+        """Say what the next forward writes and reads."""
+        self._attention = attention
+        keys, index = self.keys, attention.index
+        device = torch.device("cpu") if keys is None else keys.device
+        self._index = None if index is None else send(index, device)
 
     def allot(self, heads: int, width: int, like: torch.Tensor) -> None:
         """Make the buffers, on the device and in the dtype of `like`, where there are none."""
         for layer in self.layers:
-            if layer.keys is None:
-                new = like.new_empty(2, 1, heads, self._capacity, width)
-                layer.keys, layer.values = new[0], new[1]
+            if not layer:
+                layer += like.new_empty(2, 1, heads, self._capacity, width)
                 self.version += 1
 
     def update(
@@ -84,19 +66,18 @@ class KVBuffer:
             args, kwargs: taken, as transformers' caches take them.
         """
         layer = self.layers[layer_idx]
-        if layer.keys is None:
-            layer.keys = _empty(key_states, self._capacity)
-            layer.values = _empty(value_states, self._capacity)
-        return self._step("k", layer.keys, key_states), self._step("v", layer.values, value_states)
+        if not layer:
+            layer += [_empty(new, self._capacity) for new in (key_states, value_states)]
+        return self._step("k", layer[0], key_states), self._step("v", layer[1], value_states)
 
     def _step(self, side: str, buffer: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         attention, index = self._attention, self._index
         assert attention is not None
         if attention.layout == "rows":
             new = new.transpose(0, 2)
-        buffer.narrow(2, self._first, self._count).copy_(new)
+        buffer[:, :, attention.first : attention.high].copy_(new)
         if index is None:
-            return buffer.narrow(2, attention.low, attention.high - attention.low)
+            return buffer[:, :, attention.low : attention.high]
         index = index.to(buffer.device)
         keys = self._gather(side, buffer[0], index.flatten())
         if attention.layout == "listed":
@@ -118,8 +99,7 @@ class KVBuffer:
     @property
     def keys(self) -> torch.Tensor | None:
         """Keys of the first layer, [1, heads, capacity, head_dim]; None before there are any."""
-        keys: torch.Tensor | None = self.layers[0].keys
-        return keys
+        return next(iter(self.layers[0]), None)
 
     @property
     def slot_cost(self) -> int:
@@ -127,14 +107,20 @@ class KVBuffer:
 
         One layer's share comes on top, for the copies made while reading and growing.
         """
-        each = [layer.slot_bytes for layer in self.layers]
+        each = self._slot_bytes()
         return sum(each) + max(each, default=0)
 
     @property
     def nbytes(self) -> int:
         """Memory taken by entries and by copies of them, in bytes."""
         copies = sum(x.numel() * x.element_size() for x in self._scratch.values())
-        return copies + self._capacity * sum(layer.slot_bytes for layer in self.layers)
+        return copies + self._capacity * sum(self._slot_bytes())
+
+    def _slot_bytes(self) -> list[int]:
+        """Return the bytes that one slot takes in each layer."""
+        return [
+            sum(x.shape[1] * x.shape[3] * x.element_size() for x in layer) for layer in self.layers
+        ]
 
     # -- making room -------------------------------------------------------------------
 
@@ -144,11 +130,11 @@ class KVBuffer:
             keys = self.keys
             on_host = keys is None or keys.device.type == "cpu"
             least = _LEAST_SLOTS if on_host else max(_LEAST_SLOTS, limit // _FIRST_SHARE)
-            self._resize(max(slots, min(max(2 * self._capacity, least), limit)), None, used)
+            self._resize(max(slots, min(max(2 * self._capacity, least), limit)), slice(used))
 
     def compact(self, keep: IntArray) -> None:
         """Move the entries in slots `keep`, int64[m] ascending, to the front."""
-        self._resize(self._capacity, torch.from_numpy(keep), 0)
+        self._resize(self._capacity, torch.from_numpy(keep))
 
     def clear(self) -> None:
         """Free the memory."""
@@ -156,25 +142,19 @@ class KVBuffer:
         self.version += 1
         self._scratch.clear()
         for layer in self.layers:
-            layer.keys = layer.values = None
+            layer.clear()
 
     @torch.inference_mode()
-    def _resize(self, capacity: int, keep: torch.Tensor | None, used: int) -> None:
-        """Move to buffers of `capacity` slots with the entries `keep` (or the first `used`)."""
+    def _resize(self, capacity: int, keep: slice | torch.Tensor) -> None:
+        """Move to buffers of `capacity` slots, with the entries in the slots `keep` first."""
         self.version += capacity != self._capacity
         self._capacity = capacity
         self._scratch.clear()
         for layer in self.layers:
-            if layer.keys is not None:
-                layer.keys = _moved(layer.keys, capacity, keep, used)
-                layer.values = _moved(layer.values, capacity, keep, used)
-
-
-def _moved(old: torch.Tensor, capacity: int, keep: torch.Tensor | None, used: int) -> torch.Tensor:
-    stay = old.narrow(2, 0, used) if keep is None else old.index_select(2, keep.to(old.device))
-    new = old if capacity == old.shape[2] else _empty(old, capacity)
-    new.narrow(2, 0, stay.shape[2]).copy_(stay)
-    return new
+            for i, old in enumerate(layer):  # the old one is freed before the next one is made
+                stay = old[:, :, keep]
+                layer[i] = old if capacity == old.shape[2] else _empty(old, capacity)
+                layer[i].narrow(2, 0, stay.shape[2]).copy_(stay)
 
 
 def _empty(like: torch.Tensor, capacity: int) -> torch.Tensor:
@@ -197,7 +177,8 @@ def transformers_buffer(layers: int) -> KVBuffer:
 
         def get_seq_length(self, layer_idx: int = 0) -> int:
             """Return the number of keys before the new positions."""
-            return max(self.get_mask_sizes(0, layer_idx)[0] - self._count, 0)
+            at = self._attention
+            return 0 if at is None else max(at.keys - (at.high - at.first), 0)
 
         def get_max_length(self, layer_idx: int | None = None) -> int:
             """Return -1: there is no limit of its own."""

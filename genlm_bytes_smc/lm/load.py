@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
 import socket
@@ -19,13 +18,20 @@ from genlm_bytes_smc.lm.adapter import AdapterEngine, as_engine
 from genlm_bytes_smc.lm.bundled import BundledGPT2, BundledTokenizer
 from genlm_bytes_smc.lm.devices import device_of
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.files import SMOLLM2, check_fits, check_fits_vllm, directory_of, free_bytes
+from genlm_bytes_smc.lm.files import (
+    SMOLLM2,
+    check_fits,
+    check_fits_vllm,
+    directory_of,
+    free_bytes,
+    require,
+)
 from genlm_bytes_smc.lm.transformer import TreeTransformer
 
 if TYPE_CHECKING:
     from genlm.backend.llm import AsyncLM
 
-    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine
+    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
 
 # transformers, genlm-backend and vLLM are imported by the functions that need them: the bundled
 # model needs none of them, and they take longer than all else.
@@ -36,7 +42,7 @@ BACKENDS = ("hf", "vllm", "mlx", "sgl")
 _DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")
 }
-_PACKAGES = {"vllm": "vllm", "mlx": "mlx_lm", "sgl": "sglang"}
+_PACKAGES = {"mlx": "mlx_lm", "sgl": "sglang"}
 _SHARED_OPTIONS = (
     "cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code",
 )  # fmt: skip
@@ -148,7 +154,8 @@ def _load_hf(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options = {"dtype": "auto" if dtype is None else dtype, **opts}
-    options["trust_remote_code"] = _trusted(opts)
+    # Said, because transformers asks on stdin if not told.
+    options["trust_remote_code"] = bool(opts.get("trust_remote_code"))
     source = _source(name)
     if not Path(source).is_dir() and not _hub_in_reach():
         options["local_files_only"] = True
@@ -161,11 +168,6 @@ def _load_hf(
     except Exception as error:  # broken files make transformers and torch raise errors of any kind
         raise _not_found(source, error) from None
     return model, tokenizer
-
-
-def _trusted(opts: Mapping[str, Any]) -> bool:
-    """Whether code that comes with a model may be run; transformers asks on stdin if not told."""
-    return bool(opts.get("trust_remote_code"))
 
 
 def _load_bundled(dtype: torch.dtype | None, opts: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -193,14 +195,15 @@ def _load_vllm(
     opts: dict[str, Any],
     start: int | Sequence[int] | None,
 ) -> VLLMEngine:
-    from genlm_bytes_smc.lm.vllm.engine import VLLMEngine, require_vllm
+    require("backend 'vllm' needs the package", ["vllm"], "vllm")
+    from genlm_bytes_smc.lm.vllm_engine import VLLMEngine
 
-    require_vllm()
     if dtype == torch.float64:
         raise ValueError("vLLM runs no float64; known: auto, float32, bfloat16, float16")
     source = _source(_TINY if name == "tiny" else directory_of(name, dtype))
     if dtype is None and "dtype" not in opts:
-        dtype = _stored_dtype(source, _trusted(opts))  # vLLM's "auto" would make float16 of float32
+        trusted = bool(opts.get("trust_remote_code"))
+        dtype = _stored_dtype(source, trusted)  # vLLM's "auto" would make float16 of float32
     check_fits_vllm(source, dtype, opts)
     return VLLMEngine.load(source, dtype=dtype, engine_opts=opts, start=start)
 
@@ -279,12 +282,7 @@ def _not_found(source: str, error: Exception) -> Exception:
 def _load_other(
     name: str, backend: str, dtype: torch.dtype | None, opts: dict[str, Any]
 ) -> AsyncLM:
-    package = _PACKAGES[backend]
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(
-            f"backend {backend!r} needs the package {package}: pip install "
-            f'"genlm-bytes-smc[{backend}]"'
-        )
+    require(f"backend {backend!r} needs the package", [_PACKAGES[backend]], backend)
     from genlm.backend import llm as classes
 
     if backend == "mlx":

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.lm import paged_triton as pt
-from genlm_bytes_smc.lm.decoder import AttendLayer, Decoder
+from genlm_bytes_smc.lm.decoder import Attend, Decoder
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer
 from genlm_bytes_smc.lm.tree_cache import MOST_ENTRIES, MOST_POSITIONS, Paths
 
@@ -127,7 +127,7 @@ class PagedForward:
             self._sent.record()
 
 
-class _PagedAttend:
+class _PagedAttend(Attend):
     """Attention of one forward of `size` positions; see `decoder.Attend`."""
 
     def __init__(self, forward: PagedForward, size: int) -> None:
@@ -148,23 +148,13 @@ class _PagedAttend:
         self.keys = _KEY_BYTES // forward.decoder.embedding.element_size()
         self.sizes = {"HEADS": heads, "KV": self.kv, "D": self.width}
 
-    def of(self, kind: str) -> AttendLayer:
-        """Return attention of layers of one kind."""
+    def layer(self, kind: str, i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
+        """See `Attend`."""
         slides = self.forward.window is not None and (
             not self.forward.mixed or kind == "sliding_attention"
         )
-
-        def attend(i: int, qkv: torch.Tensor, turn: Any, scale: float) -> torch.Tensor:
-            return self._layer(i, qkv, turn, scale, slides)
-
-        return attend
-
-    def _layer(
-        self, i: int, qkv: torch.Tensor, turn: Any, scale: float, slides: bool
-    ) -> torch.Tensor:
         size, heads, plan = self.size, self.sizes["HEADS"], self.forward.plan
-        at = self.forward.buffer.layers[i]
-        keys, values = at.keys, at.values
+        keys, values = self.forward.buffer.layers[i]
         kept = keys, values, keys.stride(1), plan
         cos, sin = (qkv, qkv) if turn is None else turn
         copied = heads * (turn is not None) + 2 * self.kv
@@ -176,9 +166,8 @@ class _PagedAttend:
         like = {**self.sizes, "BD": self.block, "BN": self.keys, "SLIDES": slides}
         blocks = -(-size * (heads // self.kv) // self.rows)
         _launch(pt.own, (size, self.kv, self.own_parts))(
-            qkv, *kept, *parts, scale, size, **like, BM=self.group_rows, PARTS=self.own_parts,
-            BEFORE=0,
-        )  # fmt: skip
+            qkv, *kept, *parts, scale, size, **like, BM=self.group_rows, PARTS=self.own_parts
+        )
         after = [x[self.own_parts :] for x in parts]
         _launch(pt.shared, (blocks, self.kv, self.parts))(
             qkv, *kept, *after, scale, size, **like, BM=self.rows, PARTS=self.parts
@@ -192,10 +181,9 @@ class _PagedAttend:
         return out
 
     def gate(self, both: torch.Tensor, act: Any) -> torch.Tensor:
-        """Return act(gate) * value of [T, 2 * inner], gates first."""
+        """See `Attend`."""
         if type(act).__name__ not in ("SiLU", "SiLUActivation"):
-            first, second = both.chunk(2, dim=-1)
-            return act(first) * second  # type: ignore[no-any-return]
+            return super().gate(both, act)
         inner = both.shape[1] // 2
         out = both.new_empty(len(both), inner)
         _launch(pt.gated, (len(both), -(-inner // 1024)))(both, out, inner, BLOCK=1024)

@@ -74,15 +74,27 @@ def keep(
 
 
 @triton.jit
-def _walk(
-    q, keys, values, head_at, plan, slots_at, first, stop, before, low, d, scale,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SLIDES: tl.constexpr,
+def _attend(
+    qkv, keys, values, head_stride, plan, tops, totals, sums, scale, T,
+    kv, t, head, live, low, slots_at, count, before, part,
+    HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, PARTS: tl.constexpr, SLIDES: tl.constexpr,
 ):  # fmt: skip
-    """Attention of BM queries to the entries [first, stop) of a list of slots.
+    """Attend with BM queries to one of PARTS parts of a list of `count` slots in `plan`.
 
-    `before`: entries of the path before the list. Returns the largest score (in powers of two),
-    the sum of exponentials relative to it, and the sum of values times those.
+    Queries are those of `head` at `t`, where `live`; `before` entries of their paths come before
+    the list. Written are, for each part, the largest score (in powers of two), the sum of
+    exponentials relative to it, and the sum of values times those: tops, totals
+    [parts, T, HEADS] and sums [parts, T, HEADS, D], float32.
     """
+    d = tl.arange(0, BD)
+    wide = (d < D)[None, :]
+    of = (t * (HEADS + 2 * KV) + head) * D
+    q = tl.load(qkv + of[:, None] + d[None, :], mask=live[:, None] & wide, other=0.0)
+    each = tl.cdiv(tl.cdiv(count, PARTS), BN) * BN
+    first = part * each
+    stop = tl.minimum(first + each, count)
+    head_at = kv.to(tl.int64) * head_stride
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BD], tl.float32)
@@ -91,7 +103,7 @@ def _walk(
         there = at < stop
         slot = tl.load(plan + slots_at + at, mask=there, other=0).to(tl.int64)
         place = head_at + slot[:, None] * D + d[None, :]
-        inside = there[:, None] & (d < D)[None, :]
+        inside = there[:, None] & wide
         k = tl.load(keys + place, mask=inside, other=0.0)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * _LOG2E)
         seen = there[None, :]
@@ -106,7 +118,10 @@ def _walk(
         v = tl.load(values + place, mask=inside, other=0.0)
         acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         top = new
-    return top, total, acc
+    out = (part * T + t) * HEADS + head
+    tl.store(tops + out, top, mask=live)
+    tl.store(totals + out, total, mask=live)
+    tl.store(sums + out[:, None] * D + d[None, :], acc, mask=live[:, None] & wide)
 
 
 @triton.jit
@@ -117,63 +132,40 @@ def shared(
 ):  # fmt: skip
     """Attend to the common entries: part `program_id(2)` of them, for BM rows of queries.
 
-    The rows of a key/value head are the queries of its group, position after position. tops,
-    totals [parts, T, HEADS] and sums [parts, T, HEADS, D], float32, are written.
+    The rows of a key/value head are the queries of its group, position after position.
     """
-    block, kv, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    kv, part = tl.program_id(1), tl.program_id(2)
     G: tl.constexpr = HEADS // KV
-    row = block * BM + tl.arange(0, BM)
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
     t, head = row // G, kv * G + row % G
-    live = t < T
-    d = tl.arange(0, BD)
-    place = (t * (HEADS + 2 * KV) + head) * D
-    inside = live[:, None] & (d < D)[None, :]
-    q = tl.load(qkv + place[:, None] + d[None, :], mask=inside, other=0.0)
-    low = tl.load(plan + 8 + 5 * T + t, mask=live, other=0)
-    common = tl.load(plan)
-    each = tl.cdiv(tl.cdiv(common, PARTS), BN) * BN
-    first = part * each
-    top, total, acc = _walk(
-        q, keys, values, kv.to(tl.int64) * head_stride, plan, 8 + 6 * T, first,
-        tl.minimum(first + each, common), 0, low, d, scale, D, BD, BM, BN, SLIDES,
+    low = tl.load(plan + 8 + 5 * T + t, mask=t < T, other=0)
+    _attend(
+        qkv, keys, values, head_stride, plan, tops, totals, sums, scale, T,
+        kv, t, head, t < T, low, 8 + 6 * T, tl.load(plan), 0, part,
+        HEADS, KV, D, BD, BM, BN, PARTS, SLIDES,
     )  # fmt: skip
-    out = (part * T + t) * HEADS + head
-    tl.store(tops + out, top, mask=live)
-    tl.store(totals + out, total, mask=live)
-    tl.store(sums + out[:, None] * D + d[None, :], acc, mask=inside)
 
 
 @triton.jit
 def own(
     qkv, keys, values, head_stride, plan, tops, totals, sums, scale, T,
     HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PARTS: tl.constexpr, BEFORE: tl.constexpr, SLIDES: tl.constexpr,
+    BN: tl.constexpr, PARTS: tl.constexpr, SLIDES: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the entries of one position alone: part `program_id(2)` of them.
+    """Attend to the entries of one position alone, part `program_id(2)` of them: as `shared`.
 
-    As `shared`; its parts come first, BEFORE of them. BM is at least the size of a group.
+    BM is at least the size of a group.
     """
     t, kv, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     G: tl.constexpr = HEADS // KV
     row = tl.arange(0, BM)
-    live, head = row < G, kv * G + row
-    d = tl.arange(0, BD)
-    place = (t * (HEADS + 2 * KV) + head) * D
-    inside = live[:, None] & (d < D)[None, :]
-    q = tl.load(qkv + place[:, None] + d[None, :], mask=inside, other=0.0)
     low = tl.load(plan + 8 + 5 * T + t) + tl.zeros([BM], tl.int32)
-    begin = tl.load(plan + 8 + 3 * T + t)
-    length = tl.load(plan + 8 + 4 * T + t)
-    each = tl.cdiv(tl.cdiv(length, PARTS), BN) * BN
-    first = part * each
-    top, total, acc = _walk(
-        q, keys, values, kv.to(tl.int64) * head_stride, plan, begin, first,
-        tl.minimum(first + each, length), tl.load(plan), low, d, scale, D, BD, BM, BN, SLIDES,
+    begin, length = tl.load(plan + 8 + 3 * T + t), tl.load(plan + 8 + 4 * T + t)
+    _attend(
+        qkv, keys, values, head_stride, plan, tops, totals, sums, scale, T,
+        kv, t, kv * G + row, row < G, low, begin, length, tl.load(plan), part,
+        HEADS, KV, D, BD, BM, BN, PARTS, SLIDES,
     )  # fmt: skip
-    out = ((BEFORE + part) * T + t) * HEADS + head
-    tl.store(tops + out, top, mask=live)
-    tl.store(totals + out, total, mask=live)
-    tl.store(sums + out[:, None] * D + d[None, :], acc, mask=inside)
 
 
 @triton.jit

@@ -23,8 +23,7 @@ import torch
 
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.contexts_numba import lacking
-from genlm_bytes_smc.lm.device_rows import fetched
-from genlm_bytes_smc.lm.devices import send
+from genlm_bytes_smc.lm.devices import fetched, send
 from genlm_bytes_smc.lm.engine import BadRowError, RowEngine, gathered
 from genlm_bytes_smc.lm.host_rows import EXACT_WIDTH, HostRows
 from genlm_bytes_smc.lm.rows_numba import FloatArray, RowArrays
@@ -317,7 +316,8 @@ class RowStore:
         """
         if self.trie.position[token] < 0:
             return 1.0
-        return self._host.prob(int(self.slot_of[context]), token)
+        rows, slot = self.host, self.slot_of[context]
+        return float(rows.probs[slot, token] * rows.scale[slot])
 
     def _first_chunk(self, missing: IntArray) -> IntArray:
         """Shallow contexts first, as many as one forward's logits may hold."""

@@ -16,19 +16,17 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.fast_path import Way, warn_lost
-from genlm_bytes_smc.lm.architecture import Architecture
-from genlm_bytes_smc.lm.async_lm import start_tokens
-from genlm_bytes_smc.lm.attention import Layout
 from genlm_bytes_smc.lm.bundled import BundledGPT2
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts import IntArray, start_tokens
 from genlm_bytes_smc.lm.devices import fitting_threads, send
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.lm.tree_cache import Paths, Work
-from genlm_bytes_smc.lm.tree_forward import TreeForward, batches, plain_logits
+from genlm_bytes_smc.lm.tree_cache import Layout, Paths, Work
+from genlm_bytes_smc.lm.tree_forward import Architecture, TreeForward
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_LIMIT_BYTES = 1 << 30
+_MOST_POSITIONS = 1 << 15  # of one padded batch
 
 
 class TreeTransformer(RowEngine):
@@ -81,7 +79,7 @@ class TreeTransformer(RowEngine):
         self.base = model if device is None else model.to(device)
         self._parameters = sum(p.numel() for p in model.parameters())
         self.base.eval()
-        self._architecture = Architecture.of(self.base)
+        self._architecture = Architecture(self.base)
         with torch.inference_mode():
             sample = plain_logits(self.base, self._architecture, [[0]])
         width = int(sample.shape[1])
@@ -106,7 +104,9 @@ class TreeTransformer(RowEngine):
         self.limit_bytes = limit_bytes
         self.logit_bytes = 1 << 30
         self.mask_bytes = 1 << 28
-        self._width, self._evicted = width, 0
+        self.pack_bytes = 1 << 30
+        self._width = self.input_size = width
+        self._evicted = 0
         self._row_bytes = width * (sample.element_size() + 4)
         self._forward = TreeForward(self.base, self._architecture, self.tree, self.limit_bytes)
         self._told_forward, self._told_room = False, True
@@ -139,23 +139,9 @@ class TreeTransformer(RowEngine):
         seconds to import, when this is first read; rows come from them from then on."""
         if isinstance(self.base, BundledGPT2):
             self.base = self.base.in_transformers()
-            self._architecture = Architecture.of(self.base)
+            self._architecture = Architecture(self.base)
             self._forward.replace(self.base, self._architecture)
         return self.base
-
-    @property
-    def pack_bytes(self) -> int:
-        """See the class."""
-        return self._forward.pack_bytes
-
-    @pack_bytes.setter
-    def pack_bytes(self, limit: int) -> None:
-        self._forward.pack_bytes = limit
-
-    @property
-    def input_size(self) -> int:
-        """Token ids that the model takes are below it."""
-        return self._width
 
     # -- rows --------------------------------------------------------------------------
 
@@ -204,18 +190,13 @@ class TreeTransformer(RowEngine):
             return torch.cat([self._tree(nodes[:half]), self._tree(nodes[half:])])
         self.counts.evicted += evicted
         self._evicted += evicted
-        if work.nodes == (wanted := nodes.tolist()):
-            asked = np.arange(len(wanted))
-        else:
-            position = {node: i for i, node in enumerate(work.nodes)}
-            asked = np.array([position[n] for n in wanted], dtype=np.int64)
-        if len(asked) <= self._most_rows:
-            paths = self._forward.paths(work.nodes, work.fresh)
-            if paths is not None:
-                return self._part(work, 0, len(work.nodes), asked, paths)
-        cuts = list(self._parts(work, asked))
+        position = {node: i for i, node in enumerate(work.nodes)}
+        asked = np.array([position[n] for n in nodes.tolist()], dtype=np.int64)
+        few = len(asked) <= self._most_rows
+        paths = self._forward.paths(work.nodes, work.fresh) if few else None
+        cuts = list(self._parts(work, asked)) if paths is None else [(0, len(work.nodes))]
         if len(cuts) == 1:
-            return self._part(work, 0, len(work.nodes), asked)
+            return self._part(work, *cuts[0], asked, paths)
         rows = self._empty(len(nodes))
         for first, stop in cuts:
             here = np.flatnonzero((asked >= first) & (asked < stop))
@@ -307,9 +288,7 @@ class TreeTransformer(RowEngine):
     def _probe(self, dtype: torch.dtype, *, paged: bool = False) -> str | None:
         """Why the cache cannot be trusted with this model, or None if a small tree comes right.
 
-        Args:
-            dtype: of the model's rows.
-            paged: read keys where they lie, by `lm.paged`.
+        Rows come in `dtype`; with `paged` keys are read where they lie, by `lm.paged`.
         """
         a, b, c, d = (i % self._width for i in range(4))
         steps: list[tuple[Layout, list[list[int]]]] = [
@@ -338,6 +317,7 @@ class TreeTransformer(RowEngine):
 
     def _clear_cache(self) -> None:
         """Drop all keys and values, free their memory, and read the model's weights anew."""
+        self._forward.pack_bytes = self.pack_bytes
         self._forward.clear()
 
     def memory(self) -> dict[str, int]:
@@ -361,3 +341,57 @@ def _agree(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
     # Outside inference mode, so that callers may do with rows what they like.
     return torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+
+
+# -- without any cache: the slow way that every model allows -----------------------------
+
+
+def plain_logits(
+    model: Any, architecture: Architecture, contexts: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Return logits after each context, none empty, from one forward, padded on the right:
+    float[B, width], in the model's dtype."""
+    lengths = [len(c) for c in contexts]
+    longest, device = max(lengths), model.get_input_embeddings().weight.device
+    padded = [[*c, *([0] * (longest - len(c)))] for c in contexts]
+    inputs: dict[str, Any] = {"input_ids": torch.tensor(padded, device=device), "use_cache": False}
+    if architecture.masks_padding:
+        inputs["attention_mask"] = torch.tensor(
+            [[1] * n + [0] * (longest - n) for n in lengths], device=device
+        )
+    ends = sorted(set(lengths))
+    if architecture.row_index:
+        inputs["logits_to_keep"] = torch.tensor([n - 1 for n in ends], device=device)
+        at = {n: i for i, n in enumerate(ends)}
+    else:
+        at = {n: n - 1 for n in ends}
+    logits: torch.Tensor = model(**inputs).logits
+    return logits[range(len(lengths)), [at[n] for n in lengths]]
+
+
+def batches(
+    lengths: Sequence[int], architecture: Architecture, most_rows: int
+) -> Iterator[list[int]]:
+    """Cut contexts, longest first, into forwards whose logits and padding stay bounded.
+
+    Args:
+        lengths: tokens of each context.
+        architecture: of the model.
+        most_rows: rows of logits that one forward may make.
+
+    Yields:
+        Indices into `lengths`.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch:
+            size = len(batch) + 1
+            longest = lengths[batch[0]]
+            distinct = len({lengths[j] for j in batch} | {lengths[i]})
+            rows = size * (distinct if architecture.row_index else longest)
+            if rows > most_rows or size * longest > _MOST_POSITIONS:
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch

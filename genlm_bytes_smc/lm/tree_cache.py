@@ -1,7 +1,7 @@
-"""Which contexts have key/value entries, and where: host bookkeeping of the tree cache.
+"""Which contexts have key/value entries, where, and which of them a forward reads: on the host.
 
 One entry a context, for its last token, in a *slot* of a buffer that is the same for every
-layer. Nothing here touches a tensor. Layout (struct of arrays)::
+layer. Nothing here touches a tensor. Layout of `TreeCache` (struct of arrays)::
 
     by context id   slot       int64[tree.capacity]   its slot, or -1
     by slot         node       int64[slots]           its context, or -1 if the entry is dead
@@ -10,18 +10,32 @@ layer. Nothing here touches a tensor. Layout (struct of arrays)::
 Two laws hold throughout. The contexts with entries are closed under taking ancestors, so
 what a request lacks is the end of a path. A parent's slot is below its children's, since new
 entries go to the end and compaction keeps the order.
+
+The positions of a forward see their ancestors and themselves (`Paths`). Where keys are not read
+as they lie (`lm.paged`) there are three ways to lay them out, and `attend` takes the cheapest:
+
+``range``   one sequence of T positions against a stretch of the buffer as it lies, dead and
+            foreign entries masked: nothing is copied.
+``listed``  the same against the entries that some position needs, copied together: for a
+            few contexts in a buffer full of others.
+``rows``    each position a batch row with its own path, copied and padded: for many long
+            contexts that share little, where a T x C mask would be nearly all `-inf`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
-from genlm_bytes_smc.lm.contexts_numba import common_depth, fill_paths, spelled
+from genlm_bytes_smc.lm.contexts_numba import common_depth, fill_paths, mark
+from genlm_bytes_smc.lm.devices import ON_CPU, AttentionCosts
+
+MaskArray = npt.NDArray[np.float32]
+Layout = Literal["range", "listed", "rows"]
 
 MOST_POSITIONS = 1024
 """Of a forward that reads keys where they lie (`lm.paged`)."""
@@ -46,23 +60,6 @@ class Work:
 
     nodes: list[int]
     fresh: int
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a forward in which each position is the child of the one before.
-
-    Attributes:
-        start, stop: its positions.
-        parent: position of the first one's parent in the same forward, or -1 if the parent
-            has an entry in the buffer (or is the empty context).
-        path: slots of the first one's ancestors where `parent` is -1, int64[depth - 1].
-    """
-
-    start: int
-    stop: int
-    parent: int
-    path: IntArray
 
 
 class Paths(NamedTuple):
@@ -107,18 +104,6 @@ class TreeCache:
         """Return the number of contexts that have an entry."""
         return self.used - self.dead
 
-    # -- reading -----------------------------------------------------------------------
-
-    def depths(self, slots: IntArray | slice) -> IntArray:
-        """Return the tokens of the contexts in these slots (any number for a dead entry)."""
-        return self.tree.depth[self._node[slots]]
-
-    def path(self, node: int) -> IntArray:
-        """Slots of `node`'s tokens in order, int64[depth]; `node` must have an entry."""
-        path = np.empty(int(self.tree.depth[node]), dtype=np.int64)
-        spelled(self.tree.parent, self._slot, node, path)
-        return path
-
     # -- planning ----------------------------------------------------------------------
 
     def work(self, nodes: IntArray) -> Work:
@@ -143,27 +128,16 @@ class TreeCache:
             seen.update(branch)
         return Work(fresh + again, len(fresh))
 
-    def segments(self, nodes: list[int], fresh: int) -> list[Segment]:
-        """Cut one forward (part of a `Work`, its first `fresh` without entries) into branches."""
-        parent = self.tree.parent
-        position = {node: i for i, node in enumerate(nodes[:fresh])}
-        out, start = list[Segment](), 0
-        while start < len(nodes):
-            stop = start + 1
-            while stop < fresh and parent[nodes[stop]] == nodes[stop - 1]:
-                stop += 1
-            above = int(parent[nodes[start]])
-            inside = position.get(above, -1)
-            path = self.path(0 if inside >= 0 else above)
-            out.append(Segment(start, stop, inside, path))
-            start = stop
-        return out
+    def is_one_text(self, nodes: IntArray, fresh: int) -> bool:
+        """Return whether one forward computes a text of which nothing is kept, and nothing else."""
+        whole = fresh == len(nodes) == self.tree.depth[nodes[-1]]
+        return whole and bool((self.tree.parent[nodes[1:]] == nodes[:-1]).all())
 
-    def paths(self, nodes: IntArray, fresh: int, most: int) -> Paths | None:
+    def paths(self, nodes: IntArray, fresh: int, most: float = np.inf) -> Paths | None:
         """Find the entries that the positions of one forward see; None: more than `most` in all.
 
         Args:
-            nodes: as in a `Work`.
+            nodes: as in a `Work` (or a stretch of one), int64[T].
             fresh: how many of them, the first, have no entry yet.
             most: entries, common ones counted once.
         """
@@ -219,7 +193,9 @@ class TreeCache:
         alive = np.flatnonzero(self._node[: self.used] >= 0)
         if len(alive) + more <= limit - limit // _EVICT_SHARE:
             return alive
-        need = self._needed(wanted)[alive]
+        needed = np.zeros(self.tree.capacity, dtype=bool)
+        mark(self.tree.parent, wanted, needed)
+        need = needed[self._node[alive]]
         if int(need.sum()) + more > limit:
             raise MemoryError(f"{int(need.sum()) + more} entries do not fit in {limit}")
         live = self.tree.live()[self._node[alive]]
@@ -256,26 +232,16 @@ class TreeCache:
 
     # -- inside ------------------------------------------------------------------------
 
-    def _needed(self, wanted: IntArray) -> npt.NDArray[np.bool_]:
-        """Mask over slots: entries of `wanted` and of their ancestors."""
-        mask = np.zeros(self.used, dtype=bool)
-        frontier = np.unique(wanted)
-        while len(frontier):
-            slots = self._slot[frontier]
-            mask[slots[slots >= 0]] = True
-            frontier = np.unique(self.tree.parent[frontier])
-            frontier = frontier[frontier > 0]
-        return mask
-
     def _last_use(self) -> IntArray:
         """When each slot or anything below it was last used, int64[used]."""
         last = self._last_used[: self.used].copy()
-        depth = np.where(self._node[: self.used] >= 0, self.depths(slice(self.used)), 0)
+        node = self._node[: self.used]
+        depth = np.where(node >= 0, self.tree.depth[node], 0)
         by_depth = np.argsort(depth, kind="stable")
         ends = np.searchsorted(depth[by_depth], np.arange(2, int(depth.max(initial=0)) + 2))
         for first, stop in zip(ends[-2::-1], ends[:0:-1], strict=True):
             level = by_depth[first:stop]
-            above = self._slot[self.tree.parent[self._node[level]]]
+            above = self._slot[self.tree.parent[node[level]]]
             np.maximum.at(last, above, last[level])
         return last
 
@@ -298,3 +264,128 @@ class TreeCache:
             lack = max(slots - len(self._node), len(self._node))
             self._node = np.concatenate([self._node, np.full(lack, -1, dtype=np.int64)])
             self._last_used = np.concatenate([self._last_used, np.zeros(lack, dtype=np.int64)])
+
+
+# -- keys laid out -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the T positions of one forward read.
+
+    Attributes:
+        layout: how the keys lie (see the module's text).
+        low, first, high: the slots that are read lie in `[low, high)`; those of the positions
+            themselves are the last, from `first` on.
+        index: slots int64[C] (``listed``) or int64[T, C] (``rows``), else None.
+        full: 0 where a position sees a key and `-inf` elsewhere, float32[T, C]; None if the
+            plain causal rule says the same.
+        sliding: the same for layers with a sliding window; None where `full` serves.
+    """
+
+    layout: Layout
+    low: int
+    first: int
+    high: int
+    index: IntArray | None = None
+    full: MaskArray | None = None
+    sliding: MaskArray | None = None
+
+    @property
+    def keys(self) -> int:
+        """Number of keys each position is laid against (C)."""
+        return self.high - self.low if self.index is None else int(self.index.shape[-1])
+
+
+def attend(
+    cache: TreeCache,
+    nodes: IntArray,
+    fresh: int,
+    *,
+    window: int | None = None,
+    always_mask: bool = False,
+    layout: Layout | None = None,
+    most_copied: int | None = None,
+    costs: AttentionCosts = ON_CPU,
+) -> Attention:
+    """Lay out the keys of one forward whose positions take the slots from `cache.used` on.
+
+    Args:
+        cache: where the ancestors' entries are.
+        nodes: the contexts of the forward, int64[T], as in a `Work`.
+        fresh: how many of them, the first, have no entry yet.
+        window: in sliding layers a position sees this many tokens, itself included.
+        always_mask: whether to spell out even the plain causal mask.
+        layout: force one; None takes the cheapest.
+        most_copied: the most entries that may be copied together.
+        costs: of the device.
+    """
+    depth, first, high = cache.tree.depth[nodes], cache.used, cache.used + len(nodes)
+    if window is not None and int(depth.max()) <= window:
+        window = None
+    plain = window is None and not always_mask
+    if plain and layout in (None, "range") and cache.is_one_text(nodes, fresh):
+        return Attention("range", first, first, high)  # if long, its paths would take much memory
+    paths = cache.paths(nodes, fresh)
+    assert paths is not None
+    slots = np.concatenate([paths.common, paths.own]).astype(np.int64)
+    low = int(slots.min())
+    seen = np.zeros(high - low, dtype=bool)
+    seen[slots - low] = True
+    layout = layout or _cheapest(paths, seen, most_copied, costs)
+    index, keys, place = None, high - low, np.arange(high - low)
+    if layout == "listed":
+        index, place = np.flatnonzero(seen) + low, np.cumsum(seen) - 1
+        keys = len(index)
+    elif layout == "rows":
+        keys = int(depth.max())
+    if plain and layout != "rows" and len(nodes) == 1 and keys == depth[0]:
+        return Attention(layout, low, first, high, index)
+    # Each position sees the first entries, `common`, and some of its own: one a place of `own`.
+    common, own = slots[: len(paths.common)], slots[len(paths.common) :]
+    row = np.repeat(np.arange(len(nodes)), paths.length)
+    if window is not None or layout == "rows":
+        stops = np.cumsum(paths.length)
+        above = np.arange(len(own)) + np.repeat(len(common) - stops + paths.length, paths.length)
+    if layout == "rows":
+        index = np.repeat(np.arange(first, high)[:, None], keys, axis=1)
+        at, common_at = above.copy(), np.arange(len(common))
+        at[stops - 1] = keys - 1  # the position itself comes last
+        index[:, common_at], index[row, at] = common, own
+    else:
+        at, common_at = place[own - low], place[common - low]
+    full = np.full((len(nodes), keys), -np.inf, dtype=np.float32)
+    full[:, common_at] = full[row, at] = 0.0
+    if window is None:
+        return Attention(layout, low, first, high, index, full)
+    near = depth[row] - above <= window
+    far = depth[:, None] - np.arange(len(common)) > window
+    sliding = np.full_like(full, -np.inf)
+    sliding[row[near], at[near]] = 0.0
+    sliding[:, common_at] = np.where(far, np.float32(-np.inf), np.float32(0.0))
+    return Attention(layout, low, first, high, index, full, sliding)
+
+
+def _cheapest(
+    paths: Paths, seen: npt.NDArray[np.bool_], most_copied: int | None, costs: AttentionCosts
+) -> Layout:
+    """Return the layout that costs least; `seen`, bool[C]: which slots are needed of a stretch."""
+    positions, reach = len(paths.depth), len(seen)
+    starts = np.cumsum(paths.length) - paths.length
+    new = np.add.reduceat(paths.own >= paths.first, starts)  # entries of this forward, on each path
+    known = paths.depth - new
+    longest = int(known.max())
+    most = np.inf if most_copied is None else most_copied
+    key = max(costs.lone_key, costs.pair * positions)
+    whole: dict[Layout, float] = {"range": reach * key}
+    if reach > 2 * (longest + positions):
+        listed = int(seen.sum())
+        if ((new == 1) & (known > 0)).sum() != 1:  # of several paths positions count twice
+            listed += positions
+        if listed <= most:
+            whole["listed"] = listed * (costs.copy + key)
+    each = longest + 1
+    # Each may be a batch row if no position is another's ancestor.
+    if positions > 1 and (new == 1).all() and positions * each <= most:
+        whole["rows"] = positions * each * costs.row_key
+    return min(whole, key=lambda name: whole[name])

@@ -1,9 +1,12 @@
-"""One forward, over part of a context tree or over whole contexts: host plans in, logits out."""
+"""One forward over part of a context tree: host plans in, logits out.
+
+What must be known of a model to run it is read off its configuration (`Architecture`).
+"""
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,22 +15,139 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.fast_path import Way, warn_lost
-from genlm_bytes_smc.lm.architecture import Architecture
-from genlm_bytes_smc.lm.attention import Attention, Layout, MaskArray, attend, costs_on
 from genlm_bytes_smc.lm.bundled import BundledGPT2
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
-from genlm_bytes_smc.lm.decoder import Decoder, Masks, decoder_of, is_hooked, is_known
-from genlm_bytes_smc.lm.devices import send
+from genlm_bytes_smc.lm.decoder import Decoder, LaidOut, Masks, decoder_of, is_hooked, is_known
+from genlm_bytes_smc.lm.devices import costs_on, send
 from genlm_bytes_smc.lm.kv_buffer import KVBuffer, transformers_buffer
-from genlm_bytes_smc.lm.tree_cache import MOST_ENTRIES, MOST_POSITIONS, Paths, TreeCache
+from genlm_bytes_smc.lm.tree_cache import (
+    MOST_ENTRIES,
+    MOST_POSITIONS,
+    Attention,
+    Layout,
+    MaskArray,
+    Paths,
+    TreeCache,
+    attend,
+)
 
 if TYPE_CHECKING:
     from genlm_bytes_smc.lm.paged import PagedForward
 
-_MOST_POSITIONS = 1 << 15  # of one padded batch
 _UNLIMITED = 1 << 40
 
+# Families that never took position ids, or keys and values to go on from.
+_WITHOUT = {
+    "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "bloom", "cpmant", "marian",
+    "mbart", "mpt", "musicgen", "musicgen_melody", "mvp", "openai-gpt", "pegasus", "plbart",
+    "prophetnet", "reformer", "roformer", "trocr", "whisper", "xlnet",
+}  # fmt: skip
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_CACHE_NAMES = ("cache", "past_key_values")  # since transformers 5.24, and before
+_MASKED = {"sdpa", "eager"}  # attention implementations that take any 4-D mask
+
 _PAGED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Architecture:
+    """The facts about one model that decide how it is run.
+
+    Args:
+        model: a transformers causal language model.
+
+    Attributes:
+        window: the most tokens a context may have, or None.
+        layers: number of layers.
+        sliding: tokens that a position of a sliding-window layer sees, itself included, or
+            None if every layer sees everything.
+        mixed: whether some layers slide and others do not: these models take one mask a kind.
+        eager: whether attention needs its causal mask spelled out, and keeps its weights.
+        heads: attention heads.
+        row_index: whether the model can apply its head to chosen positions only.
+        masks_padding: whether the model takes a mask of padding.
+        reach: contexts longer than this are computed with other position encodings
+            (`longrope`) and share no keys with shorter ones; None if there is no such length.
+        cache_name: what the model's forward calls the argument for keys and values; "" if it
+            takes none.
+        fixed_turns: whether rotary positions, if it has them, are turned alike in all forwards.
+        refusal: "whole" and why, if the model's own modules cannot use the tree cache; None if
+            they can, as far as the configuration tells.
+    """
+
+    def __init__(self, model: Any) -> None:
+        config = model.config.get_text_config(decoder=True)
+        takes = inspect.signature(model.forward).parameters
+        kinds = set(getattr(config, "layer_types", None) or ())
+        self.window: int | None = getattr(config, "max_position_embeddings", None)
+        self.layers = int(getattr(config, "num_hidden_layers", 0))
+        slides = not kinds or "sliding_attention" in kinds
+        self.sliding: int | None = getattr(config, "sliding_window", None) if slides else None
+        self.mixed = len(kinds) > 1
+        self.eager = _implementation(model) != "sdpa"
+        self.heads = int(getattr(config, "num_attention_heads", 1) or 1)
+        self.row_index = "logits_to_keep" in takes
+        self.masks_padding = "attention_mask" in takes
+        self.reach = _reach(config)
+        self.cache_name = next((name for name in _CACHE_NAMES if name in takes), "")
+        self.fixed_turns = not {kind for kind, _ in _ropes(config)} & {"dynamic", "longrope"}
+        never = _never(model, config, kinds)
+        reason = never or _missing(model, config, set(takes))
+        self.refusal = None if reason is None else Way("whole", reason, never is None)
+
+
+def _implementation(model: Any) -> str:
+    return str(getattr(model.config, "_attn_implementation", None) or "eager")
+
+
+def _never(model: Any, config: Any, kinds: set[str]) -> str | None:
+    """Why models of this family have no tree cache; None if they should."""
+    if getattr(model, "_is_stateful", False):
+        return "it keeps a recurrent state, not keys and values"
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if kinds - _KNOWN_LAYERS:
+        return f"it has layers of type {', '.join(sorted(kinds - _KNOWN_LAYERS))}"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return "its local attention goes by distance in memory"
+    if getattr(config, "alibi", False):
+        return "its attention (ALiBi) goes by distance in memory"
+    if getattr(config, "model_type", None) in _WITHOUT:
+        return "models of its kind take no position ids, or no keys and values to go on from"
+    return None
+
+
+def _missing(model: Any, config: Any, takes: set[str]) -> str | None:
+    """Return what the tree cache needs of a model and this one lacks, or None."""
+    for names in (_CACHE_NAMES, ("position_ids",), ("attention_mask",)):
+        if not takes.intersection(names):
+            return f"its forward takes no argument {' or '.join(names)}"
+    if _implementation(model) not in _MASKED:
+        return (
+            f"its attention implementation, {_implementation(model)}, takes no tree mask; load "
+            'it with attn_implementation="sdpa"'
+        )
+    if not getattr(config, "num_hidden_layers", 0):
+        return "its configuration does not say how many layers it has"
+    return None
+
+
+def _ropes(config: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the kinds and settings of rotary positions, one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if not isinstance(rope, dict):
+        return []
+    every = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    return [(r.get("rope_type", r.get("type")), r) for r in every]
+
+
+def _reach(config: Any) -> int | None:
+    name = "original_max_position_embeddings"
+    limits = [
+        rope.get(name) or getattr(config, name, None)
+        for kind, rope in _ropes(config)
+        if kind == "longrope"
+    ]
+    return min((int(n) for n in limits if n), default=None)
 
 
 class TreeForward:
@@ -100,11 +220,9 @@ class TreeForward:
             return Way("written out", reason, weights.lost)
         if self.refusal is not None and not is_known(self.model):
             return self.refusal
-        reason = "something watches or replaces the forward of the model"
-        if self.doubt is not None:
-            reason = self.doubt
-        elif isinstance(self._decoder, str):
-            reason = self._decoder
+        unknown = self._decoder if isinstance(self._decoder, str) else None
+        hooked = "something watches or replaces the forward of the model"
+        reason = self.doubt or unknown or hooked
         if self.refusal is None:
             return Way("modules", reason, is_known(self.model))
         return Way("whole", f"{reason}; and {self.refusal.reason}", True)
@@ -117,11 +235,8 @@ class TreeForward:
     def make_room(self, wanted: IntArray, more: int) -> int:
         """Make room for `more` entries beside those of `wanted` and their ancestors.
 
-        Returns:
-            How many entries were dropped that had to make way.
-
-        Raises:
-            MemoryError: there cannot be that much room within the limit.
+        Return how many entries were dropped that had to make way. A MemoryError says that there
+        cannot be that much room within the limit.
         """
         limit = _UNLIMITED if self.limit_slots is None else self.limit_slots
         keep = self.cache.room(wanted, more, limit)
@@ -188,7 +303,7 @@ class TreeForward:
                 f"lie failed ({type(error).__name__}: {error})"
             )
             return None
-        return decoder.logits(out if chosen is None else out[chosen])
+        return decoder.logits(out, chosen)
 
     def _paged_by(self, decoder: Decoder) -> PagedForward:
         if self._paged is None or self._paged.decoder is not decoder:
@@ -201,46 +316,36 @@ class TreeForward:
 
     def _laid_out(self, ids: IntArray, fresh: int, chosen: torch.Tensor | None) -> torch.Tensor:
         """Run a forward by torch's operations, its keys laid out."""
-        nodes, depth, layout = ids.tolist(), self.tree.depth[ids], self.layout
+        layout = self.layout
         attention = attend(
             self.cache,
-            self.cache.segments(nodes, fresh),
-            depth,
+            ids,
+            fresh,
             window=self.architecture.sliding,
             always_mask=self.architecture.eager,
             layout=None if layout == "paged" else layout,
             most_copied=self.limit_slots,
             costs=costs_on(self._device),
         )
-        self._buffer.prepare(self.cache.used, len(nodes), attention)
-        both = send(np.stack([self.tree.token[ids], depth - 1]), self._device)
-        compute = self._by_modules if (decoder := self.decoder) is None else decoder
-        batched = attention.layout == "rows"
-        return compute(both[0], both[1], self._masks(attention), self._buffer, chosen, batched)
-
-    def _by_modules(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        masks: Masks,
-        buffer: KVBuffer,
-        asked: torch.Tensor | None,
-        batched: bool,
-    ) -> torch.Tensor:
-        """Do what a `Decoder` does, by the model's own modules."""
+        self._buffer.prepare(attention)
+        both = send(np.stack([self.tree.token[ids], self.tree.depth[ids] - 1]), self._device)
+        masks, batched = self._masks(attention), attention.layout == "rows"
+        if (decoder := self.decoder) is not None:
+            attend_to = LaidOut(masks, self._buffer, batched, decoder)
+            return decoder.logits(decoder.body(both[0], both[1], attend_to), chosen)
         shape = (-1, 1) if batched else (1, -1)
-        inputs: dict[str, Any] = {self.architecture.cache_name: buffer}
-        if asked is not None and not batched and self.architecture.row_index:
-            inputs["logits_to_keep"], asked = asked, None
+        inputs: dict[str, Any] = {self.architecture.cache_name: self._buffer}
+        if chosen is not None and not batched and self.architecture.row_index:
+            inputs["logits_to_keep"], chosen = chosen, None
         logits: torch.Tensor = self.model(
-            input_ids=tokens.view(shape),
-            position_ids=positions.view(shape),
+            input_ids=both[0].view(shape),
+            position_ids=both[1].view(shape),
             attention_mask=masks,
             use_cache=True,
             **inputs,
         ).logits
         logits = logits[:, 0] if batched else logits[0]
-        return logits if asked is None else logits[asked.to(logits.device)]
+        return logits if chosen is None else logits[chosen.to(logits.device)]
 
     def clear(self) -> None:
         """Drop all entries and what was made of the model's weights, and free their memory."""
@@ -284,60 +389,3 @@ def _backends(device: torch.device) -> AbstractContextManager[None]:
 
     others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return sdpa_kernel(others)
-
-
-# -- without any cache: the slow way that every model allows -----------------------------
-
-
-def plain_logits(
-    model: Any, architecture: Architecture, contexts: Sequence[Sequence[int]]
-) -> torch.Tensor:
-    """Return logits after each context, none empty, from one forward, padded on the right.
-
-    They are float[B, width], in the model's dtype.
-    """
-    lengths = [len(c) for c in contexts]
-    longest = max(lengths)
-    device = model.get_input_embeddings().weight.device
-    padded = [[*c, *([0] * (longest - len(c)))] for c in contexts]
-    inputs: dict[str, Any] = {"input_ids": torch.tensor(padded, device=device), "use_cache": False}
-    if architecture.masks_padding:
-        inputs["attention_mask"] = torch.tensor(
-            [[1] * n + [0] * (longest - n) for n in lengths], device=device
-        )
-    ends = sorted(set(lengths))
-    if architecture.row_index:
-        inputs["logits_to_keep"] = torch.tensor([n - 1 for n in ends], device=device)
-        at = {n: i for i, n in enumerate(ends)}
-    else:
-        at = {n: n - 1 for n in ends}
-    logits: torch.Tensor = model(**inputs).logits
-    return logits[range(len(lengths)), [at[n] for n in lengths]]
-
-
-def batches(
-    lengths: Sequence[int], architecture: Architecture, most_rows: int
-) -> Iterator[list[int]]:
-    """Cut contexts, longest first, into forwards whose logits and padding stay bounded.
-
-    Args:
-        lengths: tokens of each context.
-        architecture: of the model.
-        most_rows: rows of logits that one forward may make.
-
-    Yields:
-        Indices into `lengths`.
-    """
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch:
-            size = len(batch) + 1
-            longest = lengths[batch[0]]
-            distinct = len({lengths[j] for j in batch} | {lengths[i]})
-            rows = size * (distinct if architecture.row_index else longest)
-            if rows > most_rows or size * longest > _MOST_POSITIONS:
-                yield batch
-                batch = []
-        batch.append(i)
-    if batch:
-        yield batch

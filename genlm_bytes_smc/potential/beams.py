@@ -34,11 +34,9 @@ from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
-from genlm_bytes_smc.beam.state import NOTHING
+from genlm_bytes_smc.beam.state import NOTHING, FloatArray
 from genlm_bytes_smc.calls import Coalesced
 from genlm_bytes_smc.lm.contexts import IntArray
-
-FloatArray = npt.NDArray[np.float64]
 
 _Question = tuple[bytes, bool]  # a text whose beam is asked for, and whether its row is, too
 
@@ -146,12 +144,11 @@ class Beams:
 
     async def weights(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
         """Log weights float64[N], nats: of the texts as prefixes or as whole texts."""
-        if complete and self.deferred:
-            return await self._whole(await self.entries(texts))
+        if self.deferred:
+            entries = await self.entries(texts)
+            return await self._ended(entries) if complete else _weights_of(entries, -np.inf)
         if complete:
             return extended(await self.entries(texts, rows=True), [EOS_COLUMN] * len(texts))
-        if self.deferred:
-            return _weights_of(await self.entries(texts), -np.inf)
         found = [self._find(text) for text in texts]
         out = _weights_of(found, 0.0)
         unknown = [n for n, text in enumerate(texts) if text and found[n] is None]
@@ -161,7 +158,7 @@ class Beams:
             out[unknown] = extended(before, last)
         return out
 
-    async def _whole(self, entries: Sequence[Entry | None]) -> FloatArray:
+    async def _ended(self, entries: Sequence[Entry | None]) -> FloatArray:
         """Return log weights of deferred lanes' texts as whole ones, float64[N], nats."""
         out = np.full(len(entries), -np.inf)
         known = np.flatnonzero([entry is not None for entry in entries])

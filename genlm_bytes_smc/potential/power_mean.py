@@ -15,14 +15,13 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from genlm.control.potential.base import Potential
 
 from genlm_bytes_smc.alphabet import BYTES, TABLES, Context, as_bytes
+from genlm_bytes_smc.beam.state import FloatArray
 from genlm_bytes_smc.constraints.base import ByteProduct, times
 
-FloatArray = npt.NDArray[np.float64]
 Mean = Callable[[torch.Tensor], torch.Tensor]
 
 _ORDERS = {"sum": 1.0, "prod": 0.0, "harmonic": -1.0, "min": -math.inf, "max": math.inf}
@@ -120,13 +119,11 @@ class PowerMean(Potential):  # type: ignore[misc]
 
     async def batch_prefix(self, contexts: Sequence[Context]) -> FloatArray:
         """`prefix` of each context, float64[N] on the host."""
-        return np.asarray(self.mean(await self._prefixes(_tokens(contexts))))
+        return np.asarray(self.mean(await self._of_members("batch_prefix", _tokens(contexts))))
 
     async def batch_complete(self, contexts: Sequence[Context]) -> FloatArray:
         """`complete` of each context, float64[N] on the host."""
-        texts = _tokens(contexts)
-        found = await asyncio.gather(*(m.batch_complete(texts) for m in self.members))
-        return np.asarray(self.mean(_stack(found)))
+        return np.asarray(self.mean(await self._of_members("batch_complete", _tokens(contexts))))
 
     async def logw_next(self, context: Context) -> Any:
         """Log weights of the next byte and of EOS: `LazyWeights` over float64[257], nats.
@@ -142,7 +139,7 @@ class PowerMean(Potential):  # type: ignore[misc]
     async def batch_logw_next(self, contexts: Sequence[Context]) -> Any:
         """`logw_next` of each context: `LazyWeights` over float64[N, 257]; -inf if impossible."""
         texts = _tokens(contexts)
-        before = await self._prefixes(texts)
+        before = await self._of_members("batch_prefix", texts)
         rows = await asyncio.gather(
             *(_rows(m, texts, w) for m, w in zip(self.members, before, strict=True))
         )
@@ -150,9 +147,10 @@ class PowerMean(Potential):  # type: ignore[misc]
         after = torch.stack([r.to(device) for r in rows]) + before.to(device)[:, :, None]
         return self.make_lazy_weights(next_rows(self.mean, before.to(device), after))
 
-    async def _prefixes(self, texts: list[list[bytes]]) -> torch.Tensor:
-        """Return the members' prefix weights, float64[k, N], nats."""
-        return _stack(await asyncio.gather(*(m.batch_prefix(texts) for m in self.members)))
+    async def _of_members(self, asked: str, texts: list[list[bytes]]) -> torch.Tensor:
+        """Return what a method of the members says of N texts, float64[k, N] on the host."""
+        found = await asyncio.gather(*(getattr(m, asked)(texts) for m in self.members))
+        return torch.stack([torch.as_tensor(w).double().cpu() for w in found])
 
     def __mul__(self, other: Potential) -> ByteProduct:
         """Return the product; see `product.times`."""
@@ -234,11 +232,6 @@ def _tokens(contexts: Sequence[Context]) -> list[list[bytes]]:
     if not len(contexts):
         raise ValueError("Contexts must be non-empty.")
     return [[BYTES[b] for b in as_bytes(context)] for context in contexts]
-
-
-def _stack(weights: Sequence[Any]) -> torch.Tensor:
-    """Return weights of k potentials of N texts as float64[k, N] on the host."""
-    return torch.stack([torch.as_tensor(w).double().cpu() for w in weights])
 
 
 def _order(order: Any) -> float:

@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.lattice import Lattice, Rows
 from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, Prompt, smc
+from genlm_bytes_smc.beam import deferred_nodes
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_reading_numba import AT_ONCE
-from genlm_bytes_smc.beam.deferred_text import read_texts, to_candidates
+from genlm_bytes_smc.beam.deferred_text import read_texts, read_weighed, to_candidates
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import FiniteSet
 from genlm_bytes_smc.smc.ensembles import lanes_of
@@ -109,6 +110,29 @@ async def test_it_does_what_the_slow_reading_does(tiny, text):
     again = await read(await DeferredLanes.start(model, wide), text)
     assert tiny.counts.rows - before == slow.rows
     assert again.log_z == pytest.approx(lanes.log_z, abs=1e-5)  # rows come in other forwards
+
+
+async def test_a_text_that_wants_many_rows_is_read_in_several_calls(tiny, monkeypatch):
+    """What is noted in one call, and the room for nodes, change nothing."""
+    model, calls = byte_model(tiny), [0]
+
+    def judge(*args):
+        calls[0] += 1
+        return compiled(*args)
+
+    compiled = deferred_nodes.rd.judge
+    monkeypatch.setattr(deferred_nodes.rd, "judge", judge)
+    start = await DeferredLanes.start(model, params(deferred_merge=1e-6, deferred_readings=2), 2)
+    found, counts = [], []
+    for room in (10_000, 0):
+        calls[0] = 0
+        monkeypatch.setattr(deferred_nodes, "NOTED", room)
+        lanes, weights = await read_weighed(start, [TEXTS[0], PROSE])
+        found.append((lanes.log_z, lanes.log_dropped, *weights, lanes.nodes.ints[:, :, :5]))
+        counts.append(calls[0])
+    assert counts[0] + 5 < counts[1]  # two readings, and wherever there is no room for a node
+    for once, often in zip(*found, strict=True):
+        np.testing.assert_array_equal(once, often)
 
 
 async def test_lanes_side_by_side_are_what_they_are_alone(tiny):

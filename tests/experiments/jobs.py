@@ -11,8 +11,7 @@ import numpy as np
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.experiments import Experiment, Outcome, Report
-from genlm_bytes_smc.experiments.models import fresh_engine
-from genlm_bytes_smc.experiments.reading import read_texts
+from genlm_bytes_smc.experiments.models import fresh_engine, read_texts
 from genlm_bytes_smc.smc.many import run_blocking
 
 N_JOBS = 6

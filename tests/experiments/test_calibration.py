@@ -8,7 +8,7 @@ import pytest
 from genlm_bytes_smc import BeamParams, byte_model
 from genlm_bytes_smc.experiments import CalibrationError, calibrate, calibrate_sync
 from genlm_bytes_smc.experiments.calibration import margin, student_quantile
-from genlm_bytes_smc.experiments.reading import read_texts
+from genlm_bytes_smc.experiments.models import read_texts
 from studies.texts import held_out
 
 GRID = {"widths": (1, 2, 4), "thresholds": (0.01, 0.001), "reference": BeamParams(K=16)}

@@ -7,9 +7,8 @@ import pytest
 
 from genlm_bytes_smc import BeamParams, as_engine, byte_model
 from genlm_bytes_smc.constraints import ByteRegex
-from genlm_bytes_smc.experiments import runs
-from genlm_bytes_smc.experiments.reading import read_texts
-from genlm_bytes_smc.experiments.runs import enumerate_texts, estimate_quality
+from genlm_bytes_smc.experiments import models
+from genlm_bytes_smc.experiments.models import enumerate_texts, estimate_quality, read_texts
 from genlm_bytes_smc.experiments.study import texts_of
 from genlm_bytes_smc.smc.many import run_blocking
 from studies.bias import TARGETS
@@ -66,7 +65,7 @@ async def test_enumerated_texts_sum_to_the_exact_value(monkeypatch):
     model = byte_model(as_engine(lm))
     total = sum(truth.ended(t) for t in TEXTS)
     params = {"heal": False, "eos_byte_strings": [EOS_TOKEN]}  # a toy's tokenizer names no end
-    monkeypatch.setattr(runs, "ending", lambda model, given: BeamParams(K=given.K, **params))
+    monkeypatch.setattr(models, "ending", lambda model, given: BeamParams(K=given.K, **params))
     exact, nothing = await enumerate_texts(model, TEXTS, 4096)
     narrow, unsure = await enumerate_texts(model, TEXTS, 2)
     assert math.exp(exact) == pytest.approx(total, rel=1e-6) and nothing == -math.inf

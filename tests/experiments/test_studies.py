@@ -13,8 +13,8 @@ from genlm_bytes_smc.cli.experiment import suggestion
 from genlm_bytes_smc.cli.options import StudyOptions
 from genlm_bytes_smc.experiments import EXPERIMENTS, Advice, ExperimentError, recommend
 from genlm_bytes_smc.experiments.advice import truth_of
-from genlm_bytes_smc.experiments.job import Job, attempt
-from genlm_bytes_smc.experiments.runs import summarise
+from genlm_bytes_smc.experiments.experiment import Job, attempt
+from genlm_bytes_smc.experiments.models import summarise
 from studies.constraints import PeerEngine
 from studies.texts import real_texts
 from tests.experiments.jobs import timeless

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from benchmarks.attention_costs import KeyShape, measure
-from genlm_bytes_smc.lm.attention import ON_CPU, ON_GPU, AttentionCosts, costs_on
 from genlm_bytes_smc.lm.contexts import ContextTree
+from genlm_bytes_smc.lm.devices import ON_CPU, ON_GPU, AttentionCosts, costs_on
 from genlm_bytes_smc.lm.tree_cache import TreeCache
 from tests.lm.test_tree_cache import compute, insert, plan
 

@@ -14,10 +14,10 @@ from genlm_bytes_smc import BeamParams, ByteLanes, TokenTrie, Vocabulary, as_eng
 from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.fast_path import FastPathWarning
-from genlm_bytes_smc.lm import device_rows
+from genlm_bytes_smc.lm import devices, host_rows
 from genlm_bytes_smc.lm.contexts import ContextTree
-from genlm_bytes_smc.lm.device_rows import Columns, linear_rows, runs
-from genlm_bytes_smc.lm.host_rows import HostRows
+from genlm_bytes_smc.lm.devices import Columns, linear_rows
+from genlm_bytes_smc.lm.host_rows import HostRows, runs
 from genlm_bytes_smc.lm.rows import SlotTable
 from genlm_bytes_smc.lm.rows_numba import DOUBLINGS
 from tests.beam.test_steps import nested_tokens
@@ -52,7 +52,7 @@ def rows_of(n, width, seed=0, spread=5.0):
 @pytest.mark.parametrize("pad", [0, 5])
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_linear_rows_are_what_the_compiled_loops_make(vocabulary, pad, device, monkeypatch):
-    monkeypatch.setattr(device_rows, "_AT_ONCE", 3000)  # two rows at once
+    monkeypatch.setattr(devices, "_AT_ONCE", 3000)  # two rows at once
     trie = TokenTrie.build(Vocabulary.from_tokens(VOCABULARIES[vocabulary]))
     rows = rows_of(5, len(trie.vocab) + pad)
     slots = np.array([4, 5, 6, 1, 3])
@@ -149,11 +149,11 @@ class Runtime:
 @pytest.mark.parametrize("most", [0, 3, 100])
 def test_pages_are_locked_once_in_neighbouring_pieces_and_unlocked(most, monkeypatch):
     runtime, piece, page = Runtime(most), 1 << 16, mmap.PAGESIZE
-    monkeypatch.setattr(device_rows, "_PIECE", piece)
-    monkeypatch.setattr(device_rows, "_runtime", lambda: runtime)
+    monkeypatch.setattr(host_rows, "_PIECE", piece)
+    monkeypatch.setattr(host_rows, "_runtime", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(torch, "zeros", lambda *args, **options: None)
-    memory = device_rows.SlotMemory((100, 5001), np.float32, torch.device("cuda"))
+    memory = host_rows.SlotMemory((100, 5001), np.float32, torch.device("cuda"))
     rows, slots = torch.rand(7, 5001), np.array([0, 1, 2, 9, 10, 98, 99])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -179,8 +179,8 @@ def test_pages_are_locked_once_in_neighbouring_pieces_and_unlocked(most, monkeyp
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_pages_are_locked_as_slots_are_written_to(monkeypatch):
-    monkeypatch.setattr(device_rows, "_PIECE", 1 << 16)
-    memory = device_rows.SlotMemory((100, 5000), np.float32, torch.device("cuda"))
+    monkeypatch.setattr(host_rows, "_PIECE", 1 << 16)
+    memory = host_rows.SlotMemory((100, 5000), np.float32, torch.device("cuda"))
     rows = torch.rand(7, 5000, device="cuda")
     slots = np.array([0, 1, 2, 9, 10, 98, 99])
     memory.land(slots[:5], rows[:5])

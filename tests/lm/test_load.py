@@ -15,7 +15,7 @@ from genlm_bytes_smc.cli.options import JobOptions
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.fast_path import FastPathWarning
 from genlm_bytes_smc.lm import load
-from genlm_bytes_smc.lm.async_lm import start_tokens
+from genlm_bytes_smc.lm.contexts import start_tokens
 from genlm_bytes_smc.lm.files import weight_bytes
 from genlm_bytes_smc.lm.load import as_engine, load_model
 from genlm_bytes_smc.lookahead import Lookahead
@@ -114,7 +114,7 @@ def test_options_out_of_range(options, message):
 
 @pytest.mark.parametrize("backend", ["vllm", "mlx", "sgl"])
 def test_a_missing_package_names_the_extra(backend, monkeypatch):
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=rf'pip install "genlm-bytes-smc\[{backend}\]"'):
         load_model("some/model", backend)
 

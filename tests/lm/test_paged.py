@@ -42,7 +42,7 @@ KINDS = {"scale": "fp32", "head_stride": "i32", "T": "i32", "plan": "*i32", "inn
 KINDS |= dict.fromkeys(("tops", "totals", "sums"), "*fp32")
 KINDS |= {"sin_stride": "i32"}
 SIZES = {
-    "HEADS": 32, "KV": 8, "D": 128, "BD": 128, "BM": 64, "BN": 64, "PARTS": 2, "BEFORE": 0,
+    "HEADS": 32, "KV": 8, "D": 128, "BD": 128, "BM": 64, "BN": 64, "PARTS": 2,
     "SLIDES": True, "TURNS": True, "HALF": 64, "BP": 4, "BLOCK": 1024,
 }  # fmt: skip
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from genlm_bytes_smc.lm.attention import attend
 from genlm_bytes_smc.lm.contexts import ContextTree
-from genlm_bytes_smc.lm.tree_cache import TreeCache
+from genlm_bytes_smc.lm.tree_cache import TreeCache, attend
 
 
 class Holder:
@@ -45,20 +44,14 @@ def path_of(tree, node):
     return [*path_of(tree, int(tree.parent[node])), node] if node > 0 else []
 
 
-def naive_path(cache, node):
-    return slots_of(cache, np.array(path_of(cache.tree, node), dtype=np.int64)).tolist()
-
-
 def check_laws(cache):
     nodes = cache._node[: cache.used]
     assert (nodes < 0).sum() == cache.dead
     for slot in np.flatnonzero(nodes >= 0):
         node = nodes[slot]
         assert cache._slot[node] == slot
-        assert cache.depths(np.array([slot]))[0] == cache.tree.depth[node]
         above = int(cache.tree.parent[node])
         assert above == 0 or 0 <= cache._slot[above] < slot
-        assert cache.path(int(node)).tolist() == naive_path(cache, int(node))
 
 
 def test_work_lists_missing_ancestors_first_and_once(cache):
@@ -72,22 +65,6 @@ def test_work_lists_missing_ancestors_first_and_once(cache):
     again = cache.work(insert(cache, [1, 2, 3], [1, 2, 4, 6]))
     assert [cache.tree.tokens(n) for n in again.nodes] == [[1, 2, 4, 6], [1, 2, 3]]
     assert again.fresh == 1
-
-
-def test_segments_are_branches(cache):
-    compute(cache, insert(cache, [1, 2]))
-    work = cache.work(insert(cache, [1, 2, 3, 4], [1, 2, 3, 5, 6], [7, 8]))
-    segments = cache.segments(work.nodes, work.fresh)
-    assert [s.stop - s.start for s in segments] == [2, 2, 2]
-    assert [s.parent for s in segments] == [-1, 0, -1]
-    assert [s.path.tolist() for s in segments] == [[0, 1], [], []]
-
-
-def test_an_entry_run_again_is_nobodys_parent_in_that_forward(cache):
-    compute(cache, insert(cache, [1, 2]))
-    work = cache.work(insert(cache, [1, 2], [1, 2, 3]))
-    segments = cache.segments(work.nodes, work.fresh)
-    assert [s.path.tolist() for s in segments] == [[0, 1], [0]]
 
 
 def test_freed_contexts_are_dead_and_their_ids_start_anew(cache):
@@ -241,13 +218,7 @@ def test_positions_see_their_ancestors_and_themselves(cache, layout, window):
         if layout == "rows":
             compute(cache, np.unique(cache.tree.parent[nodes][cache.tree.parent[nodes] > 0]))
         work = cache.work(nodes)
-        attention = attend(
-            cache,
-            cache.segments(work.nodes, work.fresh),
-            cache.tree.depth[np.array(work.nodes)],
-            window=window,
-            layout=layout,
-        )
+        attention = attend(cache, np.array(work.nodes), work.fresh, window=window, layout=layout)
         assert layout in (None, attention.layout)
         got = sees(cache, attention, work, sliding=window is not None)
         assert got == ought_to_see(cache, work, window or 99)
@@ -256,8 +227,7 @@ def test_positions_see_their_ancestors_and_themselves(cache, layout, window):
 
 def plan(cache, nodes, **options):
     work = cache.work(nodes)
-    depth = cache.tree.depth[np.array(work.nodes)]
-    return attend(cache, cache.segments(work.nodes, work.fresh), depth, **options)
+    return attend(cache, np.array(work.nodes), work.fresh, **options)
 
 
 def test_the_cheapest_layout_is_taken(cache):

@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from genlm_bytes_smc import load_model
-from genlm_bytes_smc.lm.vllm import env
-from genlm_bytes_smc.lm.vllm.env import Setting, process_kept
+from genlm_bytes_smc.lm import vllm_env as env
+from genlm_bytes_smc.lm.vllm_env import Setting, process_kept
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ async def test_a_particle_step_waits_for_new_rows_and_for_what_was_drawn(prune):
     with FarDevice() as device:
         far, counted = await run(FAR, params_of(prune), device)
     same(far, (await run("cpu", params_of(prune)))[0])
-    step = {"device_rows.fetched": 1, "reading.draw": 1}
+    step = {"devices.fetched": 1, "reading.draw": 1}
     assert len(counted) > 8
     for waits in counted[2:-1]:  # the first step also reads the first rows of the root
         assert waits == step
@@ -97,7 +97,7 @@ async def test_with_a_constraint_on_the_host_only_new_rows_are_waited_for():
     with FarDevice() as device:
         far, counted = await run(FAR, params_of("topk"), device, at="cpu")
     same(far, (await run("cpu", params_of("topk")))[0])
-    assert all(set(waits) <= {"device_rows.fetched"} for waits in counted)
+    assert all(set(waits) <= {"devices.fetched"} for waits in counted)
 
 
 @pytest.mark.parametrize("model", ["cpu", FAR], ids=str)

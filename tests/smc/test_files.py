@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genlm_bytes_smc.cli.generate import show_run
-from genlm_bytes_smc.cli.options import ShowOptions
-from genlm_bytes_smc.cli.output import CliError
+from genlm_bytes_smc.cli.options import CliError, ShowOptions
 from genlm_bytes_smc.constraints import ByteRegex
 from genlm_bytes_smc.smc import AllParticlesDeadError, Rollout, SMCResult, files, smc_sync
 from genlm_bytes_smc.viz import run_page

@@ -1,6 +1,6 @@
 """A logits processor that brings vLLM down: what a user's `engine_opts` may contain."""
 
-from genlm_bytes_smc.lm.vllm.capture import RowCapture
+from genlm_bytes_smc.lm.vllm_capture import RowCapture
 
 left = {"steps": 0}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from genlm_bytes_smc.lm.vllm.env import second_runner_has_processors  # imports genlm-backend
+from genlm_bytes_smc.lm.vllm_env import second_runner_has_processors  # imports genlm-backend
 
 # isort: split
 from vllm import SamplingParams
@@ -34,7 +34,7 @@ def capture():
     from vllm.v1.worker.gpu.states import RequestState
 
     states = RequestState(SLOTS, 32, 32, 1, WIDTH, torch.device("cpu"))
-    name = "genlm_bytes_smc.lm.vllm.capture:RowCapture"
+    name = "genlm_bytes_smc.lm.vllm_capture:RowCapture"
     (capture,) = build_custom_logits_processors(None, states, False, [name])
     yield capture
     taken(10)
@@ -63,7 +63,7 @@ def taken(*tags):
     """The rows of tags, or None, as `VLLMEngine` takes them from a worker."""
     from types import SimpleNamespace
 
-    from genlm_bytes_smc.lm.vllm.capture import RowWorker
+    from genlm_bytes_smc.lm.vllm_capture import RowWorker
 
     worker = RowWorker()
     worker.rank, worker.parallel_config = 0, SimpleNamespace(tensor_parallel_size=1, world_size=1)

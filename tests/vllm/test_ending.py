@@ -43,7 +43,7 @@ def test_nothing_is_left_and_the_process_is_as_it_was():
         import gc, os, random, threading
         import numpy as np, torch, weakref
         from genlm_bytes_smc import EngineError, load_model
-        from genlm_bytes_smc.lm.vllm import env  # and genlm-backend, which sets variables
+        from genlm_bytes_smc.lm import vllm_env as env  # and genlm-backend, which sets variables
 
         def process():
             tracked = "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER"
@@ -81,7 +81,7 @@ def test_nothing_is_left_and_the_process_is_as_it_was():
 def test_two_engines_end_one_after_the_other():
     said = run("""
         from genlm_bytes_smc import load_model
-        from genlm_bytes_smc.lm.vllm.env import setting
+        from genlm_bytes_smc.lm.vllm_env import setting
         a = load_model("tiny", backend="vllm")
         b = load_model("tiny", backend="vllm")
         row = a.next_token_logprobs_sync([*a.start, 5])

@@ -70,7 +70,7 @@ async def test_equal_contexts_once_and_callers_together(engine):
 
 
 def test_a_batch_larger_than_its_rows_may_be(engine, tiny, monkeypatch):
-    monkeypatch.setattr("genlm_bytes_smc.lm.vllm.engine._ROW_BYTES", 3 * 4 * engine.width)
+    monkeypatch.setattr("genlm_bytes_smc.lm.vllm_engine._ROW_BYTES", 3 * 4 * engine.width)
     contexts = contexts_of(engine, range(2, 10), seed=3)
     engine.counts.reset()
     got = engine.batch_next_token_logprobs_sync(contexts)

@@ -1,10 +1,13 @@
-"""Experiments as named, seeded jobs: each is a JSON-able configuration that becomes a row.
+"""Experiments as named, seeded jobs, each a JSON-able configuration that becomes a row; reports.
 
-Rows are kept in a file of JSON lines, whole ones only.
+Rows are kept in a file of JSON lines, whole ones only. A report of all rows is words, tables and
+figures, as one HTML page and as files.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import os
@@ -12,21 +15,23 @@ import platform
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
 
 from genlm_bytes_smc import __version__
-from genlm_bytes_smc.experiments.report import Report
+from genlm_bytes_smc.html import render
 from genlm_bytes_smc.smc.files import Field, parse, write
 
 Config = dict[str, Any]
@@ -34,6 +39,12 @@ Row = dict[str, Any]
 
 PACKAGES = ("genlm-control", "genlm-bytes", "genlm-backend", "torch", "transformers", "numpy")
 OWN = "genlm-bytes-smc"
+
+INK, FAINT, GRID = "#24292f", "#8c959f", "#e4e7eb"
+COLOURS = ("#8250df", "#1a7f37", "#bc4c00", "#0969da", "#bf3989", "#7d8590", "#9a6700", "#0f766e")
+MARKERS = "osD^vPX*"
+# Equal figures are equal files: no dates, no random ids.
+_SETTINGS: Any = {"svg.hashsalt": "genlm-bytes-smc", "svg.fonttype": "none"}
 
 
 class ExperimentError(Exception):
@@ -155,8 +166,18 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
-        if path.exists():
-            self._read()
+        data = path.read_bytes() if path.exists() else b""
+        whole = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            try:
+                self.rows.append(_checked(parse(line)))
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}, line {number}, is no row of an experiment ({error}); "
+                    "remove the line or choose another folder"
+                ) from None
+        if whole < len(data):
+            os.truncate(path, whole)
 
     @classmethod
     @contextmanager
@@ -179,23 +200,6 @@ class RowFile:
         with held:
             yield cls(path)
 
-    def _read(self) -> None:
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), 1):
-            try:
-                row = parse(line)
-                _check(Field("row", row))
-            except ValueError as error:
-                raise ValueError(
-                    f"{self.path}, line {number}, is no row of an experiment ({error}); "
-                    "remove the line or choose another folder"
-                ) from None
-            self.rows.append(row)
-        if whole < len(data):
-            with self.path.open("rb+") as file:
-                file.truncate(whole)
-
     def append(self, row: Row) -> None:
         """Add a row, to the file at once."""
         with self.path.open("ab") as file:
@@ -215,23 +219,142 @@ class RowFile:
         """Put the rows of `configs` in their order, each once, with all others after them."""
         done = self.done(experiment)
         first = [done[key_of(config)] for config in configs]
-        chosen = {id(row) for row in first}
         replaced = {key_of(config) for config in configs}
         rest = [
             row
             for row in self.rows
-            if id(row) not in chosen
-            and not (row["experiment"] == experiment and key_of(row["config"]) in replaced)
+            if row["experiment"] != experiment or key_of(row["config"]) not in replaced
         ]
         self.rows = [*first, *rest]
         write(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         return first
 
 
-def _check(row: Field) -> None:
-    """Raise ValueError for a value that is no row."""
-    row["experiment"].text()
-    for number in row["versions"].members().values():
-        number.text()
+def _checked(value: Any) -> Row:
+    """Return a value that is a row; ValueError for any other."""
+    row = Field("row", value)
+    for text in (row["experiment"], *row["versions"].members().values()):
+        text.text()
     for name in ("config", "result", "run"):
         row[name].members()
+    return dict(value)
+
+
+# -- reports ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Table:
+    """Cells as text; the first column is left aligned, the others right.
+
+    Attributes:
+        heads: one a column.
+        rows: as many cells each.
+        marked: numbers of rows that stand out.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    marked: Sequence[int] = ()
+
+
+@dataclass
+class Section:
+    """A heading, what is to be seen (plain words, one string a paragraph), a figure, a table.
+
+    Attributes:
+        name: of the figure's files.
+    """
+
+    heading: str
+    words: Sequence[str]
+    figure: Figure | None = None
+    table: Table | None = None
+    name: str = ""
+
+
+@dataclass
+class Report:
+    """A report made of all rows.
+
+    Attributes:
+        title, question: what it is about.
+        findings: the main results, one sentence each.
+        sections: in order.
+        notes: how it was measured.
+    """
+
+    title: str
+    question: str
+    findings: Sequence[str] = ()
+    sections: Sequence[Section] = ()
+    notes: Sequence[str] = ()
+    about: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path, command: str) -> list[Path]:
+        """Write `report.html`, and each figure as PNG and SVG; what was written.
+
+        Args:
+            folder: is there.
+            command: what makes this report, shown in it.
+        """
+        page = folder / "report.html"
+        made, shown = [page], []
+        for section in self.sections:
+            picture = None
+            if section.figure is not None:
+                for form, dpi in (("png", 130), ("svg", "figure")):
+                    made.append((folder / section.name).with_suffix(f".{form}"))
+                    write(made[-1], _drawn(section.figure, form, dpi))
+                picture = base64.b64encode(_drawn(section.figure, "png", 160)).decode()
+            shown.append((section, picture))
+        about = {"command": command, **self.about}
+        write(page, render("report", **{**vars(self), "sections": shown, "about": about}))
+        return made
+
+
+def _drawn(figure: Figure, form: str, dpi: Any) -> bytes:
+    """Return a figure as the content of a file, "png" or "svg"."""
+    buffer = io.BytesIO()
+    dated = {"Software" if form == "png" else "Date": None}
+    with mpl.rc_context(_SETTINGS):
+        figure.savefig(buffer, format=form, metadata=dated, dpi=dpi)
+    return buffer.getvalue()
+
+
+def figure(columns: int = 1, rows: int = 1, height: float = 3.4) -> tuple[Figure, list[Any]]:
+    """Return a figure and its axes, row by row."""
+    made = Figure(figsize=(9.2, height * rows), layout="constrained")
+    axes = list(made.subplots(rows, columns, squeeze=False).ravel())
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(FAINT)
+        axis.tick_params(colors=INK, which="both", labelsize=9)
+        axis.grid(True, color=GRID, linewidth=0.8)
+        axis.set_axisbelow(True)
+    return made, axes
+
+
+def label(axis: Any, title: str, x: str, y: str) -> None:
+    """Set title and names of the axes."""
+    axis.set_title(title, fontsize=10.5, color=INK, loc="left")
+    axis.set_xlabel(x, fontsize=9.5, color=INK)
+    axis.set_ylabel(y, fontsize=9.5, color=INK)
+
+
+def counts(axis: Any, values: list[float]) -> None:
+    """Make an axis logarithmic, with marks at just these counts."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(values, [f"{v:g}" for v in values])
+    axis.minorticks_off()
+
+
+def legend(axis: Any, **options: Any) -> None:
+    """Add a legend without a frame."""
+    axis.legend(frameon=False, fontsize=8.5, **options)
+
+
+def style(i: int, **more: Any) -> dict[str, Any]:
+    """Return colour and marker of the i-th line."""
+    colour = COLOURS[i % len(COLOURS)]
+    return {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 5} | more

@@ -19,18 +19,16 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from genlm_bytes_smc.lm.vllm import env
+from genlm_bytes_smc.lm import vllm_env as env
+from genlm_bytes_smc.lm.engine import Row, gathered
 
 if env.second_runner_has_processors():
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SlotProcessor
 else:
     SlotProcessor = object
 
-TAG = "genlm_bytes_smc_row"
-"""Key of `SamplingParams.extra_args` under which a request says what its row is called."""
-
 # Rows that nobody has taken yet, of this process: the block of one forward, and the place in it.
-_caught: dict[Any, tuple[torch.Tensor, int]] = {}
+_caught: dict[Any, Row] = {}
 
 
 class _Catch:
@@ -102,7 +100,7 @@ class RowCapture(AdapterLogitsProcessor, SlotProcessor):  # type: ignore[misc]
 
 def _tag(params: SamplingParams) -> Any:
     """Return what a request's row is called; None for a request that is not ours."""
-    return (params.extra_args or {}).get(TAG)
+    return (params.extra_args or {}).get(env.TAG)
 
 
 class RowWorker:
@@ -128,7 +126,7 @@ class RowWorker:
             return None
         if self.rank % config.tensor_parallel_size:
             return None  # the ranks of a tensor-parallel group have the same rows
-        rows = _gathered([place for place in found if place is not None])
+        rows = gathered([place for place in found if place is not None])
         return rows if config.world_size == 1 else rows.cpu()
 
     def forget_caught_rows(self) -> int:
@@ -136,14 +134,3 @@ class RowWorker:
         count = len(_caught)
         _caught.clear()
         return count
-
-
-def _gathered(found: list[tuple[torch.Tensor, int]]) -> torch.Tensor:
-    """Rows of several blocks as one; the block itself where that is what was asked for."""
-    first = found[0][0]
-    places = [at for _, at in found]
-    if all(block is first for block, _ in found):
-        if places == list(range(len(first))):
-            return first
-        return first[torch.tensor(places, device=first.device)]
-    return torch.stack([block[at] for block, at in found])

@@ -11,14 +11,14 @@ ours is open, and puts back what was there when the last is closed.
 taken where they were made, and nothing outlives its owner |
 | `VLLM_USE_V2_MODEL_RUNNER` | 0 if the second model runner of this vLLM has no logits processors \
 (before 0.31); else 1, which is genlm-backend's value, is taken away | \
-`capture.RowCapture` serves both runners, so vLLM may choose |
+`vllm_capture.RowCapture` serves both runners, so vLLM may choose |
 | `VLLM_NO_USAGE_STATS` | 1, unless set | no thread that reports to vLLM's makers |
 | `VLLM_LOGGING_LEVEL` | WARNING, unless set | vLLM logs in every detail how it starts |
 | `GENLM_BYTES_SMC_VLLM` | 1, always | tells worker processes to do the same |
 
 Workers (of tensor parallelism, say) are processes of their own. A script that they import may
-import genlm-backend, which sets its variables there too; `capture` imports this module, which then
-sets ours again, before vLLM reads them.
+import genlm-backend, which sets its variables there too; `vllm_capture` imports this module, which
+then sets ours again, before vLLM reads them.
 
 vLLM also changes the process it runs in: it seeds the global random generators of Python,
 numpy and torch, replaces `torch.set_num_threads` by a function that does nothing, and binds
@@ -45,6 +45,9 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+
+TAG = "genlm_bytes_smc_row"
+"""Key of `SamplingParams.extra_args` under which a request says what its row is called."""
 
 _HELD = "GENLM_BYTES_SMC_VLLM"
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"

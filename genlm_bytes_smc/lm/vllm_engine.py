@@ -1,7 +1,7 @@
 """Rows of a model that vLLM runs, through vLLM's public interface alone.
 
 A request for one token is made for each context, all in one `LLM.generate`; a logits
-processor catches the whole row before vLLM samples from it (`capture`). Prefix caching
+processor catches the whole row before vLLM samples from it (`vllm_capture`). Prefix caching
 gives a context the keys and values of its parent, so that a one-token extension costs what
 vLLM's last unfinished block costs. Nothing of vLLM's private modules is imported or patched.
 """
@@ -9,7 +9,6 @@ vLLM's last unfinished block costs. Nothing of vLLM's private modules is importe
 from __future__ import annotations
 
 import gc
-import importlib.util
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,13 @@ from typing import Any, Self
 
 import torch
 
-from genlm_bytes_smc.lm.async_lm import start_tokens
-from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts import IntArray, start_tokens
 from genlm_bytes_smc.lm.devices import device_of
 from genlm_bytes_smc.lm.engine import EngineError, RowEngine
-from genlm_bytes_smc.lm.vllm.env import process_kept, setting
+from genlm_bytes_smc.lm.files import require
+from genlm_bytes_smc.lm.vllm_env import TAG, process_kept, setting
 
-_CAPTURE = "genlm_bytes_smc.lm.vllm.capture"
-_TAG = "genlm_bytes_smc_row"
+_CAPTURE = "genlm_bytes_smc.lm.vllm_capture"
 _ROW_BYTES = 1 << 28  # of caught rows at one time
 _CPU_KV_BYTES = 1 << 30
 _CPU_BLOCK = 32  # tokens; the least that vLLM's CPU kernels like
@@ -40,13 +38,13 @@ class VLLMEngine(RowEngine):
 
     Rows are float32 log-probabilities on the device of the model; with several workers
     (tensor or pipeline parallelism) they come to this process through the CPU, and stay
-    there unless `device` says otherwise. Beams live where rows do.
+    there unless `device` says otherwise.
 
     Args:
         llm: a `vllm.LLM` made with `VLLMEngine.options(...)`.
         start: token ids that contexts begin with; None chooses as `start_tokens` does.
         lora: a `vllm.lora.request.LoRARequest` that every context is computed with, or None.
-        device: where rows are brought, and beams live; None leaves rows where they come.
+        device: where rows are brought; None leaves them where they come.
 
     Attributes:
         llm: vLLM's engine; None once closed.
@@ -146,7 +144,7 @@ class VLLMEngine(RowEngine):
             ImportError: vLLM is not installed.
             EngineError: vLLM could not start; the cause is attached.
         """
-        require_vllm()
+        require("backend 'vllm' needs the package", ["vllm"], "vllm")
         opts = dict(engine_opts or {})
         lora, device = opts.pop("lora", None), opts.pop("rows_device", None)
         if lora is not None:
@@ -203,7 +201,7 @@ class VLLMEngine(RowEngine):
         params = [  # without a seed the second model runner takes one from numpy's generator
             self._params(
                 max_tokens=1, temperature=0.0, seed=0, ignore_eos=True, detokenize=False,
-                extra_args={_TAG: tag},
+                extra_args={TAG: tag},
             )
             for tag in tags
         ]  # fmt: skip
@@ -271,14 +269,6 @@ class VLLMEngine(RowEngine):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def require_vllm() -> None:
-    """Raise ImportError, naming the extra, where vLLM is missing."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ImportError(
-            "backend 'vllm' needs the package vllm: pip install \"genlm-bytes-smc[vllm]\""
-        )
 
 
 def _shut_down(llm: Any) -> None:

@@ -1,1 +1,0 @@
-"""Models that vLLM runs, by its public interface alone; only `engine.VLLMEngine` is for others."""
