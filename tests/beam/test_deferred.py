@@ -13,7 +13,7 @@ from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, Prompt, smc
 from genlm_bytes_smc.beam import deferred_nodes
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_reading_numba import AT_ONCE
-from genlm_bytes_smc.beam.deferred_text import read_texts, read_weighed, to_candidates
+from genlm_bytes_smc.beam.deferred_text import read_texts, to_candidates
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import FiniteSet
 from genlm_bytes_smc.smc.ensembles import lanes_of
@@ -127,7 +127,7 @@ async def test_a_text_that_wants_many_rows_is_read_in_several_calls(tiny, monkey
     for room in (10_000, 0):
         calls[0] = 0
         monkeypatch.setattr(deferred_nodes, "NOTED", room)
-        lanes, weights = await read_weighed(start, [TEXTS[0], PROSE])
+        lanes, weights = await read_texts(start, [TEXTS[0], PROSE])
         found.append((lanes.log_z, lanes.log_dropped, *weights, lanes.nodes.ints[:, :, :5]))
         counts.append(calls[0])
     assert counts[0] + 5 < counts[1]  # two readings, and wherever there is no room for a node
