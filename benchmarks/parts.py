@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.measure import K, Side, _ours
 from benchmarks.ngram import NgramLM
 from genlm_bytes_smc import BeamParams, ByteBeamState
-from genlm_bytes_smc.beam.kernels_host import NumbaKernels
+from genlm_bytes_smc.beam import steps_numba
 from genlm_bytes_smc.lm import host_rows
 
 PARTS = ("LM rows", "taking rows in", "compiled steps", "Python")
@@ -32,11 +32,7 @@ _REPEATS = 5
 _TIMED = (
     ("LM rows", NgramLM, ("rows",)),
     ("taking rows in", host_rows, ("take_32", "take_64")),
-    (
-        "compiled steps",
-        NumbaKernels,
-        ("look", "step", "read", "prune", "follow_likeliest", "run_texts"),
-    ),
+    ("compiled steps", steps_numba, ("look", "step", "read", "prune", "run_texts")),
 )
 
 

@@ -31,9 +31,7 @@ SOURCES = (
     "beam/deferred_reading_numba.py",
     "beam/masses_numba.py",
     "beam/pruning_numba.py",
-    "beam/rng.py",  # the numbers that keys are mixed with
     "beam/steps_numba.py",
-    "beam/texts_numba.py",
     "compiled.py",
     "constraints/automata_numba.py",
     "lm/contexts_numba.py",

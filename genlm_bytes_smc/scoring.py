@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from genlm_bytes_smc.beam.known_text import read_paths
+from genlm_bytes_smc.beam.known_text import read_paths, read_text
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.prompt import Prompt, Spelled
-from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for, read_known
+from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
 from genlm_bytes_smc.beam.state import FloatArray
 
 if TYPE_CHECKING:  # the score of one text needs nothing of genlm-control
@@ -126,7 +126,7 @@ class Reader:
             chunk = text[at : at + _cut(text[at : at + self._chunk + 1], self._chunk)]
             lanes = await self._room_for(len(chunk))
             if self._steps is None:
-                self._count(await read_known(lanes, chunk), len(chunk))
+                self._count(await read_text(lanes, chunk), len(chunk))
             else:
                 after, (path,) = await read_paths(lanes, [chunk])
                 self._steps += np.diff(path, prepend=lanes.log_z[0]).tolist()
@@ -168,7 +168,7 @@ class Reader:
                 chunk = context[at : at + self._chunk]
                 if _depth(lanes) + len(chunk) > self._window:
                     break
-                lanes = await read_known(lanes, chunk)
+                lanes = await read_text(lanes, chunk)
             else:
                 if _depth(lanes) + n <= self._window and lanes.log_z[0] > -np.inf:
                     self._score.reread += len(context)

@@ -57,13 +57,13 @@ async def test_engine_alone_agrees_with_genlm_bytes():
 
 
 async def test_parts_of_a_byte_add_up():
-    rows, steps = NgramLM.rows, parts.NumbaKernels.read
+    rows, steps = NgramLM.rows, parts.steps_numba.read
     found = await parts.measure(NgramLM(n_bytes=20_000, n_tokens=SIZES.ngram_tokens), 24)
     assert [case.split(",")[0] for case, _ in found] == 2 * ["prefill", "loop", "greedy"]
     for _, spent in found:
         assert sum(spent[p] for p in parts.PARTS) == pytest.approx(spent["in all"])
         assert all(spent[p] > 0 for p in parts.PARTS)
-    assert (NgramLM.rows, parts.NumbaKernels.read) == (rows, steps)  # timed no longer
+    assert (NgramLM.rows, parts.steps_numba.read) == (rows, steps)  # timed no longer
 
 
 def test_trie_records():

@@ -1,9 +1,8 @@
 """States of N lanes on the CPU, compiled: pack them, extend them, move them along a byte.
 
-Loops over lanes and candidates are serial, and everything is float64. What candidates weigh in the
-rows comes from `masses_numba`. A packed state is int64[4, N, C]: ctx, node, and the bits of the
-float64 logu and logw (each array costs Python up to a microsecond on its way in or out of a
-compiled call).
+Loops are serial, and everything is float64. A packed state is int64[4, N, C]: ctx, node, and the
+bits of the float64 logu and logw (each array costs Python up to a microsecond on its way in or
+out of a compiled call).
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -17,13 +16,14 @@ from numba.extending import intrinsic
 
 from genlm_bytes_smc.beam.masses_numba import child_mass, child_of_node, sum_range
 from genlm_bytes_smc.beam.pruning_numba import (
+    Candidates,
+    Extensions,
     admit,
-    keep_thinned,
-    kept_of,
+    empty,
     logsumexp_rows,
-    mass_after,
     select_topk,
     take,
+    thinned,
 )
 from genlm_bytes_smc.compiled import entry, full, inner
 from genlm_bytes_smc.lm.contexts_numba import NO_ROOM, child_of
@@ -32,6 +32,9 @@ from genlm_bytes_smc.lm.contexts_numba import NO_ROOM, child_of
 _FIRST = np.int64(0)
 _ALL = np.int64(-1)
 _WITHIN = np.bool_(True)
+
+_LOG_GUESS = float(np.log(0.03))  # of a byte that an extension is taken to give, at least
+_LOG_HEAVY = float(np.log(0.1))  # share of the beam from which on a guessed row is good enough
 
 
 @intrinsic
@@ -51,30 +54,24 @@ def as_floats(typingctx, array):
 
 @inner()
 def unpack(packed):
-    """Return (ctx, node, logu, logw) of a state: views."""
+    """Return the `Candidates` of a state: views."""
     weights = as_floats(packed)
-    return packed[0], packed[1], weights[2], weights[3]
+    return Candidates(packed[0], packed[1], weights[2], weights[3])
 
 
 @inner()
-def pack(ctx, node, logu, logw):
-    """Return int64[4, N, C]."""
-    n_lanes, n_cands = ctx.shape
-    out = full((4, n_lanes, n_cands), 0)
-    weights = as_floats(out)
+def pack(some):
+    """Return candidates as int64[4, N, C]."""
+    n_lanes, n_cands = some.ctx.shape
+    packed = full((4, n_lanes, n_cands), 0)
+    out = unpack(packed)
     for n in range(n_lanes):
         for c in range(n_cands):
-            out[0, n, c] = ctx[n, c]
-            out[1, n, c] = node[n, c]
-            weights[2, n, c] = logu[n, c]
-            weights[3, n, c] = logw[n, c]
-    return out
-
-
-@inner()
-def nothing():
-    """Return a state without lanes."""
-    return full((4, 0, 0), 0)
+            out.ctx[n, c] = some.ctx[n, c]
+            out.node[n, c] = some.node[n, c]
+            out.logu[n, c] = some.logu[n, c]
+            out.logw[n, c] = some.logw[n, c]
+    return packed
 
 
 @inner()
@@ -84,53 +81,49 @@ def lacks(slot_of, context):
 
 
 @inner()
-def lacking(rows, ctx, logw):
+def lacking(rows, some):
     """Contexts of candidates whose rows are missing (evicted since), int64[m]."""
     count = 0
-    for n in range(logw.shape[0]):
-        for c in range(logw.shape[1]):
-            count += logw[n, c] > -np.inf and lacks(rows.slot_of, ctx[n, c])
-    out = full(count, 0)
-    count = 0
-    for n in range(logw.shape[0]):
-        for c in range(logw.shape[1]):
-            if logw[n, c] > -np.inf and lacks(rows.slot_of, ctx[n, c]):
-                out[count] = ctx[n, c]
+    out = full(some.ctx.size, 0)
+    for n in range(some.ctx.shape[0]):
+        for c in range(some.ctx.shape[1]):
+            if some.logw[n, c] > -np.inf and lacks(rows.slot_of, some.ctx[n, c]):
+                out[count] = some.ctx[n, c]
                 count += 1
-    return out
+    return out[:count]
 
 
 @inner()
-def children(tree, rows, ctx, lane, cand, token):
-    """Contexts of extensions, and those that lack a row; or [NO_ROOM] if the tree is full."""
-    contexts = full(len(lane), 0)
+def followed(tree, rows, some, ext):
+    """Return extensions with the contexts after them as `token`, made if they are new.
+
+    The second item is the contexts that lack a row, int64[m]; or [NO_ROOM] if the tree is full.
+    """
+    contexts, missing = full(len(ext.lane), 0), full(len(ext.lane), 0)
     count = 0
-    for e in range(len(lane)):
-        contexts[e] = child_of(tree, ctx[lane[e], cand[e]], token[e])
+    for e in range(len(ext.lane)):
+        contexts[e] = child_of(tree, some.ctx[ext.lane[e], ext.cand[e]], ext.token[e])
         if contexts[e] == NO_ROOM:
-            return contexts, full(1, NO_ROOM)
-        count += lacks(rows.slot_of, contexts[e])
-    missing = full(count, 0)
-    count = 0
-    for context in contexts:
-        if lacks(rows.slot_of, context):
-            missing[count] = context
+            missing[0], count = NO_ROOM, 1
+            break
+        if lacks(rows.slot_of, contexts[e]):
+            missing[count] = contexts[e]
             count += 1
-    return contexts, missing
+    return Extensions(ext.lane, ext.cand, contexts, ext.logw), missing[:count]
 
 
 # -- candidates and extensions ------------------------------------------------------------
 
 
 @entry()
-def extensions(trie, rows, ctx, node, logu, logw, cut):
-    """Every token that ends at a candidate's node: (lane, cand, token, logw)."""
+def extensions(trie, rows, some, cut):
+    """Return every token that ends at a candidate's node, as `Extensions`."""
     count = 0
-    n_lanes, n_cands = logw.shape
+    n_lanes, n_cands = some.logw.shape
     for n in range(n_lanes):
         for c in range(n_cands):
-            if logw[n, c] > -np.inf:
-                count += trie.ends[node[n, c]]
+            if some.logw[n, c] > -np.inf:
+                count += trie.ends[some.node[n, c]]
     lane = full(count, 0)
     cand = full(count, 0)
     token = full(count, 0)
@@ -138,13 +131,13 @@ def extensions(trie, rows, ctx, node, logu, logw, cut):
     e = 0
     for n in range(n_lanes):
         for c in range(n_cands):
-            if logw[n, c] == -np.inf:
+            if some.logw[n, c] == -np.inf:
                 continue
-            first = trie.lo[node[n, c]]
-            last = first + trie.ends[node[n, c]]
+            first = trie.lo[some.node[n, c]]
+            last = first + trie.ends[some.node[n, c]]
             if first == last:
                 continue
-            slot = rows.slot_of[ctx[n, c]]
+            slot = rows.slot_of[some.ctx[n, c]]
             row, scale = rows.probs[slot], rows.scale[slot]
             for pos in range(first, last):
                 p = row[rows.order[pos]] * scale
@@ -154,128 +147,154 @@ def extensions(trie, rows, ctx, node, logu, logw, cut):
                         kept = False
                 if kept:
                     lane[e], cand[e], token[e] = n, c, rows.order[pos]
-                    out[e] = logu[n, c] + np.log(p)
+                    out[e] = some.logu[n, c] + np.log(p)
                     e += 1
-    return lane[:e], cand[:e], token[:e], out[:e]
+    return Extensions(lane[:e], cand[:e], token[:e], out[:e])
 
 
 @entry()
-def append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw):
-    """Append extended candidates, at the root, after the others: [N, C + E']."""
-    n_lanes, n_cands = logw.shape
-    count = full(n_lanes, 0)
-    for n in lane:
+def append_extensions(some, ext):
+    """Append extended candidates, at the root, after the others: [N, C + E'].
+
+    `ext.token` are the contexts after the extensions.
+    """
+    n_lanes, n_cands = some.logw.shape
+    count = full(n_lanes, n_cands)
+    for n in ext.lane:
         count[n] += 1
     width = n_cands
     for n in range(n_lanes):
-        width = max(width, n_cands + count[n])
-    out_ctx = full((n_lanes, width), -1)
-    out_node = full((n_lanes, width), 0)
-    out_logu = full((n_lanes, width), -np.inf)
-    out_logw = full((n_lanes, width), -np.inf)
-    for n in range(n_lanes):
+        width = max(width, count[n])
         count[n] = n_cands
+    out = empty((n_lanes, width))
+    for n in range(n_lanes):
         for c in range(n_cands):
-            out_ctx[n, c] = ctx[n, c]
-            out_node[n, c] = node[n, c]
-            out_logu[n, c] = logu[n, c]
-            out_logw[n, c] = logw[n, c]
-    for e in range(len(lane)):
-        n = lane[e]
+            out.ctx[n, c] = some.ctx[n, c]
+            out.node[n, c] = some.node[n, c]
+            out.logu[n, c] = some.logu[n, c]
+            out.logw[n, c] = some.logw[n, c]
+    for e in range(len(ext.lane)):
+        n = ext.lane[e]
         c = count[n]
-        out_ctx[n, c] = new_ctx[e]
-        out_logu[n, c] = ext_logw[e]
-        out_logw[n, c] = ext_logw[e]
+        out.ctx[n, c] = ext.token[e]
+        out.logu[n, c] = out.logw[n, c] = ext.logw[e]
         count[n] += 1
-    return out_ctx, out_node, out_logu, out_logw
-
-
-@inner()
-def _move(trie, rows, ctx, node, logu, logw, first, byte, cut, out_node, out_logw):
-    """`advance` of the candidates from place `first` on, into other arrays or the same."""
-    for n in range(logw.shape[0]):
-        for c in range(first, logw.shape[1]):
-            child, weight = -1, -np.inf
-            if logw[n, c] > -np.inf and byte[n] >= 0:
-                child = child_of_node(trie, node[n, c], byte[n])
-            if child >= 0:
-                slot = rows.slot_of[ctx[n, c]]
-                mass = child_mass(trie, rows, slot, node[n, c], child, cut)
-                if mass > 0.0:
-                    weight = logu[n, c] + np.log(mass)
-            out_node[n, c] = child if weight > -np.inf else 0
-            out_logw[n, c] = weight
-
-
-@entry()
-def advance(trie, rows, ctx, node, logu, logw, byte, cut):
-    """Read one byte a lane: (node int64[N, C], logw float64[N, C]); lost ones at -inf.
-
-    `byte` int64[N]; a byte of -1 leaves its lane empty.
-    """
-    out_node = full(node.shape, 0)
-    out_logw = full(logw.shape, 0.0)
-    _move(trie, rows, ctx, node, logu, logw, _FIRST, byte, cut, out_node, out_logw)
-    return out_node, out_logw
-
-
-@entry()
-def node_logw(trie, rows, ctx, node, logu, logw, cut):
-    """Weights of the same candidates when the positions in `cut` are left out: [N, C]."""
-    out = full(logw.shape, -np.inf)
-    for n in range(logw.shape[0]):
-        for c in range(logw.shape[1]):
-            if logw[n, c] == -np.inf:
-                continue
-            x = node[n, c]
-            if x == 0:
-                out[n, c] = logu[n, c]
-                continue
-            slot = rows.slot_of[ctx[n, c]]
-            mass = sum_range(rows.probs[slot], rows.order, trie.lo[x], trie.hi[x], cut)
-            mass *= rows.scale[slot]
-            if mass > 0.0:
-                out[n, c] = logu[n, c] + np.log(mass)
     return out
 
 
-@inner(inline="always")
-def extend_all(trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random):
-    """Return the candidates and their admitted extensions, if all have rows.
+@inner()
+def _move(trie, rows, some, first, byte, cut, node, logw):
+    """`advance` of the candidates from place `first` on, into other arrays or the same."""
+    for n in range(some.logw.shape[0]):
+        for c in range(first, some.logw.shape[1]):
+            child, weight = -1, -np.inf
+            if some.logw[n, c] > -np.inf and byte[n] >= 0:
+                child = child_of_node(trie, some.node[n, c], byte[n])
+            if child >= 0:
+                slot = rows.slot_of[some.ctx[n, c]]
+                mass = child_mass(trie, rows, slot, some.node[n, c], child, cut)
+                if mass > 0.0:
+                    weight = some.logu[n, c] + np.log(mass)
+            node[n, c] = child if weight > -np.inf else 0
+            logw[n, c] = weight
 
-    Returns (packed state, log mass left out [N], contexts without rows or [NO_ROOM]).
+
+@entry()
+def advance(trie, rows, some, byte, cut):
+    """Return the candidates after one byte a lane, lost ones at -inf.
+
+    `byte` int64[N]; a byte of -1 leaves its lane empty. Only node and logw are copies.
     """
-    missing = lacking(rows, ctx, logw)
-    dropped = full(len(log_z), -np.inf)
-    if len(missing):
-        return nothing(), dropped, missing
-    out, dropped, missing = grow(
-        trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random
-    )
-    if len(missing):
-        return nothing(), dropped, missing
-    return out, dropped, missing
+    node = full(some.node.shape, 0)
+    logw = full(some.logw.shape, 0.0)
+    _move(trie, rows, some, _FIRST, byte, cut, node, logw)
+    return Candidates(some.ctx, node, some.logu, logw)
+
+
+@entry()
+def node_logw(trie, rows, some, cut):
+    """Weights of the same candidates when the positions in `cut` are left out: [N, C]."""
+    out = full(some.logw.shape, -np.inf)
+    for n in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            if some.logw[n, c] == -np.inf:
+                continue
+            x = some.node[n, c]
+            if x == 0:
+                out[n, c] = some.logu[n, c]
+                continue
+            slot = rows.slot_of[some.ctx[n, c]]
+            mass = sum_range(rows.probs[slot], rows.order, trie.lo[x], trie.hi[x], cut)
+            mass *= rows.scale[slot]
+            if mass > 0.0:
+                out[n, c] = some.logu[n, c] + np.log(mass)
+    return out
 
 
 @inner()
-def grow(trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random):
-    """As `extend_all`, where the rows of the extensions may be missing."""
-    lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
-    lane, cand, token, ext, dropped = admit(
-        lane, cand, token, ext, log_z, key, log_threshold, random, _WITHIN
-    )
-    new, missing = children(tree, rows, ctx, lane, cand, token)
-    if len(lane):
-        ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new, ext)
-    return pack(ctx, node, logu, logw), dropped, missing
+def ending(rows, ctx, node, logu, logw, cut):
+    """Log weight of ending the text after one lane's candidates, as `add_masses` sums it."""
+    top = -np.inf
+    for c in range(len(logw)):
+        top = max(top, logw[c])
+    out = 0.0
+    for c in range(len(logw)):
+        if logw[c] > -np.inf and node[c] == 0:
+            slot = rows.slot_of[ctx[c]]
+            for pos in cut:
+                p = rows.probs[slot, rows.order[pos]] * rows.scale[slot]
+                out += np.exp(logu[c] - top) * p
+    return top + np.log(out) if out > 0.0 else -np.inf
+
+
+# -- before and after a byte ---------------------------------------------------------------
 
 
 @inner()
-def _among(keys, width, ctx, lane, cand, token):
+def grow(trie, rows, tree, some, key, log_z, limits):
+    """Extend candidates, all of which have rows, by what is admitted before the byte is known.
+
+    Returns:
+        The packed state; the log mass left out [N]; new contexts without rows, or [NO_ROOM].
+    """
+    ext = extensions(trie, rows, some, limits.cut)
+    ext, dropped = admit(ext, log_z, key, limits, _WITHIN)
+    ext, missing = followed(tree, rows, some, ext)
+    if len(ext.lane):
+        some = append_extensions(some, ext)
+    return pack(some), dropped, missing
+
+
+@inner()
+def _log_add(a, b):
+    """log(exp(a) + exp(b)), as numpy's `logaddexp`."""
+    top, low = max(a, b), min(a, b)
+    return top if low == -np.inf else top + np.log1p(np.exp(low - top))
+
+
+@inner()
+def _mass_after(ext, able, log_z):
+    """Return the mass of each lane after a byte, float64[N] nats, if extensions give it the
+    probability that the tokens in flight gave it, and at least exp(`_LOG_GUESS`).
+
+    `able` float64[N] is the weight of the candidates that can read the byte, `log_z` that of all.
+    """
+    out = full(len(able), -np.inf)
+    for e in range(len(ext.lane)):
+        out[ext.lane[e]] = _log_add(out[ext.lane[e]], ext.logw[e])
+    for n in range(len(able)):
+        before = np.log(max(np.exp(log_z[n]) - np.exp(out[n]), 0.0))
+        seen = able[n] - before if able[n] > -np.inf else -np.inf
+        out[n] = _log_add(able[n] - max(seen, _LOG_GUESS), out[n])
+    return out
+
+
+@inner()
+def _among(keys, width, some, ext):
     """Return which extensions are among the sorted `keys` int64[s] (see `Held`), bool[E]."""
-    out = full(len(lane), False)
-    for e in range(len(lane)):
-        key = ctx[lane[e], cand[e]] * width + token[e]
+    out = full(len(ext.lane), False)
+    for e in range(len(out)):
+        key = some.ctx[ext.lane[e], ext.cand[e]] * width + ext.token[e]
         a, b = 0, len(keys)
         while a < b:
             middle = (a + b) >> 1
@@ -288,54 +307,94 @@ def _among(keys, width, ctx, lane, cand, token):
 
 
 @inner()
-def begin_read(
-    trie, rows, ctx, node, logu, logw, key, log_z, byte, cut, log_threshold, random, by_steps,
-    foreseen, sure, width, guess,
-):  # fmt: skip
-    """Find the extensions to admit where the next byte is known.
+def begin_read(trie, rows, tree, some, key, log_z, byte, limits, by_steps, foreseen, sure, width):
+    """Move candidates along a known byte, and find the extensions to admit before it.
 
     Args:
-        trie, rows, ctx, node, logu, logw, key, log_z, byte, cut: as elsewhere here.
-        log_threshold: extensions are held against it as `admit` does, with `random` or `by_steps`
+        trie, rows, tree, some, key, log_z, byte: as elsewhere here.
+        limits: extensions are held against the threshold as `admit` does, if random or `by_steps`
             against `log_z`, else against the candidates that can read the byte.
-        random: whether they are thinned at random.
         by_steps: whether to admit what `steps_numba.step` admits, which does not know the byte.
-        foreseen: whether to thin by the estimated share after the byte (`mass_after`), and not
+        foreseen: whether to thin by the estimated share after the byte (`_mass_after`), and not
             at all what is in `sure`.
         sure: int64[s], extensions (see `Held.keys`); empty: none.
         width: see there.
-        guess: log probability of a byte that an extension gives at least.
 
     Returns:
-        Where the candidates come to by `byte` [N, C], what they weigh there [N, C], lane, cand,
-        token and log weight of the extensions, log mass left out [N].
+        The candidates after `byte`; the extensions with their contexts, and those that lack a
+        row, as from `followed`; the log mass left out [N].
     """
-    moved, able = advance(trie, rows, ctx, node, logu, logw, byte, cut)
-    lane, cand, token, ext = extensions(trie, rows, ctx, node, logu, logw, cut)
-    if foreseen and log_threshold > -np.inf:
-        base = mass_after(lane, ext, logsumexp_rows(able), log_z, guess)
-        certain = _among(sure, width, ctx, lane, cand, token)
-        keep, ext = keep_thinned(certain, lane, ext, base, key, log_threshold)
-        lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
-        return moved, able, lane, cand, token, ext, full(len(base), -np.inf)
-    base = log_z if random or by_steps else logsumexp_rows(able)
-    lane, cand, token, ext, left = admit(
-        lane, cand, token, ext, base, key, log_threshold, random, by_steps
-    )
-    return moved, able, lane, cand, token, ext, left
+    moved = advance(trie, rows, some, byte, limits.cut)
+    able = logsumexp_rows(moved.logw)
+    ext = extensions(trie, rows, some, limits.cut)
+    if foreseen and limits.log_threshold > -np.inf:
+        base = _mass_after(ext, able, log_z)
+        certain = _among(sure, width, some, ext)
+        ext = thinned(certain, ext, base, key, limits.log_threshold)
+        left = full(len(base), -np.inf)
+    else:
+        base = log_z if limits.random or by_steps else able
+        ext, left = admit(ext, base, key, limits, by_steps)
+    ext, missing = followed(tree, rows, some, ext)
+    return moved, ext, missing, left
 
 
 @inner(inline="always")
-def end_read(trie, rows, ctx, moved, logu, able, lane, new_ctx, ext_logw, byte, cut):
-    """Read `byte` in candidates that have come to `moved`, with weights `able`, and in extensions.
+def end_read(trie, rows, moved, ext, byte, cut):
+    """Read `byte` in extensions too, beside candidates that have `moved` along it.
 
-    Returns (ctx, node, logu, logw, log_z float64[N]), best first.
+    Returns (candidates, best first; log_z float64[N]).
     """
-    node, logw = moved, able
-    if len(lane):
-        old = logw.shape[1]
-        ctx, node, logu, logw = append_extensions(ctx, node, logu, logw, lane, new_ctx, ext_logw)
-        _move(trie, rows, ctx, node, logu, logw, old, byte, cut, node, logw)
-    pick, weight, _ = select_topk(logw, _ALL, -np.inf)
-    ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
-    return ctx, node, logu, logw, logsumexp_rows(logw)
+    some = moved
+    if len(ext.lane):
+        some = append_extensions(moved, ext)
+        _move(trie, rows, some, moved.logw.shape[1], byte, cut, some.node, some.logw)
+    pick, weight, most, _ = select_topk(some.logw, _ALL, -np.inf)
+    some = take(some, pick, weight, most)
+    return some, logsumexp_rows(some.logw)
+
+
+@inner()
+def lend(slot_of, known, at, some, ext, log_z, reach, guessed):
+    """Point extensions without a row at a substitute row; see `steps_numba.run_texts`.
+
+    Args:
+        slot_of: of the rows; written to.
+        known: int64[N, L + 1], see `known_text.Texts`; the heaviest context with a row is noted.
+        at: bytes read by every lane.
+        some, ext: candidates, and E extensions with their contexts.
+        log_z: float64[N], weight of each lane, nats.
+        reach: bytes to go on after a guess.
+        guessed: int64[N], byte of the first guess in each lane; filled in.
+
+    Returns:
+        Which extensions go on, bool[E]; the m contexts that lacked a row, and `at` for each, or -1
+        if it is too far after a guess to be worth a row: int64[2, m].
+    """
+    best = full(len(known), -np.inf)
+    for e in range(len(ext.lane)):
+        n = ext.lane[e]
+        if not lacks(slot_of, ext.token[e]) and ext.logw[e] > best[n]:
+            best[n] = ext.logw[e]
+            known[n, at] = ext.token[e]
+    goes = full(len(ext.lane), True)
+    missed = full((2, len(ext.lane)), 0)
+    count = 0
+    for e in range(len(ext.lane)):
+        n = ext.lane[e]
+        if lacks(slot_of, ext.token[e]):
+            missed[0, count] = ext.token[e]
+            missed[1, count] = at if at <= guessed[n] + reach else -1
+            count += 1
+    for e in range(len(ext.lane)):
+        n, context = ext.lane[e], ext.token[e]
+        if lacks(slot_of, context):
+            same = known[n, at]
+            if same >= 0 and not lacks(slot_of, same):
+                slot_of[context] = slot_of[same]
+            elif ext.logw[e] > _LOG_HEAVY + log_z[n]:
+                slot_of[context] = slot_of[some.ctx[n, ext.cand[e]]]
+                guessed[n] = min(guessed[n], at)
+            else:
+                goes[e] = False
+    return goes, missed[:, :count]

@@ -21,10 +21,9 @@ from genlm_bytes_smc.beam.deferred_numba import (
     TOKEN,
     WEIGHT,
 )
-from genlm_bytes_smc.beam.kernels_host import NumbaKernels
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.state import BeamState, BoolArray, FloatArray
+from genlm_bytes_smc.beam.state import BeamState, BoolArray, FloatArray, NumbaKernels
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 NOTED = 64  # contexts that there is room to note at once, besides `AT_ONCE` a lane

@@ -45,31 +45,25 @@ STRETCH = 4096  # bytes of a text that are read together, at most
 
 async def read_texts(
     lanes: DeferredLanes, texts: Sequence[bytes], used: list[IntArray] | None = None
-) -> DeferredLanes:
-    """Return N lanes, each after its own of N texts, whose lengths may differ.
+) -> tuple[DeferredLanes, list[FloatArray]]:
+    """Read N texts, whose lengths may differ, one in each of N lanes.
 
     Args:
         lanes, texts: N each.
         used: a list to which the contexts are appended whose rows were used. Short texts are
             then read until no row is missing.
 
+    Returns:
+        The lanes after their texts, and `log_z` after each byte of each text, nats: float64[bytes],
+        and -inf from the first byte on that nothing could read.
+
     Raises:
         ContextTooLongError: a text does not fit the model's window.
-    """
-    return (await read_weighed(lanes, texts, used))[0]
-
-
-async def read_weighed(
-    lanes: DeferredLanes, texts: Sequence[bytes], used: list[IntArray] | None = None
-) -> tuple[DeferredLanes, list[FloatArray]]:
-    """Read as `read_texts`; return the lanes, and `log_z` after each byte of each text, nats.
-
-    It is float64[bytes], and -inf from the first byte on that nothing could read.
     """
     limit, n = lanes.model.store.table.limit, len(lanes)
     if n > 1 and sum(map(len, texts)) > limit // 2:  # their rows may not be held together
         halves = (slice(n // 2), slice(n // 2, n))
-        parts = [await read_weighed(lanes.gather(np.arange(n)[h]), texts[h], used) for h in halves]
+        parts = [await read_texts(lanes.gather(np.arange(n)[h]), texts[h], used) for h in halves]
         return DeferredLanes.cat([p for p, _ in parts]), [w for _, ws in parts for w in ws]
     stretch = min(max(limit // 4, 16), STRETCH)
     weights = np.full((max(map(len, texts)), n), -np.inf)
@@ -113,7 +107,7 @@ def from_candidates(lanes: ByteLanes) -> DeferredLanes:
     params = dataclasses.replace(lanes.params, K=None, prune="deferred")
     return DeferredLanes(
         model, params, nodes, zero, zero, np.zeros(1, dtype=bool), zero - np.inf, zero - np.inf,
-        in_prompt=lanes.in_prompt, literal=lanes.literal,
+        in_prompt=lanes.in_prompt, literal=lanes.rules.literal,
     )  # fmt: skip
 
 

@@ -5,10 +5,7 @@ A beam is plain text, ANSI colours on a terminal, or an HTML table in a notebook
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -83,8 +80,15 @@ class Candidate:
                 )
             raise AttributeError(told)
 
-    def __repr__(self) -> str:
-        return _line(self, paint=_plain)
+    def line(self, *, colour: bool = False) -> str:
+        """Return log weight, tokens and partial token."""
+        weight = _paint(_GREY, f"{self.logw:.2f}", colour)
+        context = _paint(_PURPLE, "|".join(map(escape, self.tokens)), colour)
+        partial = _paint(_GREEN, "|" + escape(self.partial), colour)
+        end = _paint(_YELLOW, "<EOS>", colour) if self.ended else ""
+        return f"{weight}: {context}{partial}{end}"
+
+    __repr__ = line
 
 
 def escape(spelling: bytes) -> str:
@@ -94,39 +98,20 @@ def escape(spelling: bytes) -> str:
 
 def as_text(log_z: float, candidates: list[Candidate], *, colour: bool) -> str:
     """Return the printed form: Z, then probability, log weight, tokens and partial token."""
-
-    paint = _coloured if colour else _plain
-    lines = [paint(_BOLD, f"Z: {log_z}"), paint(_BOLD, "Candidates:")]
+    lines = [_paint(_BOLD, f"Z: {log_z}", colour), _paint(_BOLD, "Candidates:", colour)]
     for c in candidates:
-        share = paint(_GREEN if c.kept else _RED, f"{c.share:.4f}")
-        lines.append(f"({share}) {_line(c, paint)}")
+        share = _paint(_GREEN if c.kept else _RED, f"{c.share:.4f}", colour)
+        lines.append(f"({share}) {c.line(colour=colour)}")
     return "\n".join(lines) + "\n"
 
 
-def _line(c: Candidate, paint: Callable[[str, str], str]) -> str:
-    """Log weight, tokens and partial token of one candidate."""
-    context = paint(_PURPLE, "|".join(map(escape, c.tokens)))
-    partial = paint(_GREEN, "|" + escape(c.partial))
-    end = paint(_YELLOW, "<EOS>") if c.ended else ""
-    return f"{paint(_GREY, f'{c.logw:.2f}')}: {context}{partial}{end}"
-
-
-def _coloured(code: str, text: str) -> str:
-    return f"{code}{text}{_OFF}"
-
-
-def _plain(code: str, text: str) -> str:
-    return text
+def _paint(code: str, text: str, colour: bool) -> str:
+    return f"{code}{text}{_OFF}" if colour else text
 
 
 def as_html(log_z: float, candidates: list[Candidate]) -> str:
     """Return a table with the same content."""
     return render("beam", log_z=f"{log_z:.6f}", candidates=candidates, escape=escape)
-
-
-def on_terminal() -> bool:
-    """Return whether standard output shows colours."""
-    return sys.stdout.isatty()
 
 
 class LazyByteProbs:
@@ -145,33 +130,18 @@ class LazyByteProbs:
         ValueError: another number of them.
     """
 
-    _block: torch.Tensor
-    log_space = True
-
     def __init__(self, ps: npt.ArrayLike, log_space: bool = True) -> None:
-        if len(out := np.asarray(ps)) != EOS + 1:
-            raise ValueError(f"a row has {EOS + 1} entries, got {len(out)}")
-        self.ps, self.log_space = out, log_space
-
-    @cached_property
-    def ps(self) -> npt.NDArray[np.float64]:
-        """All 258 log probabilities, float64, "end of token" and the end last."""
-        ps = np.empty(N_BYTES + 2)
-        ps[:-1] = self._block.detach().cpu().numpy()[0]
-        ps[EOS], ps[N_BYTES] = ps[N_BYTES], -np.inf
-        return ps
-
-    @classmethod
-    def of_lane(cls, block: torch.Tensor) -> LazyByteProbs:
-        """From the float[1, 257] that a lone lane's `rows` gives; `ps` is made when used."""
-        row = cls.__new__(cls)
-        row._block = block
-        return row
+        self.ps, self.log_space = np.asarray(ps), log_space
+        if len(self.ps) != EOS + 1:
+            raise ValueError(f"a row has {EOS + 1} entries, got {len(self.ps)}")
 
     @classmethod
     def from_row(cls, row: torch.Tensor) -> LazyByteProbs:
         """From float[257]: bytes and the end of the sequence, in nats."""
-        return cls.of_lane(row[None])
+        ps = np.empty(EOS + 1)
+        ps[:-1] = row.detach().cpu().numpy()
+        ps[EOS], ps[N_BYTES] = ps[N_BYTES], -np.inf
+        return cls(ps)
 
     def __getitem__(self, b: int | None) -> float:
         """Log probability of a byte, of the end (257) or of "end of token" (None, 256).

@@ -3,7 +3,8 @@
 1. Ask for the rows along the tokenizer's own tokens of the text: one forward.
 2. Run the beam over the text. Where it wants a row that is not there (another way to cut
    the text into tokens), note the context and go on with the row of another context that
-   spells the same bytes (`texts_numba`); at the end ask for everything noted in one forward.
+   spells the same bytes (`steps_numba.run_texts`); at the end ask for everything noted in one
+   forward.
 3. Run again from the first byte at which something was missing, until nothing is. The further a
    pass got, the longer the next one trusts a guess.
 
@@ -17,18 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from genlm_bytes_smc.beam import steps_numba as sn
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_nodes import Held
-from genlm_bytes_smc.beam.deferred_text import read_weighed, rows_that_matter
-from genlm_bytes_smc.beam.kernels import NOTHING, Texts
+from genlm_bytes_smc.beam.deferred_text import read_texts, rows_that_matter
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
-from genlm_bytes_smc.beam.state import BeamState, FloatArray
+from genlm_bytes_smc.beam.state import NOTHING, BeamState, FloatArray
 from genlm_bytes_smc.lm.contexts import IntArray
+from genlm_bytes_smc.lm.contexts_numba import NO_ROOM
 from genlm_bytes_smc.lm.rows import RowStore
 
 HORIZON = 64  # bytes that a dry run goes on, at most, after the first missing row
@@ -36,18 +39,111 @@ REACH = 8, 32  # fewest and most bytes to go on with a row that is but a guess
 STRETCH = 256, 1024  # bytes along which the tokenizer is followed at first, and at most at a time
 
 
-async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
-    """Read `text` in every lane, pruning before each byte and not after the last."""
-    if len(lanes) != 1:
-        parts = [await read_text(lanes.gather([n]), text) for n in range(len(lanes))]
-        return ByteLanes.cat(parts)
+class Texts(NamedTuple):
+    """Texts that are known, a line each.
+
+    Attributes:
+        lines: uint8[N, L].
+        lengths: int64[N].
+        known: int64[N, L + 1], for each number of bytes a context that has read so many, -1 where
+            none is known; filled in while they are read. An id may have been freed and be another
+            context's by now: nothing but what is fetched early depends on it.
+    """
+
+    lines: npt.NDArray[np.uint8]
+    lengths: IntArray
+    known: IntArray
+
+    @classmethod
+    def of(cls, texts: Sequence[bytes]) -> Texts:
+        """Return the texts, of which nothing is known."""
+        lengths = np.array([len(t) for t in texts], dtype=np.int64)
+        longest = int(lengths.max(initial=0))
+        flat = bytearray().join(t.ljust(longest, b"\0") for t in texts)
+        lines = np.frombuffer(flat, dtype=np.uint8).reshape(len(texts), longest)
+        return cls(lines, lengths, np.full((len(texts), longest + 1), -1, dtype=np.int64))
+
+
+def _dry_run(
+    lanes: ByteLanes,
+    texts: Texts,
+    at: int,
+    read: int,
+    *,
+    by_steps: bool = False,
+    likeliest: bool = False,
+    sure: Held | None = None,
+) -> tuple[ByteLanes, int, IntArray, bool]:
+    """Read texts, one a lane, from byte `at` on with the rows at hand.
+
+    Args:
+        lanes, texts: as many lanes as texts.
+        at: bytes that have been read.
+        read: of them, by the last pass; how far guesses are trusted depends on it.
+        by_steps, likeliest: see `steps_numba.run_texts`.
+        sure: extensions that are not thinned; or None.
+
+    Returns:
+        The lanes after the last byte for which no row was missing, how many bytes they read,
+        the contexts whose rows are to be fetched next, and whether the likeliest symbol is then
+        the end of the text.
+    """
+    model, rules, state = lanes.model, lanes.rules, lanes.state
+    trusted = 2 * read if model.engine.forwards_are_dear else read
+    reach = min(max(trusted, REACH[0]), REACH[1])  # bytes to go on after the first guess
+    horizon = HORIZON if model.engine.forwards_are_dear else reach
+    keys, width = (NOTHING, 0) if sure is None else (sure.keys, int(sure.width))
+    while True:
+        model.store.cover()  # rows stand in for those of contexts made on the way
+        packed, key, numbers, done, ends, missed_at, missed = sn.run_texts(
+            *model.kernels.arrays(), state.packed, state.key, lanes.log_z, lanes.log_dropped,
+            texts.lines, texts.lengths, at, texts.known, rules.cut, rules.k, rules.log_threshold,
+            rules.random, by_steps, likeliest, keys, width, horizon, reach,
+        )  # fmt: skip
+        if len(missed) == 0 or missed[0] != NO_ROOM:
+            break
+        model.engine.tree.grow()
+    if not likeliest:
+        near = missed_at >= 0
+        missed = _first_of(missed[near], missed_at[near], model.store)
+    return lanes.replace(BeamState(packed, key), *numbers), done - at, missed, ends
+
+
+async def follow_likeliest(lanes: ByteLanes, steps: int) -> tuple[ByteLanes, bytes, bool]:
+    """Prune, take the likeliest symbol and read it, `steps` times: one lane.
+
+    Returns:
+        The lane after the last byte, not pruned; the bytes; whether the text ends then. They are
+        fewer than `steps` where it does, and before a byte that only healing can read.
+    """
+    out, wanted = bytearray(), NOTHING
+    with lanes.model.engine.tree.one_thread:
+        while True:
+            texts = Texts.of([bytes(steps - len(out))])
+            lanes, read, missing, ends = _dry_run(lanes, texts, 0, 0, likeliest=True)
+            if read:
+                wanted = NOTHING
+                out += texts.lines[0, :read].tobytes()
+            if len(missing) == 0:
+                return lanes, bytes(out), ends
+            wanted = await lanes.provide(wanted, missing)
+
+
+async def read_text(lanes: Any, text: bytes) -> Any:
+    """Return one lane, of either class, after `text`.
+
+    It is pruned before each byte, and not after the last.
+    """
+    if isinstance(lanes, DeferredLanes):
+        return (await read_texts(lanes, [text]))[0]
     model, tree, store = lanes.model, lanes.model.engine.tree, lanes.model.store
     texts, at, read, wanted = Texts.of([text]), 0, 0, NOTHING
     guide = Guide(model, lanes.state, text, texts.known[0])
     with ExitStack() as pins:
         pins.enter_context(tree.one_thread)
-        sure = None
-        if _guided(lanes, text):
+        sure, thinned = None, lanes.params.unbiased and lanes.params.prune_threshold > 0
+        if thinned and text and lanes.log_z[0] > -np.inf:
+            # Nothing that is thinned need be judged by the next byte alone where all are known.
             sure = await rows_that_matter(lanes, text)
             pins.enter_context(tree.pinned(sure.ids))
         while at < len(text) and lanes.log_z[0] > -np.inf:
@@ -61,40 +157,13 @@ async def read_text(lanes: ByteLanes, text: bytes) -> ByteLanes:
             with tree.pinned(now):
                 await store.ensure(now)
             again = len(wanted) > 0
-            lanes, read, wanted = _dry_run(lanes, texts, at, read, by_steps=False, sure=sure)
+            lanes, read, wanted, _ = _dry_run(lanes, texts, at, read, sure=sure)
             at += read
             if at < len(text) and (len(wanted) == 0 or (again and read == 0)):
                 # A byte that only healing can read, or rows that do not fit together.
                 lanes = await lanes.prune().read(text[at])
                 at, wanted = at + 1, NOTHING
     return lanes
-
-
-def _dry_run(
-    lanes: ByteLanes, texts: Texts, at: int, read: int, *, by_steps: bool, sure: Held | None
-) -> tuple[ByteLanes, int, IntArray]:
-    """Read texts from byte `at` on with the rows at hand, after a pass that read so many bytes.
-
-    Returns:
-        The lanes after the last byte for which no row was missing, how many bytes they read, and
-        the contexts whose rows are to be fetched next.
-    """
-    engine = lanes.model.engine
-    trusted = 2 * read if engine.forwards_are_dear else read
-    reach = min(max(trusted, REACH[0]), REACH[1])  # bytes to go on after the first guess
-    limits = HORIZON if engine.forwards_are_dear else reach, reach
-    run = lanes.model.kernels.run_texts(lanes, texts, at, limits, by_steps=by_steps, sure=sure)
-    lanes = lanes.replace(run.state, log_z=run.log_z, log_dropped=run.log_dropped)
-    return lanes, run.read - at, _first_of(run.missed, run.at, lanes.model.store)
-
-
-def _guided(lanes: ByteLanes, text: bytes) -> bool:
-    """Return whether extensions that matter for what comes later are to be found first.
-
-    What is thinned at random need not be judged by the next byte alone where all are known.
-    """
-    alive = len(text) > 0 and lanes.log_z[0] > -np.inf
-    return alive and lanes.params.unbiased and lanes.params.prune_threshold > 0
 
 
 async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
@@ -123,7 +192,7 @@ async def fetch_ahead(lanes: ByteLanes, texts: list[bytes]) -> IntArray:
             pins.enter_context(tree.pinned(wanted))
             await store.ensure(np.concatenate([now, wanted]))
             fetched.append(wanted)
-            lanes, read, wanted = _dry_run(lanes, known, at, read, by_steps=True, sure=None)
+            lanes, read, wanted, _ = _dry_run(lanes, known, at, read, by_steps=True)
             at += read
     return np.concatenate(fetched)
 
@@ -138,14 +207,10 @@ async def read_paths(lanes: Any, texts: Sequence[bytes]) -> tuple[Any, list[Floa
     if not any(texts):
         return lanes, [np.empty(0) for _ in texts]
     if isinstance(lanes, DeferredLanes):
-        return await read_weighed(lanes, texts)
-    return await _read_bytewise(lanes, texts)
-
-
-async def _read_bytewise(lanes: Any, texts: Sequence[bytes]) -> tuple[Any, list[FloatArray]]:
-    """Read byte by byte; a lane whose text is over is taken out."""
+        return await read_texts(lanes, texts)
     path = np.full((len(texts), max(map(len, texts))), -np.inf)
-    done, order = list[Any](), list[int]()
+    # Byte by byte; a lane whose text is over is taken out.
+    done, order = list[ByteLanes](), list[int]()
     going = np.arange(len(texts))
     lengths = np.array([len(text) for text in texts])
     ahead = await fetch_ahead(lanes, list(texts))
@@ -159,7 +224,7 @@ async def _read_bytewise(lanes: Any, texts: Sequence[bytes]) -> tuple[Any, list[
             if len(going):
                 lanes = await lanes.prune().read([texts[n][at] for n in going.tolist()])
                 path[going, at] = lanes.log_z
-    return type(lanes).cat(done).gather(np.argsort(order)), [
+    return ByteLanes.cat(done).gather(np.argsort(order)), [
         path[n, : len(text)] for n, text in enumerate(texts)
     ]
 
@@ -233,7 +298,10 @@ class Guide:
 
 def _first_of(missed: IntArray, at: IntArray, store: RowStore) -> IntArray:
     """Distinct contexts of those missed: all of the first byte, and of later ones as many as half
-    the store holds, within the model's window (they may never be asked for). See `Run`."""
+    the store holds, within the model's window (they may never be asked for).
+
+    `at` int64[m], at which byte each was missed, is ascending.
+    """
     if len(missed) == 0:
         return NOTHING
     engine = store.engine

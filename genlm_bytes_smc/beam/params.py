@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Literal
 Pruning = Literal["topk", "unbiased", "deferred"]
 
 _SEEDS = 1 << 64
+_SHARES = ("deferred_share", "deferred_merge", "deferred_guess")
 
 
 @dataclass
@@ -85,37 +85,33 @@ class BeamParams:
                 stacklevel=3,
             )
             self.eos_byte_strings, self.eos_tokens = self.eos_tokens, None
-        if self.K is not None:
-            _check_count("K", self.K, least=1, none="None (keep every candidate)")
-        if isinstance(self.prune_threshold, bool) or not isinstance(self.prune_threshold, Real):
-            raise TypeError(f"prune_threshold must be a number, got {self.prune_threshold!r}")
+        for name, least, none in (
+            ("K", 1, "None (keep every candidate)"),
+            ("heal_max_backoff", 0, "None (no limit)"),
+            ("heal_max_splits", 0, "None (no limit)"),
+        ):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name), least, none)
+        for name in ("prune_threshold", *_SHARES):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         self.prune_threshold = float(self.prune_threshold)
         if not 0 <= self.prune_threshold < 1:
             raise ValueError(f"prune_threshold must be in [0, 1), got {self.prune_threshold!r}")
         if self.prune not in ("topk", "unbiased", "deferred"):
             raise ValueError(f'prune must be "topk", "unbiased" or "deferred", got {self.prune!r}')
-        for name in ("deferred_share", "deferred_merge", "deferred_guess"):
+        for name in _SHARES:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"{name} must be a number, got {value!r}")
             if not 0 <= value <= 1 or (value == 0 and name == "deferred_guess"):
                 raise ValueError(f"{name} must be a share of at most 1, got {value!r}")
         for name in ("deferred_rows", "deferred_limit", "deferred_readings"):
             _check_count(name, getattr(self, name), least=1)
-        for name in ("heal_max_backoff", "heal_max_splits"):
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), least=0, none="None (no limit)")
         _check_count("seed", self.seed, least=0)
         if self.seed >= _SEEDS:
             raise ValueError(f"seed must be below 2**64, got {self.seed}")
         self.eos_byte_strings = _byte_strings(self.eos_byte_strings)
         if self.prune != "topk":
             self.heal = False
-
-    @property
-    def log_prune_threshold(self) -> float:
-        """Logarithm of the threshold, nats; -inf for 0."""
-        return math.log(self.prune_threshold) if self.prune_threshold > 0 else -math.inf
 
     @property
     def unbiased(self) -> bool:

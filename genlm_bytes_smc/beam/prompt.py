@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from genlm_bytes_smc.beam.model import ByteModel
+from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.trie import Vocabulary
 
 
@@ -151,8 +151,8 @@ class Prompt:
             ValueError: no messages, one without role or content, or no template.
             TypeError: a content that is no text.
         """
-        byte_model = _as_model(model)
-        tokenizer = byte_model.engine.tokenizer
+        source = _as_model(model)
+        tokenizer = source.engine.tokenizer
         if not messages:
             raise ValueError("a chat needs at least one message, got none")
         for message in messages:
@@ -162,22 +162,22 @@ class Prompt:
                 raise TypeError(f"a message's content is text, got {message['content']!r}")
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("this model's tokenizer has no chat template; use Prompt.text")
-        plain = _split_special(_render(byte_model, messages), byte_model)
+        plain = _split_special(_render(source, messages), source)
         # The template sees marks from the private-use area in place of the contents, so that
         # what is the template's and what is a user's can be told apart afterwards.
         marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
         marked = [dict(m, content=k) for m, k in zip(messages, marks, strict=True)]
         segments: list[Segment] = []
-        for piece in re.split("(\ue000\\d+\ue001)", _render(byte_model, marked)):
+        for piece in re.split("(\ue000\\d+\ue001)", _render(source, marked)):
             if piece in marks:
                 content = messages[marks.index(piece)]["content"]
-                part = cls.text(content, special_tokens=special_tokens, model=byte_model)
+                part = cls.text(content, special_tokens=special_tokens, model=source)
                 segments.extend(part.segments)
             elif piece:
-                segments.extend(_split_special(piece, byte_model))
+                segments.extend(_split_special(piece, source))
         # Templates may look into contents (to trim them, say). Where no content could pass for
         # a special token, what the template makes of it counts.
-        contents = [_split_special(m["content"], byte_model) for m in messages]
+        contents = [_split_special(m["content"], source) for m in messages]
         harmless = special_tokens or not any(map(_special, contents))
         same = _special(plain) == _special(segments)
         return cls(tuple(plain if harmless and same else segments))
@@ -199,8 +199,6 @@ def _render(model: ByteModel, messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def _as_model(model: Any) -> ByteModel:
-    from genlm_bytes_smc.beam.model import byte_model
-
     return model if isinstance(model, ByteModel) else byte_model(model)
 
 

@@ -1,21 +1,82 @@
-"""Which candidates and extensions of N lanes are kept, compiled: top-K, and at random.
+"""Random numbers of lanes, and which of their candidates and extensions are kept: compiled.
 
-Everything is float64, and loops are serial. Random numbers are functions of a lane's key, as in
-`rng`, whose numbers these are.
+Everything is float64, and loops are serial.
+
+The randomness of an unbiased beam must be fresh at each (string, step) and come back the
+same when the beam is computed again. So each lane carries a 64-bit key, a hash of the seed
+and of the bytes read, and draws by hashing the key with the number of the draw. The mixer
+is the finaliser of SplitMix64 (Steele, Lea & Flood 2014, OOPSLA).
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, NamedTuple
 
-from genlm_bytes_smc.beam import rng
+import numpy as np
+import numpy.typing as npt
+
 from genlm_bytes_smc.compiled import entry, full, inner
 
-_GOLDEN, _R11 = rng.GOLDEN, np.uint64(11)
-_THIN, _PRUNE = rng.salt(rng.THIN), rng.salt(rng.PRUNE)
-_mix = inner()(rng.mix)
+KeyArray = npt.NDArray[np.uint64]
+Array = npt.NDArray[Any]
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_R11, _R27, _R30, _R31 = (np.uint64(n) for n in (11, 27, 30, 31))
+
+
+class Candidates(NamedTuple):
+    """Candidates of N lanes, C places a lane: int64[N, C] and float64[N, C], see `BeamState`."""
+
+    ctx: Array
+    node: Array
+    logu: Array
+    logw: Array
+
+
+class Extensions(NamedTuple):
+    """Token-ending extensions of candidates, one entry each, in lane order.
+
+    Attributes:
+        lane, cand: int64[E], which candidate is extended.
+        token: int64[E], the token that ends there; or the context after it.
+        logw: float64[E], weight of the extended candidate, nats.
+    """
+
+    lane: Array
+    cand: Array
+    token: Array
+    logw: Array
+
+    def take(self, keep: Array) -> Extensions:
+        """Return the extensions that `keep` bool[E] marks."""
+        return Extensions(*(a[keep] for a in self))
+
+
+class Limits(NamedTuple):
+    """What prunes: see `model.Rules`, of which these are a part."""
+
+    cut: Array
+    k: int
+    log_threshold: float
+    random: bool
+
+
+# -- random numbers ------------------------------------------------------------------------
+
+
+def mix(x: KeyArray) -> KeyArray:
+    """SplitMix64's bijective mixer, elementwise over uint64; it is compiled, too."""
+    x = (x ^ (x >> _R30)) * _M1
+    x = (x ^ (x >> _R27)) * _M2
+    return x ^ (x >> _R31)
+
+
+# What a key is combined with for a draw: when thinning extensions, and when pruning candidates.
+_PRUNE, _THIN = mix(np.arange(1, 3, dtype=np.uint64) * GOLDEN)
+_mix = inner()(mix)
 
 
 @inner()
@@ -27,13 +88,16 @@ def _uniforms(key, salt):
     return out
 
 
-@inner()
+@entry()
 def keys_after(key, symbols):
-    """Return `rng.read_keys`."""
+    """Keys uint64[N] after one more symbol (0..256; int64[N]) a lane."""
     out = key.copy()
     for n in range(len(key)):
-        out[n] = _mix(key[n] + _GOLDEN * np.uint64(symbols[n] + 2))
+        out[n] = _mix(key[n] + GOLDEN * np.uint64(symbols[n] + 2))
     return out
+
+
+# -- what is kept --------------------------------------------------------------------------
 
 
 @entry()
@@ -97,32 +161,32 @@ def keep_extensions(lane, logw, base, log_threshold, within):
 
 
 @inner()
-def kept_of(keep, lane, cand, token, ext):
+def kept_of(keep, ext):
     """Return the extensions that `keep` bool[E] marks."""
     out = full((3, len(keep)), 0)
     logw = full(len(keep), 0.0)
     count = 0
     for e in range(len(keep)):
         if keep[e]:
-            out[0, count], out[1, count], out[2, count] = lane[e], cand[e], token[e]
-            logw[count] = ext[e]
+            out[0, count], out[1, count] = ext.lane[e], ext.cand[e]
+            out[2, count], logw[count] = ext.token[e], ext.logw[e]
             count += 1
-    return out[0, :count], out[1, :count], out[2, :count], logw[:count]
+    return Extensions(out[0, :count], out[1, :count], out[2, :count], logw[:count])
 
 
 @inner()
-def thin_extensions(sure, lane, logw, log_z, log_threshold, uniform):
-    """Unbiased thinning: keep w >= tau Z, draw the rest systematically at weight tau Z.
+def thinned(sure, ext, base, key, log_threshold):
+    """Thin extensions unbiasedly: keep w >= tau Z, draw the rest systematically at weight tau Z.
 
-    `sure` bool[E] marks extensions that are kept in any case. `uniform` is float64[N], one
-    number a lane. Returns (keep bool[E], new logw float64[E]).
+    `sure` bool[E] marks extensions that are kept in any case. Z is exp(`base`) float64[N], and
+    the draws are those of the lanes' keys. Returns the extensions that are kept.
     """
-    keep = full(len(lane), False)
-    out = logw.copy()
-    point = uniform.copy()  # distance to the next systematic point, in units of tau Z
-    for e in range(len(lane)):
-        n = lane[e]
-        floor = log_threshold + log_z[n]
+    keep = full(len(ext.lane), False)
+    logw = ext.logw.copy()
+    point = _uniforms(key, _THIN)  # distance to the next systematic point, in units of tau Z
+    for e in range(len(ext.lane)):
+        n = ext.lane[e]
+        floor = log_threshold + base[n]
         if sure[e] or logw[e] >= floor:
             keep[e] = True
             continue
@@ -130,27 +194,32 @@ def thin_extensions(sure, lane, logw, log_z, log_threshold, uniform):
         keep[e] = point[n] < 0.0
         if keep[e]:
             point[n] += 1.0
-            out[e] = floor
-    return keep, out
+            logw[e] = floor
+    return kept_of(keep, Extensions(ext.lane, ext.cand, ext.token, logw))
 
 
 @inner()
-def take(ctx, node, logu, logw, pick, new_logw):
-    """Candidates `pick` int64[N, K] (-1: empty), with weights `new_logw` float64[N, K]."""
-    shape = pick.shape
-    out_ctx = full(shape, -1)
-    out_node = full(shape, 0)
-    out_logu = full(shape, -np.inf)
-    out_logw = full(shape, -np.inf)
-    for n in range(shape[0]):
-        for k in range(shape[1]):
+def empty(shape):
+    """Return candidates [N, C] that hold nothing."""
+    return Candidates(full(shape, -1), full(shape, 0), full(shape, -np.inf), full(shape, -np.inf))
+
+
+@inner()
+def take(some, pick, new_logw, most):
+    """Candidates `pick` int64[N, K] (-1: empty), with weights `new_logw` float64[N, K].
+
+    Of the K columns only the first `most` are taken.
+    """
+    out = empty((len(pick), most))
+    for n in range(len(pick)):
+        for k in range(most):
             c = pick[n, k]
             if c >= 0:
-                out_ctx[n, k] = ctx[n, c]
-                out_node[n, k] = node[n, c]
-                out_logu[n, k] = logu[n, c] + (new_logw[n, k] - logw[n, c])
-                out_logw[n, k] = new_logw[n, k]
-    return out_ctx, out_node, out_logu, out_logw
+                out.ctx[n, k] = some.ctx[n, c]
+                out.node[n, k] = some.node[n, c]
+                out.logu[n, k] = some.logu[n, c] + (new_logw[n, k] - some.logw[n, c])
+                out.logw[n, k] = new_logw[n, k]
+    return out
 
 
 @inner()
@@ -182,23 +251,11 @@ def _descending(weight):
 
 
 @inner()
-def _narrowed(pick, weight, width):
-    """Return the first `width` columns of both, as arrays of their own: one type for all."""
-    out_pick = full((len(pick), width), 0)
-    out_weight = full((len(pick), width), 0.0)
-    for n in range(len(pick)):
-        for k in range(width):
-            out_pick[n, k] = pick[n, k]
-            out_weight[n, k] = weight[n, k]
-    return out_pick, out_weight
-
-
-@inner()
 def select_topk(logw, k, log_threshold):
     """Keep the K best candidates above the threshold of their lane's total, best first.
 
-    The best is kept in any case. k < 0 keeps all. Returns (pick int64[N, K'],
-    logw float64[N, K'], dropped float64[N]) with K' the most that any lane keeps.
+    The best is kept in any case. k < 0 keeps all. Returns (pick int64[N, K], logw float64[N, K],
+    the most that any lane keeps, dropped float64[N]).
     """
     n_lanes, n_cands = logw.shape
     most = n_cands if k < 0 else min(k, n_cands)
@@ -226,8 +283,7 @@ def select_topk(logw, k, log_threshold):
         if lost > 0.0:
             dropped[n] = total[n] + np.log(lost)
         widest = max(widest, kept)
-    pick, out = _narrowed(pick, out, widest)
-    return pick, out, dropped
+    return pick, out, widest, dropped
 
 
 @inner()
@@ -236,7 +292,7 @@ def select_unbiased(logw, k, uniform):
 
     Find c with sum(min(w / c, 1)) = K; keep w >= c as they are; one systematic pass over the
     rest with probability w / c, survivors at weight c. k < 0 keeps all. `uniform` is
-    float64[N]. Returns (pick, logw) as `select_topk`, best first; each weight's expectation
+    float64[N]. Returns (pick, logw, most) as `select_topk`, best first; each weight's expectation
     is the old weight, and the total does not change.
     """
     n_lanes, n_cands = logw.shape
@@ -292,7 +348,7 @@ def select_unbiased(logw, k, uniform):
             out[n, kept] = level
             kept += 1
         widest = max(widest, kept)
-    return _narrowed(pick, out, widest)
+    return pick, out, widest
 
 
 @inner()
@@ -305,62 +361,31 @@ def add_logs(a, b):
 
 
 @inner()
-def prune_lanes(ctx, node, logu, logw, key, k, log_threshold, random, dropped):
-    """Keep `k` candidates a lane (k < 0: all), best first; with `random` by their keys.
+def prune_lanes(some, key, limits, dropped):
+    """Keep `limits.k` candidates a lane (below 0: all), best first; if random by the lane's key.
 
-    The log mass dropped is added to `dropped` float64[N]. Returns (ctx, node, logu, logw, log_z).
+    The log mass dropped is added to `dropped` float64[N]. Returns (candidates, log_z float64[N]).
     """
-    if random:
-        pick, weight = select_unbiased(logw, k, _uniforms(key, _PRUNE))
+    if limits.random:
+        pick, weight, most = select_unbiased(some.logw, limits.k, _uniforms(key, _PRUNE))
     else:
-        pick, weight, lost = select_topk(logw, k, log_threshold)
+        pick, weight, most, lost = select_topk(some.logw, limits.k, limits.log_threshold)
         for n in range(len(lost)):
             dropped[n] = add_logs(dropped[n], lost[n])
-    ctx, node, logu, logw = take(ctx, node, logu, logw, pick, weight)
-    return ctx, node, logu, logw, logsumexp_rows(logw)
+    some = take(some, pick, weight, most)
+    return some, logsumexp_rows(some.logw)
 
 
 @inner()
-def keep_thinned(sure, lane, ext, base, key, log_threshold):
-    """Return `thin_extensions` with the numbers of the keys."""
-    return thin_extensions(sure, lane, ext, base, log_threshold, _uniforms(key, _THIN))
-
-
-@inner()
-def admit(lane, cand, token, ext, base, key, log_threshold, random, within):
+def admit(ext, base, key, limits, within):
     """Return the extensions that are kept, and the log mass of the others, float64[N].
 
-    `base` float64[N] is what they are held against: see `keep_extensions`; with `random` they
+    `base` float64[N] is what they are held against: see `keep_extensions`; if random they
     are thinned by the keys, below the threshold's share of it.
     """
-    if random:
-        keep, ext = keep_thinned(full(len(lane), False), lane, ext, base, key, log_threshold)
-        dropped = full(len(base), -np.inf)
-    else:
-        keep, dropped = keep_extensions(lane, ext, base, log_threshold, within)
-    lane, cand, token, ext = kept_of(keep, lane, cand, token, ext)
-    return lane, cand, token, ext, dropped
-
-
-@inner()
-def _log_add(a, b):
-    """log(exp(a) + exp(b)), as numpy's `logaddexp`."""
-    top, low = max(a, b), min(a, b)
-    return top if low == -np.inf else top + np.log1p(np.exp(low - top))
-
-
-@inner()
-def mass_after(lane, ext, able, log_z, guess):
-    """Return the mass of each lane after a byte, float64[N] nats, if extensions give it the
-    probability that the tokens in flight gave it, and at least exp(`guess`).
-
-    `able` float64[N] is the weight of the candidates that can read the byte, `log_z` that of all.
-    """
-    out = full(len(able), -np.inf)
-    for e in range(len(lane)):
-        out[lane[e]] = _log_add(out[lane[e]], ext[e])
-    for n in range(len(able)):
-        before = np.log(max(np.exp(log_z[n]) - np.exp(out[n]), 0.0))
-        seen = able[n] - before if able[n] > -np.inf else -np.inf
-        out[n] = _log_add(able[n] - max(seen, guess), out[n])
-    return out
+    if limits.random:
+        never = full(len(ext.lane), False)
+        kept = thinned(never, ext, base, key, limits.log_threshold)
+        return kept, full(len(base), -np.inf)
+    keep, dropped = keep_extensions(ext.lane, ext.logw, base, limits.log_threshold, within)
+    return kept_of(keep, ext), dropped

@@ -12,9 +12,8 @@ import torch
 
 from genlm_bytes_smc.beam import display
 from genlm_bytes_smc.beam.deferred import DeferredLanes
-from genlm_bytes_smc.beam.deferred_text import read_texts
 from genlm_bytes_smc.beam.display import EOS, Candidate, LazyByteProbs
-from genlm_bytes_smc.beam.known_text import read_text
+from genlm_bytes_smc.beam.known_text import follow_likeliest, read_text
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
@@ -39,13 +38,6 @@ def sample_dict(probabilities: Mapping[int | None, float]) -> int | None:
 def lanes_for(params: BeamParams) -> type[ByteLanes] | type[DeferredLanes]:
     """Return the class of beams that prunes as `params` say."""
     return DeferredLanes if params.prune == "deferred" else ByteLanes
-
-
-async def read_known(lanes: Any, text: bytes) -> Any:
-    """Return one lane, of either class, after a text that is known in advance."""
-    if isinstance(lanes, DeferredLanes):
-        return await read_texts(lanes, [text])
-    return await read_text(lanes, text)
 
 
 class ByteBeamState:
@@ -122,7 +114,7 @@ class ByteBeamState:
             if isinstance(segment, Spelled):
                 lanes = await lanes.as_prompt(literal=segment.literal)
                 if not self.params.verbose:
-                    lanes = await read_known(lanes, segment.spelling)
+                    lanes = await read_text(lanes, segment.spelling)
                     continue
                 for byte in segment.spelling:  # one by one, to show each
                     lanes = self._after(await lanes.prune().read(byte)).lanes
@@ -137,7 +129,7 @@ class ByteBeamState:
             ValueError: the beam is empty or has ended.
         """
         self._check_alive()
-        return LazyByteProbs.of_lane(await self.lanes.rows())
+        return LazyByteProbs.from_row((await self.lanes.rows())[0])
 
     def prune(self) -> ByteBeamState:
         """Keep at most K candidates, as the parameters say.
@@ -237,7 +229,7 @@ class ByteBeamState:
         weights = state.logw[0].tolist()
         best = max(weights, default=-np.inf)  # pruning keeps it in any case
         out = [
-            self._candidate(int(context), int(node), logw, self.logZ, best=logw == best)
+            self._candidate(int(context), int(node), logw, self.logZ, logw == best, False)
             for node, context, logw in zip(nodes, contexts, weights, strict=True)
             if node >= 0
         ]
@@ -259,7 +251,7 @@ class ByteBeamState:
         return int((self.lanes.state.nodes >= 0).sum())
 
     def __repr__(self) -> str:
-        return display.as_text(self.logZ, self.candidates, colour=display.on_terminal())
+        return display.as_text(self.logZ, self.candidates, colour=sys.stdout.isatty())
 
     def _repr_html_(self) -> str:
         return display.as_html(self.logZ, self.candidates)
@@ -267,14 +259,7 @@ class ByteBeamState:
     # -- parts -------------------------------------------------------------------------
 
     def _candidate(
-        self,
-        context: int,
-        node: int,
-        logw: float,
-        log_z: float,
-        *,
-        best: bool = False,
-        ended: bool = False,
+        self, context: int, node: int, logw: float, log_z: float, best: bool, ended: bool
     ) -> Candidate:
         model = self.lanes.model
         ids = tuple(model.engine.tree.tokens(context))
@@ -297,7 +282,7 @@ class ByteBeamState:
                     found.append((float(state.logu[0, c]) + float(np.log(p)), int(contexts[c])))
         total = float(np.logaddexp.reduce([logw for logw, _ in found])) if found else -np.inf
         ordered = sorted(found, reverse=True)
-        return [self._candidate(context, 0, logw, total, ended=True) for logw, context in ordered]
+        return [self._candidate(at, 0, logw, total, False, True) for logw, at in ordered]
 
     def _after(self, lanes: Any, ends: Sequence[Candidate] = ()) -> ByteBeamState:
         beam = ByteBeamState(lanes, ends)
@@ -327,14 +312,16 @@ class ByteBeamState:
         beam = await self.prefill(prompt)
         out = bytearray(prompt.spell(self.lanes.model.vocab))
         given = len(out)
+        quick = choose is _likeliest and isinstance(beam.lanes, ByteLanes)
+        quick = quick and not self.params.verbose
         while len(out) - given < steps:
-            if choose is _likeliest and not self.params.verbose:
-                run = await beam.lanes.follow_likeliest(steps - (len(out) - given))
-                if run is not None:
-                    beam = ByteBeamState(run[0])
-                    out += bytes(run[1])
-                    if run[2] or len(out) - given == steps:
-                        break
+            if quick:
+                left = steps - (len(out) - given)
+                lanes, read, ends = await follow_likeliest(beam.lanes, left)
+                beam = ByteBeamState(lanes)
+                out += read
+                if ends or len(read) == left:
+                    break
             beam._check_alive()
             beam = beam.prune()  # first, so that no row is computed for what it drops
             symbol = choose((await beam.lanes.rows())[0])

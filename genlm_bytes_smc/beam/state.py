@@ -1,4 +1,4 @@
-"""The candidates of N byte beams as a struct of arrays, what lanes have in common, and symbols."""
+"""The candidates of N byte beams, their keys, parts of steps on them, and what lanes share."""
 
 from __future__ import annotations
 
@@ -9,16 +9,45 @@ from typing import Any, NamedTuple, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
-from genlm_bytes_smc.beam.rng import KeyArray
+from genlm_bytes_smc.beam import candidates_numba as cn
+from genlm_bytes_smc.beam import masses_numba as nm
+from genlm_bytes_smc.beam import pruning_numba as pn
+from genlm_bytes_smc.beam import steps_numba as sn
+from genlm_bytes_smc.beam.pruning_numba import GOLDEN, Array, Candidates, Extensions, KeyArray, mix
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import not_pickled
+from genlm_bytes_smc.lm.rows import RowStore
 
 N_BYTES = 256
+NOTHING: IntArray = np.empty(0, dtype=np.int64)
 EOS_COLUMN = N_BYTES  # of a [N, 257] block; as a symbol to `step`, the end of the text
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
-Array = npt.NDArray[Any]
+
+
+def start_keys(seeds: KeyArray) -> KeyArray:
+    """Keys uint64[N] of lanes that have read nothing, from their seeds."""
+    return mix(seeds + GOLDEN)
+
+
+def lane_keys(seed: int, n: int, lane_seeds: Sequence[int] | None) -> KeyArray:
+    """Return the keys uint64[n] of lanes that have read nothing.
+
+    Args:
+        seed: of all lanes.
+        n: their number.
+        lane_seeds: one further seed a lane, for independent beams; or None.
+
+    Raises:
+        ValueError: not n `lane_seeds`.
+    """
+    seeds = np.full(n, seed, dtype=np.uint64)
+    if lane_seeds is not None:
+        if len(lane_seeds) != n:
+            raise ValueError(f"lane_seeds must hold {n} numbers, got {len(lane_seeds)}")
+        seeds = start_keys(seeds) ^ np.asarray(lane_seeds, dtype=np.uint64)
+    return start_keys(seeds)
 
 
 class BeamState(NamedTuple):
@@ -81,58 +110,105 @@ class BeamState(NamedTuple):
         return BeamState.cat([self, new]).gather(index)._replace(key=self.key)
 
     @property
-    def ctx(self) -> npt.NDArray[np.int64]:
+    def ctx(self) -> IntArray:
         """Return the id of each token context in the engine's `ContextTree`, int64[N, C]."""
-        ctx: npt.NDArray[np.int64] = self.packed[0]
+        ctx: IntArray = self.packed[0]
         return ctx
 
     @property
-    def node(self) -> npt.NDArray[np.int64]:
+    def node(self) -> IntArray:
         """Return the trie node of each token in flight, int64[N, C]."""
-        node: npt.NDArray[np.int64] = self.packed[1]
+        node: IntArray = self.packed[1]
         return node
 
     @property
-    def nodes(self) -> npt.NDArray[np.int64]:
+    def nodes(self) -> IntArray:
         """Return `node`, -1 in empty places."""
         return np.where(self.logw > -np.inf, self.node, -1)
 
     @property
-    def logu(self) -> npt.NDArray[np.float64]:
+    def logu(self) -> FloatArray:
         """Return the log weight of each context, float64[N, C], nats.
 
         Without random pruning it is log p(context).
         """
-        logu: npt.NDArray[np.float64] = self.packed[2].view(np.float64)
+        logu: FloatArray = self.packed[2].view(np.float64)
         return logu
 
     @property
-    def logw(self) -> npt.NDArray[np.float64]:
+    def logw(self) -> FloatArray:
         """Return the log weight of each candidate, float64[N, C], nats.
 
         It is logu + log(mass of `node` in the context's row).
         """
-        logw: npt.NDArray[np.float64] = self.packed[3].view(np.float64)
+        logw: FloatArray = self.packed[3].view(np.float64)
         return logw
 
+    @property
+    def log_z(self) -> FloatArray:
+        """Return the log of each lane's total weight, float64[N], nats."""
+        log_z: FloatArray = pn.logsumexp_rows(self.logw)
+        return log_z
 
-class Extensions(NamedTuple):
-    """Token-ending extensions of a state, one entry each, in lane order.
+    @property
+    def candidates(self) -> Candidates:
+        """Return the four arrays, as parts of steps take them."""
+        return Candidates(self.ctx, self.node, self.logu, self.logw)
 
-    Attributes:
-        lane, cand: int64[E], which candidate is extended.
-        token: int64[E], the token that ends there.
-        logw: float64[E], weight of the extended candidate, nats.
+    def extend(self, ext: Extensions) -> BeamState:
+        """Append extensions, with the contexts after them as `token`, as further candidates."""
+        if len(ext.lane) == 0:
+            return self
+        ctx, node, logu, logw = cn.append_extensions(self.candidates, ext)
+        return BeamState.of(ctx, node, logu, logw, self.key)
+
+    def ranked(self) -> BeamState:
+        """Return the same candidates, best first."""
+        dropped = np.full(len(self.key), -np.inf)
+        packed, _ = sn.prune(self.packed, self.key, dropped, -1, -np.inf, False)
+        return BeamState(packed, self.key)
+
+
+class NumbaKernels:
+    """Parts of steps over the rows of one `RowStore`, on the host wherever the model runs.
+
+    The work of beams is little and irregular, and on a GPU, whose kernels take longer to start than
+    to run here, it was measured to take several times as long. Every candidate must have its row.
+    `cut` is a sorted int64 array of trie positions that are no text (end-of-sequence tokens).
     """
 
-    lane: Array
-    cand: Array
-    token: Array
-    logw: Array
+    def __init__(self, store: RowStore) -> None:
+        self.store = store
+        trie = store.trie
+        self._trie = nm.TrieArrays(trie.lo, trie.hi, trie.ends, trie.first_child, trie.byte)
+        self._handles = nm.Handles(self._trie)
 
-    def take(self, keep: Array) -> Extensions:
-        """Return the extensions that `keep` bool[E] marks."""
-        return Extensions(*(a[keep] for a in self))
+    def arrays(self) -> tuple[IntArray, Array]:
+        """Return what every compiled step takes first: `Handles` and the rows."""
+        rows = self.store.host
+        return self._handles.of(rows, self.store.engine.tree.arrays), rows.probs
+
+    def next_rows(self, state: BeamState, cut: IntArray) -> FloatArray:
+        """Return log probabilities of the next symbol, float64[N, 257], without extensions."""
+        block = nm.next_block(self._trie, self.store.host, *state.candidates, cut)
+        total = pn.logsumexp_rows(block)[:, None]
+        with np.errstate(invalid="ignore"):
+            return np.where(total > -np.inf, block - total, -np.inf)
+
+    def extensions(self, state: BeamState, cut: IntArray) -> Extensions:
+        """Return every token-ending extension, none left out."""
+        ext: Extensions = cn.extensions(self._trie, self.store.host, state.candidates, cut)
+        return ext
+
+    def advance(self, state: BeamState, byte: IntArray, cut: IntArray) -> BeamState:
+        """Read one byte int64[N] a lane; -1 empties the lane. Keys stay as they are."""
+        moved = cn.advance(self._trie, self.store.host, state.candidates, byte, cut)
+        return BeamState.of(state.ctx, moved.node, state.logu, moved.logw, state.key)
+
+    def reweigh(self, state: BeamState, cut: IntArray) -> BeamState:
+        """Return the same candidates with their weights under another `cut`."""
+        weight = cn.node_logw(self._trie, self.store.host, state.candidates, cut)
+        return BeamState.of(state.ctx, state.node, state.logu, weight, state.key)
 
 
 class Shared:

@@ -1,9 +1,12 @@
 """Whole steps of N lanes, compiled: no return to Python until a row is missing.
 
-A step whose rows are not all there returns the contexts that lack one and has no effect but that
-those contexts exist; it is called again with the rows there. States go in and out as one array
-(`candidates_numba`). The arrays of trie, rows and tree come in as `Handles`. `random` means
-`prune="unbiased"`: draws are functions of the lanes' keys uint64[N].
+What a step returns last is what kept it from being done: contexts that lack rows; [NO_ROOM] if the
+tree of contexts is full; or [UNKNOWN] if bytes that healing could read are to be looked up. It
+then had no effect but that those contexts exist, and is called again when that is mended.
+
+States go in and out as one array (see `unpack`), and the arrays of trie, rows and tree come in as
+`Handles` and the rows. `cut, k, log_threshold, random` are those of `model.Rules`; with
+`random` (`prune="unbiased"`) draws are functions of the lanes' keys uint64[N].
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -15,87 +18,72 @@ import numpy as np
 from genlm_bytes_smc.beam.candidates_numba import (
     advance,
     begin_read,
-    children,
     end_read,
-    extend_all,
+    ending,
     grow,
     lacking,
-    nothing,
+    lend,
     pack,
     unpack,
 )
 from genlm_bytes_smc.beam.masses_numba import ROOT, add_children, add_masses, opened, sum_root
-from genlm_bytes_smc.beam.pruning_numba import add_logs, keys_after, prune_lanes
+from genlm_bytes_smc.beam.pruning_numba import (
+    Limits,
+    add_logs,
+    kept_of,
+    keys_after,
+    prune_lanes,
+)
 from genlm_bytes_smc.compiled import entry, full, inner
 from genlm_bytes_smc.lm.contexts_numba import NO_ROOM
 
-_NO, _NOWHERE, _NOT_AT_ALL = np.bool_(False), np.int64(0), np.float64(0.0)
+UNKNOWN = -3
+
+_NO, _NOWHERE = np.bool_(False), np.int64(0)  # not as literals, see `candidates_numba`
 
 
 @entry()
 def prune(packed, key, log_dropped, k, log_threshold, random):
     """Prune: (packed state, float64[2, N]: log_z, and all that was dropped so far)."""
-    ctx, node, logu, logw = unpack(packed)
+    limits = Limits(full(0, 0), k, log_threshold, random)
     numbers = full((2, len(key)), 0.0)
     for n in range(len(key)):  # array assignments take seconds to compile, for their error
         numbers[1, n] = log_dropped[n]
-    ctx, node, logu, logw, log_z = prune_lanes(
-        ctx, node, logu, logw, key, k, log_threshold, random, numbers[1]
-    )
+    some, log_z = prune_lanes(unpack(packed), key, limits, numbers[1])
     for n in range(len(key)):
         numbers[0, n] = log_z[n]
-    return pack(ctx, node, logu, logw), numbers
+    return pack(some), numbers
 
 
 @entry()
 def read(
-    handles, probs, packed, key, log_z, log_dropped, byte, cut, k, log_prune, log_threshold, random
+    handles, probs, packed, key, log_z, log_dropped, byte, prunes, cut, k, log_threshold, random
 ):
-    """Prune (k < 0 and log_prune -inf: do not), and read a known byte a lane.
+    """Prune if told so, and read a known byte a lane (-1 empties it).
 
-    Returns (packed state; keys; float64[2, N]: log_z, and all that was dropped so far; missing).
+    With top-K pruning the threshold on extensions is taken against the candidates that can read
+    the byte. Returns (packed state; keys; float64[2, N]: log_z, and all that was dropped so far;
+    what is missing).
     """
     trie, rows, tree = opened(handles, probs)
-    ctx, node, logu, logw = unpack(packed)
-    dropped = log_dropped.copy()
-    if k >= 0 or log_prune > -np.inf:
-        ctx, node, logu, logw, _ = prune_lanes(
-            ctx, node, logu, logw, key, k, log_prune, random, dropped
-        )
+    limits = Limits(cut, k, log_threshold, random)
+    some, dropped = unpack(packed), log_dropped.copy()
+    if prunes:
+        some, _ = prune_lanes(some, key, limits, dropped)
     numbers = full((2, len(byte)), -np.inf)
-    missing = lacking(rows, ctx, logw)
+    missing = lacking(rows, some)
     if len(missing):
-        return nothing(), key, numbers, missing
-    moved, able, lane, cand, token, ext, left = begin_read(
-        trie, rows, ctx, node, logu, logw, key, log_z, byte, cut, log_threshold, random, _NO,
-        _NO, full(0, 0), _NOWHERE, _NOT_AT_ALL,
-    )  # fmt: skip
-    new, missing = children(tree, rows, ctx, lane, cand, token)
-    if len(missing):
-        return nothing(), key, numbers, missing
-    ctx, node, logu, logw, total = end_read(
-        trie, rows, ctx, moved, logu, able, lane, new, ext, byte, cut
+        return full((4, 0, 0), 0), key, numbers, missing
+    moved, ext, missing, left = begin_read(
+        trie, rows, tree, some, key, log_z, byte, limits, _NO, _NO, full(0, 0), _NOWHERE
     )
+    if len(missing):
+        return full((4, 0, 0), 0), key, numbers, missing
+    some, total = end_read(trie, rows, moved, ext, byte, cut)
     for n in range(len(byte)):
         numbers[0, n], numbers[1, n] = total[n], add_logs(dropped[n], left[n])
     after = keys_after(key, byte) if random else key
-    return pack(ctx, node, logu, logw), after, numbers, missing
-
-
-@inner()
-def _ending(rows, ctx, node, logu, logw, cut):
-    """Log weight of ending the text after one lane's candidates, as `add_masses` sums it."""
-    top = -np.inf
-    for c in range(len(logw)):
-        top = max(top, logw[c])
-    out = 0.0
-    for c in range(len(logw)):
-        if logw[c] > -np.inf and node[c] == 0:
-            slot = rows.slot_of[ctx[c]]
-            for pos in cut:
-                p = rows.probs[slot, rows.order[pos]] * rows.scale[slot]
-                out += np.exp(logu[c] - top) * p
-    return top + np.log(out) if out > 0.0 else -np.inf
+    return pack(some), after, numbers, missing
 
 
 @entry()
@@ -103,46 +91,42 @@ def step(handles, probs, extended, key, symbols, cut, k, log_threshold, random):
     """Read one symbol a lane in extended candidates, prune, and extend what is kept.
 
     Args:
-        handles, probs: `Handles`, and the rows.
+        handles, probs, cut, k, log_threshold, random: see the module.
         extended, key: the candidates with their extensions, and uint64[N].
         symbols: int64[N], a byte; 256 ends the text, -1 reads nothing: both empty the lane.
-        cut, k, log_threshold, random: see `Rules`.
 
     Returns:
-        The packed state; its candidates with their extensions, packed; the keys; float64[3, N]:
-        log_z (of a text that ends, the weight of the whole text), the log mass that pruning
-        dropped and that of the extensions left out; contexts that kept the step from being done:
-        those of `extended` that lack rows, or [NO_ROOM]. Rows of the new extensions may be
-        missing.
+        The packed state; its candidates with their extensions, packed, whose rows may be missing;
+        the keys; float64[3, N]: log_z (of a text that ends, the weight of the whole text), the
+        log mass that pruning dropped and that of the extensions left out; what is missing.
     """
     trie, rows, tree = opened(handles, probs)
-    ctx, node, logu, logw = unpack(extended)
+    limits, some = Limits(cut, k, log_threshold, random), unpack(extended)
     n_lanes = len(symbols)
     numbers = full((3, n_lanes), -np.inf)
-    missing = lacking(rows, ctx, logw)
+    missing = lacking(rows, some)
     if len(missing):
-        return nothing(), nothing(), key, numbers, missing
+        return full((4, 0, 0), 0), full((4, 0, 0), 0), key, numbers, missing
     byte = full(n_lanes, -1)
     for n in range(n_lanes):
         if symbols[n] < 256:
             byte[n] = symbols[n]
     after = keys_after(key, symbols) if random else key
-    moved, weight = advance(trie, rows, ctx, node, logu, logw, byte, cut)
     lost = full(n_lanes, -np.inf)
-    kept_ctx, kept_node, kept_logu, kept_logw, log_z = prune_lanes(
-        ctx, moved, logu, weight, after, k, log_threshold, random, lost
-    )
-    out, left, missing = grow(
-        trie, rows, tree, kept_ctx, kept_node, kept_logu, kept_logw, after, log_z, cut,
-        log_threshold, random,
-    )  # fmt: skip
+    moved = advance(trie, rows, some, byte, cut)
+    kept, log_z = prune_lanes(moved, after, limits, lost)
+    out, left, missing = grow(trie, rows, tree, kept, after, log_z, limits)
     for n in range(n_lanes):
         numbers[0, n], numbers[1, n], numbers[2, n] = log_z[n], lost[n], left[n]
         if symbols[n] == 256:
-            numbers[0, n] = _ending(rows, ctx[n], node[n], logu[n], logw[n], cut)
+            ctx, node, logu, logw = some.ctx[n], some.node[n], some.logu[n], some.logw[n]
+            numbers[0, n] = ending(rows, ctx, node, logu, logw, cut)
     if len(missing) == 0 or missing[0] != NO_ROOM:
         missing = full(0, 0)
-    return pack(kept_ctx, kept_node, kept_logu, kept_logw), out, after, numbers, missing
+    return pack(kept), out, after, numbers, missing
+
+
+# -- rows ----------------------------------------------------------------------------------
 
 
 @inner()
@@ -181,23 +165,23 @@ def _rescued(node, logw, rescue_of, rescues, out):
 
 
 @inner(inline="always")
-def _rows(
-    trie, rows, ctx, node, logw, extended, log_z, lossy, cut, random, rescue_of, rescues, share
-):
+def _rows(trie, rows, some, extended, log_z, lossy, cut, random, rescue_of, rescues, share):
     """Return next-byte rows float64[N, 257] of lanes whose candidates extend to `extended`.
 
     `lossy` bool[N] marks lanes of which `share` is set aside for healing; `rescue_of`
     int32[M] gives the line of `rescues` bool[R, 256] for a trie node, or -1. The second item
     tells whether every node needed had its line (rows of lanes where not lack their share).
     """
-    ectx, enode, elogu, elogw = unpack(extended)
     known = True
     rescue = full(256, False)
     block = full((len(lossy), 257), 0.0)
     alone = len(lossy) == 1
     for n in range(len(lossy)):
         out = block[n]
-        top = add_masses(trie, rows, ectx[n], enode[n], elogu[n], elogw[n], cut, alone, out)
+        top = add_masses(
+            trie, rows, extended.ctx[n], extended.node[n], extended.logu[n], extended.logw[n], cut,
+            alone, out,
+        )  # fmt: skip
         if random:
             for b in range(257):
                 out[b] = top + np.log(out[b]) - log_z[n] if out[b] > 0.0 else -np.inf
@@ -208,9 +192,9 @@ def _rows(
         if total > 0.0:
             for b in range(257):
                 out[b] /= total
-        if lossy[n] and logw.shape[1] and logw[n, 0] > -np.inf:
-            if _rescued(node[n], logw[n], rescue_of, rescues, rescue):
-                _set_aside(trie, rows, ctx[n, 0], out, rescue, share, cut)
+        if lossy[n] and some.logw.shape[1] and some.logw[n, 0] > -np.inf:
+            if _rescued(some.node[n], some.logw[n], rescue_of, rescues, rescue):
+                _set_aside(trie, rows, some.ctx[n, 0], out, rescue, share, cut)
             else:
                 known = False
         for b in range(257):
@@ -220,41 +204,180 @@ def _rows(
 
 @entry()
 def look(
-    handles, probs, packed, key, log_z, log_dropped, looked, extended, left_out, cut,
+    handles, probs, packed, key, log_z, log_dropped, looked, extended, left_out, cut, k,
     log_threshold, random, rescue_of, rescues, share, wanted,
 ):  # fmt: skip
     """Extend the candidates, unless they are `looked` at already, and find their rows.
 
     Args:
-        handles, probs: `Handles`, and the rows.
+        handles, probs, cut, k, log_threshold, random: see the module.
         packed, key, log_z, log_dropped: the lanes. One is lossy if anything was ever dropped;
             with share 0 none is.
         looked: whether `extended` and `left_out` float64[N] are what a step has found.
         extended, left_out: candidates with their extensions; log mass of those left out.
-        cut, log_threshold, random: see `Rules`.
         rescue_of, rescues, share: see `_rows`.
         wanted: whether rows are asked for.
 
     Returns:
-        The extended candidates, packed; the log mass left out [N]; contexts without rows, or
-        [NO_ROOM]; the rows; whether all is done.
+        The extended candidates, packed; the log mass left out [N]; the rows; what is missing.
     """
     trie, rows, tree = opened(handles, probs)
-    ctx, node, logu, logw = unpack(packed)
+    some, out = unpack(packed), full((0, 257), 0.0)
     if looked:
-        extended_ctx, _, _, extended_logw = unpack(extended)
-        missing = lacking(rows, extended_ctx, extended_logw)
+        missing = lacking(rows, unpack(extended))
     else:
-        extended, left_out, missing = extend_all(
-            trie, rows, tree, ctx, node, logu, logw, key, log_z, cut, log_threshold, random
-        )
+        missing = lacking(rows, some)
+        if len(missing) == 0:
+            limits = Limits(cut, k, log_threshold, random)
+            extended, left_out, missing = grow(trie, rows, tree, some, key, log_z, limits)
     if len(missing) or not wanted:
-        return extended, left_out, missing, full((0, 257), 0.0), len(missing) == 0
+        return extended, left_out, out, missing
     lossy = full(len(log_z), False)
     if share > 0.0:
         for n in range(len(log_z)):
             lossy[n] = max(log_dropped[n], left_out[n]) > -np.inf
-    out, done = _rows(
-        trie, rows, ctx, node, logw, extended, log_z, lossy, cut, random, rescue_of, rescues, share
+    out, known = _rows(
+        trie, rows, some, unpack(extended), log_z, lossy, cut, random, rescue_of, rescues, share
     )
-    return extended, left_out, missing, out, done
+    return extended, left_out, out, missing if known else full(1, UNKNOWN)
+
+
+# -- texts ---------------------------------------------------------------------------------
+
+
+@inner()
+def _joined(a, b):
+    """Return two arrays int64[2, m] beside each other."""
+    out = full((2, a.shape[1] + b.shape[1]), 0)
+    for i in range(2):
+        for j in range(a.shape[1]):
+            out[i, j] = a[i, j]
+        for j in range(b.shape[1]):
+            out[i, a.shape[1] + j] = b[i, j]
+    return out
+
+
+@inner()
+def _none_left(log_z):
+    """Return whether every lane is dead."""
+    alive = False
+    for n in range(len(log_z)):
+        alive |= log_z[n] > -np.inf
+    return not alive
+
+
+@inner()
+def _too_far(at, first, guessed, horizon, reach):
+    """Return whether byte `at` is too far on to be foreseen, after a row missing at `first`."""
+    everywhere = True
+    for n in range(len(guessed)):
+        everywhere &= at > guessed[n] + reach
+    return at > first + horizon or everywhere
+
+
+@inner(inline="always")
+def _likeliest(trie, rows, tree, some, key, log_z, limits):
+    """Return the likeliest symbol after one lane's candidates, and what is missing."""
+    missing = lacking(rows, some)
+    if len(missing):
+        return -1, missing
+    packed, _, missing = grow(trie, rows, tree, some, key, log_z, limits)
+    if len(missing):
+        return -1, missing
+    ext, mass = unpack(packed), full(257, 0.0)
+    ctx, node, logu, logw = ext.ctx[0], ext.node[0], ext.logu[0], ext.logw[0]
+    add_masses(trie, rows, ctx, node, logu, logw, limits.cut, True, mass)
+    return np.argmax(mass), missing
+
+
+@entry()
+def run_texts(
+    handles, probs, packed, key, log_z, log_dropped, text, lengths, start, known, cut, k,
+    log_threshold, random, by_steps, likeliest, sure, width, horizon, reach,
+):  # fmt: skip
+    """Read bytes with the rows at hand, and note those rows that are missing further on.
+
+    Where a row is missing, the row of another context that spells the same bytes takes its place:
+    what comes next hardly depends on how they were cut into tokens. So this dry run goes on nearly
+    as the beam will, and what it notes can be fetched in one forward. What it did with rows that
+    stood in counts for nothing. Where nothing spells the same bytes and has its row, a candidate
+    that holds little is left out, and for another one the row before its last token stands in, a
+    guess that is trusted for some bytes.
+
+    Args:
+        handles, probs, cut, k, log_threshold, random: see the module.
+        packed, key, log_z, log_dropped: the lanes, whose rows are all there.
+        text, lengths, known: see `known_text.Texts`.
+        start: how many bytes have been read.
+        by_steps: whether to extend and prune as `step` (after each byte, without
+            knowing it when extending), or as `read` (before each, and not after the last).
+        likeliest: with one lane, whether to read the likeliest bytes and fill them in. That stops
+            before a byte for which a row is missing, before the end of the text, and before a
+            byte that only healing can read: what healing adds to a row is never the likeliest.
+        sure, width: see `begin_read`.
+        horizon: bytes to go on after the first missing row.
+        reach: bytes to go on after the first guess.
+
+    Returns:
+        The packed state before the first byte for which a row was missing (or that nothing
+        could read); its keys; float64[2, N]: log_z, log mass dropped; how many bytes were read
+        in all; whether the text ends next (`likeliest`); the byte at which each context was missed
+        (see `lend`), int64[m]; what is missing, among it the contexts missed, int64[m].
+    """
+    trie, rows, tree = opened(handles, probs)
+    limits, some = Limits(cut, k, log_threshold, random), unpack(packed)
+    n_lanes = len(lengths)
+    kept, kept_key = packed, key
+    numbers = full((2, n_lanes), 0.0)
+    dropped, total = log_dropped.copy(), log_z.copy()
+    for n in range(n_lanes):
+        numbers[0, n], numbers[1, n] = total[n], dropped[n]
+    missed, done = full((2, 0), 0), start
+    guessed = full(n_lanes, text.shape[1])
+    no_room, ends = False, False
+    foreseen = random and not by_steps and not likeliest
+    byte, missing = full(n_lanes, 0), full(0, 0)
+    for at in range(start, text.shape[1]):
+        if missed.shape[1] and _too_far(at, done, guessed, horizon, reach):
+            break
+        if not by_steps:
+            some, pruned = prune_lanes(some, key, limits, dropped)
+            total = total if likeliest and random else pruned
+        if likeliest:
+            symbol, missing = _likeliest(trie, rows, tree, some, key, total, limits)
+            ends = symbol == 256
+            if len(missing) or ends:
+                break
+            text[0, at] = symbol
+        for n in range(n_lanes):
+            byte[n] = text[n, at] if at < lengths[n] else -1
+        moved, ext, missing, left = begin_read(
+            trie, rows, tree, some, key, total, byte, limits, by_steps, foreseen, sure, width
+        )
+        for n in range(n_lanes):
+            dropped[n] = add_logs(dropped[n], left[n])
+        no_room = len(missing) > 0 and missing[0] == NO_ROOM
+        if no_room or (likeliest and len(missing)):
+            break
+        goes, lacked = lend(rows.slot_of, known, at, some, ext, total, reach, guessed)
+        if lacked.shape[1]:
+            missed = _joined(missed, lacked)
+            ext = kept_of(goes, ext)
+        some, total = end_read(trie, rows, moved, ext, byte, cut)
+        key = keys_after(key, byte) if random else key
+        if by_steps:
+            some, total = prune_lanes(some, key, limits, dropped)
+        if _none_left(total):
+            break
+        if missed.shape[1] == 0:
+            done = at + 1
+            kept, kept_key = pack(some), key
+            for n in range(n_lanes):
+                numbers[0, n], numbers[1, n] = total[n], dropped[n]
+    for context in missed[0]:
+        rows.slot_of[context] = -1  # nothing stands in for it any more
+    if no_room or likeliest:
+        missed = full((2, 0), 0)
+    else:
+        missing = missed[0]
+    return kept, kept_key, numbers, done, ends, missed[1], missing

@@ -19,11 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from genlm_bytes_smc.beam import pruning_numba as pn
-from genlm_bytes_smc.beam.kernels import Look
-from genlm_bytes_smc.beam.model import ByteModel
-from genlm_bytes_smc.beam.rng import read_keys
-from genlm_bytes_smc.beam.rules import NEVER, Rules
-from genlm_bytes_smc.beam.state import N_BYTES, BeamState, Extensions
+from genlm_bytes_smc.beam.model import NEVER, ByteModel, Rules
+from genlm_bytes_smc.beam.pruning_numba import Extensions, KeyArray
+from genlm_bytes_smc.beam.state import N_BYTES, BeamState, FloatArray
 from genlm_bytes_smc.lm.contexts import IntArray
 
 MOST_TOKENS = 64
@@ -48,23 +46,16 @@ async def foresee(model: ByteModel, state: BeamState, tokens: Sequence[int]) -> 
 
 
 async def feed_token(
-    model: ByteModel, state: BeamState, look: Look, cut: IntArray, token: int
+    model: ByteModel, key: KeyArray, extended: BeamState, cut: IntArray, token: int
 ) -> BeamState:
-    """Return the lanes after a token, best first.
+    """Return the lanes with keys `key` uint64[N] after a token, best first.
 
-    Candidates of `state` in the middle of a token are lost; `look.extended` is the same state with
-    its extensions.
+    `extended` are their candidates with extensions; those in the middle of a token are lost.
     """
-    kernels, n = model.kernels, len(state.key)
-    assert look.extended is not None
-    ext = _followed(model, look.extended, token)
-    contexts = look.extended.ctx
-    new = model.engine.tree.children(ext.token, np.full(len(ext.token), token, dtype=np.int64))
-    await model.store.ensure(np.concatenate([contexts.ravel(), new]))
-    empty = kernels.advance(look.extended, np.full(n, -1, dtype=np.int64), cut)
-    fed = kernels.extend(empty, ext, new)
-    fed = fed._replace(key=read_keys(state.key, np.full(n, token + N_BYTES)))
-    return kernels.ranked(fed)
+    ext = _followed(model, extended, token)
+    empty = model.kernels.advance(extended, np.full(len(key), -1, dtype=np.int64), cut)
+    fed = await _commit(model, empty, ext)
+    return fed._replace(key=pn.keys_after(key, np.full(len(key), token + N_BYTES))).ranked()
 
 
 async def under(model: ByteModel, state: BeamState, cut: IntArray, new_cut: IntArray) -> BeamState:
@@ -73,17 +64,18 @@ async def under(model: ByteModel, state: BeamState, cut: IntArray, new_cut: IntA
     Those in flight lose the share of the tokens that are no text any more; one whose token was
     spelled to its end is committed.
     """
-    kernels = model.kernels
     await model.store.ensure(state.ctx)
-    ext = kernels.extensions(state, cut)
+    ext = model.kernels.extensions(state, cut)
     gone = np.isin(model.trie.position[ext.token], new_cut)
-    state = await _commit(model, kernels.reweigh(state, new_cut), ext.take(gone))
-    return kernels.ranked(state)
+    return (await _commit(model, model.kernels.reweigh(state, new_cut), ext.take(gone))).ranked()
 
 
-async def look_before(model: ByteModel, state: BeamState, rules: Rules, token: int) -> Look:
+async def look_before(
+    model: ByteModel, state: BeamState, rules: Rules, token: int
+) -> tuple[BeamState, FloatArray]:
     """Return the candidates with their extensions, admitted by what can take a token.
 
+    The second item is the log mass of the extensions left out, float64[N], nats.
     The threshold is taken against the candidates that can take it, as `ByteLanes.read` takes it
     against those that can read its byte: the others are lost.
     """
@@ -93,7 +85,7 @@ async def look_before(model: ByteModel, state: BeamState, rules: Rules, token: i
     np.logaddexp.at(able, stand.lane, stand.logw)
     ext = model.kernels.extensions(state, rules.cut)
     keep, dropped = pn.keep_extensions(ext.lane, ext.logw, able, rules.log_threshold, False)
-    return Look(await _commit(model, state, ext.take(keep)), dropped)
+    return await _commit(model, state, ext.take(keep)), dropped
 
 
 async def _commit(model: ByteModel, state: BeamState, ext: Extensions) -> BeamState:
@@ -102,17 +94,16 @@ async def _commit(model: ByteModel, state: BeamState, ext: Extensions) -> BeamSt
         return state
     new = model.engine.tree.children(state.ctx[ext.lane, ext.cand], ext.token)
     await model.store.ensure(np.concatenate([state.ctx.ravel(), new]))
-    return model.kernels.extend(state, ext, new)
+    return state.extend(ext._replace(token=new))
 
 
 def _followed(model: ByteModel, state: BeamState, token: int) -> Extensions:
-    """Return the candidates at the root followed by `token`; or, without one, their contexts."""
-    nodes, contexts = state.nodes, state.ctx
-    lane, cand = np.nonzero(nodes == 0)
-    above = contexts[lane, cand]
+    """Return the extensions of the candidates at the root by `token`."""
+    lane, cand = np.nonzero(state.nodes == 0)
+    contexts = state.ctx[lane, cand].tolist()
     with np.errstate(divide="ignore"):
-        p = np.log(np.array([model.store.prob(int(c), token) for c in above], dtype=np.float64))
-    return Extensions(lane, cand, above, state.logw[lane, cand] + p)
+        p = np.log(np.array([model.store.prob(c, token) for c in contexts], dtype=np.float64))
+    return Extensions(lane, cand, np.full(len(lane), token), state.logw[lane, cand] + p)
 
 
 # -- healing -------------------------------------------------------------------------------
@@ -210,7 +201,7 @@ class _Healer:
     def read(self, state: BeamState, byte: int) -> BeamState | None:
         """Return the candidate after a byte; None if it weighs 0."""
         after = self.kernels.advance(state, np.array([byte], dtype=np.int64), self.rules.cut)
-        return after if self.kernels.log_z(after)[0] > -np.inf else None
+        return after if after.log_z[0] > -np.inf else None
 
 
 class _Search:

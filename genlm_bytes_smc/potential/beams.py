@@ -29,13 +29,12 @@ import torch
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.deferred_text import read_texts
-from genlm_bytes_smc.beam.kernels import NOTHING
 from genlm_bytes_smc.beam.known_text import fetch_ahead
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState, lanes_for
-from genlm_bytes_smc.beam.state import FloatArray
+from genlm_bytes_smc.beam.state import NOTHING, FloatArray
 from genlm_bytes_smc.calls import Coalesced
 from genlm_bytes_smc.lm.contexts import IntArray
 
@@ -224,7 +223,7 @@ class Beams:
         """Read all that is left of each text."""
         lanes, order = side_by_side([w.entry for w in walks if w.entry])
         walks = [walks[i] for i in order]
-        lanes = await read_texts(lanes, [w.text[w.at :] for w in walks])
+        lanes, _ = await read_texts(lanes, [w.text[w.at :] for w in walks])
         block = Block(lanes, self._weigh(lanes))
         for lane, w in enumerate(walks):
             self._arrive(w, len(w.text), Entry(block, lane))

@@ -15,7 +15,7 @@ import torch
 from genlm.control.potential.built_in.ensemble import Ensemble
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
-from genlm_bytes_smc.beam.rng import KeyArray
+from genlm_bytes_smc.beam.pruning_numba import KeyArray
 from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.potential import ByteLLM

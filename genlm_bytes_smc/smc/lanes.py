@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
-from genlm_bytes_smc.beam.rng import KeyArray, mix, start_keys
+from genlm_bytes_smc.beam.pruning_numba import KeyArray, mix
+from genlm_bytes_smc.beam.state import start_keys
 from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.smc.factors import name_of

@@ -13,7 +13,7 @@ from genlm_bytes_smc import BeamParams, ByteBeamState, ByteLLM, Prompt, smc
 from genlm_bytes_smc.beam import deferred_nodes
 from genlm_bytes_smc.beam.deferred import DeferredLanes
 from genlm_bytes_smc.beam.deferred_reading_numba import AT_ONCE
-from genlm_bytes_smc.beam.deferred_text import read_texts, read_weighed, to_candidates
+from genlm_bytes_smc.beam.deferred_text import read_texts, to_candidates
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.constraints import FiniteSet
 from genlm_bytes_smc.smc.ensembles import lanes_of
@@ -127,7 +127,7 @@ async def test_a_text_that_wants_many_rows_is_read_in_several_calls(tiny, monkey
     for room in (10_000, 0):
         calls[0] = 0
         monkeypatch.setattr(deferred_nodes, "NOTED", room)
-        lanes, weights = await read_weighed(start, [TEXTS[0], PROSE])
+        lanes, weights = await read_texts(start, [TEXTS[0], PROSE])
         found.append((lanes.log_z, lanes.log_dropped, *weights, lanes.nodes.ints[:, :, :5]))
         counts.append(calls[0])
     assert counts[0] + 5 < counts[1]  # two readings, and wherever there is no room for a node
@@ -225,7 +225,7 @@ async def test_a_known_text_takes_few_forwards_and_weighs_what_its_steps_weigh(t
     assert tiny.counts.forwards - before[0] <= 4
     assert tiny.counts.rows - before[1] <= 2 * len(llm.model.canonical(PROSE))
     patient = params(deferred_readings=100)
-    settled = await read_texts(await DeferredLanes.start(llm.model, patient), [PROSE])
+    settled, _ = await read_texts(await DeferredLanes.start(llm.model, patient), [PROSE])
     stepped = await read(await DeferredLanes.start(llm.model, patient), PROSE)
     assert settled.log_z[0] == pytest.approx(stepped.log_z[0], abs=1)
     assert abs(whole - settled.log_z[0]) < 0.1 * len(PROSE)
@@ -235,9 +235,9 @@ async def test_known_texts_side_by_side_weigh_what_they_weigh_alone(tiny):
     """Texts of several lengths, one that is no text among them, in one reading."""
     texts = [*TEXTS, PROSE[:100], b"", b"a"]
     start = await DeferredLanes.start(byte_model(tiny), params(), len(texts))
-    together = await read_texts(start, texts)
+    together, _ = await read_texts(start, texts)
     for n, text in enumerate(texts):
-        alone = await read_texts(start.gather([n]), [text])
+        alone, _ = await read_texts(start.gather([n]), [text])
         assert together.log_z[n] == pytest.approx(alone.log_z[0], abs=0.5)
 
 
@@ -245,9 +245,10 @@ async def test_readings_go_on_from_where_others_stopped(tiny):
     """A text in two parts, cut inside a word, weighs nearly what it weighs as one."""
     start = await DeferredLanes.start(byte_model(tiny), params())
     text = PROSE[:37]
-    whole = await read_texts(start, [text])
+    whole, _ = await read_texts(start, [text])
     for cut in (3, 10, 22):
-        parts = await read_texts(await read_texts(start, [text[:cut]]), [text[cut:]])
+        first, _ = await read_texts(start, [text[:cut]])
+        parts, _ = await read_texts(first, [text[cut:]])
         assert parts.log_z[0] == pytest.approx(whole.log_z[0], abs=0.05)
 
 
@@ -258,7 +259,7 @@ async def test_known_texts_are_exact_without_thresholds(seed):
     truth = Enumeration(lm, frozenset())
     texts = [bytes(t) for t in itertools.product(b"abc", repeat=5)]
     start = await DeferredLanes.start(byte_model(lm), params(**ALL), len(texts))
-    after = await read_texts(start, texts)
+    after, _ = await read_texts(start, texts)
     exact = [math.log(truth.prefix(t)) for t in texts]
     np.testing.assert_allclose(after.log_z, exact, atol=EXACT)
 

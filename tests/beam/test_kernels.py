@@ -6,8 +6,8 @@ in trie order, no kernels.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,19 +19,19 @@ import torch
 from genlm_bytes_smc.beam import masses_numba as nm
 from genlm_bytes_smc.beam import pruning_numba as pn
 from genlm_bytes_smc.beam import steps_numba as sn
-from genlm_bytes_smc.beam.kernels_host import NumbaKernels, _arrays
-from genlm_bytes_smc.beam.model import ByteModel
+from genlm_bytes_smc.beam.lanes import ByteLanes
+from genlm_bytes_smc.beam.model import ByteModel, Rescues
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.rng import THIN, read_keys, start_keys
-from genlm_bytes_smc.beam.state import BeamState, Extensions
+from genlm_bytes_smc.beam.pruning_numba import Extensions
+from genlm_bytes_smc.beam.state import BeamState, NumbaKernels, start_keys
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.engine import RowEngine
 from genlm_bytes_smc.lm.rows import RowStore, RowTransform
 from genlm_bytes_smc.trie import TokenTrie, Vocabulary
-from tests.beam.test_steps import uniforms
+from tests.beam.test_steps import read_keys
 from tests.inner import called
 
-thin_extensions = called(pn.thin_extensions)
+thinned = called(pn.thinned)
 
 SEEDS = range(4)
 NO_CUT = np.empty(0, dtype=np.int64)
@@ -191,7 +191,7 @@ def same_state(got: BeamState, want: BeamState) -> None:
 
 def next_block(kernels: NumbaKernels, state: BeamState, cut: IntArray) -> np.ndarray:
     """Log mass of each next byte, float64[N, 257], not normalised."""
-    return nm.next_block(kernels._trie, kernels.store.host, *_arrays(state), cut)
+    return nm.next_block(kernels._trie, kernels.store.host, *state.candidates, cut)
 
 
 def pruned(
@@ -315,13 +315,13 @@ def test_states_with_nothing_in_them(shape):
     for after in (
         kernels.advance(state, np.full(shape[0], 65), world.cut),
         kernels.reweigh(state, world.cut),
-        kernels.ranked(state),
+        state.ranked(),
         pruned(state, 1, random=True)[0],
         BeamState.cat([state, state]),
     ):
         assert (after.logw == -np.inf).all()
         assert (after.nodes == -1).all()
-        assert (kernels.log_z(after) == -np.inf).all()
+        assert (after.log_z == -np.inf).all()
     assert len(kernels.extensions(state, world.cut).lane) == 0
     assert np.isneginf(next_block(kernels, state, world.cut)).all()
 
@@ -424,10 +424,7 @@ def test_resample_keeps_few_candidates_as_they_are():
 def thin(ext: Extensions, log_z: np.ndarray, log_threshold: float, keys: Any) -> Extensions:
     """Extensions thinned at random below the threshold's share of `log_z`."""
     none = np.zeros(len(ext.lane), dtype=bool)
-    keep, logw = thin_extensions(
-        none, ext.lane, ext.logw, log_z, log_threshold, uniforms(keys, THIN)
-    )
-    return ext._replace(logw=logw).take(keep)
+    return Extensions._make(thinned(none, ext, log_z, keys, log_threshold))
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.15, 0.02])
@@ -478,30 +475,20 @@ def test_the_heaviest_extension_is_kept_unless_more_is_left_without_it(within):
 # -- whole steps ---------------------------------------------------------------------------
 
 
-@dataclass
-class Some:
-    """Lanes as kernels take them."""
-
-    state: BeamState
-    log_z: np.ndarray
-    log_dropped: np.ndarray
-    rules: Any
-
-
-def settled(call: Callable[[], Any], store: RowStore) -> Any:
-    """What a step gives once its rows are there."""
-    while True:
-        found = call()
-        if len(found.missing) == 0:
-            return found
-        ensure_now(store, found.missing)
+def rescued(rescues: Rescues, nodes: np.ndarray) -> np.ndarray:
+    """Return the bytes that healing could read in each lane, bool[N, 256]."""
+    rescues.learn(nodes)
+    out = np.zeros((len(nodes), 256), dtype=bool)
+    for n, c in zip(*np.nonzero(nodes > 0), strict=True):
+        out[n] |= rescues.lines[rescues.line_of[nodes[n, c]]]
+    return out
 
 
 class Parts:
     """Whole steps, one part after the other."""
 
-    def __init__(self, kernels: NumbaKernels, lanes: Some) -> None:
-        self.kernels, self.lanes, self.rules = kernels, lanes, lanes.rules
+    def __init__(self, lanes: ByteLanes) -> None:
+        self.kernels, self.lanes, self.rules = lanes.model.kernels, lanes, lanes.rules
 
     def extended(self, state: BeamState, base: np.ndarray, within: bool) -> tuple[BeamState, Any]:
         """The candidates with their extensions above the threshold, and the log mass dropped."""
@@ -514,7 +501,7 @@ class Parts:
         store = self.kernels.store
         new = store.engine.tree.children(state.ctx[ext.lane, ext.cand], ext.token)
         ensure_now(store, np.concatenate([state.ctx.ravel(), new]))
-        return self.kernels.extend(state, ext, new), dropped
+        return state.extend(ext._replace(token=new)), dropped
 
     def pruned(self, state: BeamState) -> tuple[BeamState, np.ndarray]:
         random = self.rules.random
@@ -536,7 +523,9 @@ class Parts:
         logw = np.where(first > -np.inf, 0.0, -np.inf)
         best = BeamState.of(lanes.state.ctx[:, :1], np.zeros_like(logw), logw, logw)
         likely = np.exp(next_block(self.kernels, best, rules.cut))
-        gaps = np.append(rules.rescues.of(lanes.state.nodes), np.zeros((len(row), 1), bool), axis=1)
+        gaps = np.append(
+            rescued(rules.rescues, lanes.state.nodes), np.zeros((len(row), 1), bool), axis=1
+        )
         for n in np.flatnonzero(np.maximum(lanes.log_dropped, dropped) > -np.inf):
             gap = gaps[n] & (row[n] == -np.inf)
             if rules.heals and gap.any():
@@ -546,58 +535,62 @@ class Parts:
         return row
 
     def all(self, symbols: np.ndarray, byte: np.ndarray) -> list[Any]:
-        """What `look`, `step`, `read` and `prune` return."""
-        lanes, cut = self.lanes, self.rules.cut
-        z, lost = self.kernels.log_z, np.logaddexp
+        """What `rows`, `step`, `read` and `prune` find."""
+        lanes, cut, lost = self.lanes, self.rules.cut, np.logaddexp
         extended, left_out = self.extended(lanes.state, lanes.log_z, True)
         ends = symbols == 256
         moved, gone = self.pruned(self.read_on(extended, np.where(ends, -1, symbols)))
         if self.rules.random:
             moved = moved._replace(key=read_keys(lanes.state.key, symbols))
         ending = next_block(self.kernels, extended, cut)[:, 256]
-        stepped = np.where(ends, ending, z(moved))
-        out = [extended, left_out, self.row(extended, left_out)]
-        out += [moved, stepped, lost(lost(lanes.log_dropped, left_out), gone)]
+        stepped = np.where(ends, ending, moved.log_z)
+        dropped = lost(lost(lanes.log_dropped, left_out), gone)
+        out = [extended, left_out, self.row(extended, left_out), moved]
+        out += [np.where(symbols < 0, lanes.log_z, stepped)]
+        out += [np.where(symbols < 0, lanes.log_dropped, dropped)]
         fewer, out_of_it = self.pruned(lanes.state)
         for state, dropped in (
             (lanes.state, lanes.log_dropped),
             (fewer, lost(lanes.log_dropped, out_of_it)),
         ):
-            able = z(self.kernels.advance(state, byte, cut))
+            able = self.kernels.advance(state, byte, cut).log_z
             grown, out_here = self.extended(
                 state, lanes.log_z if self.rules.random else able, False
             )
-            after = self.kernels.ranked(self.read_on(grown, byte))
-            out += [after, z(after), lost(dropped, out_here)]
-        return [*out, fewer, z(fewer), lost(lanes.log_dropped, out_of_it)]
+            after = self.read_on(grown, byte).ranked()
+            out += [after, after.log_z, lost(dropped, out_here)]
+        return [*out, fewer, fewer.log_z, lost(lanes.log_dropped, out_of_it)]
 
 
 @pytest.mark.parametrize("prune", ["topk", "unbiased"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_whole_steps_are_made_of_the_parts(prune, seed):
+async def test_whole_steps_are_made_of_the_parts(prune, seed):
     """Every whole step in one compiled call, and one part after the other: equal to 1e-12."""
     world = make_world(seed, cut=False)
     model = ByteModel(world.engine, RowTransform(), 1 << 20)
     ends = next(t for t in world.tokens if t)
     params = BeamParams(3, 0.05, prune=prune, eos_byte_strings=[ends])
     ensure_now(model.store, world.contexts)
-    kernels = model.kernels
     state, _ = pruned(random_state(world, seed), -1)
-    log_z = kernels.log_z(state)
+    log_z, none = state.log_z, np.zeros(len(state.key), dtype=np.int64)
     dropped = np.where(np.arange(len(log_z)) % 2, -40.0, -np.inf)
-    lanes: Any = Some(state, log_z, dropped, model.rules(params))
+    rules = model.rules(params)
+    lanes = ByteLanes(model, params, rules, state, log_z, dropped, none > 0, none)
     byte = bytes_for(world, state, seed)
     symbols = np.where(np.arange(len(byte)) % 3 == 0, 256, byte)
-    look = settled(lambda: kernels.look(lanes, None, row=True), model.store)
-    found = [look.extended, look.dropped, look.row.numpy()]
-    for step in (
-        lambda: kernels.step(lanes, look, symbols),
-        lambda: kernels.read(lanes, byte),
-        lambda: kernels.read(lanes, byte, prune=True),
-        lambda: kernels.prune(lanes),
-    ):
-        found += settled(step, model.store)[:3]
-    for got, want in zip(found, Parts(kernels, lanes).all(symbols, byte), strict=True):
+    row = (await lanes.rows()).numpy()
+    assert lanes.look is not None
+    found: list[Any] = [lanes.look.extended, lanes.look.dropped, row]
+    lanes.rules = dataclasses.replace(rules, heals=False)
+    for after in (await lanes.step(symbols), await lanes.read(byte)):
+        found += [after.state, after.log_z, after.log_dropped]
+    await lanes._with_rows(lambda: lanes._read(byte, prune=True))
+    packed, key, numbers, _ = lanes._read(byte, prune=True)
+    found += [BeamState(packed, key), *numbers]
+    fewer = lanes.prune()
+    found += [fewer.state, fewer.log_z, fewer.log_dropped]
+    lanes.rules = rules
+    for got, want in zip(found, Parts(lanes).all(symbols, byte), strict=True):
         if isinstance(got, BeamState):
             same_state(got, want)
         else:

@@ -27,8 +27,7 @@ from genlm_bytes_smc import (
     load_model,
 )
 from genlm_bytes_smc.beam.display import as_text
-from genlm_bytes_smc.beam.model import byte_model
-from genlm_bytes_smc.beam.rules import Rescues
+from genlm_bytes_smc.beam.model import Rescues, byte_model
 from genlm_bytes_smc.beam.single import sample_dict
 from tests.toys import EOS_TOKEN, ToyLM
 
@@ -313,7 +312,8 @@ def test_what_healing_can_read_equals_all_spellings(seed, limits):
                 fits = ends[0] >= least and (most is None or len(ends) - 1 <= most)
                 if fits and words.issuperset(parts) and any(w.startswith(tail) for w in words):
                     expected.add(byte)
-        assert set(np.flatnonzero(rescues.of(np.array([[node]]))[0])) == expected
+        rescues.learn(np.array([node]))
+        assert set(np.flatnonzero(rescues.lines[rescues.line_of[node]])) == expected
 
 
 def cuts(length):

@@ -126,7 +126,7 @@ async def test_healing_is_off():
 
 
 async def test_weights_hundreds_of_nats_apart_do_not_underflow():
-    pick, weight = called(select_unbiased)(np.array([[0.0, -800.0, -801.0]]), 2, np.array([0.3]))
+    pick, weight, _ = called(select_unbiased)(np.array([[0.0, -800.0, -801.0]]), 2, np.array([0.3]))
     assert pick[0, 0] == 0
     assert weight[0].tolist() == [0.0, pytest.approx(np.logaddexp(-800.0, -801.0))]
 
