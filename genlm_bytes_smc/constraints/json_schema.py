@@ -36,7 +36,7 @@ from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS
 
 _NOTES = ("title", "description", "default", "examples", "$comment", "deprecated")
 _BESIDE = ("$ref", "definitions", "$defs", "$id", "id", "$schema", "$anchor")
-_FORMAT, _KEYS = "Unknown format: ", "Unimplemented keys: "
+_FORMAT, _KEYS = "Unknown format:", "Unimplemented keys: "
 _COUNT = re.compile(r" \(.*\)$")  # how often it was said
 _PHRASES = {"oneOf not fully": "oneOf", "min/maxProperties only": "minProperties, maxProperties"}
 
@@ -315,7 +315,7 @@ def left_out(warnings: Iterable[str]) -> tuple[list[str], list[str]]:
     for warning in warnings:
         for line in filter(None, map(str.strip, warning.splitlines())):
             if line.startswith(_FORMAT):
-                formats.add(_COUNT.sub("", line.removeprefix(_FORMAT)))
+                formats.add(_COUNT.sub("", line.removeprefix(_FORMAT)).strip() or "''")
             elif line.startswith(_KEYS):
                 keywords.update(re.findall(r'"([^"]*)"', line))
             else:

@@ -81,3 +81,9 @@ async def test_unknown_formats_are_annotations():
     good = '{"site":"höme","day":"2026-11-27","kind":{"format":"iri"}}'
     assert await accepts(constraint, good)
     assert not await accepts(constraint, good.replace("2026-11-27", "tomorrow"))
+
+
+@pytest.mark.parametrize("name", ["", "\n", " (2x)"])
+def test_a_format_without_a_name_constrains_nothing(name):
+    with pytest.warns(UserWarning, match="unknown formats constrain nothing: ''"):
+        ByteJsonSchema({"format": name}, "none")
