@@ -324,6 +324,7 @@ SCHEMAS = st.recursive(
 )
 
 
+@pytest.mark.filterwarnings("ignore:unknown formats", "ignore:checked only where a text ends")
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(KEYWORDS, SCHEMAS, max_size=5))
 def test_a_mutated_schema_is_served_or_refused(schema):
