@@ -147,3 +147,23 @@ def full(typingctx: Any, shape: Any, value: Any) -> Any:
         return impl_ret_new_ref(context, builder, array, out._getvalue())
 
     return array(shape, value), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def array_at(typingctx: Any, address: Any, shape: Any, dtype: Any) -> Any:
+    """Return the array that lies at an address: `nb.carray`, without compiling it for each type."""
+    array = types.Array(dtype.dtype, shape.count, "C")
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = builder.inttoptr(args[0], context.get_data_type(array.dtype).as_pointer())
+        lengths = cgutils.unpack_tuple(builder, args[1])
+        size = context.get_abi_sizeof(context.get_data_type(array.dtype))
+        strides = [context.get_constant(types.intp, size)]
+        for length in lengths[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], length))
+        out = context.make_array(array)(context, builder)
+        item = context.get_constant(types.intp, size)
+        arrayobj.populate_array(out, data, lengths, strides, item, None)
+        return out._getvalue()
+
+    return array(address, shape, dtype), code

@@ -298,10 +298,6 @@ class DeferredLanes(SharedLanes):
 
     prune_and_read = read
 
-    async def follow_likeliest(self, steps: int) -> None:
-        """Return None: these lanes have no loop of their own for greedy decoding."""
-        return
-
     # -- from prompt to text, and exact tokens -------------------------------------------
 
     async def _in_mode(self, *, in_prompt: bool, literal: bool) -> DeferredLanes:

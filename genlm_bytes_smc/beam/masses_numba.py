@@ -21,12 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np import arrayobj
 
-from genlm_bytes_smc.compiled import entry, full, inner
+from genlm_bytes_smc.compiled import array_at, entry, full, inner
 from genlm_bytes_smc.lm.contexts_numba import IntArray, TreeArrays
 from genlm_bytes_smc.lm.rows_numba import FAN, RowArrays
 
@@ -75,26 +71,6 @@ class Handles:
         return self._found
 
 
-@intrinsic
-def _array(typingctx, address, shape, dtype):
-    """Return the array that lies at an address: `nb.carray`, without compiling it for each type."""
-    array = types.Array(dtype.dtype, shape.count, "C")
-
-    def code(context, builder, signature, args):
-        data = builder.inttoptr(args[0], context.get_data_type(array.dtype).as_pointer())
-        lengths = cgutils.unpack_tuple(builder, args[1])
-        size = context.get_abi_sizeof(context.get_data_type(array.dtype))
-        strides = [context.get_constant(types.intp, size)]
-        for length in lengths[:0:-1]:
-            strides.insert(0, builder.mul(strides[0], length))
-        out = context.make_array(array)(context, builder)
-        item = context.get_constant(types.intp, size)
-        arrayobj.populate_array(out, data, lengths, strides, item, None)
-        return out._getvalue()
-
-    return array(address, shape, dtype), code
-
-
 @inner()
 def opened(handles, probs):
     """Return the `TrieArrays`, `RowArrays` and `TreeArrays` that `Handles.of` was given.
@@ -105,31 +81,31 @@ def opened(handles, probs):
     slots, n, places = handles[5], handles[6], handles[7]
     at = handles[_SIZES:]
     trie = TrieArrays(
-        _array(at[0], (m,), np.int32),
-        _array(at[1], (m,), np.int32),
-        _array(at[2], (m,), np.int32),
-        _array(at[3], (m + 1,), np.int32),
-        _array(at[4], (m,), np.uint8),
+        array_at(at[0], (m,), np.int32),
+        array_at(at[1], (m,), np.int32),
+        array_at(at[2], (m,), np.int32),
+        array_at(at[3], (m + 1,), np.int32),
+        array_at(at[4], (m,), np.uint8),
     )
     rows = RowArrays(
         probs,
-        _array(at[5], (s,), np.float64),
-        _array(at[6], (s, FAN * n_heavy), np.float64),
-        _array(at[7], (s,), np.bool_),
-        _array(at[8], (t,), np.uint32),
-        _array(at[9], (n_heavy,), np.int64),
-        _array(at[10], (n_heavy, 3), np.int64),
-        _array(at[11], (v,), np.uint16),
-        _array(at[12], (slots,), np.int64),
+        array_at(at[5], (s,), np.float64),
+        array_at(at[6], (s, FAN * n_heavy), np.float64),
+        array_at(at[7], (s,), np.bool_),
+        array_at(at[8], (t,), np.uint32),
+        array_at(at[9], (n_heavy,), np.int64),
+        array_at(at[10], (n_heavy, 3), np.int64),
+        array_at(at[11], (v,), np.uint16),
+        array_at(at[12], (slots,), np.int64),
     )
     tree = TreeArrays(
-        _array(at[13], (n,), np.int64),
-        _array(at[14], (n,), np.int64),
-        _array(at[15], (n,), np.int64),
-        _array(at[16], (n,), np.bool_),
-        _array(at[17], (places,), np.int64),
-        _array(at[18], (n,), np.int64),
-        _array(at[19], (2,), np.int64),
+        array_at(at[13], (n,), np.int64),
+        array_at(at[14], (n,), np.int64),
+        array_at(at[15], (n,), np.int64),
+        array_at(at[16], (n,), np.bool_),
+        array_at(at[17], (places,), np.int64),
+        array_at(at[18], (n,), np.int64),
+        array_at(at[19], (2,), np.int64),
     )
     return trie, rows, tree
 
