@@ -334,8 +334,10 @@ class Judge:
         """Weigh the tokens in flight anew, under this `cut`."""
         # Where nothing of a token is read, none can turn out to be excluded.
         lanes, places = np.nonzero(nodes.live & (nodes.ints[:, :, NODE] > 0))
-        await self.model.store.ensure(nodes.ints[lanes, places, CTX])
-        rd.weigh_flights(*self.kernels.arrays(), self.cut, nodes.ints, nodes.floats, lanes, places)
+        if len(lanes):
+            await self.model.store.ensure(nodes.ints[lanes, places, CTX])
+            arrays = self.kernels.arrays()
+            rd.weigh_flights(*arrays, self.cut, nodes.ints, nodes.floats, lanes, places)
 
 
 class _Call:
