@@ -271,7 +271,7 @@ class DeferredLanes(SharedLanes):
 
     @property
     def judge(self) -> Judge:
-        """What judges the contexts."""
+        """Return what judges the contexts."""
         return Judge(self.model, self.params, self.cut)
 
     def _row(self, nodes: Nodes, masses: FloatArray, guessed: FloatArray) -> torch.Tensor:

@@ -159,6 +159,28 @@ def _held_id(held, node, width):
 
 
 @inner()
+def _stored_id(tree, rows, node):
+    """Return the id of the context of a deferred node if its row is there, or -1."""
+    found = known_child(tree, node[ABOVE], node[TOKEN])
+    return found if found >= 0 and rows.slot_of[found] >= 0 else np.int64(-1)
+
+
+@inner()
+def _held_among(held, width, nodes, n, places, ids):
+    """List the deferred ones of n nodes in `places`, and in `ids` what `_held_id` says of them.
+
+    Returns:
+        How many there are.
+    """
+    found = 0
+    for c in range(n):
+        if nodes[c, CTX] < 0:
+            places[found], ids[found] = c, _held_id(held, nodes[c], width)
+            found += 1
+    return found
+
+
+@inner()
 def _settle(nodes, weights, n, now, mass, without, limit, z, work):
     """Settle a lane after a byte, and bring its log weights `z` float64[4] up to date.
 
@@ -249,12 +271,7 @@ def judge(
                 length[i] += 1
             now = length[i]
             if turn[i] == PICK:
-                deferred = 0
-                for c in range(0 if free else count[i]):
-                    if nodes[c, CTX] < 0:
-                        places[deferred] = c
-                        picked[deferred] = _held_id(held, nodes[c], width)
-                        deferred += 1
+                deferred = 0 if free else _held_among(held, width, nodes, count[i], places, picked)
                 n = _take(
                     trie, rows, cut, nodes, weights, count[i], now, text[i], places[:deferred],
                     picked,
@@ -269,9 +286,9 @@ def judge(
                     nodes, weights, count[i], now, limits[i, 0], limits[i, 1], guess, at_end,
                     wanted, worth, rest[i], work,
                 )  # fmt: skip
-                n_wanted = 0
-                while n_wanted < AT_ONCE and wanted[n_wanted] >= 0:
-                    n_wanted += 1
+                n_wanted = AT_ONCE
+                while n_wanted > 0 and wanted[n_wanted - 1] < 0:
+                    n_wanted -= 1
                 if n_wanted == 0 or turn[i] > turns:
                     done = True
                     break
@@ -281,12 +298,7 @@ def judge(
                 there = 0
                 for a in range(n_wanted):
                     node = nodes[wanted[a]]
-                    if free:
-                        ids[a] = known_child(tree, node[ABOVE], node[TOKEN])
-                        if ids[a] >= 0 and rows.slot_of[ids[a]] < 0:
-                            ids[a] = -1
-                    else:
-                        ids[a] = _held_id(held, node, width)
+                    ids[a] = _stored_id(tree, rows, node) if free else _held_id(held, node, width)
                     there += ids[a] >= 0
                 if there == n_wanted or not free:
                     n = _take(

@@ -136,7 +136,7 @@ class BeamOptions(ModelOptions):
 
     @property
     def pruning(self) -> Pruning:
-        """How beams are pruned: as asked for, or as suits the command."""
+        """Return how beams are pruned: as asked for, or as suits the command."""
         if self.prune is not None:
             return self.prune
         return "topk" if self.width is not None else self.usual_pruning

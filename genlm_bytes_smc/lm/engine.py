@@ -257,18 +257,18 @@ class RowEngine(ABC):
 
     @cached_property
     def vocab(self) -> Vocabulary:
-        """What the tokens spell, as flat arrays."""
+        """Return what the tokens spell, as flat arrays."""
         late = isinstance(self.encoder, BundledTokenizer)
         return Vocabulary.from_tokens(self.encoder.token_bytes() if late else self.byte_vocab)
 
     @cached_property
     def byte_vocab(self) -> list[Any]:
-        """What each token spells, as genlm-backend `Token`s."""
+        """Return what each token spells, as genlm-backend `Token`s."""
         return self._decoded[0]  # type: ignore[no-any-return]
 
     @cached_property
     def str_vocab(self) -> list[str]:
-        """What each token spells, as strings."""
+        """Return what each token spells, as strings."""
         return self._decoded[1]  # type: ignore[no-any-return]
 
     @cached_property
