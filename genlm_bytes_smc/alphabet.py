@@ -12,7 +12,7 @@ functions that nobody here calls.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -103,3 +103,8 @@ def as_bytes(context: Context) -> bytes:
         odd = next(t for t in context if len(t) != 1)
         raise ValueError(f"a token of a context is exactly one byte, got {odd!r}")
     return text
+
+
+def contexts_of(texts: Iterable[bytes]) -> list[list[bytes]]:
+    """Return texts as genlm-control has them: lists of one-byte tokens."""
+    return [[BYTES[b] for b in text] for text in texts]

@@ -78,7 +78,84 @@ def too_large(limit: int) -> OutgrownError:
     )
 
 
-class ByteConstraint(Potential):  # type: ignore[misc]
+class BytePotential(Potential):  # type: ignore[misc]
+    """A potential over `BYTES` that is asked about many texts at once.
+
+    Subclasses implement `weights_of` and `rows_of`, on texts whose bytes have been checked; the
+    `Potential` methods follow from them. A batch of none is a ValueError.
+
+    Attributes:
+        device: where rows are returned. Weights are on the host in numpy, as genlm-control's own
+            are: its products add them to those of any other potential.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        super().__init__(BYTES, tables=TABLES)
+        self.device = device_of(device)
+
+    @abstractmethod
+    async def weights_of(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
+        """Return log weights of N texts as prefixes, or as whole ones: float64[N], nats."""
+
+    @abstractmethod
+    async def rows_of(self, texts: Sequence[bytes]) -> tuple[torch.Tensor, BoolArray]:
+        """Return log weights of the next byte and of EOS after N texts, float64[N, 257], nats.
+
+        The second item is which texts are possible, bool[N]; rows of the others are -inf.
+        """
+
+    async def prefix(self, context: Context) -> float:
+        """Log weight of `context` as a prefix, nats; -inf if it is impossible."""
+        return float((await self.weights_of([as_bytes(context)]))[0])
+
+    async def complete(self, context: Context) -> float:
+        """Log weight of `context` as a whole text, nats; -inf if it is impossible."""
+        return float((await self.weights_of([as_bytes(context)], complete=True))[0])
+
+    async def logw_next(self, context: Context) -> Any:
+        """Log weights of the next byte and of EOS: `LazyWeights` over float64[257], nats.
+
+        Raises:
+            ValueError: the context is impossible (as every potential of genlm-control does).
+        """
+        rows, possible = await self.rows_of([as_bytes(context)])
+        if not possible[0]:
+            raise ValueError(f"Context {context!r} has weight zero under `prefix`.")
+        return self.make_lazy_weights(rows[0])
+
+    async def batch_prefix(self, contexts: Sequence[Context]) -> FloatArray:
+        """`prefix` of each context, float64[N]."""
+        return await self.weights_of(_texts(contexts))
+
+    async def batch_complete(self, contexts: Sequence[Context]) -> FloatArray:
+        """`complete` of each context, float64[N]."""
+        return await self.weights_of(_texts(contexts), complete=True)
+
+    async def batch_logw_next(self, contexts: Sequence[Context]) -> Any:
+        """`logw_next` of each context: `LazyWeights` over float64[N, 257] on `device`.
+
+        Unlike in `logw_next`, an impossible context has a row of -inf: one particle whose text is
+        impossible is no reason to fail the others.
+        """
+        return self.make_lazy_weights((await self.rows_of(_texts(contexts)))[0])
+
+    def alloc_rows(self, n: int, default: float = float("-inf")) -> torch.Tensor:
+        """Return a block of `n` rows filled with `default`, float64[n, 257] on `device`."""
+        return torch.full((n, N_SYMBOLS), default, dtype=torch.float64, device=self.device)
+
+    def __mul__(self, other: Potential) -> ByteProduct:
+        """Return the product; automata and grammars of genlm-control over bytes, on the right,
+        are made to fit (see `times`)."""
+        return times(self, other)
+
+
+def _texts(contexts: Sequence[Context]) -> list[bytes]:
+    if not contexts:
+        raise ValueError("Contexts must be non-empty: expected at least one context, got none")
+    return [as_bytes(context) for context in contexts]
+
+
+class ByteConstraint(BytePotential):
     """A potential over `BYTES` that can also advance many lanes at once.
 
     Subclasses implement `block`, `step` and, where prefixes have weights, `log_prefix` over
@@ -94,8 +171,7 @@ class ByteConstraint(Potential):  # type: ignore[misc]
     )
 
     def __init__(self, device: torch.device | str | None = None) -> None:
-        super().__init__(BYTES, tables=TABLES)
-        self.device = device_of("cpu" if device is None else device)
+        super().__init__("cpu" if device is None else device)
         self._forget()
 
     def _forget(self) -> None:
@@ -142,10 +218,6 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         self._known.clear()
         self.keep([])
 
-    def __mul__(self, other: Potential) -> ByteProduct:
-        """Return the product; `times` says what may stand on the right."""
-        return times(self, other)
-
     # -- contexts: the Potential side --------------------------------------------------
 
     def states(self, contexts: Sequence[Context]) -> torch.Tensor:
@@ -185,43 +257,18 @@ class ByteConstraint(Potential):  # type: ignore[misc]
             state = state.index_copy(0, lanes, self.step(state[lanes], symbols))
         return state
 
-    async def prefix(self, context: Context) -> float:
-        """Log weight of `context` as a prefix; -inf where it is impossible."""
-        return float(self.log_prefix(self.states([context]))[0])
+    async def weights_of(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
+        """See `BytePotential`; `log_prefix` and `log_complete` stay on the device."""
+        weigh = self.log_complete if complete else self.log_prefix
+        return np.asarray(weigh(self.states(texts)).cpu())
 
-    async def complete(self, context: Context) -> float:
-        """Log weight of `context` as a whole text; -inf where it is impossible."""
-        return float(self.log_complete(self.states([context]))[0])
-
-    async def logw_next(self, context: Context) -> Any:
-        """Log weights of the next byte and EOS (`LazyWeights` over float64[257])."""
-        return self.make_lazy_weights(self.block(self.states([context]))[0])
+    async def rows_of(self, texts: Sequence[bytes]) -> tuple[torch.Tensor, BoolArray]:
+        """See `BytePotential`; here an impossible text is no error in `logw_next` either."""
+        return self.block(self.states(texts)), np.ones(len(texts), dtype=np.bool_)
 
     async def logw_eos(self, context: Context) -> float:
         """Log weight of ending after `context`."""
         return float(self.block(self.states([context]))[0, EOS_COLUMN])
-
-    # These two are numpy on the host, as genlm-control's own are: its products add them to
-    # those of any other potential, and an array and a tensor do not add.
-
-    async def batch_prefix(self, contexts: Sequence[Context]) -> FloatArray:
-        """`prefix` of each context, float64[n] in numpy (`log_prefix` stays on the device)."""
-        return np.asarray(self.log_prefix(self.states(_some(contexts))).cpu())
-
-    async def batch_complete(self, contexts: Sequence[Context]) -> FloatArray:
-        """`complete` of each context, float64[n] in numpy (`log_complete` is on the device)."""
-        return np.asarray(self.log_complete(self.states(_some(contexts))).cpu())
-
-    async def batch_logw_next(self, contexts: Sequence[Context]) -> Any:
-        """`logw_next` of each context as one block (`LazyWeights` over float64[n, 257]).
-
-        An impossible context has a row of -inf.
-        """
-        return self.make_lazy_weights(self.block(self.states(_some(contexts))))
-
-    def alloc_rows(self, n: int, default: float = float("-inf")) -> torch.Tensor:
-        """Return `n` rows filled with `default`, float64[n, 257] on the device."""
-        return torch.full((n, N_SYMBOLS), default, dtype=torch.float64, device=self.device)
 
     # -- copies ------------------------------------------------------------------------
 
@@ -261,12 +308,6 @@ class ByteConstraint(Potential):  # type: ignore[misc]
 
     def _repr_html_(self) -> str:
         return render("summary", name=type(self).__name__, rows=self.summary())
-
-
-def _some(contexts: Sequence[Context]) -> Sequence[Context]:
-    if not contexts:
-        raise ValueError("expected at least one context, got none")
-    return contexts
 
 
 def log_of(mask: torch.Tensor) -> torch.Tensor:
@@ -319,7 +360,7 @@ def device_of_factor(potential: Any) -> Any:
     return getattr(potential, "device", None)
 
 
-class OverBytes(Potential):  # type: ignore[misc]
+class OverBytes(BytePotential):
     """The weights of a potential over integers 0..255, asked for with one-byte `bytes` tokens.
 
     genlm-control's own coercion asks for the prefix weight of each of the 256 extensions. That
@@ -330,54 +371,33 @@ class OverBytes(Potential):  # type: ignore[misc]
     """
 
     def __init__(self, potential: Potential) -> None:
-        super().__init__(BYTES, tables=TABLES)
+        super().__init__()
         self.potential = potential
         self._known = frozenset(potential.vocab)
         self._columns = np.array([*potential.vocab, EOS_COLUMN], dtype=np.int64)
 
-    async def prefix(self, context: Context) -> float:
-        """Log weight of `context` as a prefix, nats."""
-        numbers = self._numbers(context)
-        return -np.inf if numbers is None else float(await self.potential.prefix(numbers))
+    async def weights_of(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
+        """See `BytePotential`."""
+        out = np.full(len(texts), -np.inf)
+        known = [n for n, text in enumerate(texts) if self._known.issuperset(text)]
+        if known:
+            weigh = self.potential.batch_complete if complete else self.potential.batch_prefix
+            out[known] = await weigh([list(texts[n]) for n in known])
+        return out
 
-    async def complete(self, context: Context) -> float:
-        """Log weight of `context` as a whole text, nats."""
-        numbers = self._numbers(context)
-        return -np.inf if numbers is None else float(await self.potential.complete(numbers))
-
-    async def logw_next(self, context: Context) -> Any:
-        """Log weights of the next byte and of EOS: `LazyWeights` over float64[257], nats.
-
-        Raises:
-            ValueError: the context is impossible (as every potential of genlm-control does).
-        """
-        return self.make_lazy_weights((await self.batch_logw_next([context])).weights[0])
-
-    async def batch_logw_next(self, contexts: Sequence[Context]) -> Any:
-        """`logw_next` of each context: `LazyWeights` over float64[N, 257], nats.
-
-        Raises:
-            ValueError: one of them is impossible.
-        """
-        numbers = [self._numbers(context) for context in contexts]
-        known = [n for n in numbers if n is not None]
-        weights = iter(np.asarray(await self.potential.batch_prefix(known)) if known else [])
-        for context, n in zip(contexts, numbers, strict=True):
-            if n is None or next(weights) == -np.inf:
-                raise ValueError(f"Context {context!r} has weight zero under `prefix`.")
-        own = torch.as_tensor((await self.potential.batch_logw_next(known)).weights)
-        rows = np.full((len(known), N_SYMBOLS), -np.inf)
-        rows[:, self._columns] = own.double().cpu().numpy()
-        return self.make_lazy_weights(rows)
+    async def rows_of(self, texts: Sequence[bytes]) -> tuple[torch.Tensor, BoolArray]:
+        """See `BytePotential`."""
+        possible = await self.weights_of(texts) > -np.inf
+        rows, at = self.alloc_rows(len(texts)), np.flatnonzero(possible)
+        if len(at):
+            lazy = await self.potential.batch_logw_next([list(texts[n]) for n in at])
+            own = torch.as_tensor(lazy.weights).double().cpu()
+            rows[np.ix_(at, self._columns)] = own
+        return rows, possible
 
     def spawn(self) -> OverBytes:
         """Return the same over an independent copy of the potential."""
         return OverBytes(self.potential.spawn())
-
-    def _numbers(self, context: Context) -> list[int] | None:
-        """Return the context as integers; None if a byte is not of the potential's alphabet."""
-        text = as_bytes(context)
-        return list(text) if self._known.issuperset(text) else None
 
     def __repr__(self) -> str:
         return f"{self.potential!r} over bytes"
