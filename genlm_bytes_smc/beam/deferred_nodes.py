@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.beam import deferred_reading_numba as rd
-from genlm_bytes_smc.beam.deferred_ahead_numba import foresee
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
@@ -20,6 +19,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
     TEXT,
     TOKEN,
     WEIGHT,
+    foresee,
 )
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams

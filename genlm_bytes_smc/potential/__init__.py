@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from genlm_bytes_smc.beam.single import ByteBeamState
 from genlm_bytes_smc.beam.state import BoolArray, FloatArray
 from genlm_bytes_smc.constraints.base import BytePotential
 from genlm_bytes_smc.lm.devices import send
-from genlm_bytes_smc.lm.engine import not_pickled
+from genlm_bytes_smc.lm.engine import Shared
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential.beams import Beams, read_prompt
@@ -29,7 +29,7 @@ DEFAULT_CACHE_BYTES = 1 << 28
 __all__ = ["ByteLLM"]
 
 
-class ByteLLM(BytePotential):
+class ByteLLM(Shared, BytePotential):
     """The distribution over byte strings that a token-level language model defines.
 
     A drop-in for `genlm.control.ByteLLM`. Contexts are lists of one-byte tokens (or plain
@@ -258,17 +258,10 @@ class ByteLLM(BytePotential):
     def _new_beams(self, prompt: Prompt) -> Beams:
         return Beams(self.model, self.params, prompt, self.cache_size, self.cache_bytes)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Itself: particles of llamppl programs share the model."""
-        return self
-
     def __copy__(self) -> Self:
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
-
-    def __reduce__(self) -> NoReturn:
-        raise not_pickled()
 
     def __repr__(self) -> str:
         p, spelled = self.params, self.prompt_bytes

@@ -23,12 +23,11 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from genlm_bytes_smc.calls import blocking
+from genlm_bytes_smc.calls import blocking, together
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.conditional import conditional_runs
 from genlm_bytes_smc.smc.exact import exact_sample
 from genlm_bytes_smc.smc.factors import prunings
-from genlm_bytes_smc.smc.lanes import together
 from genlm_bytes_smc.smc.loop import alive, run, smc
 from genlm_bytes_smc.smc.particles import SMCState, Weights
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan

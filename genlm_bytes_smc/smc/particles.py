@@ -281,3 +281,8 @@ class SMCState(NamedTuple):
 def generator(seed: int, step: int, *stream: int) -> np.random.Generator:
     """Return random numbers that depend on a run's seed, the step and the stream alone."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step, *stream)))
+
+
+def derived_seed(seed: int, *stream: int, kind: Any = np.uint64) -> int:
+    """Return a seed that depends on another and the stream alone, a number of this dtype."""
+    return int(np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, kind)[0])

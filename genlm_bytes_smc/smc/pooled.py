@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from genlm_bytes_smc.beam.state import padded
 from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SMCState, StepInfo, Weights
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.result import SMCResult
@@ -177,9 +178,7 @@ def _known(stages: Sequence[Stage]) -> SMCState | None:
         return None
     texts, n = list(weights), len(weights)
     length = np.array([len(text) for text in texts])
-    block = np.zeros((n, int(length.max(initial=0))), dtype=np.uint8)
-    for row, text in zip(block, texts, strict=True):
-        row[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+    block = padded(texts, 0).astype(np.uint8)
     log_weights = np.log(np.array(list(weights.values()))) + top + np.log(n)
     particles = Particles(
         block, length, np.ones(n, dtype=bool), log_weights, np.zeros(n), np.arange(n)

@@ -11,12 +11,12 @@ import numpy as np
 from genlm.control.constant import EOS
 from genlm.control.sampler.sequence import Sequences
 from genlm.grammar import Float
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from genlm_bytes_smc.alphabet import BYTES
-from genlm_bytes_smc.html import render
+from genlm_bytes_smc.html import plain, render
 from genlm_bytes_smc.smc.particles import BoolArray, Weights
 from genlm_bytes_smc.smc.resampling import FloatArray
 
@@ -232,10 +232,7 @@ class TextSamples(Sequences):  # type: ignore[misc]
         return Group(*(Text(f"{k}: {v}") for k, v in self.summary().items()), table)
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None, force_terminal=False)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get().rstrip()
+        return plain(self)
 
     def __repr__(self) -> str:
         best = next(iter(self.decoded_posterior.items()), None)
