@@ -5,8 +5,6 @@ bits of the float64 logu and logw (each array costs Python up to a microsecond o
 out of a compiled call).
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 import numpy as np
@@ -14,7 +12,7 @@ from numba import types
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
-from genlm_bytes_smc.beam.masses_numba import child_mass, child_of_node, sum_range
+from genlm_bytes_smc.beam.masses_numba import child_mass, child_of_node, place_of, sum_range
 from genlm_bytes_smc.beam.pruning_numba import (
     Candidates,
     Extensions,
@@ -295,14 +293,7 @@ def _among(keys, width, some, ext):
     out = full(len(ext.lane), False)
     for e in range(len(out)):
         key = some.ctx[ext.lane[e], ext.cand[e]] * width + ext.token[e]
-        a, b = 0, len(keys)
-        while a < b:
-            middle = (a + b) >> 1
-            if keys[middle] < key:
-                a = middle + 1
-            else:
-                b = middle
-        out[e] = a < len(keys) and keys[a] == key
+        out[e] = place_of(keys, key) >= 0
     return out
 
 

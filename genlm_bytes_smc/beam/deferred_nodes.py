@@ -79,14 +79,12 @@ class Nodes:
     @property
     def used(self) -> BoolArray:
         """Places that hold a node, bool[N, C]."""
-        used: BoolArray = np.arange(self.ints.shape[1]) < self.count[:, None]
-        return used
+        return np.arange(self.ints.shape[1]) < self.count[:, None]
 
     @property
     def live(self) -> BoolArray:
         """Nodes with a row and a token in flight, bool[N, C]."""
-        live: BoolArray = self.used & (self.ints[:, :, NODE] >= 0)
-        return live
+        return self.used & (self.ints[:, :, NODE] >= 0)
 
     @property
     def at_end(self) -> BoolArray:

@@ -20,8 +20,6 @@ node has neither, only its weight. The arrays of N lanes with room for C nodes a
 All weights are linear; a lane's scale keeps them near one.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 import numpy as np

@@ -4,8 +4,6 @@ See `deferred_numba` for the arrays. One call does all that needs no row of the 
 there: a byte of many lanes while they are stepped, or whole texts with the rows that are held.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 import numpy as np
@@ -33,6 +31,7 @@ from genlm_bytes_smc.beam.masses_numba import (
     child_of_node,
     longer_mass,
     opened,
+    place_of,
     touches,
 )
 from genlm_bytes_smc.compiled import entry, full, inner
@@ -147,15 +146,8 @@ def _take(trie, rows, cut, nodes, weights, n, now, text, places, ids):
 @inner()
 def _held_id(held, node, width):
     """Return the id of the context of a deferred node if its row is held (see `judge`), or -1."""
-    key = node[ABOVE] * width + node[TOKEN]
-    a, b = 0, held.shape[1]
-    while a < b:
-        mid = (a + b) >> 1
-        if held[0, mid] < key:
-            a = mid + 1
-        else:
-            b = mid
-    return held[1, a] if a < held.shape[1] and held[0, a] == key else -1
+    at = place_of(held[0], node[ABOVE] * width + node[TOKEN])
+    return held[1, at] if at >= 0 else -1
 
 
 @inner()

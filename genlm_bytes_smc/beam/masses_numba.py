@@ -13,8 +13,6 @@ often little work. So `Handles` keeps their addresses and lengths in one int64 a
 the compiled side makes the named tuples again at no cost (`opened`).
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -128,6 +126,19 @@ def child_of_node(trie, node, byte):
     if a < end and edge[a] == byte:
         return a
     return -1
+
+
+@inner()
+def place_of(keys, key):
+    """Return the place of a number in sorted ones int64[m], or -1."""
+    a, b = 0, len(keys)
+    while a < b:
+        mid = (a + b) >> 1
+        if keys[mid] < key:
+            a = mid + 1
+        else:
+            b = mid
+    return a if a < len(keys) and keys[a] == key else -1
 
 
 @inner(fastmath=_SUM)

@@ -4,8 +4,6 @@ Arcs that are grouped by a state come as compressed rows: those of state q are
 offset[q]..offset[q+1].
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -390,7 +390,7 @@ class OverBytes(BytePotential):
         possible = await self.weights_of(texts) > -np.inf
         rows, at = self.alloc_rows(len(texts)), np.flatnonzero(possible)
         if len(at):
-            lazy = await self.potential.batch_logw_next([list(texts[n]) for n in at])
+            lazy = await self.potential.batch_logw_next([list(texts[n]) for n in at.tolist()])
             own = torch.as_tensor(lazy.weights).double().cpu()
             rows[np.ix_(at, self._columns)] = own
         return rows, possible

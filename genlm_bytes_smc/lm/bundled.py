@@ -59,8 +59,7 @@ class BundledTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a text's tokens."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def token_bytes(self) -> list[bytes]:
         """Return what each token spells, by id; letters stand for bytes as in GPT-2."""

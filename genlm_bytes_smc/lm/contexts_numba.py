@@ -5,8 +5,6 @@ linear probing (Knuth, The Art of Computer Programming, volume 3, section 6.4, a
 places hold node ids and whose keys are the pairs (parent, token) of those nodes.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 from typing import NamedTuple

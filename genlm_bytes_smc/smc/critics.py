@@ -166,8 +166,7 @@ class Judge(Critic):
 
     def _whole(self, particles: Particles) -> BoolArray:
         """See `Critic`: the texts whose end was drawn."""
-        out: BoolArray = particles.symbols_read(self.stops) > particles.length
-        return out
+        return particles.symbols_read(self.stops) > particles.length
 
 
 def split(target: Any, draft: Any, block: Any, others: Mapping[str, Any]) -> tuple[Any, Any, Any]:

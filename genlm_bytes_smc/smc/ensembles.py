@@ -149,8 +149,7 @@ class Member:
                 (self.blocks[i].cpu()[texts, read] if weight is None else torch.from_numpy(weight))
                 for i, weight in enumerate(told)
             ]
-            gain: FloatArray = self.tree([column[:, None] for column in columns])[:, 0].numpy()
-            return gain
+            return self.tree([column[:, None] for column in columns])[:, 0].numpy()
         said: FloatArray = self.tree(self.blocks).cpu().numpy()[texts, read]
         exponents = self.tree.exponents(len(self.lanes))
         with np.errstate(invalid="ignore"):

@@ -300,8 +300,7 @@ def joined(parts: Sequence[Sequence[Lanes]]) -> list[Lanes]:
 def gain_of(before: FloatArray, after: FloatArray) -> FloatArray:
     """Return after - before, nats; -inf where either is."""
     lost = (after == -np.inf) | (before == -np.inf)
-    out: FloatArray = np.where(lost, -np.inf, after - np.where(lost, 0.0, before))
-    return out
+    return np.where(lost, -np.inf, after - np.where(lost, 0.0, before))
 
 
 def revision(

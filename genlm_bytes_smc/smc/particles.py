@@ -51,8 +51,7 @@ class Weights:
     def normalised(self) -> FloatArray:
         """Weights that sum to one, float64[N]; all zero if every particle is dead."""
         total = self._scaled.sum()
-        out: FloatArray = self._scaled / total if total > 0 else self._scaled
-        return out
+        return self._scaled / total if total > 0 else self._scaled
 
     @cached_property
     def ess(self) -> float:
@@ -107,8 +106,7 @@ class Particles(NamedTuple):
     @property
     def active(self) -> BoolArray:
         """Particles that read on, bool[N]."""
-        out: BoolArray = ~self.ended & (self.log_weights > -np.inf)
-        return out
+        return ~self.ended & (self.log_weights > -np.inf)
 
     @property
     def dead(self) -> BoolArray:
@@ -181,8 +179,7 @@ class Particles(NamedTuple):
             ends = np.flatnonzero(drew & (self.length > 0))
             texts, _, inverse = self.distinct(ends)
             drew[ends] = ~np.array([bool(stops(text)) for text in texts], dtype=bool)[inverse]
-        out: IntArray = self.length + drew
-        return out
+        return self.length + drew
 
     def distinct(
         self, which: IntArray, codes: IntArray | None = None
