@@ -10,14 +10,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from genlm_bytes_smc.alphabet import Context, as_bytes
+from genlm_bytes_smc.alphabet import BytePotential, Context, as_bytes
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams, default_params
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
 from genlm_bytes_smc.beam.state import BoolArray, FloatArray
-from genlm_bytes_smc.constraints.base import BytePotential
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.lm.engine import Shared
 from genlm_bytes_smc.lm.load import load_model

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from genlm.control.potential.base import Potential
 
-from genlm_bytes_smc.alphabet import BYTES, contexts_of
+from genlm_bytes_smc.alphabet import BYTES, BytePotential, contexts_of
 from genlm_bytes_smc.beam.state import BoolArray, FloatArray
-from genlm_bytes_smc.constraints.base import BytePotential
 
 Mean = Callable[[torch.Tensor], torch.Tensor]
 

@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from genlm.control.potential.base import Potential
 
-from genlm_bytes_smc.alphabet import contexts_of
+from genlm_bytes_smc.alphabet import BytePotential, contexts_of, times
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.base import BytePotential, times
 from genlm_bytes_smc.smc.factors import (
     check_alphabet,
     factors_of,
