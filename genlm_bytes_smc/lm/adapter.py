@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from genlm_bytes_smc.calls import together
 from genlm_bytes_smc.lm.contexts import IntArray, start_tokens
 from genlm_bytes_smc.lm.engine import BadRowError, RowEngine
 from genlm_bytes_smc.lm.transformer import TreeTransformer
@@ -167,7 +166,7 @@ class AdapterEngine(RowEngine):
         if _rank(self.llm, _BATCH) <= _rank(self.llm, _ONE):
             result = await self.llm.batch_next_token_logprobs(contexts)
         else:
-            result = await together([self.llm.next_token_logprobs(c) for c in contexts])
+            result = await _all(self.llm.next_token_logprobs, contexts)
         return self._rows(result, nodes)
 
     def evaluate(self, nodes: IntArray) -> torch.Tensor:
@@ -253,6 +252,18 @@ def _rank_in_class(kind: Any, name: str) -> int:
             generic = cls.__module__ == "genlm.backend.llm.base" and cls.__name__ == "AsyncLM"
             return _NOT_OVERRIDDEN if generic else i
     return _NOT_OVERRIDDEN + 1
+
+
+async def _all(ask: Callable[[list[int]], Awaitable[Any]], contexts: list[list[int]]) -> list[Any]:
+    """Await `ask` for all contexts together, leaving no task behind if one fails."""
+    tasks = [asyncio.ensure_future(ask(c)) for c in contexts]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _as_tensor(result: Any) -> torch.Tensor:
