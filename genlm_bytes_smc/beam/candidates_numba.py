@@ -12,7 +12,7 @@ from numba import types
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
-from genlm_bytes_smc.beam.masses_numba import child_mass, child_of_node, place_of, sum_range
+from genlm_bytes_smc.beam.masses_numba import child_mass, child_of_node, sum_range
 from genlm_bytes_smc.beam.pruning_numba import (
     Candidates,
     Extensions,
@@ -24,7 +24,7 @@ from genlm_bytes_smc.beam.pruning_numba import (
     thinned,
 )
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.contexts_numba import NO_ROOM, child_of
+from genlm_bytes_smc.lm.contexts_numba import NO_ROOM, child_of, place_of
 
 # Not as literals, for which numba compiles what they are passed to once more.
 _FIRST = np.int64(0)

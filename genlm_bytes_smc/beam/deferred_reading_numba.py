@@ -31,11 +31,10 @@ from genlm_bytes_smc.beam.masses_numba import (
     child_of_node,
     longer_mass,
     opened,
-    place_of,
     touches,
 )
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.contexts_numba import known_child
+from genlm_bytes_smc.lm.contexts_numba import known_child, place_of
 
 AT_ONCE = 4  # rows that a lane takes in one turn of judging
 READ, PICK = -1, 0  # what is next in a lane, see `judge`

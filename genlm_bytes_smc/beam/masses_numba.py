@@ -128,19 +128,6 @@ def child_of_node(trie, node, byte):
     return -1
 
 
-@inner()
-def place_of(keys, key):
-    """Return the place of a number in sorted ones int64[m], or -1."""
-    a, b = 0, len(keys)
-    while a < b:
-        mid = (a + b) >> 1
-        if keys[mid] < key:
-            a = mid + 1
-        else:
-            b = mid
-    return a if a < len(keys) and keys[a] == key else -1
-
-
 @inner(fastmath=_SUM)
 def _sum(row, order, lo, hi):
     s = 0.0

@@ -185,6 +185,19 @@ def mark(parent, roots, mask):
             node = parent[node]
 
 
+@inner()
+def place_of(keys, key):
+    """Return the place of a number in sorted ones int64[m], or -1."""
+    a, b = 0, len(keys)
+    while a < b:
+        mid = (a + b) >> 1
+        if keys[mid] < key:
+            a = mid + 1
+        else:
+            b = mid
+    return a if a < len(keys) and keys[a] == key else -1
+
+
 @entry()
 def lacking(slot_of, contexts):
     """Ids of `contexts` without a slot, as often as they occur."""
