@@ -228,6 +228,6 @@ def log_of(mask: torch.Tensor) -> torch.Tensor:
 
 
 def show(value: object, limit: int = 60) -> str:
-    """Return a short `repr` of `value`, for summaries."""
+    """Return a short `repr` of `value`, for summaries and messages."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
