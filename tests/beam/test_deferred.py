@@ -323,7 +323,7 @@ def test_options_out_of_range_are_refused(options, error):
 
 @pytest.mark.parametrize("seed", [48, 49, 50, 55, 59])
 async def test_contexts_with_rows_leave_room_for_those_without(seed):
-    """Here nearly all of what begins with "ab" is "abd", so that "a" gets its row only after "c"."""
+    """Nearly all that begins with "ab" is "abd" here, so that "a" gets its row only after "c"."""
     lm = ToyLM([b"a", b"b", b"c", b"abd", b"<e>"], seed=seed, sharpness=6.0)
     beam = await ByteBeamState.initial(lm, params(deferred_limit=1))
     for byte in b"abc":

@@ -247,7 +247,11 @@ class Pickled:
         ("model.safetensors", (10**5).to_bytes(8, "little") + b"[" * 10**5, "no safetensors file"),
         ("config.json", b"[]", "TypeError"),
         ("config.json", b"[" * 10**5, "RecursionError"),
-        ("config.json", b'{"model_type": "gpt2", "n_layer": "x"}', "'n_layer' expected int, got str"),
+        (
+            "config.json",
+            b'{"model_type": "gpt2", "n_layer": "x"}',
+            "'n_layer' expected int, got str",
+        ),
         ("tokenizer.json", b"{}", "KeyError"),
         ("tokenizer_config.json", b"[]", "AttributeError"),
     ],
@@ -269,7 +273,7 @@ def test_weights_that_the_files_lack_are_not_made_up(tmp_path, directory):
     shutil.copytree(directory, path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"n_layer": config["n_layer"] + 1}))
-    with pytest.raises(ValueError, match="lack 12 of the weights .*, such as transformer.h"):
+    with pytest.raises(ValueError, match=r"lack 12 of the weights .*, such as transformer\.h"):
         load_model(path, device="cpu")
 
 
