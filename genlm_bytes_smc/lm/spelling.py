@@ -49,22 +49,26 @@ def spell_tokens(tokenizer: Any, width: int | None) -> list[bytes]:
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     if decoder is None:
         return _spelled_without_decoder(tokenizer)
-    kinds = set(re.findall(r'"type": ?"(\w+)"', json.dumps(json.loads(decoder.__getstate__()))))
-    pieces = bool(kinds & {"ByteFallback", "Metaspace"})
-    if not pieces and "ByteLevel" not in kinds:
+    told = json.dumps(json.loads(decoder.__getstate__()), ensure_ascii=False)
+    kinds = set(re.findall(r'"type": "(\w+)"', told))
+    if kinds & {"ByteFallback", "Metaspace"} or ("Replace" in kinds and '"▁"' in told):
+        spell = _piece
+    elif "ByteLevel" in kinds:
+        spell = _letters
+    elif kinds <= {"Fuse", "Sequence"}:  # tokens, as they stand, one after the other
+        spell = _itself
+    else:
         raise ValueError(
             f"cannot tell which bytes the tokens of {tokenizer.name_or_path!r} spell: expected a "
             f"decoder of ByteLevel, ByteFallback or Metaspace, got {', '.join(sorted(kinds))}"
         )
-    added = {i: name for name, i in tokenizer.get_added_vocab().items()}
+    added = set(tokenizer.get_added_vocab().values())
     names = tokenizer.convert_ids_to_tokens(list(range(size)))
-    return [
-        b"" if name is None
-        else _piece(name, i in added) if pieces
-        else name.encode() if i in added
-        else _letters(name)
-        for i, name in enumerate(names)
-    ]  # fmt: skip
+    return [b"" if name is None else spell(name, i in added) for i, name in enumerate(names)]
+
+
+def _itself(name: str, added: bool) -> bytes:
+    return name.encode()
 
 
 def _piece(name: str, added: bool) -> bytes:
@@ -73,8 +77,10 @@ def _piece(name: str, added: bool) -> bytes:
     return name.replace("▁", " ").encode() if byte is None else bytes.fromhex(byte[1])
 
 
-def _letters(name: str) -> bytes:
+def _letters(name: str, added: bool) -> bytes:
     """Return what a token of a byte-level vocabulary spells; other letters mean themselves."""
+    if added:
+        return name.encode()
     try:
         return bytes(map(BYTE_OF.__getitem__, name))
     except KeyError:

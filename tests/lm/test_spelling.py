@@ -30,16 +30,21 @@ def byte_level(normalizer=None, prefix=False):
     return tokenizer
 
 
-def pieces():
+def characters():
+    inner = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(set(TEXT)))}, []))
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def pieces(fallback=True):
     """Return a tokenizer as SentencePiece's: bytes by number, a low line for a space."""
     names = ["<unk>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *"Thecat", "<0xZZ>"]
     inner = Tokenizer(
         models.BPE({n: i for i, n in enumerate(names)}, [], byte_fallback=True, unk_token="<unk>")
     )
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
-    inner.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    by_number = [decoders.ByteFallback()] if fallback else []
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), *by_number, decoders.Fuse()])
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
 
 
@@ -60,8 +65,10 @@ def with_holes(tokenizer):
         (with_holes(make_tokenizer()), TEXT),
         (with_holes(pieces()), TEXT),
         (pieces(), TEXT),
+        (pieces(fallback=False), TEXT),
+        (characters(), TEXT),
     ],
-    ids=["prefix", "NFKC", "lower", "holes", "pieces with holes", "pieces"],
+    ids=["prefix", "NFKC", "lower", "holes", "pieces with holes", "pieces", "text", "characters"],
 )
 def test_the_tokens_of_a_text_spell_it(tokenizer, spelled):
     by_id = spell_tokens(tokenizer, None)
