@@ -234,7 +234,7 @@ def settle_lane(ints, floats, n, now, mass, limit, work):
     Args:
         ints, floats, n, now, work: as for `judge_lane`.
         mass: of the lane.
-        limit: most nodes.
+        limit: most deferred nodes that end before the text does.
 
     Returns:
         The number of nodes, and the weight of all that was forgotten, over the new scale. The
@@ -242,13 +242,13 @@ def settle_lane(ints, floats, n, now, mass, limit, work):
     """
     place, worth = work[0], work[2]
     for c in range(n):
-        alive = ints[c, CTX] >= 0
-        worth[c] = np.inf if alive or ints[c, POS] == now else floats[c, OWN]
+        stays = ints[c, CTX] >= 0 or ints[c, POS] == now  # is not counted
+        worth[c] = -1.0 if stays else floats[c, OWN]
     floor = _floor(worth, n, limit)
     kept, lost = 0, 0.0
     for c in range(n):
         old = ints[c, POS] < now - WINDOW
-        gone = (old and ints[c, NODE] < 0) or worth[c] < floor
+        gone = (old and ints[c, NODE] < 0) or 0.0 <= worth[c] < floor
         if old:
             ints[c, PARENT] = -1  # its weight stays what it is
         if gone and ints[c, CTX] < 0 and mass > 0.0:

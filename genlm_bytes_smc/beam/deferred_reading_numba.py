@@ -216,7 +216,7 @@ def judge(
         limits: float64[N, 2], `share` and `merge` of each lane, see `judge_lane`.
         guess, at_end: see `judge_lane`.
         turns: turns of judging in which a lane may take rows.
-        limit: most nodes of a lane, see `settle_lane`; 0: lanes are not settled.
+        limit: most deferred nodes of a lane, see `settle_lane`; 0: lanes are not settled.
         z: float64[N, 4], log weights, see `SCALE`; set where lanes are settled.
         masses: float64[N], set to the mass of each lane, in units of its scale (1 or 0 of one
             that has been settled).

@@ -149,13 +149,15 @@ class Prompt:
 
         Raises:
             ValueError: no messages, one without role or content, or no template.
-            TypeError: a content that is no text.
+            TypeError: a message that is no dictionary, or a content that is no text.
         """
         source = _as_model(model)
         tokenizer = source.engine.tokenizer
         if not messages:
             raise ValueError("a chat needs at least one message, got none")
         for message in messages:
+            if not isinstance(message, Mapping):
+                raise TypeError(f"a message is a dictionary, got {message!r}")
             if not {"role", "content"} <= set(message):
                 raise ValueError(f'a message needs "role" and "content", got {dict(message)!r}')
             if not isinstance(message["content"], str):

@@ -27,6 +27,7 @@ from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.bundled import BundledTokenizer
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.devices import send
+from genlm_bytes_smc.lm.spelling import decode_vocab
 from genlm_bytes_smc.trie import Vocabulary
 
 Row = tuple[torch.Tensor, int]
@@ -282,9 +283,7 @@ class RowEngine(Shared, ABC):
 
     @cached_property
     def _decoded(self) -> Any:
-        from genlm.backend.tokenization import decode_vocab
-
-        return decode_vocab(self.tokenizer)
+        return decode_vocab(self.tokenizer, self.width)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
