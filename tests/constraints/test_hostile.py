@@ -27,7 +27,6 @@ from tests.constraints.oracles import accepted, in_a_process
 
 PREAMBLE = """
 import threading
-import warnings
 from genlm_bytes_smc.constraints import *
 def says(make):
     try:
