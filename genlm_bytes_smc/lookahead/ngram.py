@@ -78,6 +78,8 @@ class ByteNgram:
         max_contexts: int = MOST_CONTEXTS,
     ) -> None:
         check_count("order", order, 0)
+        if isinstance(texts, str | bytes):
+            raise TypeError(f"texts must be several texts in a list, got {texts!r:.60} alone")
         whole = [t.encode() if isinstance(t, str) else bytes(t) for t in texts or []]
         if order and not whole:
             raise ValueError("an n-gram of order 1 or more needs texts to count in, got none")

@@ -96,19 +96,17 @@ class StagedResult(SMCResult):
         known = _known(stages)
         if known is not None:
             rests, shares = [*rests, known], [*shares, 1.0]
-        super().__init__(pooled(rests, shares))
+        state = pooled(rests, shares)
+        rows = sum(s.rows for s in stages) + (0 if search is None else search.rows)
+        first, *others = state.history  # its rows are those of the search and of fitting too
+        first = first._replace(rows=rows - sum(info.rows for info in others))
+        super().__init__(state._replace(history=(first, *others)))
         self.stages = tuple(stages)
 
     @property
     def ml_relative_variance(self) -> float:
         """The same of `log_ml`, from the genealogy of each run; what was known has none."""
         return float(np.exp(self._variance - 2 * self.log_ml)) if self.log_ml > -np.inf else np.nan
-
-    @property
-    def rows(self) -> int:
-        """Rows that the language models computed."""
-        searched = 0 if self.search is None else self.search.rows
-        return searched + sum(stage.rows for stage in self.stages)
 
     @property
     def gap(self) -> float:
