@@ -7,11 +7,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from transformers import XLNetConfig, XLNetLMHeadModel
 
 from genlm_bytes_smc.fast_path import FastPathWarning
 from genlm_bytes_smc.lm.engine import ContextTooLongError
 from genlm_bytes_smc.lm.rows import BadRowError
 from genlm_bytes_smc.lm.transformer import TreeTransformer
+from genlm_bytes_smc.lm.tree_forward import Architecture
 from tests.lm.families import (
     CACHED,
     SLIDING,
@@ -462,3 +464,8 @@ def test_a_failing_forward_leaves_the_engine_usable(gpt2, tokenizer):
 def test_a_limit_must_be_positive(gpt2, tokenizer):
     with pytest.raises(ValueError, match="limit_bytes must be positive"):
         TreeTransformer(gpt2, tokenizer, limit_bytes=0)
+
+
+def test_a_model_that_says_it_has_no_window_has_none():
+    config = XLNetConfig(vocab_size=300, d_model=8, n_layer=1, n_head=2, d_inner=8)
+    assert Architecture(XLNetLMHeadModel(config)).window is None
