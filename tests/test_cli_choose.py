@@ -67,6 +67,7 @@ def test_surprisal_errors(ask, tmp_path):  # noqa: F811
         (["--jsonl", "a"], 1, "line 2: 'a' is no text but 3"),
         (["--jsonl", "a", "--lines"], 2, "not both"),
         (["--lines", "--html", "x"], 2, "say which by --per"),
+        (["--html", "x"], 2, "say which by --per"),
     ]:
         got, _, err = ask("score", data, *arguments)
         assert got == code
