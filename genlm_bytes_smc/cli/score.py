@@ -174,6 +174,8 @@ async def show_choice(options: ChooseOptions) -> None:
 
     if options.normalise == "end" and options.no_eos:
         raise UsageError("--normalise end weighs the end of the text, which --no-eos rules out")
+    if options.prompt == options.options_file == "-":
+        raise UsageError("stdin holds the prompt or the options, not both: - stands twice")
     texts = [os.fsencode(answer) for answer in options.answers or ()]
     if options.options_file is not None:
         texts += read_file(options.options_file).splitlines()
