@@ -93,7 +93,7 @@ def test_batch_sizes_as_the_command_line_gives_them(tiny):
     sizes = [ByteLM(tiny, batch_size=b).batch_size for b in (3, "4", "auto", "auto:2")]
     assert sizes == [3, 4, 16, 16]
     for bad in ("0", -1, "many", None):
-        with pytest.raises(ValueError, match="batch_size must be .*, got"):
+        with pytest.raises(ValueError, match=r"batch_size must be .*, got"):
             ByteLM(tiny, batch_size=bad)
 
 

@@ -155,7 +155,7 @@ def test_parts():
 )
 def test_spans_that_are_no_pairs_of_integers_are_refused(per):
     """Nothing is rounded, and the error says what was due."""
-    with pytest.raises(ValueError, match="spans must be pairs .* of bytes, got"):
+    with pytest.raises(ValueError, match=r"spans must be pairs .* of bytes, got"):
         spans_of(b"abcd", per)
 
 
