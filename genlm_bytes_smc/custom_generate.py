@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import EosTokenCriteria, MaxLengthCriteria
 
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
@@ -41,7 +42,8 @@ def smc_generate(
 
     For `model.generate(custom_generate=smc_generate, ...)`. Of each prompt's N weighted texts one
     is drawn by its weight. Logits processors and stopping criteria, which see tokens one by one,
-    have no place here: an attempt to use some is an error.
+    have no place here: an attempt to use some is an error. `max_bytes` takes the place of the
+    limits on the length that `generate` makes criteria of.
 
     Args:
         model, logits_processor, stopping_criteria, generation_config, model_kwargs: of `generate`.
@@ -60,10 +62,13 @@ def smc_generate(
         ValueError: logits processors or stopping criteria that were asked for.
         AllParticlesDeadError: no particle satisfies the constraint.
     """
-    del stopping_criteria  # the length limits of the configuration; `max_bytes` takes their place
     if logits_processor is not None and len(logits_processor):
         names = [type(p).__name__ for p in logits_processor]
         raise ValueError(f"smc_generate takes no logits processors, got {names}")
+    own = (MaxLengthCriteria, EosTokenCriteria)  # made by `generate` without being asked
+    names = [type(c).__name__ for c in stopping_criteria or () if not isinstance(c, own)]
+    if names:
+        raise ValueError(f"smc_generate takes no stopping criteria, got {names}")
     llm = ByteLLM(_engine(model, smc_tokenizer), beam_params)
     mask = model_kwargs.get("attention_mask")
     rows = []

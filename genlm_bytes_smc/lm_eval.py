@@ -40,7 +40,8 @@ class ByteLM(LM):  # type: ignore[misc]
         pretrained: a model's name, as for `load_model`; or what `ByteLLM` is made from; or a
             `ByteLLM`.
         backend, device: as for `load_model`, where `pretrained` is a name.
-        batch_size: most texts that are read side by side ("auto": 16).
+        batch_size: most texts that are read side by side, also as the harness's command line
+            gives it: "8", or "auto" and "auto:4" (16).
         max_batch_size: of the harness, unused.
         special_tokens: whether spellings of special tokens in a context stand for those tokens.
             None: once `apply_chat_template` has been called.
@@ -70,9 +71,7 @@ class ByteLM(LM):  # type: ignore[misc]
             pretrained = load_model(pretrained, backend, device=device)
         params = BeamParams(**{"K": None, **options}) if options else None
         self.llm: ByteLLM = as_byte_llm(pretrained, b"", params)
-        self.batch_size = 16 if isinstance(batch_size, str) else int(batch_size)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size = _batch_size(batch_size)
         self.special_tokens, self.bytes_per_token, self.seed = special_tokens, bytes_per_token, seed
         self._templated = False
 
@@ -210,6 +209,19 @@ class ByteLM(LM):  # type: ignore[misc]
     def tokenizer_name(self) -> str:
         """Return the model's name, by which the harness tells request caches apart."""
         return self._name.replace("/", "__")
+
+
+def _batch_size(given: int | str) -> int:
+    """Return a batch size, which the harness's command line gives as text."""
+    if isinstance(given, str) and given.split(":")[0] == "auto":
+        return 16
+    try:
+        size = int(given)
+    except (TypeError, ValueError):
+        raise ValueError(f'batch_size must be a number or "auto", got {given!r}') from None
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {given}")
+    return size
 
 
 def _end_of(context: str, room: int, llm: ByteLLM) -> str:

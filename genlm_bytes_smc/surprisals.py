@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -258,9 +259,13 @@ def spans_of(text: bytes, per: Per) -> IntArray:
             raise ValueError(f"per must be one of {sorted(_CUTS)} or a list of spans, got {per!r}")
         ends = list(_CUTS[per](text))
         return np.array([[0, *ends[:-1]], ends], dtype=np.int64).T if ends else _NO_SPANS
-    spans = np.asarray(per, dtype=np.int64) if len(per) else _NO_SPANS
-    if spans.ndim != 2 or spans.shape[1] != 2:
-        raise ValueError(f"spans must be pairs (begin, end) of bytes, got {per!r}")
+    try:
+        if not len(per):
+            return _NO_SPANS
+        pairs = [(operator.index(begin), operator.index(end)) for begin, end in per]
+        spans = np.array(pairs, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"spans must be pairs (begin, end) of bytes, got {per!r}") from None
     bad = (spans[:, 0] < 0) | (spans[:, 1] < spans[:, 0]) | (spans[:, 1] > len(text))
     if bad.any():
         begin, end = spans[bad][0].tolist()

@@ -144,6 +144,16 @@ def test_next_is_plain_text_in_a_pipe(ask):
     assert b"\x1b" not in out
 
 
+def test_json_stays_json_where_stdout_is_not_utf8(monkeypatch):
+    """Escapes of Python's in place of what the stream cannot encode are no JSON."""
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        out = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
+        assert main(["next", "Caf\xe9 🎉", "--json", "--top", "1"]) == 0
+        sys.stdout.flush()
+        assert json.loads(out.getvalue().decode(encoding))["prompt"] == "Caf\xe9 🎉"
+
+
 def test_colours_on_request(ask, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -33,6 +33,7 @@ def test_choose(ask, ask_json, tiny, tmp_path):  # noqa: F811
         (["x", "a", "a"], 1, "more than once among them"),
         (["x", "a", "--normalise", "end", "--no-eos"], 2, "--no-eos rules out"),
         (["x", "--options-file", "/no/such"], 1, "cannot read /no/such"),
+        (["-", "--options-file", "-"], 2, "the prompt or the options, not both"),
     ],
 )
 def test_choose_errors(ask, arguments, code, told):  # noqa: F811
@@ -67,6 +68,7 @@ def test_surprisal_errors(ask, tmp_path):  # noqa: F811
         (["--jsonl", "a"], 1, "line 2: 'a' is no text but 3"),
         (["--jsonl", "a", "--lines"], 2, "not both"),
         (["--lines", "--html", "x"], 2, "say which by --per"),
+        (["--html", "x"], 2, "say which by --per"),
     ]:
         got, _, err = ask("score", data, *arguments)
         assert got == code

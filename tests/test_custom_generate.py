@@ -58,3 +58,18 @@ def test_logits_processors_are_refused(gpt2, tiny):
             max_length=64,
             pad_token_id=0,
         )
+
+
+def test_stopping_criteria_are_refused(gpt2, tiny):
+    """So that none is passed over in silence; limits of the length are `generate`'s own."""
+    ids = torch.tensor([tiny.tokenizer.encode("An")])
+    with pytest.raises(ValueError, match=r"no stopping criteria, got \['MaxTimeCriteria'\]"):
+        gpt2.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            custom_generate=smc_generate,
+            smc_tokenizer=tiny.tokenizer,
+            max_time=0.1,
+            max_length=64,
+            pad_token_id=0,
+        )

@@ -88,6 +88,15 @@ def test_stops_lengths_and_draws(tiny):
     assert all(len(text.encode()) <= 12 for text in drawn[0])
 
 
+def test_batch_sizes_as_the_command_line_gives_them(tiny):
+    """A number comes as text; what is none is refused."""
+    sizes = [ByteLM(tiny, batch_size=b).batch_size for b in (3, "4", "auto", "auto:2")]
+    assert sizes == [3, 4, 16, 16]
+    for bad in ("0", -1, "many", None):
+        with pytest.raises(ValueError, match=r"batch_size must be .*, got"):
+            ByteLM(tiny, batch_size=bad)
+
+
 def test_contexts_are_read_side_by_side(tiny):
     """Answers do not depend on the batch, and a batch takes fewer forwards."""
     pairs = [(f"An apple number {i} keeps the ", "doctor") for i in range(8)]

@@ -150,6 +150,16 @@ def test_parts():
 
 
 @pytest.mark.parametrize(
+    "per",
+    [[(0, 1.5)], [(0, math.nan)], [(0, 1), (2,)], ["ab"], [(0, 10**30)], None, 3, iter([(0, 1)])],
+)
+def test_spans_that_are_no_pairs_of_integers_are_refused(per):
+    """Nothing is rounded, and the error says what was due."""
+    with pytest.raises(ValueError, match=r"spans must be pairs .* of bytes, got"):
+        spans_of(b"abcd", per)
+
+
+@pytest.mark.parametrize(
     ("text", "per", "error", "told"),
     [
         (b"a", "token", ValueError, "per must be one of"),

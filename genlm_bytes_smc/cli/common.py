@@ -196,8 +196,13 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Print one JSON document; infinities and NaN become null."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+    """Print one JSON document; infinities and NaN become null.
+
+    Where stdout is not UTF-8, characters stand as JSON's own escapes: those that stdout would put
+    in place of what it cannot encode are no JSON.
+    """
+    plain = not (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=plain) + "\n")
 
 
 def _finite(value: Any) -> Any:

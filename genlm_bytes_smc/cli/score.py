@@ -42,8 +42,6 @@ async def _show_surprisal(options: ScoreOptions) -> None:
     """Run the command `score` with --per, --lines or --jsonl."""
     from genlm_bytes_smc.surprisals import page, surprisal
 
-    if options.html is not None and options.per is None:
-        raise UsageError("--html shows parts of a text: say which by --per")
     if options.special_tokens:
         raise UsageError("--special-tokens goes with the score of a whole file only")
     file, texts = options.file, _texts(options)
@@ -106,6 +104,8 @@ def _facts(result: Surprisal, per: str | None) -> dict[str, Any]:
 
 async def show_score(options: ScoreOptions) -> None:
     """Run the command `score`."""
+    if options.html is not None and options.per is None:
+        raise UsageError("--html shows parts of a text: say which by --per")
     if options.per is not None or options.lines or options.jsonl is not None:
         await _show_surprisal(options)
         return
@@ -174,6 +174,8 @@ async def show_choice(options: ChooseOptions) -> None:
 
     if options.normalise == "end" and options.no_eos:
         raise UsageError("--normalise end weighs the end of the text, which --no-eos rules out")
+    if options.prompt == options.options_file == "-":
+        raise UsageError("stdin holds the prompt or the options, not both: - stands twice")
     texts = [os.fsencode(answer) for answer in options.answers or ()]
     if options.options_file is not None:
         texts += read_file(options.options_file).splitlines()

@@ -97,7 +97,9 @@ async def smc(
             text where a roll-out ends, not row by row, so it suits what has no cheap next-byte
             weights.
         twist_with_critic: whether prefixes are scored; never with `ess_threshold=0`.
-        terminate_when: ends a text (without a weight) once it holds of it.
+        terminate_when: ends a text (without a weight) once it holds of it. The text has its
+            weight as a prefix: no factor is asked whether a text may end there. A constraint
+            that has to be asked can be given as `critic`, too.
         resampling_method: "systematic", "stratified", "residual" or "multinomial".
         seed: of all draws (None: 0). Equal seeds give equal results, up to the rounding of the
             model's rows: see "Randomness comes from counters" in docs/design.md.

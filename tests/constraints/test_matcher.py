@@ -11,6 +11,7 @@ import pytest
 import torch
 from genlm.control import BoolCFG
 
+from genlm_bytes_smc import ByteLLM, smc_sync
 from genlm_bytes_smc.constraints import (
     ByteGrammar,
     ByteJsonSchema,
@@ -361,3 +362,17 @@ def test_a_snapshot_is_not_changed_by_what_its_children_read():
     assert torch.equal(constraint.block(state), before)
     assert (rows[:, ord('"')] == 0).all()
     assert torch.equal(rows, constraint.block(constraint.states([b'"abc', b'"abd'])))
+
+
+def test_a_schema_as_critic_is_asked_of_texts_that_are_terminated():
+    """What is checked only where a text ends goes unnoticed without it, as documented."""
+    with pytest.warns(UserWarning, match="uniqueItems"):
+        schema = ByteJsonSchema(
+            {"type": "array", "items": {"enum": [1]}, "uniqueItems": True, "minItems": 1},
+            whitespace="none",
+        )
+    options = {"max_bytes": 5, "terminate_when": lambda text: text.endswith(b"]"), "seed": 0}
+    target = ByteLLM("tiny", prompt=b"JSON: ") * schema
+    texts = set(smc_sync(target, 64, **options).byte_posterior)
+    assert texts == {b"[1]", b"[1,1]"}
+    assert set(smc_sync(target, 64, critic=schema, **options).byte_posterior) == {b"[1]"}
