@@ -152,7 +152,7 @@ class Wrong(Ahead):
     def __init__(self):
         self.line = auto.SeenLookahead([], None).line
 
-    async def start(self, target, leaves, max_bytes):
+    async def start(self, target, leaves, max_bytes, **_):
         """Guesses that fall by three nats a byte."""
         return MeanLanes(-3.0 * np.arange(max_bytes + 1), 1)
 
