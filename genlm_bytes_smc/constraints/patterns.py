@@ -199,7 +199,14 @@ class PartialRegex(BytePredicate):
         ConstraintError: no pattern, or it matches no text.
     """
 
-    _transient = BytePredicate._transient | {"fn", "prefix_fn", "_found", "_begun", "_kind", "_kinds"}
+    _transient = BytePredicate._transient | {
+        "fn",
+        "prefix_fn",
+        "_found",
+        "_begun",
+        "_kind",
+        "_kinds",
+    }
     # What is known of some texts: of each with one more character (or one of its kind), whether it
     # may become a match; and under None the text itself as the beginning of a match.
     _found: dict[str, dict[Any, Any]]
