@@ -215,7 +215,9 @@ class HmmLookahead(Ahead):
         self.rows, self.n_states, self.longest, self.seed = rows, n_states, longest, seed
         self.model = model
 
-    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> HmmLanes:
+    async def start(
+        self, target: Any, leaves: Sequence[Any], max_bytes: int, *, terminated: bool = False
+    ) -> HmmLanes:
         """See `Ahead`."""
         if self.model is None:
             self.model = await self._train(target)
@@ -250,12 +252,14 @@ class PilotLookahead(Ahead):
     def __init__(self, seed: int) -> None:
         self.seed, self.ahead = seed, None
 
-    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
+    async def start(
+        self, target: Any, leaves: Sequence[Any], max_bytes: int, *, terminated: bool = False
+    ) -> AheadLanes:
         """See `Ahead`."""
         if self.ahead is None:
             seed = 1_000_003 + self.seed
             self.ahead = await Lookahead.from_pilot(target, 8, max_bytes, rounds=2, seed=seed)
-        return await self.ahead.start(target, leaves, max_bytes)
+        return await self.ahead.start(target, leaves, max_bytes, terminated=terminated)
 
 
 Way = Callable[[auto.World, int, int], Awaitable[auto.Weights]]

@@ -287,7 +287,9 @@ class ByteGrammar(ByteMatcher):
     The notation is llguidance's variant of Lark's: rules in lower case, terminals in upper
     case, `%ignore`, `%import common.X`, `%json {...}` for a schema inside a grammar. A grammar with
     rules like `root ::= "a" | b` is taken as GBNF, the notation of llama.cpp and xgrammar, and is
-    converted by llguidance.
+    converted by llguidance. As with any lexer, the longest string or terminal that may stand at a
+    place is taken: `start: "a" "b" "c" | "ab" "d"` does not admit `abc`, where
+    `start: "ab" ("c" | "d")` does.
 
     Args:
         lark_source: the grammar.

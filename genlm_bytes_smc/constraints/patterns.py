@@ -56,7 +56,6 @@ SECONDS = 5.0  # that one match may take
 MOST_PARTS = 200_000  # `regex` writes every repeat out
 MOST_FOUND = 1024  # texts of which it is known what may follow
 _CONDITION = regex.compile(r"\\[bBmM]|\(\?\(?\??<?[!=]")  # word boundary or lookaround
-_LAST = (b"\x80", b"\xa0", b"\xbf")  # characters from all over a range
 _SHORTEST = (0, 0, 0x80, 0x800, 0x10000)  # the first code point of so many bytes
 _LIKELY = "aA0 \n-_.é日"
 # Parts that ask nothing of a character, and those that ask whether it is a newline.
@@ -188,8 +187,8 @@ class PartialRegex(BytePredicate):
 
     A row takes a match for each kind of character that the pattern tells apart, and for each that
     occurs in the text; of a pattern with a fuzzy part, `\\X` or a backreference that ignores case,
-    one for each character, which may be thousands (and after a whole match, inside a character,
-    up to 192 are tried).
+    one for each character, which may be thousands (after a whole match, a character is let on
+    until its last byte).
 
     Args:
         pattern, flags: as for `ByteRegex`.
@@ -200,7 +199,14 @@ class PartialRegex(BytePredicate):
         ConstraintError: no pattern, or it matches no text.
     """
 
-    _transient = BytePredicate._transient | {"fn", "prefix_fn", "_found", "_begun", "_kind", "_kinds"}
+    _transient = BytePredicate._transient | {
+        "fn",
+        "prefix_fn",
+        "_found",
+        "_begun",
+        "_kind",
+        "_kinds",
+    }
     # What is known of some texts: of each with one more character (or one of its kind), whether it
     # may become a match; and under None the text itself as the beginning of a match.
     _found: dict[str, dict[Any, Any]]
@@ -304,22 +310,21 @@ class PartialRegex(BytePredicate):
     def _goes_on(self, text: bytes, whole: int) -> bool:
         """Return whether some character that begins like the last bytes may follow."""
         before, begun = text[:whole].decode(), text[whole:]
-        named = dict.fromkeys((before + self.pattern).encode("utf-8", "ignore").decode())
-        letters = [c for c in named if c.encode().startswith(begun)]
-        return any(self._may_go_on(before + c) for c in letters + self._others(before, begun))
-
-    def _others(self, before: str, begun: bytes) -> list[str]:
-        """Return a character of each kind that begins so and is not in a text; or some, see above."""
         length = 2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4
         rest = length - len(begun)
-        if self._kinds is None:
-            tails = dict.fromkeys(last * (rest - 1) for last in _LAST)
-            likely = [begun + bytes([b]) + tail for b in range(0x80, 0xC0) for tail in tails]
-            return [c for utf8 in likely if (c := utf8.decode("utf-8", "ignore"))]
+        if self._kinds is None and rest > 1:
+            return True  # thousands may follow: the next byte says more
         first = begun[0] & (0x7F >> length)
         low = reduce(lambda n, byte: n << 6 | byte & 0x3F, begun[1:], first) << 6 * rest
         low, high = max(low, _SHORTEST[length]), min(low + (1 << 6 * rest), N_CODEPOINTS)
-        taken = [c for c in set(before) if low <= ord(c) < high]
+        named = [c for c in dict.fromkeys(before) if low <= ord(c) < high]
+        letters = named + self._others(begun, low, high, named)
+        return any(self._may_go_on(before + c) for c in letters)
+
+    def _others(self, begun: bytes, low: int, high: int, taken: list[str]) -> list[str]:
+        """Return a character of each kind in [low, high), of those that are not taken."""
+        if self._kinds is None:
+            return [chr(c) for c in range(low, high)]
         if begun not in self._begun or taken:
             kinds = self._kinds[low:high].copy()
             kinds[[ord(c) - low for c in taken]] = -1

@@ -314,7 +314,7 @@ class TableFactor(AheadLanes):
         at: int64[D, 3], where the texts stand.
         age: how many bytes they have read.
         value: float64[D], log psi of each.
-        base: log psi of the empty text.
+        base: log psi of the empty text; 0 if that is -inf.
     """
 
     table: FutureTable
@@ -329,7 +329,7 @@ class TableFactor(AheadLanes):
         """Return the factor at the empty text."""
         at = table.first()
         value = table.now(at, table.max_bytes or 0)
-        return cls(table, at, 0, value, float(value[0]))
+        return cls(table, at, 0, value, float(finite(value)[0]))
 
     def _left(self) -> int:
         """Return how many bytes are left after one more; 0 without a limit (one row for all)."""

@@ -181,7 +181,9 @@ class Lookahead(Ahead):
         constraint: look ahead along this automaton, grammar or schema instead of those found
             in the target. It may be an approximation, such as a regular expression for a
             grammar: a text that leaves it is given psi = exp(outside) of what the empty text
-            has. So is one that leaves the automaton found for a grammar or a schema.
+            has. So is one that leaves the automaton found for a grammar or a schema. (In runs with
+            `terminate_when` or a larger `max_bytes`, one that an automaton of the target cannot
+            complete in time has the psi of the empty text.)
         outside: see `constraint`, nats.
         max_states: most states of the automaton that approximates a grammar or a schema.
         max_bytes: length limit that psi respects: "run" is the run's own, None is no limit
@@ -321,11 +323,13 @@ class Lookahead(Ahead):
         new.defensive = self.defensive if defensive is None else defensive
         return new
 
-    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
+    async def start(
+        self, target: Any, leaves: Sequence[Any], max_bytes: int, *, terminated: bool = False
+    ) -> AheadLanes:
         """Return the factor of the empty text; what it needs is fitted on the first call."""
         lock = self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         async with lock:  # runs side by side fit once
-            table = await self._table(target, tuple(leaves), max_bytes)
+            table = await self._table(target, tuple(leaves), max_bytes, terminated)
         return TableFactor.first(table.spawn())
 
     async def fit(self, target: Any, max_bytes: int = 100) -> FutureTable:
@@ -334,9 +338,13 @@ class Lookahead(Ahead):
         compile_rows(target, leaves)
         return await self._table(target, tuple(leaves), max_bytes)
 
-    async def _table(self, target: Any, leaves: tuple[Any, ...], max_bytes: int) -> FutureTable:
+    async def _table(
+        self, target: Any, leaves: tuple[Any, ...], max_bytes: int, terminated: bool = False
+    ) -> FutureTable:
         limit = max_bytes if self.max_bytes == "run" else self.max_bytes
-        if (found := self._solved.get(leaves, limit)) is not None:
+        # What the automata cannot end within the limit may have weight all the same.
+        unsure = terminated or (limit is not None and limit < max_bytes)
+        if (found := self._solved.get(leaves, (limit, unsure))) is not None:
             return found
         if (automata := self._automata.get(leaves)) is None:
             automata = automata_of(target, self.constraint, self.max_states)
@@ -351,9 +359,9 @@ class Lookahead(Ahead):
             self.device or (dfa or wfsa).device,  # type: ignore[union-attr]
             self.local,
             stops=self.ends == "accept",
-            outside=self.outside if approximate else None,
+            outside=self.outside if approximate else 0.0 if unsure else None,
         )
-        return self._solved.keep(table, leaves, limit)
+        return self._solved.keep(table, leaves, (limit, unsure))
 
     async def ngram(self, target: Any, fit_bytes: int = FIT_BYTES) -> ByteNgram:
         """Return the byte model: the one given, or fitted to the target's language models."""

@@ -249,8 +249,10 @@ class SeenLookahead(Ahead):
         self.line = AS_IT_IS
         self._first: SeenLanes | None = None
 
-    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
-        """See `Ahead`."""
+    async def start(
+        self, target: Any, leaves: Sequence[Any], max_bytes: int, *, terminated: bool = False
+    ) -> AheadLanes:
+        """See `Ahead`; `settings_of` knows of `terminated`."""
         if self._first is None:
             seen, about = self.seen, (target, leaves, max_bytes, self._settings)
             every = np.ones(len(seen.texts), dtype=bool)

@@ -188,7 +188,8 @@ class Frontier(NamedTuple):
 async def _first(plan: Plan, leaf: Any) -> Lanes:
     """Return one lane of a leaf at the empty text."""
     if isinstance(leaf, Ahead):
-        return await leaf.start(plan.potential, plan.leaves[: plan.n_target], plan.max_bytes)
+        about = plan.potential, plan.leaves[: plan.n_target], plan.max_bytes
+        return await leaf.start(*about, terminated=plan.terminate_when is not None)
     return await lanes_of(leaf)
 
 

@@ -102,6 +102,8 @@ class StagedResult(SMCResult):
         first = first._replace(rows=rows - sum(info.rows for info in others))
         super().__init__(state._replace(history=(first, *others)))
         self.stages = tuple(stages)
+        v = self.ml_relative_variance
+        self._stated = None if np.isnan(v) else v
 
     @property
     def ml_relative_variance(self) -> float:

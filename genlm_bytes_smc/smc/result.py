@@ -30,6 +30,8 @@ class SMCResult(TextSamples):
         ess: effective sample size of the final weights.
     """
 
+    _stated: float | None = None  # `ml_relative_variance` where the genealogy does not say it
+
     def __init__(self, state: SMCState, resumable: SMCState | None = None) -> None:
         particles = state.particles
         super().__init__(particles.texts(), particles.ended, particles.log_weights)
@@ -207,9 +209,8 @@ class SMCResult(TextSamples):
 
         Of a `StagedResult` that is what was pooled, without its stages.
         """
-        v = self.ml_relative_variance
-        data = files.pack(self.state, self.resumable)
-        files.write(path, json.dumps(data | {_VARIANCE: None if np.isnan(v) else v}))
+        stated = {} if self._stated is None else {_VARIANCE: self._stated}
+        files.write(path, json.dumps(files.pack(self.state, self.resumable) | stated))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SMCResult:
@@ -221,6 +222,6 @@ class SMCResult(TextSamples):
         data = files.read(path)
         result = cls(*files.unpack(data))
         variance = files.Field("run", data).members().get(_VARIANCE)
-        if variance is not None and variance.value is not None:
-            result.__dict__[_VARIANCE] = variance.number()  # of pooled runs it is not computed
+        if variance is not None:
+            result._stated = result.__dict__[_VARIANCE] = variance.number()
         return result

@@ -139,8 +139,14 @@ class Ahead(ABC):
     defensive: float
 
     @abstractmethod
-    async def start(self, target: Any, leaves: Sequence[Any], max_bytes: int) -> AheadLanes:
-        """Return the lane of the empty text (D = 1), for a target and its leaves."""
+    async def start(
+        self, target: Any, leaves: Sequence[Any], max_bytes: int, *, terminated: bool = False
+    ) -> AheadLanes:
+        """Return the lane of the empty text (D = 1), for a target and its leaves.
+
+        `terminated` says whether texts may end without a symbol (`terminate_when`): one that
+        cannot be completed is then not impossible.
+        """
 
 
 def proposal_rows(target: Tree, at: int, ahead: Ahead) -> Combine:

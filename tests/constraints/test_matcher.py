@@ -91,6 +91,17 @@ def test_a_grammar_that_cannot_be_is_refused_with_its_reason(grammar, message):
         ByteGrammar(grammar)
 
 
+@pytest.mark.parametrize("rule", ["start:", "root ::="])
+def test_the_longest_string_that_may_stand_at_a_place_is_taken(rule):
+    """llguidance reads strings by a lexer (documented)."""
+    parted = ByteGrammar(f'{rule} "a" "b" "c" | "ab" "d"\n')
+    assert not accepted(parted, b"abc")
+    assert accepted(parted, b"abd")
+    joined = ByteGrammar(f'{rule} "ab" ("c" | "d")\n')
+    assert accepted(joined, b"abc")
+    assert accepted(joined, b"abd")
+
+
 def test_a_rule_that_derives_nothing_is_not_seen():
     """llguidance does not look for it (documented): it gives up, or goes on for ever."""
     forced = ByteGrammar('start: "a" x | "b"\nx: "c" x\n')

@@ -152,7 +152,7 @@ class Wrong(Ahead):
     def __init__(self):
         self.line = auto.SeenLookahead([], None).line
 
-    async def start(self, target, leaves, max_bytes):
+    async def start(self, target, leaves, max_bytes, **_):
         """Guesses that fall by three nats a byte."""
         return MeanLanes(-3.0 * np.arange(max_bytes + 1), 1)
 
@@ -305,11 +305,11 @@ async def test_what_is_pooled_is_a_run_like_another(tmp_path):
     assert "3 plain" in str(result)
     assert "trusted" in result.summary()["stages"]
     searched = await smc(finite(toy(seed=2)), 12, 1.0, LONGEST, seed=3, budget=15, **AUTO)
-    for pooled in (result, searched):
-        pooled.save(tmp_path / "run.json")
+    for one in (result, searched):
+        one.save(tmp_path / "run.json")
         again = SMCResult.load(tmp_path / "run.json")
-        assert (again.log_ml_error, again.rows) == (pooled.log_ml_error, pooled.rows)
-        assert again.summary().items() <= pooled.summary().items()
+        assert (again.log_ml_error, again.rows) == (one.log_ml_error, one.rows)
+        assert again.summary().items() <= one.summary().items()
 
 
 async def test_a_run_that_resampling_ends_is_counted_as_it_is_then(tmp_path):

@@ -108,5 +108,5 @@ async def test_soft_counts_ask_for_few_rows_twice_though_few_are_held():
 @pytest.mark.parametrize("alone", ["abc", b"abc"])
 def test_a_text_alone_is_not_taken_for_its_letters(alone):
     """A string is a sequence of strings too, which nobody means."""
-    with pytest.raises(TypeError, match="several texts in a list, got b?'abc' alone"):
+    with pytest.raises(TypeError, match=r"several texts in a list, got b?'abc' alone"):
         ByteNgram(alone)

@@ -21,6 +21,7 @@ from tests.smc.worlds import (
     toy,
     weights_of,
 )
+from tests.toys import EOS_TOKEN, Enumeration
 
 RUNS = 1000  # of each scheme and each option
 FEW = 150
@@ -253,3 +254,24 @@ async def test_what_was_fitted_is_used_again():
     await smc_repeat(target, 4, 0.5, LONGEST, seeds=6, proposal=ahead, twist=ahead)
     assert [m is made for m in ahead._solved._held] == [True]
     assert len(await weights_of(llm)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+@pytest.mark.parametrize("ends", ["eos", "accept"])
+async def test_texts_that_are_ended_elsewhere_are_not_given_up(ends, distinct):
+    """No automaton can end within the limit, but `terminate_when` ends two of their beginnings."""
+    llm, stops = toy(seed=2), [b"ab", b"c"]
+    enumeration = Enumeration(llm.model.engine.llm, frozenset([EOS_TOKEN]))
+    truth = sum(enumeration.prefix(stop) for stop in stops)
+    target, ahead = finite(llm, [b"abcca", b"abbab", b"ccaba"]), Lookahead(2, ends=ends)
+    options = {"twist": ahead, "distinct": distinct, "terminate_when": lambda t: t in stops}
+    found = await estimates(target, FEW, 20, 1.0, 4, **options)
+    assert found.mean == pytest.approx(truth) or found.agree(truth), (found, truth)
+
+
+async def test_a_look_ahead_to_a_smaller_limit_gives_no_longer_text_up():
+    llm = toy(seed=2)
+    truth = sum(exact_weights(llm).values())
+    ahead = Lookahead(2, max_bytes=2)
+    found = await estimates(finite(llm), FEW, n=8, ess=1.0, proposal=ahead, twist=ahead)
+    assert found.agree(truth), (found, truth)
