@@ -241,22 +241,34 @@ class DeferredLanes(SharedLanes):
         if not len(lanes):
             return np.empty(0)
         params, judge = self.params, self.judge
+        limits = np.empty((2, len(lanes)))
+        limits[0], limits[1] = params.deferred_share, params.deferred_merge
+        known = -1
         with self.model.engine.tree.one_thread:
             nodes = self.nodes.take(lanes)
             await judge.ensure(nodes)
-            with_rows = -1
-            while with_rows < nodes.live.sum():
-                with_rows = int(nodes.live.sum())
-                nodes.floats[:, :, FLIGHT][nodes.live & ~nodes.at_end] = 0.0
-                await judge.judge(nodes, params.deferred_share, params.deferred_merge)
-            least = params.prune_threshold
-            await judge.judge(nodes, least, least, at_end=True)
+            while True:
+                with_rows = -1
+                while with_rows < nodes.live.sum():
+                    with_rows = int(nodes.live.sum())
+                    nodes.floats[:, :, FLIGHT][nodes.live & ~nodes.at_end] = 0.0
+                    await judge.judge(nodes, *limits)
+                await judge.judge(nodes, *limits, at_end=True)
+                ending = self._endings(nodes)
+                lost = ending == -np.inf
+                if not lost.any() or known == nodes.live.sum():
+                    return ending + self.log_scale[lanes]
+                known = int(nodes.live.sum())
+                limits[:, lost] = 0.0  # what hardly weighs may be all that can end here
+
+    def _endings(self, nodes: Nodes) -> FloatArray:
+        """Return the log weights of texts that end now, over their lanes' scale, nats."""
         weight = np.where(nodes.live & nodes.at_end, nodes.floats[:, :, WEIGHT], 0.0)
         with np.errstate(divide="ignore"):
             log_weight, total = np.log(weight), np.log(weight.sum(axis=1))
         state = BeamState.of(nodes.ints[:, :, CTX], np.zeros_like(weight), log_weight, log_weight)
-        ending: FloatArray = judge.kernels.next_rows(state, self.cut)[:, EOS_COLUMN]
-        ending = ending + total + self.log_scale[lanes]
+        row = self.judge.kernels.next_rows(state, self.cut)
+        ending: FloatArray = row[:, EOS_COLUMN] + total
         return ending
 
     async def read(self, byte: int | Sequence[int] | IntArray) -> DeferredLanes:
@@ -276,10 +288,11 @@ class DeferredLanes(SharedLanes):
 
     def _row(self, nodes: Nodes, masses: FloatArray, guessed: FloatArray) -> torch.Tensor:
         """Return the next-symbol rows of lanes whose nodes have been judged, see `forecast`."""
+        end = len(self.cut) / self.model.trie.n_tokens
         row = forecast(
             *self.judge.kernels.arrays(), self.cut, nodes.ints, nodes.floats, nodes.count,
             nodes.length, self.alive, masses, guessed, self.log_dropped > -np.inf, RESERVE,
-            self.model.first_bytes,
+            np.append(self.model.first_bytes * (1.0 - end), end),
         )  # fmt: skip
         return torch.from_numpy(row)
 

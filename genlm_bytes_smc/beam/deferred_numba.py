@@ -98,8 +98,9 @@ def outlook(ints, floats, order, begin, now, guess, mass, inner_of, at):
         guess: see `judge`.
         mass: of the lane.
         inner_of: float64[C], room for what follows each node.
-        at: float64[W, 3], set for each position of the window to the weight of its live nodes,
-            to that of its deferred ones, and to the estimated probability of the bytes from it on.
+        at: float64[W, 3], set for each position of the window to the weight of its live nodes (0
+            if none of them gives the bytes since), to that of its deferred ones, and to the
+            estimated probability of the bytes from it on.
 
     Returns:
         The mass with what positions without a row are taken to hold, and the weight of those.
@@ -118,14 +119,14 @@ def outlook(ints, floats, order, begin, now, guess, mass, inner_of, at):
                 deferred += floats[c, OWN]
         if position == now:
             ahead = 1.0
-        elif live > 0.0:
+        else:
             ahead = 0.0
-            for x in range(begin[w], begin[w + 1]):
+            for x in range(begin[w], begin[w + 1] if live > 0.0 else begin[w]):
                 c = order[x]
                 if ints[c, CTX] >= 0:
                     ahead += floats[c, OWN] / live * (floats[c, FLIGHT] + inner_of[c])
-        else:
-            ahead = guess ** (now - position)
+            if ahead == 0.0:  # no row, or none that gives these bytes: a deferred node still may
+                live, ahead = 0.0, guess ** (now - position)
         for x in range(begin[w], begin[w + 1]):
             c = order[x]
             if ints[c, PARENT] >= 0:
@@ -188,6 +189,8 @@ def judge_lane(ints, floats, n, now, share, merge, guess, at_end, wanted, shares
         wanted[a], shares[a] = -1, 0.0
     estimate, rest[0] = outlook(ints, floats, order, begin, now, guess, mass, inner_of, at)
     rest[1] = estimate - mass
+    if mass == 0.0:  # whatever may spell the text has a share of what there is
+        share = merge = 0.0
     for w in range(len(begin) - 2, -1, -1):
         if (oldest + w == now) != at_end:
             continue
