@@ -162,6 +162,34 @@ def _insert(wanted, shares, c, share):
 
 
 @inner()
+def _choose(ints, floats, lines, now, share, merge, estimate, at_end, wanted, shares):
+    """Choose the deferred nodes of one lane whose estimated shares are above the limits.
+
+    Args:
+        lines: `order`, `begin` and `at` of `outlook`, whose results this takes.
+        ints, floats, now, share, merge, at_end, wanted, shares: see `judge_lane`.
+        estimate: from `outlook`.
+    """
+    order, begin, at = lines
+    for w in range(len(begin) - 2, -1, -1):
+        if (now - WINDOW - 1 + w == now) != at_end:
+            continue
+        live, deferred, ahead = at[w, 0], at[w, 1], at[w, 2]
+        if live == 0.0:
+            best = heaviest(ints, floats, order, begin[w], begin[w + 1])
+            may = best >= 0 and ints[best, NODE] != NOT_NOW
+            if may and deferred * ahead > share * estimate:
+                _insert(wanted, shares, best, deferred * ahead / estimate)
+            continue
+        for x in range(begin[w], begin[w + 1]):
+            c = order[x]
+            worth = floats[c, OWN] * ahead
+            rides = ints[c, CTX] < 0 and ints[c, NODE] != NOT_NOW
+            if rides and worth > merge * estimate:
+                _insert(wanted, shares, c, worth / estimate)
+
+
+@inner()
 def judge_lane(ints, floats, n, now, share, merge, guess, at_end, wanted, shares, rest, work):
     """Weigh the nodes of one lane, and choose the deferred ones whose rows may matter.
 
@@ -185,28 +213,14 @@ def judge_lane(ints, floats, n, now, share, merge, guess, at_end, wanted, shares
     oldest = now - WINDOW - 1
     by_position(ints, n, oldest, begin, order)
     mass = _flow(ints, floats, order, begin, now)
-    for a in range(len(wanted)):
-        wanted[a], shares[a] = -1, 0.0
     estimate, rest[0] = outlook(ints, floats, order, begin, now, guess, mass, inner_of, at)
     rest[1] = estimate - mass
-    if mass == 0.0:  # whatever may spell the text has a share of what there is
-        share = merge = 0.0
-    for w in range(len(begin) - 2, -1, -1):
-        if (oldest + w == now) != at_end:
-            continue
-        live, deferred, ahead = at[w, 0], at[w, 1], at[w, 2]
-        if live == 0.0:
-            best = heaviest(ints, floats, order, begin[w], begin[w + 1])
-            may = best >= 0 and ints[best, NODE] != NOT_NOW
-            if may and deferred * ahead > share * estimate:
-                _insert(wanted, shares, best, deferred * ahead / estimate)
-            continue
-        for x in range(begin[w], begin[w + 1]):
-            c = order[x]
-            worth = floats[c, OWN] * ahead
-            rides = ints[c, CTX] < 0 and ints[c, NODE] != NOT_NOW
-            if rides and worth > merge * estimate:
-                _insert(wanted, shares, c, worth / estimate)
+    for a in range(len(wanted)):
+        wanted[a], shares[a] = -1, 0.0
+    lines = (order, begin, at)
+    _choose(ints, floats, lines, now, share, merge, estimate, at_end, wanted, shares)
+    if mass == 0.0 and wanted[0] < 0:  # the text is lost but for what seemed not to matter
+        _choose(ints, floats, lines, now, 0.0, 0.0, estimate, at_end, wanted, shares)
     return mass
 
 
