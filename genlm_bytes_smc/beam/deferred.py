@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 
 from genlm_bytes_smc.beam.deferred_nodes import Judge, Nodes
 from genlm_bytes_smc.beam.deferred_numba import CTX, FLIGHT, WEIGHT
-from genlm_bytes_smc.beam.deferred_reading_numba import forecast, settle
+from genlm_bytes_smc.beam.deferred_reading_numba import forecast
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.state import (
@@ -38,12 +39,12 @@ from genlm_bytes_smc.beam.state import (
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.devices import send
 
-RESERVE = 1e-5  # least share of a row that all bytes have together, for what has no row
+RESERVE = 1e-5  # least share of a row that all symbols have together, for what has no row
 FEW = 0.1  # share of a row below which the bytes that are admitted are few
 LEAST_ADMITTED = 1e-4  # least share of the admitted bytes that thresholds are taken from
 
 _HOST = torch.device("cpu")
-_WEIGHTS = ("log_scale", "log_z", "forgotten", "pending")  # as `settle` takes them
+_WEIGHTS = ("log_scale", "log_z", "forgotten", "pending")  # as `deferred_reading_numba.SCALE`
 _PER_LANE = (*_WEIGHTS, "ended")
 
 
@@ -118,15 +119,16 @@ class DeferredLanes(SharedLanes):
         arrays = (nodes.ints, nodes.floats, nodes.text, self.log_scale, self.log_z, self.forgotten)
         return sum(int(a.nbytes) for a in arrays)
 
-    @property
-    def cut(self) -> IntArray:
-        """Trie positions of the tokens that are no text here."""
-        return self.model.not_text(self.params, in_prompt=self.in_prompt, literal=self.literal)
+    @cached_property
+    def judge(self) -> Judge:
+        """What judges the contexts."""
+        cut = self.model.not_text(self.params, in_prompt=self.in_prompt, literal=self.literal)
+        return Judge(self.model, self.params, cut)
 
     def context_ids(self) -> IntArray:
         """Return the contexts that must stay valid while this object lives."""
-        looked: DeferredLanes | None = self._memo.get("looked")
-        return self.nodes.contexts() if looked is None else looked.nodes.contexts()
+        nodes: Nodes = self._memo.get("looked", self.nodes)
+        return nodes.contexts()
 
     def with_params(self, params: BeamParams) -> DeferredLanes:
         """Return the same lanes, pruned by other parameters from here on."""
@@ -138,7 +140,7 @@ class DeferredLanes(SharedLanes):
         memo: dict[str, Any] = {}
         if "row" in self._memo:
             memo["row"] = self._memo["row"][send(index, _HOST)]
-            memo["looked"] = self._memo["looked"].gather(index)
+            memo["looked"] = self._memo["looked"].take(index)
         each: dict[str, Any] = {name: getattr(self, name)[index] for name in _PER_LANE}
         return dataclasses.replace(self, nodes=self.nodes.take(index), **each, _memo=memo)
 
@@ -175,27 +177,38 @@ class DeferredLanes(SharedLanes):
         rows = (await self.rows()).clone()
         few = np.flatnonzero((admitted < FEW) & self.alive)
         if len(few):
-            lanes = self.gather(few)
             least = self.params.prune_threshold * np.maximum(admitted[few], LEAST_ADMITTED)
-            rows[torch.from_numpy(few)] = (await lanes._judged_at_end(least))[1]
+            rows[torch.from_numpy(few)] = (await self._judged_at_end(few, least))[1]
         return rows
 
     async def rows(self) -> torch.Tensor:
         """Return `logp_next` on the host, where it is computed."""
         if "row" not in self._memo:
-            with self.model.engine.tree.one_thread:
-                nodes, self._memo["row"] = await self._judged_at_end(self.params.prune_threshold)
-                self._memo["looked"] = dataclasses.replace(self, nodes=nodes, _memo={})
+            every, least = np.arange(len(self)), self.params.prune_threshold
+            self._memo["looked"], self._memo["row"] = await self._judged_at_end(every, least)
         row: torch.Tensor = self._memo["row"]
         return row
 
-    async def _judged_at_end(self, least: float | FloatArray) -> tuple[Nodes, torch.Tensor]:
-        """Return nodes with the rows that proposals need from a share on, and the proposals."""
+    async def _judged_at_end(
+        self, lanes: IntArray, least: float | FloatArray
+    ) -> tuple[Nodes, torch.Tensor]:
+        """Return nodes of some lanes with the rows that proposals need from a share on, and those.
+
+        See `forecast` for the proposals.
+        """
+        judge = self.judge
         with self.model.engine.tree.one_thread:
-            nodes = self.nodes.copy()
-            await self.judge.ensure(nodes)
-            masses, rest = await self.judge.judge(nodes, least, least, at_end=True)
-            return nodes, self._row(nodes, masses, rest[:, 1])
+            nodes = self.nodes.take(lanes)
+            await judge.ensure(nodes)
+            masses, rest = await judge.judge(nodes, least, least, at_end=True)
+            end = len(judge.cut) / self.model.trie.n_tokens
+            row = forecast(
+                *judge.kernels.arrays(), judge.cut, nodes.ints, nodes.floats, nodes.count,
+                nodes.length, self.alive[lanes], masses, rest[:, 1],
+                self.log_dropped[lanes] > -np.inf, RESERVE,
+                np.append(self.model.first_bytes * (1.0 - end), end),
+            )  # fmt: skip
+        return nodes, torch.from_numpy(row)
 
     async def step(self, symbols: Sequence[int] | IntArray) -> DeferredLanes:
         """Read one symbol a lane; arguments and errors as for `ByteLanes.step`."""
@@ -204,17 +217,10 @@ class DeferredLanes(SharedLanes):
         gone = np.flatnonzero(ends & self.alive)
         ending = await self._whole(gone)
         reads = np.flatnonzero((symbols >= 0) & ~ends & self.alive)
-        params = self.params
+        # Not from what `logp_next` fetched: weights must not depend on who asked for rows.
+        nodes, z = self.nodes.take(reads), self.weights(reads)
         with self.model.engine.tree.one_thread:
-            # Not from what `logp_next` fetched: weights must not depend on who asked for rows.
-            nodes = self.nodes.take(reads)
-            share, merge = params.deferred_share, params.deferred_merge
-            masses, rest = await self.judge.judge(nodes, share, merge, symbols=symbols[reads])
-        z = self.weights(reads)
-        settle(
-            nodes.ints, nodes.floats, nodes.count, nodes.length, masses, rest,
-            params.deferred_limit, z,
-        )  # fmt: skip
+            await self.judge.step(nodes, symbols[reads], z)
         after = self.after(reads, nodes, z)
         after.log_z[gone] = ending
         after.log_z[(symbols >= 0) & ~self.alive] = -np.inf
@@ -267,7 +273,7 @@ class DeferredLanes(SharedLanes):
         with np.errstate(divide="ignore"):
             log_weight, total = np.log(weight), np.log(weight.sum(axis=1))
         state = BeamState.of(nodes.ints[:, :, CTX], np.zeros_like(weight), log_weight, log_weight)
-        row = self.judge.kernels.next_rows(state, self.cut)
+        row = self.judge.kernels.next_rows(state, self.judge.cut)
         ending: FloatArray = row[:, EOS_COLUMN] + total
         return ending
 
@@ -281,21 +287,6 @@ class DeferredLanes(SharedLanes):
         """Return these lanes: `step` has pruned them."""
         return self
 
-    @property
-    def judge(self) -> Judge:
-        """Return what judges the contexts."""
-        return Judge(self.model, self.params, self.cut)
-
-    def _row(self, nodes: Nodes, masses: FloatArray, guessed: FloatArray) -> torch.Tensor:
-        """Return the next-symbol rows of lanes whose nodes have been judged, see `forecast`."""
-        end = len(self.cut) / self.model.trie.n_tokens
-        row = forecast(
-            *self.judge.kernels.arrays(), self.cut, nodes.ints, nodes.floats, nodes.count,
-            nodes.length, self.alive, masses, guessed, self.log_dropped > -np.inf, RESERVE,
-            np.append(self.model.first_bytes * (1.0 - end), end),
-        )  # fmt: skip
-        return torch.from_numpy(row)
-
     # -- what is shown -------------------------------------------------------------------
 
     @property
@@ -306,8 +297,8 @@ class DeferredLanes(SharedLanes):
     async def extended(self) -> BeamState:
         """Return `state` once `rows` has fetched its rows."""
         await self.rows()
-        looked: DeferredLanes = self._memo["looked"]
-        return looked.state
+        looked: Nodes = self._memo["looked"]
+        return looked.candidates(self.model.engine.tree, self.log_scale)
 
     prune_and_read = read
 
@@ -315,7 +306,7 @@ class DeferredLanes(SharedLanes):
 
     async def _in_mode(self, *, in_prompt: bool, literal: bool) -> DeferredLanes:
         other = dataclasses.replace(self, in_prompt=in_prompt, literal=literal, _memo={})
-        if np.array_equal(other.cut, self.cut):
+        if np.array_equal(other.judge.cut, self.judge.cut):
             return other
         with self.model.engine.tree.one_thread:
             nodes = self.nodes.copy()

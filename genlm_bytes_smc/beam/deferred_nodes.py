@@ -29,6 +29,7 @@ from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 
 NOTED = 64  # contexts that there is room to note at once, besides `AT_ONCE` a lane
 NEAR = 0.5  # share of a limit from which on a row is fetched early
+_SPARE = 16  # places for further nodes that a lane of a new array has
 
 
 @dataclass(eq=False)
@@ -50,9 +51,9 @@ class Nodes:
     @classmethod
     def first(cls, n: int, context: int) -> Nodes:
         """Return the nodes of n lanes that have read nothing after `context`."""
-        ints = np.full((n, 16, 6), -1, dtype=np.int64)
+        ints = np.full((n, _SPARE, 6), -1, dtype=np.int64)
         ints[:, 0] = [context, -1, -1, 0, -1, 0]
-        floats = np.zeros((n, 16, 4))
+        floats = np.zeros((n, _SPARE, 4))
         floats[:, 0] = 1.0
         one = np.ones(n, dtype=np.int64)
         return cls(ints, floats, one, one - 1, np.zeros((n, TEXT), dtype=np.uint8))
@@ -145,8 +146,8 @@ class Nodes:
         return self.take(np.arange(len(self.count)))
 
     def take(self, lanes: IntArray) -> Nodes:
-        """Return a copy of some lanes."""
-        most = int(self.count[lanes].max(initial=1))
+        """Return a copy of some lanes, with some of the places that are free."""
+        most = int(self.count[lanes].max(initial=1)) + _SPARE
         return Nodes(
             self.ints[lanes, :most],
             self.floats[lanes, :most],
@@ -183,8 +184,8 @@ class Nodes:
         n, room = self.ints.shape[:2]
         lacking = int(self.count.max(initial=0)) + more - room
         if lacking > 0:
-            ints = np.full((n, room + lacking + 16, 6), -1, dtype=np.int64)
-            floats = np.zeros((n, room + lacking + 16, 4))
+            ints = np.full((n, room + lacking + _SPARE, 6), -1, dtype=np.int64)
+            floats = np.zeros((n, room + lacking + _SPARE, 4))
             ints[:, :room], floats[:, :room] = self.ints, self.floats
             self.ints, self.floats = ints, floats
 
@@ -245,34 +246,49 @@ class Judge:
         merge: float | FloatArray,
         *,
         at_end: bool = False,
-        symbols: IntArray | None = None,
     ) -> tuple[FloatArray, FloatArray]:
         """Fetch rows until no deferred node's estimated share is above its limit.
 
         Args:
             nodes: changed in place.
             share, merge, at_end: see `deferred_numba.judge_lane`.
-            symbols: int64[N], a byte for each lane to read first; the lanes are not settled.
 
         Returns:
             Each lane's mass float64[N], and float64[N, 2] of what no row stands for.
         """
-        engine, store = self.model.engine, self.model.store
         call = _Call(self, nodes, np.zeros((len(nodes.count), 1), dtype=np.int64), share, merge)
-        call.at_end = at_end
-        if symbols is None:
-            call.turn[:] = 1
-        else:
-            call.symbols[:, 0] = symbols
-            await self.ensure(nodes)
+        call.at_end, call.turn[:] = at_end, 1
+        await self._finish(call)
+        return call.masses, call.rest
+
+    async def step(self, nodes: Nodes, symbols: IntArray, z: FloatArray) -> None:
+        """Read a byte in each lane, fetch rows as `judge` does, and settle the lanes.
+
+        Args:
+            nodes: changed in place.
+            symbols: int64[N], the bytes.
+            z: float64[N, 4], log weights, see `deferred_reading_numba.SCALE`; changed in place.
+        """
+        await self.ensure(nodes)
+        await self._finish(self._reading(nodes, symbols[:, None], z))
+
+    def _reading(self, nodes: Nodes, symbols: IntArray, z: FloatArray) -> _Call:
+        """Return the call that reads and settles; arguments as for `read`."""
+        params = self.params
+        call = _Call(self, nodes, symbols, params.deferred_share, params.deferred_merge)
+        call.limit, call.z = params.deferred_limit, z
+        return call
+
+    async def _finish(self, call: _Call) -> None:
+        """Go on with a call until all is done, and fetch the rows that it lacks on the way."""
+        engine, nodes = self.model.engine, call.nodes
         while len(wanted := call.go_on()[0]):
             ids = engine.tree.children(*wanted.T.copy())
             needed = np.concatenate([ids, nodes.ints[:, :, CTX][nodes.live]])
             if engine.rows_are_cheap:
                 needed = np.concatenate([needed, self._foreseen(call)])
             with engine.tree.pinned(nodes.contexts()):
-                await store.ensure(needed)
-        return call.masses, call.rest
+                await self.model.store.ensure(needed)
 
     async def ensure(self, nodes: Nodes) -> None:
         """Fetch the rows of all live nodes."""
@@ -294,9 +310,8 @@ class Judge:
             that nothing could read; the contexts that were wanted and are not held, int64[k]; and
             the shares of its lane's mass that each was estimated to hold, float64[k].
         """
-        params = self.params
-        call = _Call(self, nodes, symbols, params.deferred_share, params.deferred_merge)
-        call.held, call.limit, call.z = held, params.deferred_limit, z
+        call = self._reading(nodes, symbols, z)
+        call.held = held
         wanted, shares = call.go_on()
         return call.log_z, self.model.engine.tree.children(*wanted.T.copy()), shares
 

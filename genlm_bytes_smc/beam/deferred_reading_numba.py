@@ -204,20 +204,6 @@ def _settle(nodes, weights, n, now, mass, without, limit, z, work):
     return n
 
 
-@entry()
-def settle(ints, floats, count, length, masses, rest, limit, z):
-    """Settle all lanes after a byte that was read without settling.
-
-    Args:
-        ints, floats, count, length, masses, rest, limit, z: see `judge`.
-    """
-    work = workroom(ints.shape[1])
-    for i in range(len(count)):
-        count[i] = _settle(
-            ints[i], floats[i], count[i], length[i], masses[i], rest[i, 0], limit, z[i], work
-        )
-
-
 @inner()
 def _known_length(symbols, at, length):
     """Return the bytes of a text of which `length` are read and `symbols` int64[L] come from `at`
@@ -254,7 +240,8 @@ def judge(
         turns: turns of judging in which a lane may take rows.
         limit: most nodes of a lane, see `settle_lane`; 0: lanes are not settled.
         z: float64[N, 4], log weights, see `SCALE`; set where lanes are settled.
-        masses: float64[N], set to the mass of each lane, in units of its scale.
+        masses: float64[N], set to the mass of each lane, in units of its scale (1 or 0 of one
+            that has been settled).
         rest: float64[N, 2], set, see `judge_lane`.
         noted: int64[k, 2], set to contexts that are wanted and not there: the context that each
             extends, and by which token.
@@ -341,6 +328,7 @@ def judge(
                     nodes, weights, count[i], now, masses[i], rest[i, 0], limit, z[i], work
                 )
                 log_z[at[i], i] = z[i, TOTAL]
+                masses[i] = 1.0 if masses[i] > 0.0 else 0.0
             turn[i] = READ
             at[i] = at[i] + 1 if masses[i] > 0.0 else symbols.shape[1]
     state[0], state[1] = found, lacking
