@@ -36,7 +36,7 @@ TEXT = 64  # bytes of the text that are kept, more than WINDOW
 # How a text's first word is cut changes what a model predicts for all that follows, by many nats at
 # times, and only rows can tell. So contexts that end within the first bytes count for more.
 FIRST = 8  # bytes that are the first ones
-POWER = 6  # of how many times as long the text is
+POWER = 5  # of how many times as long the text is
 
 
 @inner()
