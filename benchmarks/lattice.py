@@ -202,8 +202,7 @@ class Lattice:
             if total > 0:
                 after = [n.flight + sum(p * ahead[q] for p, q in children[id(n)]) for n in live]
                 ahead[position] = sum(n.own / total * x for n, x in zip(live, after, strict=True))
-                times = max(min(now, 8 + self.window) / 8, 1.0) ** 5 if position <= 8 else 1.0
-                further += [(n.own * ahead[position] * times, n) for n in deferred]
+                further += [(n.own * ahead[position], n) for n in deferred]
             else:
                 ahead[position] = self.guess ** (now - position)
                 if deferred:

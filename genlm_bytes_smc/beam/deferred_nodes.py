@@ -12,7 +12,6 @@ from genlm_bytes_smc.beam.deferred_ahead_numba import foresee
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
-    FIRST,
     FLIGHT,
     NODE,
     OWN,
@@ -71,8 +70,7 @@ class Nodes:
         nodes.count[:] = 0
         nodes.make_room(int(np.bincount(lanes, minlength=1).max(initial=0)))
         at = np.arange(len(lanes)) - np.searchsorted(lanes, lanes)
-        nodes.ints[lanes, at] = [-1, -1, token, FIRST + 1, -1, -1]  # a text has begun
-        nodes.length[:] = FIRST + 1
+        nodes.ints[lanes, at] = [-1, -1, token, 0, -1, -1]
         nodes.ints[lanes, at, ABOVE] = contexts
         nodes.floats[lanes, at] = [1.0, 0.0, 0.0, 0.0]
         nodes.floats[lanes, at, OWN] = own

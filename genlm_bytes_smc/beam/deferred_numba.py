@@ -33,10 +33,6 @@ P, OWN, WEIGHT, FLIGHT = range(4)
 NOT_NOW = -2  # NODE of a deferred node that is not to be chosen, as its row cannot be had now
 WINDOW = 32  # bytes after which a deferred node is forgotten
 TEXT = 64  # bytes of the text that are kept, more than WINDOW
-# How a text's first word is cut changes what a model predicts for all that follows, by many nats at
-# times, and only rows can tell. So contexts that end within the first bytes count for more.
-FIRST = 8  # bytes that are the first ones
-POWER = 5  # of how many times as long the text is
 
 
 @inner()
@@ -154,16 +150,6 @@ def heaviest(ints, floats, order, first, end):
 
 
 @inner()
-def boost_of(end):
-    """Return by what the shares of contexts that end within the first bytes are multiplied.
-
-    Args:
-        end: bytes of the text as far as it is known.
-    """
-    return max(min(end, FIRST + WINDOW) / FIRST, 1.0) ** POWER
-
-
-@inner()
 def _insert(wanted, shares, c, share):
     """Put a node into the list of the most wanted, the greatest share first."""
     at = len(wanted)
@@ -176,18 +162,17 @@ def _insert(wanted, shares, c, share):
 
 
 @inner()
-def _choose(ints, floats, lines, now, share, merge, boost, estimate, at_end, wanted, shares):
+def _choose(ints, floats, lines, now, share, merge, estimate, at_end, wanted, shares):
     """Choose the deferred nodes of one lane whose estimated shares are above the limits.
 
     Args:
         lines: `order`, `begin` and `at` of `outlook`, whose results this takes.
-        ints, floats, now, share, merge, boost, at_end, wanted, shares: see `judge_lane`.
+        ints, floats, now, share, merge, at_end, wanted, shares: see `judge_lane`.
         estimate: from `outlook`.
     """
     order, begin, at = lines
     for w in range(len(begin) - 2, -1, -1):
-        position = now - WINDOW - 1 + w
-        if (position == now) != at_end:
+        if (now - WINDOW - 1 + w == now) != at_end:
             continue
         live, deferred, ahead = at[w, 0], at[w, 1], at[w, 2]
         if live == 0.0:
@@ -196,19 +181,16 @@ def _choose(ints, floats, lines, now, share, merge, boost, estimate, at_end, wan
             if may and deferred * ahead > share * estimate:
                 _insert(wanted, shares, best, deferred * ahead / estimate)
             continue
-        times = boost if position <= FIRST else 1.0
         for x in range(begin[w], begin[w + 1]):
             c = order[x]
-            worth = floats[c, OWN] * ahead * times
+            worth = floats[c, OWN] * ahead
             rides = ints[c, CTX] < 0 and ints[c, NODE] != NOT_NOW
             if rides and worth > merge * estimate:
                 _insert(wanted, shares, c, worth / estimate)
 
 
 @inner()
-def judge_lane(
-    ints, floats, n, now, share, merge, boost, guess, at_end, wanted, shares, rest, work
-):  # fmt: skip
+def judge_lane(ints, floats, n, now, share, merge, guess, at_end, wanted, shares, rest, work):
     """Weigh the nodes of one lane, and choose the deferred ones whose rows may matter.
 
     Args:
@@ -216,11 +198,10 @@ def judge_lane(
         n, now: its nodes, and the bytes that it has read.
         share: estimated share of the mass from which on a position gets its first row.
         merge: share from which on a further node of a position gets its row.
-        boost: see `boost_of`.
         guess: probability of each byte that a position without a row is taken to give.
         at_end: judge the nodes that end with the text instead of those before.
         wanted: int64[A], set to the places of the chosen nodes, -1 behind them.
-        shares: float64[A], set to their estimated shares of the mass, times `boost`.
+        shares: float64[A], set to their estimated shares of the mass.
         rest: float64[2], set to the weight of deferred nodes that no row stands for, and to the
             mass that they are taken to hold.
         work: room for what is computed, see `workroom`.
@@ -237,9 +218,9 @@ def judge_lane(
     for a in range(len(wanted)):
         wanted[a], shares[a] = -1, 0.0
     lines = (order, begin, at)
-    _choose(ints, floats, lines, now, share, merge, boost, estimate, at_end, wanted, shares)
+    _choose(ints, floats, lines, now, share, merge, estimate, at_end, wanted, shares)
     if mass == 0.0 and wanted[0] < 0:  # the text is lost but for what seemed not to matter
-        _choose(ints, floats, lines, now, 0.0, 0.0, boost, estimate, at_end, wanted, shares)
+        _choose(ints, floats, lines, now, 0.0, 0.0, estimate, at_end, wanted, shares)
     return mass
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
-    FIRST,
     FLIGHT,
     NODE,
     NOT_NOW,
@@ -23,9 +22,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
     TEXT,
     TOKEN,
     WEIGHT,
-    WINDOW,
     P,
-    boost_of,
     judge_lane,
     settle_lane,
     workroom,
@@ -204,16 +201,6 @@ def _settle(nodes, weights, n, now, mass, without, limit, z, work):
     return n
 
 
-@inner()
-def _known_length(symbols, at, length):
-    """Return the bytes of a text of which `length` are read and `symbols` int64[L] come from `at`
-    on, as far as `boost_of` asks."""
-    while at < len(symbols) and symbols[at] >= 0 and length < FIRST + WINDOW:
-        at += 1
-        length += 1
-    return length
-
-
 @entry()
 def judge(
     handles, probs, cut, ints, floats, count, length, text, symbols, at, turn, held, width, free,
@@ -258,7 +245,6 @@ def judge(
     found, lacking, state[2] = 0, 0, 0
     for i in range(len(count)):
         nodes, weights = ints[i], floats[i]
-        boost = boost_of(_known_length(symbols[i], at[i], length[i] - (turn[i] != READ)))
         while at[i] < symbols.shape[1] and symbols[i, at[i]] >= 0:
             if turn[i] == READ:
                 n = _read_byte(
@@ -284,8 +270,8 @@ def judge(
             done = False
             while not done:
                 masses[i] = judge_lane(
-                    nodes, weights, count[i], now, limits[i, 0], limits[i, 1], boost, guess,
-                    at_end, wanted, worth, rest[i], work,
+                    nodes, weights, count[i], now, limits[i, 0], limits[i, 1], guess, at_end,
+                    wanted, worth, rest[i], work,
                 )  # fmt: skip
                 n_wanted = AT_ONCE
                 while n_wanted > 0 and wanted[n_wanted - 1] < 0:

@@ -23,7 +23,6 @@ from genlm_bytes_smc.beam.deferred_nodes import Held, Nodes
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
-    FIRST,
     FLIGHT,
     NODE,
     NOT_NOW,
@@ -96,11 +95,10 @@ def from_candidates(lanes: ByteLanes) -> DeferredLanes:
     tail = np.frombuffer(longest[-TEXT:], dtype=np.uint8)
     nodes = Nodes.first(1, 0)
     nodes.make_room(len(places))
-    length = FIRST + 1 + len(longest)  # some bytes were read before
-    nodes.count[:], nodes.length[:] = len(places), length
-    nodes.text[0, np.arange(length - len(tail), length) % TEXT] = tail
+    nodes.count[:], nodes.length[:] = len(places), len(longest)
+    nodes.text[0, np.arange(len(longest) - len(tail), len(longest)) % TEXT] = tail
     for c, (place, partial) in enumerate(zip(places, partials, strict=True)):
-        begin = length - len(partial)
+        begin = len(longest) - len(partial)
         nodes.ints[0, c] = [ctx[place], -1, -1, begin, -1, node[place]]
         flight = np.exp(logw[place] - logu[place])
         weight = np.exp(logu[place] - lanes.log_z[0])
