@@ -112,6 +112,21 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+async def together(calls: Sequence[Awaitable[T]]) -> list[T]:
+    """Await concurrent calls; if one fails or we are cancelled, leave none running."""
+    if not calls:
+        return []
+    if len(calls) == 1:
+        return [await calls[0]]
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 # -- merged callers -------------------------------------------------------------------------
 
 

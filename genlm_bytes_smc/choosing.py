@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +19,7 @@ from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.state import EOS_COLUMN, FloatArray
 from genlm_bytes_smc.calls import blocking
-from genlm_bytes_smc.html import printable, probability, render
+from genlm_bytes_smc.html import plain, printable, probability, render
 from genlm_bytes_smc.lm.adapter import as_engine
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
@@ -125,10 +124,7 @@ class Choice:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None, force_terminal=False)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get().rstrip()
+        return plain(self)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{option!r}: {p:.4f}" for option, p in self.top(5))

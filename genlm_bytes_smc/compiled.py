@@ -26,7 +26,6 @@ from numba.np import arrayobj
 
 SOURCES = (
     "beam/candidates_numba.py",
-    "beam/deferred_ahead_numba.py",
     "beam/deferred_numba.py",
     "beam/deferred_reading_numba.py",
     "beam/masses_numba.py",

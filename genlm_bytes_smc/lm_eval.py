@@ -21,7 +21,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from genlm_bytes_smc.beam.known_text import read_paths
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
-from genlm_bytes_smc.beam.single import lanes_for
+from genlm_bytes_smc.beam.single import draw, lanes_for
 from genlm_bytes_smc.beam.state import EOS_COLUMN
 from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.choosing import as_byte_llm
@@ -29,7 +29,6 @@ from genlm_bytes_smc.lm.engine import ContextTooLongError
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential import ByteLLM
-from genlm_bytes_smc.streaming import draw
 from genlm_bytes_smc.surprisals import surprisal
 
 

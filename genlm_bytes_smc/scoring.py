@@ -137,8 +137,9 @@ class Reader:
     async def feed(self, tokens: tuple[int, ...]) -> None:
         """Read and count exactly these tokens."""
         lanes = await self._room_for(len(tokens))
-        spelled = sum(len(lanes.model.vocab[t]) for t in tokens)
-        self._count(await lanes.feed(tokens), spelled)
+        vocab = lanes.model.vocab
+        vocab.check(tokens)
+        self._count(await lanes.feed(tokens), sum(len(vocab[t]) for t in tokens))
 
     def score(self) -> Score:
         """Return what was found."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import torch
 
-from genlm_bytes_smc.beam.single import ByteBeamState
+from genlm_bytes_smc.beam.single import ByteBeamState, draw
 from genlm_bytes_smc.beam.state import EOS_COLUMN
 
 
@@ -62,12 +62,3 @@ class Completion:
                 return
             yield symbol
             await asyncio.sleep(0)  # an interrupt is heard here
-
-
-def draw(rows: torch.Tensor, rng: np.random.Generator | None) -> list[int]:
-    """Return a symbol of each row of log weights, [N, symbols]; the likeliest without `rng`."""
-    if rng is None:
-        return [int(symbol) for symbol in rows.argmax(dim=1).tolist()]
-    p = torch.softmax(rows, dim=1).cpu().numpy()
-    below = p.cumsum(axis=1) / p.sum(axis=1, keepdims=True) <= rng.random((len(p), 1))
-    return [int(symbol) for symbol in below.sum(axis=1)]

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -57,6 +57,12 @@ class Vocabulary:
         if not 0 <= token < len(self):
             raise IndexError(f"token ids run from 0 to {len(self) - 1}, got {token}")
         return self.buffer[self.offsets[token] : self.offsets[token + 1]].tobytes()
+
+    def check(self, tokens: Iterable[int]) -> None:
+        """Raise a ValueError if one of some ids is out of range."""
+        for token in tokens:
+            if not 0 <= token < len(self):
+                raise ValueError(f"token ids run from 0 to {len(self) - 1}, got {token}")
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:

@@ -5,8 +5,6 @@ bits of the float64 logu and logw (each array costs Python up to a microsecond o
 out of a compiled call).
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 import numpy as np
@@ -26,7 +24,7 @@ from genlm_bytes_smc.beam.pruning_numba import (
     thinned,
 )
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.contexts_numba import NO_ROOM, child_of
+from genlm_bytes_smc.lm.contexts_numba import NO_ROOM, child_of, place_of
 
 # Not as literals, for which numba compiles what they are passed to once more.
 _FIRST = np.int64(0)
@@ -295,14 +293,7 @@ def _among(keys, width, some, ext):
     out = full(len(ext.lane), False)
     for e in range(len(out)):
         key = some.ctx[ext.lane[e], ext.cand[e]] * width + ext.token[e]
-        a, b = 0, len(keys)
-        while a < b:
-            middle = (a + b) >> 1
-            if keys[middle] < key:
-                a = middle + 1
-            else:
-                b = middle
-        out[e] = a < len(keys) and keys[a] == key
+        out[e] = place_of(keys, key) >= 0
     return out
 
 

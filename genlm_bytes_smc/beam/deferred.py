@@ -317,7 +317,8 @@ class DeferredLanes(SharedLanes):
         return dataclasses.replace(other, nodes=nodes, log_z=log_z, _memo={})
 
     async def feed(self, tokens: Sequence[int]) -> DeferredLanes:
-        """Return lanes after exactly these tokens, which begin where a token ends."""
+        """Return lanes after exactly these tokens, see `ByteLanes.feed`."""
+        self.model.vocab.check(tokens)
         lanes = self
         for token in tokens:
             lanes = await lanes._fed(int(token))

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from genlm_bytes_smc.beam import deferred_reading_numba as rd
-from genlm_bytes_smc.beam.deferred_ahead_numba import foresee
 from genlm_bytes_smc.beam.deferred_numba import (
     ABOVE,
     CTX,
@@ -20,6 +19,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
     TEXT,
     TOKEN,
     WEIGHT,
+    foresee,
 )
 from genlm_bytes_smc.beam.model import ByteModel
 from genlm_bytes_smc.beam.params import BeamParams
@@ -80,14 +80,12 @@ class Nodes:
     @property
     def used(self) -> BoolArray:
         """Places that hold a node, bool[N, C]."""
-        used: BoolArray = np.arange(self.ints.shape[1]) < self.count[:, None]
-        return used
+        return np.arange(self.ints.shape[1]) < self.count[:, None]
 
     @property
     def live(self) -> BoolArray:
         """Nodes with a row and a token in flight, bool[N, C]."""
-        live: BoolArray = self.used & (self.ints[:, :, NODE] >= 0)
-        return live
+        return self.used & (self.ints[:, :, NODE] >= 0)
 
     @property
     def at_end(self) -> BoolArray:

@@ -20,19 +20,21 @@ node has neither, only its weight. The arrays of N lanes with room for C nodes a
 All weights are linear; a lane's scale keeps them near one.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 import numpy as np
 
-from genlm_bytes_smc.compiled import full, inner
+from genlm_bytes_smc.beam.masses_numba import child_of_node, opened, touches
+from genlm_bytes_smc.compiled import entry, full, inner
 
 CTX, ABOVE, TOKEN, POS, PARENT, NODE = range(6)
 P, OWN, WEIGHT, FLIGHT = range(4)
 NOT_NOW = -2  # NODE of a deferred node that is not to be chosen, as its row cannot be had now
 WINDOW = 32  # bytes after which a deferred node is forgotten
 TEXT = 64  # bytes of the text that are kept, more than WINDOW
+
+_FEW = 0.001  # share of a position's weight from which on a node is listed with its first one
+_MAIN = 0.1  # share of it from which on the token that spells all further bytes is listed too
 
 
 @inner()
@@ -249,7 +251,7 @@ def settle_lane(ints, floats, n, now, mass, limit, work):
     Args:
         ints, floats, n, now, work: as for `judge_lane`.
         mass: of the lane.
-        limit: most nodes.
+        limit: most deferred nodes that end before the text does.
 
     Returns:
         The number of nodes, and the weight of all that was forgotten, over the new scale. The
@@ -257,13 +259,13 @@ def settle_lane(ints, floats, n, now, mass, limit, work):
     """
     place, worth = work[0], work[2]
     for c in range(n):
-        alive = ints[c, CTX] >= 0
-        worth[c] = np.inf if alive or ints[c, POS] == now else floats[c, OWN]
+        stays = ints[c, CTX] >= 0 or ints[c, POS] == now  # is not counted
+        worth[c] = -1.0 if stays else floats[c, OWN]
     floor = _floor(worth, n, limit)
     kept, lost = 0, 0.0
     for c in range(n):
         old = ints[c, POS] < now - WINDOW
-        gone = (old and ints[c, NODE] < 0) or worth[c] < floor
+        gone = (old and ints[c, NODE] < 0) or 0.0 <= worth[c] < floor
         if old:
             ints[c, PARENT] = -1  # its weight stays what it is
         if gone and ints[c, CTX] < 0 and mass > 0.0:
@@ -282,3 +284,107 @@ def settle_lane(ints, floats, n, now, mass, limit, work):
             floats[c, OWN] /= mass
             floats[c, WEIGHT] /= mass
     return kept, lost
+
+
+# -- which rows the next requests will most likely ask for ------------------------------------
+# Nothing that a lane computes depends on it: rows that are foreseen are only there earlier.
+
+
+@inner()
+def _list(out, least_p, found, node, token, p):
+    """Put a deferred node, and a token after it or -1, into the lists; return their new length."""
+    if found < len(out):
+        out[found, 0], out[found, 1], out[found, 2] = node[ABOVE], node[TOKEN], token
+        least_p[found] = p
+    return found + 1
+
+
+@inner()
+def _token_of(trie, order, cut, text, first, end):
+    """Return a token that spells the bytes `first` to `end` of a text; -1 if none does."""
+    node = 0
+    for q in range(first, end):
+        node = child_of_node(trie, node, text[q % TEXT])
+        if node < 0:
+            return -1
+    j = trie.lo[node]
+    if trie.ends[node] == 0 or touches(j, j + 1, cut):
+        return -1
+    return order[j]
+
+
+@entry()
+def foresee(
+    handles, probs, cut, ints, floats, count, length, text, masses, share, merge, least, guess,
+    at_end, out, least_p,
+):  # fmt: skip
+    """List the rows that further turns, and the proposals after them, may ask for.
+
+    Args:
+        handles, probs: of the rows, see `Handles`.
+        cut: int64[c], trie positions that are no text, sorted.
+        ints, floats, count, length, text: see `deferred_numba`, after `judge_lane`.
+        masses: float64[N], from `judge_lane`.
+        share, merge, guess, at_end: see `judge_lane`.
+        least: float64[N], share from which on a node that ends with the text is listed.
+        out: int64[m, 3], room for the contexts: the context that each extends, by which token,
+            and by which further one (-1: by none).
+        least_p: float64[m], room for the probability that the further token must have, in case
+            its row is there.
+
+    Returns:
+        The number of contexts; if it is over m, only m are listed.
+    """
+    trie, rows, _ = opened(handles, probs)
+    found = 0
+    room = ints.shape[1]
+    order, begin = full(room, 0), full(WINDOW + 3, 0)
+    inner_of, at = full(room, 0.0), full((WINDOW + 2, 3), 0.0)
+    for i in range(len(count)):
+        n, now = count[i], length[i]
+        oldest = now - WINDOW - 1
+        by_position(ints[i], n, oldest, begin, order)
+        estimate, _ = outlook(ints[i], floats[i], order, begin, now, guess, masses[i], inner_of, at)
+        for w in range(len(begin) - 1):
+            position, live, deferred, ahead = oldest + w, at[w, 0], at[w, 1], at[w, 2]
+            limit = merge[i] * estimate
+            if position == now:
+                limit = least[i] * estimate
+            elif at_end:
+                continue
+            elif live == 0.0:
+                if deferred * ahead <= share[i] * estimate:
+                    continue
+                limit = _FEW * deferred * ahead
+            proxy = -1
+            for x in range(begin[w], begin[w + 1]):
+                c = order[x]
+                if ints[i, c, CTX] >= 0 and (
+                    proxy < 0 or floats[i, c, OWN] > floats[i, proxy, OWN]
+                ):
+                    proxy = c
+            for x in range(begin[w], begin[w + 1]):
+                c = order[x]
+                if ints[i, c, CTX] >= 0 or ints[i, c, NODE] == NOT_NOW:
+                    continue
+                own = floats[i, c, OWN]
+                if own * ahead <= limit:
+                    continue
+                found = _list(out, least_p, found, ints[i, c], -1, 0.0)
+                if position == now:
+                    continue
+                # What extends it will be known with its row. Until then, its neighbour's tells.
+                for d in range(n if proxy >= 0 else 0):
+                    if ints[i, d, PARENT] != proxy:
+                        continue
+                    e = ints[i, d, POS]
+                    ends = least[i] if e == now else merge[i]
+                    p = ends * estimate / (own * at[e - oldest, 2])
+                    if floats[i, d, P] > p:
+                        found = _list(out, least_p, found, ints[i, c], ints[i, d, TOKEN], p)
+                if proxy < 0 and own > _MAIN * deferred:
+                    token = _token_of(trie, rows.order, cut, text[i], position, now)
+                    if token >= 0:
+                        p = least[i] * estimate / own
+                        found = _list(out, least_p, found, ints[i, c], token, p)
+    return found

@@ -4,8 +4,6 @@ See `deferred_numba` for the arrays. One call does all that needs no row of the 
 there: a byte of many lanes while they are stepped, or whole texts with the rows that are held.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 import numpy as np
@@ -36,7 +34,7 @@ from genlm_bytes_smc.beam.masses_numba import (
     touches,
 )
 from genlm_bytes_smc.compiled import entry, full, inner
-from genlm_bytes_smc.lm.contexts_numba import known_child
+from genlm_bytes_smc.lm.contexts_numba import known_child, place_of
 
 AT_ONCE = 4  # rows that a lane takes in one turn of judging
 READ, PICK = -1, 0  # what is next in a lane, see `judge`
@@ -147,15 +145,8 @@ def _take(trie, rows, cut, nodes, weights, n, now, text, places, ids):
 @inner()
 def _held_id(held, node, width):
     """Return the id of the context of a deferred node if its row is held (see `judge`), or -1."""
-    key = node[ABOVE] * width + node[TOKEN]
-    a, b = 0, held.shape[1]
-    while a < b:
-        mid = (a + b) >> 1
-        if held[0, mid] < key:
-            a = mid + 1
-        else:
-            b = mid
-    return held[1, a] if a < held.shape[1] and held[0, a] == key else -1
+    at = place_of(held[0], node[ABOVE] * width + node[TOKEN])
+    return held[1, at] if at >= 0 else -1
 
 
 @inner()
@@ -225,7 +216,7 @@ def judge(
         limits: float64[N, 2], `share` and `merge` of each lane, see `judge_lane`.
         guess, at_end: see `judge_lane`.
         turns: turns of judging in which a lane may take rows.
-        limit: most nodes of a lane, see `settle_lane`; 0: lanes are not settled.
+        limit: most deferred nodes of a lane, see `settle_lane`; 0: lanes are not settled.
         z: float64[N, 4], log weights, see `SCALE`; set where lanes are settled.
         masses: float64[N], set to the mass of each lane, in units of its scale (1 or 0 of one
             that has been settled).

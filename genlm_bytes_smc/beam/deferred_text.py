@@ -34,7 +34,7 @@ from genlm_bytes_smc.beam.deferred_numba import (
 )
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.state import FloatArray
+from genlm_bytes_smc.beam.state import FloatArray, padded
 from genlm_bytes_smc.lm.contexts import IntArray
 
 SHORT = 128  # bytes up to which a text is read again while a missing row is heavy
@@ -161,9 +161,7 @@ def _run(
 ) -> tuple[DeferredLanes, IntArray, FloatArray]:
     """Read the texts with the rows at hand; return the lanes, and what was wanted and missing."""
     reads = np.array([n for n, t in enumerate(texts) if t and lanes.alive[n]], dtype=np.int64)
-    symbols = np.full((len(reads), len(weights)), -1, dtype=np.int64)
-    for line, n in zip(symbols, reads, strict=True):
-        line[: len(texts[n])] = np.frombuffer(texts[n], dtype=np.uint8)
+    symbols = padded([texts[n] for n in reads], -1, len(weights))
     nodes, z = lanes.nodes.take(reads), lanes.weights(reads)
     weights[:, reads], wanted, shares = lanes.judge.read(nodes, symbols, rows, z)
     node = nodes.ints[:, :, NODE]

@@ -29,7 +29,7 @@ from genlm_bytes_smc.beam.deferred_nodes import Held
 from genlm_bytes_smc.beam.deferred_text import read_texts, rows_that_matter
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel
-from genlm_bytes_smc.beam.state import NOTHING, BeamState, FloatArray
+from genlm_bytes_smc.beam.state import NOTHING, BeamState, FloatArray, padded
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.contexts_numba import NO_ROOM
 from genlm_bytes_smc.lm.rows import RowStore
@@ -58,10 +58,8 @@ class Texts(NamedTuple):
     def of(cls, texts: Sequence[bytes]) -> Texts:
         """Return the texts, of which nothing is known."""
         lengths = np.array([len(t) for t in texts], dtype=np.int64)
-        longest = int(lengths.max(initial=0))
-        flat = bytearray().join(t.ljust(longest, b"\0") for t in texts)
-        lines = np.frombuffer(flat, dtype=np.uint8).reshape(len(texts), longest)
-        return cls(lines, lengths, np.full((len(texts), longest + 1), -1, dtype=np.int64))
+        lines = padded(texts, 0).astype(np.uint8)
+        return cls(lines, lengths, np.full((len(texts), lines.shape[1] + 1), -1, dtype=np.int64))
 
 
 def _dry_run(

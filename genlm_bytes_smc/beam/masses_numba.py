@@ -13,8 +13,6 @@ often little work. So `Handles` keeps their addresses and lengths in one int64 a
 the compiled side makes the named tuples again at no cost (`opened`).
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.state import N_BYTES, NOTHING, BoolArray, NumbaKernels, Shared
+from genlm_bytes_smc.beam.state import N_BYTES, NOTHING, BoolArray, NumbaKernels
 from genlm_bytes_smc.fast_path import warn_lost
 from genlm_bytes_smc.lm.adapter import as_engine
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import RowEngine
+from genlm_bytes_smc.lm.engine import RowEngine, Shared
 from genlm_bytes_smc.lm.rows import DEFAULT_ROW_BYTES, RowStore, RowTransform
 from genlm_bytes_smc.trie import TokenTrie, shared_trie
 

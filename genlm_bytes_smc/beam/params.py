@@ -47,7 +47,7 @@ class BeamParams:
         deferred_guess: probability of each byte that a context without a row is taken to give
             in these estimates, in (0, 1].
         deferred_rows: most rows of the model that a text asks for after one byte.
-        deferred_limit: most contexts kept for a text.
+        deferred_limit: most contexts without a row that are kept for a text.
         deferred_readings: how often a known text is read, each time with the rows that were
             missing the last time; so many forwards. Short texts are read more often where a
             missing row weighs much.

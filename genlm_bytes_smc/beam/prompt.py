@@ -70,11 +70,12 @@ class Prompt:
         return cls.from_bytes(prompt)  # type: ignore[arg-type]
 
     @classmethod
-    def from_bytes(cls, spelling: bytes | Sequence[int]) -> Prompt:
+    def from_bytes(cls, spelling: bytes | Sequence[int], *, literal: bool = False) -> Prompt:
         """Bytes, spelled by any tokens, special ones included (as genlm-bytes reads them).
 
         Args:
             spelling: bytes, or a sequence of integers 0..255.
+            literal: leave special tokens out, as `text` does.
 
         Raises:
             TypeError, ValueError: anything else.
@@ -92,7 +93,7 @@ class Prompt:
             except (TypeError, ValueError) as error:
                 told = f"a prompt is bytes or integers 0..255, got {spelling!r}"
                 raise type(error)(told) from None
-        return cls((Spelled(spelled),) if spelled else ())
+        return cls((Spelled(spelled, literal),) if spelled else ())
 
     @classmethod
     def text(cls, text: str, *, special_tokens: bool = False, model: Any = None) -> Prompt:
@@ -113,8 +114,7 @@ class Prompt:
                 f"text is due, got {type(text).__name__}; use Prompt.from_bytes for bytes"
             )
         if not special_tokens:
-            spelled = _utf8(text)
-            return cls((Spelled(spelled, literal=True),) if spelled else ())
+            return cls.from_bytes(_utf8(text), literal=True)
         if model is None:
             raise ValueError("special tokens are a model's: give model= with special_tokens=True")
         return cls(tuple(_split_special(text, _as_model(model))))
@@ -149,13 +149,15 @@ class Prompt:
 
         Raises:
             ValueError: no messages, one without role or content, or no template.
-            TypeError: a content that is no text.
+            TypeError: a message that is no dictionary, or a content that is no text.
         """
         source = _as_model(model)
         tokenizer = source.engine.tokenizer
         if not messages:
             raise ValueError("a chat needs at least one message, got none")
         for message in messages:
+            if not isinstance(message, Mapping):
+                raise TypeError(f"a message is a dictionary, got {message!r}")
             if not {"role", "content"} <= set(message):
                 raise ValueError(f'a message needs "role" and "content", got {dict(message)!r}')
             if not isinstance(message["content"], str):

@@ -8,8 +8,6 @@ and of the bytes read, and draws by hashing the key with the number of the draw.
 is the finaliser of SplitMix64 (Steele, Lea & Flood 2014, OOPSLA).
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

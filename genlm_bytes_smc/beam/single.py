@@ -157,7 +157,7 @@ class ByteBeamState:
 
     async def greedy(self, context: Prompt | bytes | Sequence[int], steps: int) -> bytes:
         """`context` and the likeliest next byte, `steps` times or to the end of the text."""
-        return await self._generate(context, steps, _likeliest)
+        return await self._generate(context, steps, None)
 
     async def sample(
         self,
@@ -176,8 +176,7 @@ class ByteBeamState:
             seed: of a generator used instead of `draw`.
         """
         if seed is not None:
-            choose = partial(_categorical, np.random.default_rng(seed))
-            return await self._generate(context, steps, choose)
+            return await self._generate(context, steps, _seeded(np.random.default_rng(seed)))
         return await self._generate(context, steps, partial(_drawn, draw))
 
     async def cleanup(self) -> None:
@@ -304,7 +303,7 @@ class ByteBeamState:
         self,
         context: Prompt | bytes | Sequence[int],
         steps: int,
-        choose: Callable[[torch.Tensor], int],
+        choose: Callable[[torch.Tensor], int] | None,
     ) -> bytes:
         if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 0:
             raise ValueError(f"steps must be an integer of at least 0, got {steps!r}")
@@ -312,7 +311,7 @@ class ByteBeamState:
         beam = await self.prefill(prompt)
         out = bytearray(prompt.spell(self.lanes.model.vocab))
         given = len(out)
-        quick = choose is _likeliest and isinstance(beam.lanes, ByteLanes)
+        quick = choose is None and isinstance(beam.lanes, ByteLanes)
         quick = quick and not self.params.verbose
         while len(out) - given < steps:
             if quick:
@@ -324,7 +323,8 @@ class ByteBeamState:
                     break
             beam._check_alive()
             beam = beam.prune()  # first, so that no row is computed for what it drops
-            symbol = choose((await beam.lanes.rows())[0])
+            row = (await beam.lanes.rows())[0]
+            symbol = int(row.argmax()) if choose is None else choose(row)
             if symbol == EOS_COLUMN:
                 break
             beam = await (beam << symbol)
@@ -332,14 +332,17 @@ class ByteBeamState:
         return bytes(out)
 
 
-def _likeliest(row: torch.Tensor) -> int:
-    return int(row.argmax())
+def draw(rows: torch.Tensor, rng: np.random.Generator | None) -> list[int]:
+    """Return a symbol of each row of log weights, [N, symbols]; the likeliest without `rng`."""
+    if rng is None:
+        return [int(symbol) for symbol in rows.argmax(dim=1).tolist()]
+    p = torch.softmax(rows, dim=1).cpu().numpy()
+    below = p.cumsum(axis=1) / p.sum(axis=1, keepdims=True) <= rng.random((len(p), 1))
+    return [int(symbol) for symbol in below.sum(axis=1)]
 
 
-def _categorical(rng: np.random.Generator, row: torch.Tensor) -> int:
-    """Draw a column of a row of log weights."""
-    p = torch.softmax(row, dim=0).cpu().numpy()
-    return int(np.searchsorted(p.cumsum() / p.sum(), rng.random(), side="right"))
+def _seeded(rng: np.random.Generator) -> Callable[[torch.Tensor], int]:
+    return lambda row: draw(row[None], rng)[0]
 
 
 def _drawn(draw: Draw, row: torch.Tensor) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from genlm_bytes_smc.beam import pruning_numba as pn
 from genlm_bytes_smc.beam import steps_numba as sn
 from genlm_bytes_smc.beam.pruning_numba import GOLDEN, Array, Candidates, Extensions, KeyArray, mix
 from genlm_bytes_smc.lm.contexts import IntArray
-from genlm_bytes_smc.lm.engine import not_pickled
+from genlm_bytes_smc.lm.engine import Shared
 from genlm_bytes_smc.lm.rows import RowStore
 
 N_BYTES = 256
@@ -211,20 +211,6 @@ class NumbaKernels:
         return BeamState.of(state.ctx, state.node, state.logu, weight, state.key)
 
 
-class Shared:
-    """An object that a copy of what holds it holds, too; it cannot be pickled."""
-
-    def __deepcopy__(self, memo: object) -> Self:
-        """Return the object itself."""
-        return self
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise not_pickled()
-
-
 class SharedLanes(Shared):
     """N beams, a value.
 
@@ -278,7 +264,19 @@ class SharedLanes(Shared):
         return (self.log_z > -np.inf) & ~self.ended
 
 
-# -- symbols, checked where a user gives them ----------------------------------------------
+# -- symbols: of texts, and checked where a user gives them --------------------------------
+
+
+def padded(texts: Sequence[bytes], behind: int, width: int | None = None) -> IntArray:
+    """Return texts as symbols int64[N, width], with `behind` after the end of a shorter one.
+
+    The width is that of the longest text, if none is given.
+    """
+    longest = max(map(len, texts), default=0)
+    out = np.full((len(texts), longest if width is None else width), behind, dtype=np.int64)
+    for line, text in zip(out, texts, strict=True):
+        line[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+    return out
 
 
 def check_byte(byte: object) -> int:

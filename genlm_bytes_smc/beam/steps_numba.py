@@ -9,8 +9,6 @@ States go in and out as one array (see `unpack`), and the arrays of trie, rows a
 `random` (`prune="unbiased"`) draws are functions of the lanes' keys uint64[N].
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 import numpy as np

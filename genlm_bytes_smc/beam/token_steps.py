@@ -34,10 +34,7 @@ async def foresee(model: ByteModel, state: BeamState, tokens: Sequence[int]) -> 
     Raises:
         ValueError: no token of the vocabulary.
     """
-    size = len(model.vocab)
-    for token in tokens:
-        if not 0 <= token < size:
-            raise ValueError(f"token ids run from 0 to {size - 1}, got {token}")
+    model.vocab.check(tokens)
     contexts = state.ctx
     if contexts.size == 1 and len(tokens) > 1:
         at = int(contexts.ravel()[0])

@@ -30,7 +30,6 @@ from rich.text import Text
 
 from genlm_bytes_smc import BeamParams, ByteBeamState, Prompt, RowTransform, load_model
 from genlm_bytes_smc.beam.params import default_params
-from genlm_bytes_smc.beam.prompt import Spelled
 from genlm_bytes_smc.cli.options import (
     BeamOptions,
     CliError,
@@ -133,7 +132,7 @@ def as_prompt(options: BeamOptions, text: bytes, llm: Any) -> Prompt:
         UsageError: special tokens are asked for in bytes that are no text.
     """
     if not options.special_tokens:
-        return Prompt((Spelled(text, literal=True),) if text else ())
+        return Prompt.from_bytes(text, literal=True)
     try:
         return Prompt.text(text.decode("utf-8"), special_tokens=True, model=llm)
     except UnicodeDecodeError as error:

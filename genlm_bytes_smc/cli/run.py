@@ -11,6 +11,7 @@ import numpy as np
 from genlm_bytes_smc import ByteBeamState, ByteLanes
 from genlm_bytes_smc.beam import display
 from genlm_bytes_smc.beam.model import byte_model
+from genlm_bytes_smc.beam.single import draw
 from genlm_bytes_smc.beam.state import EOS_COLUMN
 from genlm_bytes_smc.cli.common import (
     ByteStream,
@@ -39,7 +40,7 @@ from genlm_bytes_smc.cli.options import (
     ShowBeamOptions,
 )
 from genlm_bytes_smc.lm.engine import RowEngine
-from genlm_bytes_smc.streaming import Completion, draw
+from genlm_bytes_smc.streaming import Completion
 
 SHOWN, DEMO_STEPS = 5, 60  # next bytes and most bytes of the demo
 TIMED_BYTES, TIMED_LANES = 256, 16

@@ -1,6 +1,6 @@
 """Constraints on texts, as potentials over bytes.
 
-    base.py               the interface that all of them share, and its law; products
+    base.py               the interface that all of them share, and its law
     dfa.py patterns.py    deterministic automata; regular expressions
     automata.py           minimal tables, made of automata of any kind; UTF-8; automata_numba.py
     expressions.py        trees of expressions, made into automata, lookarounds among them

@@ -4,8 +4,6 @@ Arcs that are grouped by a state come as compressed rows: those of state q are
 offset[q]..offset[q+1].
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -298,6 +296,41 @@ def _number(nfa, s, todo, n, seen, stamp):
     return new
 
 
+@inner()
+def _fill_slots(s):
+    """Enter the subsets found so far into the hash table."""
+    for i in range(len(s.slots)):
+        s.slots[i] = -1
+    mask = np.uint64(len(s.slots) - 1)
+    for q in range(s.counts[0]):
+        slot = s.hashes[q] & mask
+        while s.slots[slot] >= 0:
+            slot = (slot + np.uint64(1)) & mask
+        s.slots[slot] = q
+
+
+@inner()
+def _list_targets(nfa, s, here, head, touched):
+    """List the targets of the arcs of a subset in `cells`, and return how many symbols they have.
+
+    `touched` int64[K] is set to these symbols, and `head` int64[K] to the last cell of each.
+    """
+    n_touched = n_cells = 0
+    for i in range(s.offset[here], s.offset[here + 1]):
+        q = s.members[i]
+        for a in range(nfa.arc_offset[q], nfa.arc_offset[q + 1]):
+            for k in range(nfa.label_offset[nfa.label[a]], nfa.label_offset[nfa.label[a] + 1]):
+                symbol = nfa.symbols[k]
+                if head[symbol] < 0:
+                    touched[n_touched] = symbol
+                    n_touched += 1
+                s.cells[0, n_cells] = nfa.target[a]
+                s.cells[1, n_cells] = head[symbol]
+                head[symbol] = n_cells
+                n_cells += 1
+    return n_touched
+
+
 @entry()
 def subsets(nfa, s, n_symbols, budget):
     """Go on with the subset construction (Rabin and Scott 1959) from where `s` stands.
@@ -311,14 +344,7 @@ def subsets(nfa, s, n_symbols, budget):
     todo = full(n, 0)
     head = full(n_symbols, -1)
     touched = full(n_symbols, 0)
-    for i in range(len(s.slots)):
-        s.slots[i] = -1
-    mask = np.uint64(len(s.slots) - 1)
-    for q in range(s.counts[0]):
-        slot = s.hashes[q] & mask
-        while s.slots[slot] >= 0:
-            slot = (slot + np.uint64(1)) & mask
-        s.slots[slot] = q
+    _fill_slots(s)
     stamp = min(n, 1)  # for a literal 1, `_number` would be compiled once more
     if s.counts[0] == 0:
         if len(s.members) < n:
@@ -338,19 +364,7 @@ def subsets(nfa, s, n_symbols, budget):
             s.counts[3] = room
             return CELLS
         budget -= room + s.offset[here + 1] - s.offset[here]
-        n_touched = n_cells = 0
-        for i in range(s.offset[here], s.offset[here + 1]):
-            q = s.members[i]
-            for a in range(nfa.arc_offset[q], nfa.arc_offset[q + 1]):
-                for k in range(nfa.label_offset[nfa.label[a]], nfa.label_offset[nfa.label[a] + 1]):
-                    symbol = nfa.symbols[k]
-                    if head[symbol] < 0:
-                        touched[n_touched] = symbol
-                        n_touched += 1
-                    s.cells[0, n_cells] = nfa.target[a]
-                    s.cells[1, n_cells] = head[symbol]
-                    head[symbol] = n_cells
-                    n_cells += 1
+        n_touched = _list_targets(nfa, s, here, head, touched)
         if arcs + n_touched > len(s.source):
             s.counts[3] = arcs + n_touched
             return ARCS

@@ -1,4 +1,4 @@
-"""The base class of constraints, and products with potentials of genlm-control.
+"""The base class of constraints.
 
 A constraint answers in two ways that always agree:
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from functools import singledispatch
 from itertools import zip_longest
 from typing import Any, Self
 
@@ -28,18 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from genlm.control.potential.base import Potential
-from genlm.control.potential.product import Product
-from genlm.control.typing import Atomic
 
-from genlm_bytes_smc.alphabet import (
-    BYTES,
-    EOS_COLUMN,
-    N_BYTES,
-    N_SYMBOLS,
-    TABLES,
-    Context,
-    as_bytes,
-)
+from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, TABLES, BytePotential, Context, as_bytes
 from genlm_bytes_smc.html import render
 from genlm_bytes_smc.lm.devices import device_of
 
@@ -78,7 +67,7 @@ def too_large(limit: int) -> OutgrownError:
     )
 
 
-class ByteConstraint(Potential):  # type: ignore[misc]
+class ByteConstraint(BytePotential):
     """A potential over `BYTES` that can also advance many lanes at once.
 
     Subclasses implement `block`, `step` and, where prefixes have weights, `log_prefix` over
@@ -94,8 +83,7 @@ class ByteConstraint(Potential):  # type: ignore[misc]
     )
 
     def __init__(self, device: torch.device | str | None = None) -> None:
-        super().__init__(BYTES, tables=TABLES)
-        self.device = device_of("cpu" if device is None else device)
+        super().__init__(device_of("cpu" if device is None else device))
         self._forget()
 
     def _forget(self) -> None:
@@ -142,10 +130,6 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         self._known.clear()
         self.keep([])
 
-    def __mul__(self, other: Potential) -> ByteProduct:
-        """Return the product; `times` says what may stand on the right."""
-        return times(self, other)
-
     # -- contexts: the Potential side --------------------------------------------------
 
     def states(self, contexts: Sequence[Context]) -> torch.Tensor:
@@ -185,43 +169,18 @@ class ByteConstraint(Potential):  # type: ignore[misc]
             state = state.index_copy(0, lanes, self.step(state[lanes], symbols))
         return state
 
-    async def prefix(self, context: Context) -> float:
-        """Log weight of `context` as a prefix; -inf where it is impossible."""
-        return float(self.log_prefix(self.states([context]))[0])
+    async def weights_of(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
+        """See `BytePotential`; `log_prefix` and `log_complete` stay on the device."""
+        weigh = self.log_complete if complete else self.log_prefix
+        return np.asarray(weigh(self.states(texts)).cpu())
 
-    async def complete(self, context: Context) -> float:
-        """Log weight of `context` as a whole text; -inf where it is impossible."""
-        return float(self.log_complete(self.states([context]))[0])
-
-    async def logw_next(self, context: Context) -> Any:
-        """Log weights of the next byte and EOS (`LazyWeights` over float64[257])."""
-        return self.make_lazy_weights(self.block(self.states([context]))[0])
+    async def rows_of(self, texts: Sequence[bytes]) -> tuple[torch.Tensor, BoolArray]:
+        """See `BytePotential`; here an impossible text is no error in `logw_next` either."""
+        return self.block(self.states(texts)), np.ones(len(texts), dtype=np.bool_)
 
     async def logw_eos(self, context: Context) -> float:
         """Log weight of ending after `context`."""
         return float(self.block(self.states([context]))[0, EOS_COLUMN])
-
-    # These two are numpy on the host, as genlm-control's own are: its products add them to
-    # those of any other potential, and an array and a tensor do not add.
-
-    async def batch_prefix(self, contexts: Sequence[Context]) -> FloatArray:
-        """`prefix` of each context, float64[n] in numpy (`log_prefix` stays on the device)."""
-        return np.asarray(self.log_prefix(self.states(_some(contexts))).cpu())
-
-    async def batch_complete(self, contexts: Sequence[Context]) -> FloatArray:
-        """`complete` of each context, float64[n] in numpy (`log_complete` is on the device)."""
-        return np.asarray(self.log_complete(self.states(_some(contexts))).cpu())
-
-    async def batch_logw_next(self, contexts: Sequence[Context]) -> Any:
-        """`logw_next` of each context as one block (`LazyWeights` over float64[n, 257]).
-
-        An impossible context has a row of -inf.
-        """
-        return self.make_lazy_weights(self.block(self.states(_some(contexts))))
-
-    def alloc_rows(self, n: int, default: float = float("-inf")) -> torch.Tensor:
-        """Return `n` rows filled with `default`, float64[n, 257] on the device."""
-        return torch.full((n, N_SYMBOLS), default, dtype=torch.float64, device=self.device)
 
     # -- copies ------------------------------------------------------------------------
 
@@ -263,121 +222,12 @@ class ByteConstraint(Potential):  # type: ignore[misc]
         return render("summary", name=type(self).__name__, rows=self.summary())
 
 
-def _some(contexts: Sequence[Context]) -> Sequence[Context]:
-    if not contexts:
-        raise ValueError("expected at least one context, got none")
-    return contexts
-
-
 def log_of(mask: torch.Tensor) -> torch.Tensor:
     """Return 0 where a mask is true and -inf where it is false, float64."""
     return torch.where(mask, 0.0, -torch.inf).double()
 
 
 def show(value: object, limit: int = 60) -> str:
-    """Return a short `repr` of `value`, for summaries."""
+    """Return a short `repr` of `value`, for summaries and messages."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-class ByteProduct(Product):  # type: ignore[misc]
-    """A product of genlm-control that can be multiplied by the same potentials as its factors."""
-
-    def __mul__(self, other: Potential) -> ByteProduct:
-        """Return the product with one more factor; see `times`."""
-        return times(self, other)
-
-
-def times(own: Potential, other: Potential) -> ByteProduct:
-    """Return the product of a potential over bytes and another.
-
-    An automaton of genlm-control (`BoolFSA`, `WFSA`) is compiled to tables on the device of
-    `own` first (`from_genlm`); another potential over integer bytes (its grammars) is taken over
-    `bytes` tokens. They stand on the right: on the left, genlm-control's own `*` refuses them.
-    """
-    return ByteProduct(own, over_bytes(other, own))
-
-
-@singledispatch
-def over_bytes(other: Any, own: Potential) -> Any:
-    """Return `other` over the alphabet of `own`, a potential over bytes, where that is possible.
-
-    `wfsa.py` registers a better form of some classes here.
-    """
-    if not isinstance(other, Potential) or other.token_type != Atomic(int):
-        return other
-    if all(not isinstance(t, bool) and 0 <= t < N_BYTES for t in other.vocab):
-        return OverBytes(other)
-    return other.coerce(own, f=b"".join, prune=False, tables=TABLES)
-
-
-def device_of_factor(potential: Any) -> Any:
-    """Return the device of a potential's tables, or of the first factor that has one; else None."""
-    if isinstance(potential, Product):
-        first = device_of_factor(potential.p1)
-        return device_of_factor(potential.p2) if first is None else first
-    return getattr(potential, "device", None)
-
-
-class OverBytes(Potential):  # type: ignore[misc]
-    """The weights of a potential over integers 0..255, asked for with one-byte `bytes` tokens.
-
-    genlm-control's own coercion asks for the prefix weight of each of the 256 extensions. That
-    is slow (for a grammar a hundred times as slow as its own row), and a grammar answers wrongly
-    for bytes that are not of its alphabet: genlm-grammar takes some for its nonterminals, which
-    it numbers. Here the potential's own row is put in its columns, and it is never asked about
-    other bytes, which weigh -inf.
-    """
-
-    def __init__(self, potential: Potential) -> None:
-        super().__init__(BYTES, tables=TABLES)
-        self.potential = potential
-        self._known = frozenset(potential.vocab)
-        self._columns = np.array([*potential.vocab, EOS_COLUMN], dtype=np.int64)
-
-    async def prefix(self, context: Context) -> float:
-        """Log weight of `context` as a prefix, nats."""
-        numbers = self._numbers(context)
-        return -np.inf if numbers is None else float(await self.potential.prefix(numbers))
-
-    async def complete(self, context: Context) -> float:
-        """Log weight of `context` as a whole text, nats."""
-        numbers = self._numbers(context)
-        return -np.inf if numbers is None else float(await self.potential.complete(numbers))
-
-    async def logw_next(self, context: Context) -> Any:
-        """Log weights of the next byte and of EOS: `LazyWeights` over float64[257], nats.
-
-        Raises:
-            ValueError: the context is impossible (as every potential of genlm-control does).
-        """
-        return self.make_lazy_weights((await self.batch_logw_next([context])).weights[0])
-
-    async def batch_logw_next(self, contexts: Sequence[Context]) -> Any:
-        """`logw_next` of each context: `LazyWeights` over float64[N, 257], nats.
-
-        Raises:
-            ValueError: one of them is impossible.
-        """
-        numbers = [self._numbers(context) for context in contexts]
-        known = [n for n in numbers if n is not None]
-        weights = iter(np.asarray(await self.potential.batch_prefix(known)) if known else [])
-        for context, n in zip(contexts, numbers, strict=True):
-            if n is None or next(weights) == -np.inf:
-                raise ValueError(f"Context {context!r} has weight zero under `prefix`.")
-        own = torch.as_tensor((await self.potential.batch_logw_next(known)).weights)
-        rows = np.full((len(known), N_SYMBOLS), -np.inf)
-        rows[:, self._columns] = own.double().cpu().numpy()
-        return self.make_lazy_weights(rows)
-
-    def spawn(self) -> OverBytes:
-        """Return the same over an independent copy of the potential."""
-        return OverBytes(self.potential.spawn())
-
-    def _numbers(self, context: Context) -> list[int] | None:
-        """Return the context as integers; None if a byte is not of the potential's alphabet."""
-        text = as_bytes(context)
-        return list(text) if self._known.issuperset(text) else None
-
-    def __repr__(self) -> str:
-        return f"{self.potential!r} over bytes"

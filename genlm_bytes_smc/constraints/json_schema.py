@@ -71,7 +71,9 @@ class ByteJsonSchema(ByteMatcher):
     with lookaround and others) are checked by `jsonschema` alone, where the text ends; a text that
     breaks one comes to no end. `format` is llguidance's own; one that it does not know constrains
     nothing, as the standard has it. Not every such text is admitted: an object's properties come
-    in the order the schema lists them, others after.
+    in the order the schema lists them, others after; strings have no needless escapes (such as
+    `\\u00e9`), integers and numbers with bounds no exponent, values of `enum` and `const` one
+    spelling; and a number of so many digits that Python cannot check it comes to no end.
 
     Args:
         schema: the schema as a mapping, a bool, or JSON text; or a class that knows its own
@@ -153,6 +155,8 @@ class ByteJsonSchema(ByteMatcher):
             return self._validator(json.loads(self.text(node)))
         except RecursionError:  # nested too deeply to be looked at again
             return True
+        except (OverflowError, ValueError):  # a number that Python cannot read, or not divide
+            return False
 
     @cached_property
     def _validator(self) -> Callable[[Any], bool]:

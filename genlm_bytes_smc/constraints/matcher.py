@@ -186,8 +186,7 @@ class ByteMatcher(TreeConstraint):
         return bits[:, :N_SYMBOLS].astype(np.bool_)
 
     def _admitted(self, nodes: IntArray, symbols: IntArray) -> BoolArray:
-        masks: BoolArray = self._masks_of(nodes)[np.arange(len(nodes)), symbols]
-        return masks
+        return self._masks_of(nodes)[np.arange(len(nodes)), symbols]
 
     def _rows(self, nodes: IntArray) -> torch.Tensor:
         mask = torch.from_numpy(self._masks_of(nodes)).to(self.device)

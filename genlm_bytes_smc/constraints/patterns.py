@@ -10,11 +10,11 @@ and says what a class matches, and `automata/` does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import regex
 
 from genlm_bytes_smc.checks import check_count
@@ -57,6 +57,7 @@ MOST_PARTS = 200_000  # `regex` writes every repeat out
 MOST_FOUND = 1024  # texts of which it is known what may follow
 _CONDITION = regex.compile(r"\\[bBmM]|\(\?\(?\??<?[!=]")  # word boundary or lookaround
 _LAST = (b"\x80", b"\xa0", b"\xbf")  # characters from all over a range
+_SHORTEST = (0, 0, 0x80, 0x800, 0x10000)  # the first code point of so many bytes
 _LIKELY = "aA0 \n-_.é日"
 # Parts that ask nothing of a character, and those that ask whether it is a newline.
 _BLIND = {
@@ -183,11 +184,12 @@ class PartialRegex(BytePredicate):
     die later than they need. The end of a prefix counts as the end of the text for word boundaries
     and negative lookahead in `regex`; of a pattern with such, a prefix is also let on where it may
     become a match with one more character, out of a few and those of the pattern. After a match
-    that is whole, up to 192 characters are tried that begin like the last bytes.
+    that is whole, one character of each kind is tried that begins like the last bytes.
 
     A row takes a match for each kind of character that the pattern tells apart, and for each that
     occurs in the text; of a pattern with a fuzzy part, `\\X` or a backreference that ignores case,
-    one for each character, which may be thousands.
+    one for each character, which may be thousands (and after a whole match, inside a character,
+    up to 192 are tried).
 
     Args:
         pattern, flags: as for `ByteRegex`.
@@ -198,10 +200,11 @@ class PartialRegex(BytePredicate):
         ConstraintError: no pattern, or it matches no text.
     """
 
-    _transient = BytePredicate._transient | {"fn", "prefix_fn", "_found", "_kind"}
+    _transient = BytePredicate._transient | {"fn", "prefix_fn", "_found", "_begun", "_kind", "_kinds"}
     # What is known of some texts: of each with one more character (or one of its kind), whether it
     # may become a match; and under None the text itself as the beginning of a match.
     _found: dict[str, dict[Any, Any]]
+    _begun: dict[bytes, list[str]]  # see `_others`
 
     def __init__(
         self,
@@ -222,7 +225,7 @@ class PartialRegex(BytePredicate):
         except regex.error as error:
             raise ConstraintError(f"the pattern {show(pattern)} does not parse: {error}") from None
         self.pattern, self.flags = pattern, int(flags)
-        self._found = {}
+        self._found, self._begun = {}, {}
         looks = _CONDITION.search(pattern) is not None
         letters = (_LIKELY + pattern).encode("utf-8", "ignore").decode()  # no surrogates
         self._longer = "".join(dict.fromkeys(letters)) if looks else ""
@@ -233,18 +236,23 @@ class PartialRegex(BytePredicate):
     def _forget(self) -> None:
         super()._forget()
         self.fn, self.prefix_fn = self._is, self._may_become
-        self._found = {}
+        self._found, self._begun = {}, {}
+
+    @cached_property
+    def _kinds(self) -> npt.NDArray[np.int32] | None:
+        """What each code point counts as where it does not occur in a text (None: itself)."""
+        classes = told_apart(self.pattern, self.flags)
+        if classes is None:
+            return None
+        alone = [letter(ord(c)) for c in self._longer]
+        kinds = partition(list(dict.fromkeys([*classes, *alone])), N_CODEPOINTS)[0]
+        return kinds.astype(np.int32)  # 4 MiB
 
     @cached_property
     def _kind(self) -> Callable[[str], Any]:
         """The function that says what a character that does not occur in a text counts as."""
-        classes = told_apart(self.pattern, self.flags)
-        if classes is None:
-            return str
-        alone = [letter(ord(c)) for c in self._longer]
-        kinds = partition(list(dict.fromkeys([*classes, *alone])), N_CODEPOINTS)[0]
-        kinds = kinds.astype(np.int32)  # 4 MiB
-        return lambda character: int(kinds[ord(character)])
+        kinds = self._kinds
+        return str if kinds is None else lambda character: int(kinds[ord(character)])
 
     def _memory_of(self, text: str) -> dict[Any, Any]:
         if text not in self._found:
@@ -296,15 +304,31 @@ class PartialRegex(BytePredicate):
     def _goes_on(self, text: bytes, whole: int) -> bool:
         """Return whether some character that begins like the last bytes may follow."""
         before, begun = text[:whole].decode(), text[whole:]
+        named = dict.fromkeys((before + self.pattern).encode("utf-8", "ignore").decode())
+        letters = [c for c in named if c.encode().startswith(begun)]
+        return any(self._may_go_on(before + c) for c in letters + self._others(before, begun))
+
+    def _others(self, before: str, begun: bytes) -> list[str]:
+        """Return a character of each kind that begins so and is not in a text; or some, see above."""
         length = 2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4
-        tails = dict.fromkeys(last * (length - len(begun) - 1) for last in _LAST)
-        likely = [begun + bytes([b]) + tail for b in range(0x80, 0xC0) for tail in tails]
-        named = [letter for c in self._longer if (letter := c.encode("utf-8")).startswith(begun)]
-        for rest in named + likely:
-            with suppress(UnicodeDecodeError):
-                if self._may_go_on(before + rest.decode()):
-                    return True
-        return False
+        rest = length - len(begun)
+        if self._kinds is None:
+            tails = dict.fromkeys(last * (rest - 1) for last in _LAST)
+            likely = [begun + bytes([b]) + tail for b in range(0x80, 0xC0) for tail in tails]
+            return [c for utf8 in likely if (c := utf8.decode("utf-8", "ignore"))]
+        first = begun[0] & (0x7F >> length)
+        low = reduce(lambda n, byte: n << 6 | byte & 0x3F, begun[1:], first) << 6 * rest
+        low, high = max(low, _SHORTEST[length]), min(low + (1 << 6 * rest), N_CODEPOINTS)
+        taken = [c for c in set(before) if low <= ord(c) < high]
+        if begun not in self._begun or taken:
+            kinds = self._kinds[low:high].copy()
+            kinds[[ord(c) - low for c in taken]] = -1
+            kinds[max(0xD800 - low, 0) : max(0xE000 - low, 0)] = -1  # surrogates
+            found = [chr(low + i) for i in np.unique(kinds, return_index=True)[1] if kinds[i] >= 0]
+            if taken:
+                return found
+            self._begun[begun] = found
+        return self._begun[begun]
 
     def _facts(self) -> dict[str, str]:
         shown = {"pattern": show(self.pattern), "texts": str(self.n_texts)}

@@ -252,8 +252,7 @@ class BytePredicate(TreeConstraint):
         if self.prefix_fn is None:
             return np.ones(len(nodes), dtype=np.bool_)
         children = self.tree.children(nodes, symbols)
-        admitted: BoolArray = self._prefixes(children) > -math.inf
-        return admitted
+        return self._prefixes(children) > -math.inf
 
     def _rows(self, nodes: IntArray) -> torch.Tensor:
         rows = np.zeros((len(nodes), N_SYMBOLS))

@@ -28,15 +28,13 @@ from genlm.control import BoolFSA
 from genlm.control.potential.base import Potential
 from genlm.control.potential.built_in.wfsa import WFSA
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS
+from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS, device_of_factor, over_bytes
 from genlm_bytes_smc.constraints.automata import Nfa, determinize, ragged
 from genlm_bytes_smc.constraints.base import (
     BoolArray,
     ConstraintError,
     FloatArray,
     IntArray,
-    device_of_factor,
-    over_bytes,
 )
 from genlm_bytes_smc.constraints.dfa import ByteDFA
 from genlm_bytes_smc.constraints.tree import MAX_SNAPSHOTS, TreeConstraint

@@ -23,7 +23,7 @@ from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
-from genlm_bytes_smc.beam.state import FloatArray
+from genlm_bytes_smc.beam.state import FloatArray, padded
 from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.choosing import uncounted
 from genlm_bytes_smc.experiments.experiment import Config, Row, Section, Table
@@ -170,7 +170,7 @@ async def read_texts(
 
     With `keep_rows`, every next-byte row is kept (2 KiB a byte).
     """
-    symbols = _symbol_table(texts)
+    symbols = padded(texts, -1)
     logp = np.full(symbols.shape, -np.inf)
     rows = np.full((*symbols.shape, N_SYMBOLS), -np.inf) if keep_rows else None
     wall, cpu = time.perf_counter(), time.process_time()
@@ -194,14 +194,6 @@ async def read_texts(
     )
 
 
-def _symbol_table(texts: Sequence[bytes]) -> IntArray:
-    """Return texts as int64[T, longest], -1 after the end of a shorter one."""
-    out = np.full((len(texts), max(map(len, texts), default=0)), -1, dtype=np.int64)
-    for line, text in zip(out, texts, strict=True):
-        line[: len(text)] = np.frombuffer(text, dtype=np.uint8)
-    return out
-
-
 async def enumerate_texts(
     model: ByteModel, texts: list[bytes], width: int, prompt: Prompt | None = None
 ) -> tuple[float, float]:
@@ -215,8 +207,9 @@ async def enumerate_texts(
     root = (await start.prefill(prompt or Prompt())).lanes.prune()
     before, n = float(root.log_z[0]), len(texts)
     lanes = uncounted(root).gather(np.zeros(n, dtype=np.int64))
-    symbols = np.pad(_symbol_table(texts), ((0, 0), (0, 1)), constant_values=-1)
-    symbols[np.arange(n), [len(text) for text in texts]] = EOS_COLUMN
+    lengths = [len(text) for text in texts]
+    symbols = padded(texts, -1, 1 + max(lengths, default=0))
+    symbols[np.arange(n), lengths] = EOS_COLUMN
     for now in symbols.T:
         lanes = await lanes.step(np.where(lanes.alive, now, -1))
     total = np.logaddexp.reduce(lanes.log_z)

@@ -17,7 +17,7 @@ import numpy as np
 
 from genlm_bytes_smc.beam.model import byte_model
 from genlm_bytes_smc.beam.params import BeamParams
-from genlm_bytes_smc.beam.prompt import Prompt, Spelled
+from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.calls import run_sync
 from genlm_bytes_smc.constraints import (
     ByteConstraint,
@@ -139,8 +139,7 @@ def _compiled(target: Config) -> ByteConstraint:
 
 
 def _prompt(target: Config) -> Prompt:
-    spelled = target["prompt"].encode("utf-8", "surrogateescape")
-    return Prompt((Spelled(spelled, literal=True),) if spelled else ())
+    return Prompt.from_bytes(target["prompt"].encode("utf-8", "surrogateescape"), literal=True)
 
 
 def _few(target: Config) -> list[bytes] | None:

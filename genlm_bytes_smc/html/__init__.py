@@ -1,4 +1,4 @@
-"""Pages and notebook tables as jinja2 templates.
+"""Pages and notebook tables as jinja2 templates; how values are shown as text.
 
 Every `.html.j2` file is a template; all values that it shows are escaped. Pages take one
 stylesheet and need nothing from elsewhere. Text and numbers come from the modules that call
@@ -34,6 +34,16 @@ def _environment() -> Environment:
     made.filters["parts"] = lambda text: text.split("`")
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return made
+
+
+def plain(shown: Any) -> str:
+    """Return what rich shows of an object as text without colours, in 100 columns."""
+    from rich.console import Console  # not needed for a beam
+
+    console = Console(width=100, color_system=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get().rstrip()
 
 
 def printable(text: str | bytes) -> str:

@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from genlm_bytes_smc.lm.spelling import BYTE_OF
+
 
 class BundledConfig(SimpleNamespace):
     """The entries of a directory's configuration as attributes, under other models' names too."""
@@ -59,18 +61,14 @@ class BundledTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a text's tokens."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def token_bytes(self) -> list[bytes]:
         """Return what each token spells, by id; letters stand for bytes as in GPT-2."""
-        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = (b for b in range(256) if b not in printable)
-        byte_of = {chr(256 + i): b for i, b in enumerate(others)} | {chr(b): b for b in printable}
         id_of = self._tokenizer.get_vocab(with_added_tokens=True)
         special = set(self.all_special_ids)
         return [
-            name.encode() if i in special else bytes(map(byte_of.__getitem__, name))
+            name.encode() if i in special else bytes(map(BYTE_OF.__getitem__, name))
             for i, name in enumerate(sorted(id_of, key=id_of.__getitem__))
         ]
 

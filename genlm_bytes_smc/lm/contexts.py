@@ -147,8 +147,7 @@ class ContextTree:
         """Return the token ids that `node` stands for (a list of the caller's own)."""
         out = np.empty(int(self.depth[node]), dtype=np.int64)
         spelled(self.parent, self.token, node, out)
-        line: list[int] = out.tolist()
-        return line
+        return out.tolist()
 
     def grow(self) -> None:
         """Make room for as many nodes again."""

@@ -5,8 +5,6 @@ linear probing (Knuth, The Art of Computer Programming, volume 3, section 6.4, a
 places hold node ids and whose keys are the pairs (parent, token) of those nodes.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -185,6 +183,19 @@ def mark(parent, roots, mask):
         while node >= 0 and not mask[node]:
             mask[node] = True
             node = parent[node]
+
+
+@inner()
+def place_of(keys, key):
+    """Return the place of a number in sorted ones int64[m], or -1."""
+    a, b = 0, len(keys)
+    while a < b:
+        mid = (a + b) >> 1
+        if keys[mid] < key:
+            a = mid + 1
+        else:
+            b = mid
+    return a if a < len(keys) and keys[a] == key else -1
 
 
 @entry()

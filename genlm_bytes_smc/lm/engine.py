@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from genlm_bytes_smc.fast_path import Way
 from genlm_bytes_smc.lm.bundled import BundledTokenizer
 from genlm_bytes_smc.lm.contexts import ContextTree, IntArray
 from genlm_bytes_smc.lm.devices import send
+from genlm_bytes_smc.lm.spelling import decode_vocab
 from genlm_bytes_smc.trie import Vocabulary
 
 Row = tuple[torch.Tensor, int]
@@ -64,12 +65,21 @@ class LMCounts:
         self.forwards = self.rows = self.positions = self.evicted = 0
 
 
-def not_pickled() -> TypeError:
-    """Return the error for pickling a model, or what refers to one."""
-    return TypeError(
-        "a language model is not pickled, nor what is made from one (beams, lanes, a ByteLLM): "
-        "pickle its name, BeamParams, prompts and results, and load the model where they arrive"
-    )
+class Shared:
+    """What a copy of its holder holds, too, as it is or refers to a model; it is not pickled."""
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the object itself: copies of what stands on a model share the model."""
+        return self
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a language model is not pickled, nor what is made from one (beams, lanes, a ByteLLM): "
+            "pickle its name, BeamParams, prompts and results, and load the model where they arrive"
+        )
 
 
 def _as_async_lm(name: str) -> Any:
@@ -85,7 +95,7 @@ def _as_async_lm(name: str) -> Any:
     return method
 
 
-class RowEngine(ABC):
+class RowEngine(Shared, ABC):
     """Next-token log-probability rows of many contexts at once.
 
     Args:
@@ -163,7 +173,7 @@ class RowEngine(ABC):
         """As `evaluate`; engines whose model is asynchronous override it."""
         return self.evaluate(nodes)
 
-    def refuse_bad(self, nodes: IntArray, rows: torch.Tensor) -> None:  # noqa: B027
+    def refuse_bad(self, nodes: IntArray, rows: torch.Tensor) -> None:
         """Raise a BadRowError if rows of an outside model, of these contexts, hold NaN or +inf.
 
         Models of our own have none. Whoever sums rows anyway (`RowStore`) asks only where a sum
@@ -273,9 +283,7 @@ class RowEngine(ABC):
 
     @cached_property
     def _decoded(self) -> Any:
-        from genlm.backend.tokenization import decode_vocab
-
-        return decode_vocab(self.tokenizer)
+        return decode_vocab(self.tokenizer, self.width)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -347,17 +355,7 @@ class RowEngine(ABC):
     set_lora = _as_async_lm("set_lora")
     clear_lora = _as_async_lm("clear_lora")
 
-    # -- copying and ending ------------------------------------------------------------
-
-    def __deepcopy__(self, memo: object) -> RowEngine:
-        """Return the engine itself: copies of what stands on a model share the model."""
-        return self
-
-    def __copy__(self) -> RowEngine:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise not_pickled()
+    # -- ending ------------------------------------------------------------------------
 
     def clear_cache(self) -> None:
         """Drop what the model keeps of contexts; rows come out the same.
@@ -367,7 +365,7 @@ class RowEngine(ABC):
         with self.tree.one_thread:
             self._clear_cache()
 
-    def _clear_cache(self) -> None:  # noqa: B027
+    def _clear_cache(self) -> None:
         """Do what `clear_cache` does, with no other thread in it."""
 
     def close(self) -> None:
@@ -377,7 +375,7 @@ class RowEngine(ABC):
 
     cleanup = close
 
-    def _close(self) -> None:  # noqa: B027
+    def _close(self) -> None:
         """Do what `close` does, with no other thread in it."""
 
 

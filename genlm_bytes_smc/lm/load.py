@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
@@ -153,7 +154,7 @@ def _load_hf(
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = {"dtype": "auto" if dtype is None else dtype, **opts}
+    options = {"dtype": "auto" if dtype is None else dtype, **opts, "output_loading_info": True}
     # Said, because transformers asks on stdin if not told.
     options["trust_remote_code"] = bool(opts.get("trust_remote_code"))
     source = _source(name)
@@ -162,11 +163,16 @@ def _load_hf(
     shared = {k: options[k] for k in _SHARED_OPTIONS if k in options}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
+        model, told = AutoModelForCausalLM.from_pretrained(source, **options)
     except (ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # broken files make transformers and torch raise errors of any kind
         raise _not_found(source, error) from None
+    if missing := sorted(told["missing_keys"]):  # transformers has filled them at random
+        raise ValueError(
+            f"cannot load the model in {source!r}: its files lack {len(missing)} of the weights "
+            f"that its configuration asks for, such as {missing[0]}"
+        )
     return model, tokenizer
 
 
@@ -256,7 +262,9 @@ def _hub_in_reach() -> bool:
 
 def _not_found(source: str, error: Exception) -> Exception:
     told = str(error).strip().splitlines()
-    reason = told[0] if told else ""
+    reason = told[0].strip() if told else ""
+    if reason.endswith(":"):  # what is wrong stands on the lines that follow
+        reason = shorten(str(error), 500, placeholder=" ...")
     if isinstance(error, pickle.UnpicklingError):
         reason = (
             "its weights are pickled Python objects other than tensors, which may run code when "

@@ -17,8 +17,6 @@ forward can be recorded once and replayed (`decode_graphs`):
     plan[HEAD + 6 * T]   slots of the common entries, then the rests of the paths
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
-
 from __future__ import annotations
 
 import triton

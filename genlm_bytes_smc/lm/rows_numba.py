@@ -9,8 +9,6 @@ A float32 row is stored as `exp(logp + BIAS)`: single precision ends at exp(-87)
 the bias tokens down to LOWEST nats keep their full relative precision.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

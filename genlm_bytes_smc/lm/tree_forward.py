@@ -78,7 +78,8 @@ class Architecture:
         config = model.config.get_text_config(decoder=True)
         takes = inspect.signature(model.forward).parameters
         kinds = set(getattr(config, "layer_types", None) or ())
-        self.window: int | None = getattr(config, "max_position_embeddings", None)
+        window = getattr(config, "max_position_embeddings", None)
+        self.window: int | None = None if window == -1 else window  # XLNet's way to say "no limit"
         self.layers = int(getattr(config, "num_hidden_layers", 0))
         slides = not kinds or "sliding_attention" in kinds
         self.sliding: int | None = getattr(config, "sliding_window", None) if slides else None

@@ -27,13 +27,14 @@ from typing import Any
 import numpy as np
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
+from genlm_bytes_smc.beam.state import padded
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.lookahead.search import Search
 from genlm_bytes_smc.lookahead.seen import SeenLookahead, settings_of
 from genlm_bytes_smc.smc.diagnostics import Progress
 from genlm_bytes_smc.smc.factors import engines_of, name_of, random_beams, weights_are_sums
 from genlm_bytes_smc.smc.loop import run, start_weight
-from genlm_bytes_smc.smc.particles import Particles, SMCState
+from genlm_bytes_smc.smc.particles import Particles, SMCState, derived_seed
 from genlm_bytes_smc.smc.plan import Plan, make_plan
 from genlm_bytes_smc.smc.pooled import Found, Stage, StagedResult
 from genlm_bytes_smc.smc.reading import replay
@@ -209,7 +210,9 @@ class _Stages:
         looks = k > 0 or rest
         exact = exact and self._exact and (looks or self._found is not None)
         known = await self._known() if exact else {}
-        options = {**self._options, "seed": _seed(self._plan.seed, k)}
+        seed = self._plan.seed  # that of the run for the first, independent ones after it
+        seed = derived_seed(seed, SEED_STREAM, k, kind=np.uint32) if k else seed
+        options = {**self._options, "seed": seed}
         if rest and not any(options.get(name) != value for name, value in _USUAL.items()):
             options["distinct"] = True
         ahead = self._ahead(rest) if looks else None
@@ -237,10 +240,7 @@ class _Stages:
             return {text: logw + self._start_weight for text, logw in sums.items()}
         texts = [text for text in sums if text not in self._weights]
         if texts:
-            length = np.array([len(text) for text in texts])
-            symbols = np.full((len(texts), int(length.max()) + 1), EOS_COLUMN)
-            for row, text in zip(symbols, texts, strict=True):
-                row[: len(text)] = list(text)
+            symbols = padded(texts, EOS_COLUMN, 1 + max(map(len, texts)))
             first = Particles.first(len(texts), self._start_weight)
             read = await replay(
                 self._plan, first, [self._plan.beam_seed], range(symbols.shape[1]),
@@ -258,11 +258,3 @@ class _Stages:
             terminated = self._plan.terminate_when is not None
             self._settings.append(settings_of(self._plan.potential, seen, terminated=terminated))
         return SeenLookahead(seen, self._settings[0], rest=rest)
-
-
-def _seed(seed: int, k: int) -> int:
-    """Return the seed of stage k: that of the run for the first, independent ones after it."""
-    if k == 0:
-        return seed
-    sequence = np.random.SeedSequence(seed, spawn_key=(SEED_STREAM, k))
-    return int(sequence.generate_state(1, np.uint32)[0])

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_BYTES, N_SYMBOLS
+from genlm_bytes_smc.alphabet import EOS_COLUMN, N_BYTES, N_SYMBOLS, contexts_of
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.constraints import ByteDFA
 from genlm_bytes_smc.constraints.base import IntArray
@@ -78,6 +78,8 @@ class ByteNgram:
         max_contexts: int = MOST_CONTEXTS,
     ) -> None:
         check_count("order", order, 0)
+        if isinstance(texts, str | bytes):
+            raise TypeError(f"texts must be several texts in a list, got {texts!r:.60} alone")
         whole = [t.encode() if isinstance(t, str) else bytes(t) for t in texts or []]
         if order and not whole:
             raise ValueError("an n-gram of order 1 or more needs texts to count in, got none")
@@ -204,7 +206,7 @@ async def rows_after(llm: Any, texts: Sequence[bytes]) -> torch.Tensor:
     """Ask for a potential's rows after V texts, some at a time: float64[V, 257] on the host."""
     rows = []
     for some in range(0, len(texts), _BATCH):
-        contexts = [[BYTES[b] for b in text] for text in texts[some : some + _BATCH]]
+        contexts = contexts_of(texts[some : some + _BATCH])
         weights = (await llm.batch_logw_next(contexts)).weights
         rows.append(torch.as_tensor(weights).double().cpu())
     return torch.cat(rows)

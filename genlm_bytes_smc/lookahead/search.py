@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS, contexts_of
 from genlm_bytes_smc.constraints.matcher import ByteMatcher
 from genlm_bytes_smc.lookahead.future_mass import TableFactor
 from genlm_bytes_smc.lookahead.lookahead import TAUGHT, constraints_of
@@ -175,8 +175,7 @@ class Search:
 
     async def _target_rows(self, texts: Sequence[bytes]) -> FloatArray:
         """Return the target's log weights of each symbol after texts, float64[n, 257], nats."""
-        contexts = [[BYTES[b] for b in text] for text in texts]
-        blocks = []
+        contexts, blocks = contexts_of(texts), []
         for leaf in self._plan.leaves[: self._plan.n_target]:
             weights = (await leaf.batch_logw_next(contexts)).weights
             blocks.append(torch.as_tensor(weights).double())

@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from genlm_bytes_smc.alphabet import BYTES, N_SYMBOLS, TABLES, Context, Potential, as_bytes
+from genlm_bytes_smc.alphabet import BytePotential, Context, as_bytes
 from genlm_bytes_smc.beam.lanes import ByteLanes
 from genlm_bytes_smc.beam.model import ByteModel, byte_model
 from genlm_bytes_smc.beam.params import BeamParams, default_params
 from genlm_bytes_smc.beam.prompt import Prompt
 from genlm_bytes_smc.beam.single import ByteBeamState
-from genlm_bytes_smc.beam.state import FloatArray
-from genlm_bytes_smc.constraints.base import ByteProduct, times
+from genlm_bytes_smc.beam.state import BoolArray, FloatArray
 from genlm_bytes_smc.lm.devices import send
-from genlm_bytes_smc.lm.engine import not_pickled
+from genlm_bytes_smc.lm.engine import Shared
 from genlm_bytes_smc.lm.load import load_model
 from genlm_bytes_smc.lm.rows import RowTransform
 from genlm_bytes_smc.potential.beams import Beams, read_prompt
@@ -29,7 +28,7 @@ DEFAULT_CACHE_BYTES = 1 << 28
 __all__ = ["ByteLLM"]
 
 
-class ByteLLM(Potential):  # type: ignore[misc]
+class ByteLLM(Shared, BytePotential):
     """The distribution over byte strings that a token-level language model defines.
 
     A drop-in for `genlm.control.ByteLLM`. Contexts are lists of one-byte tokens (or plain
@@ -90,7 +89,6 @@ class ByteLLM(Potential):  # type: ignore[misc]
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         model_eos: bool = True,
     ) -> None:
-        super().__init__(BYTES, tables=TABLES)
         _check_positive("cache_size", cache_size)
         _check_positive("cache_bytes", cache_bytes)
         self.llm = llm = load_model(llm) if isinstance(llm, str) else llm
@@ -101,6 +99,7 @@ class ByteLLM(Potential):  # type: ignore[misc]
         self.transform = transform
         self.model_eos = model_eos
         self.model = byte_model(llm, transform)
+        super().__init__(self.model.device)
         self.params = with_eos(own_params(beam_params), self.model, model_eos)
         self.model.eos_ids(self.params.eos)  # raises if no token is spelled like that
         self._beams = self._new_beams(Prompt.of(b"" if prompt is None else prompt))
@@ -176,57 +175,16 @@ class ByteLLM(Potential):  # type: ignore[misc]
 
     # -- the potential -----------------------------------------------------------------
 
-    async def prefix(self, context: Context) -> float:
-        """Log weight of `context` as a prefix, nats; -inf if it is impossible."""
-        return float((await self._beams.weights([as_bytes(context)]))[0])
+    async def weights_of(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
+        """See `BytePotential`."""
+        return await self._beams.weights(texts, complete=complete)
 
-    async def complete(self, context: Context) -> float:
-        """Log weight of `context` as a whole text, nats; -inf if it is impossible."""
-        return float((await self._beams.weights([as_bytes(context)], complete=True))[0])
-
-    async def logw_next(self, context: Context) -> Any:
-        """Log weights of the next byte and of EOS: `LazyWeights` over float64[257], nats.
-
-        Raises:
-            ValueError: the context is impossible (as every potential of genlm-control does).
-        """
-        rows, possible = await self._beams.rows([as_bytes(context)])
-        if not possible[0]:
-            raise ValueError(f"Context {context!r} has weight zero under `prefix`.")
-        return self.make_lazy_weights(send(rows[0], self.device))
-
-    async def batch_prefix(self, contexts: Sequence[Context]) -> FloatArray:
-        """`prefix` of each context, float64[N] on the host."""
-        return await self._beams.weights(_texts(contexts))
-
-    async def batch_complete(self, contexts: Sequence[Context]) -> FloatArray:
-        """`complete` of each context, float64[N] on the host."""
-        return await self._beams.weights(_texts(contexts), complete=True)
-
-    async def batch_logw_next(self, contexts: Sequence[Context]) -> Any:
-        """`logw_next` of each context: `LazyWeights` over float64[N, 257] on `device`.
-
-        Unlike in `logw_next`, an impossible context has a row of -inf: one particle whose
-        text is impossible is no reason to fail the others.
-        """
-        rows, _ = await self._beams.rows(_texts(contexts))
-        return self.make_lazy_weights(send(rows, self.device))
-
-    def alloc_rows(self, n: int, default: float = float("-inf")) -> torch.Tensor:
-        """Return a block of `n` rows filled with `default`, float64[n, 257] on `device`."""
-        return torch.full((n, N_SYMBOLS), default, dtype=torch.float64, device=self.device)
-
-    def __mul__(self, other: Potential) -> ByteProduct:
-        """Return the product; automata and grammars of genlm-control over bytes, on the right,
-        are made to fit (see `product.times`)."""
-        return times(self, other)
+    async def rows_of(self, texts: Sequence[bytes]) -> tuple[torch.Tensor, BoolArray]:
+        """See `BytePotential`."""
+        rows, possible = await self._beams.rows(texts)
+        return send(rows, self.device), possible
 
     # -- beams -------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Return where rows of weights are returned: where the model is; see `ByteModel.device`."""
-        return self.model.device
 
     async def lanes(self, n: int, *, independent_prompts: bool = False) -> Any:
         """Return N lanes after the prompt, for a vectorised particle loop.
@@ -299,17 +257,10 @@ class ByteLLM(Potential):  # type: ignore[misc]
     def _new_beams(self, prompt: Prompt) -> Beams:
         return Beams(self.model, self.params, prompt, self.cache_size, self.cache_bytes)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Itself: particles of llamppl programs share the model."""
-        return self
-
     def __copy__(self) -> Self:
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
-
-    def __reduce__(self) -> NoReturn:
-        raise not_pickled()
 
     def __repr__(self) -> str:
         p, spelled = self.params, self.prompt_bytes
@@ -323,12 +274,6 @@ class ByteLLM(Potential):  # type: ignore[misc]
 def _check_positive(name: str, n: Any) -> None:
     if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {n!r}")
-
-
-def _texts(contexts: Sequence[Context]) -> list[bytes]:
-    if not contexts:
-        raise ValueError("Contexts must be non-empty.")
-    return [as_bytes(context) for context in contexts]
 
 
 def own_params(params: Any) -> BeamParams:

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from genlm.control.potential.base import Potential
 
-from genlm_bytes_smc.alphabet import BYTES, TABLES, Context, as_bytes
-from genlm_bytes_smc.beam.state import FloatArray
-from genlm_bytes_smc.constraints.base import ByteProduct, times
+from genlm_bytes_smc.alphabet import BYTES, BytePotential, contexts_of
+from genlm_bytes_smc.beam.state import BoolArray, FloatArray
 
 Mean = Callable[[torch.Tensor], torch.Tensor]
 
@@ -54,7 +53,7 @@ def log_power_mean(logs: torch.Tensor, shares: torch.Tensor, order: float) -> to
     return torch.where(torch.isneginf(pivot), -torch.inf, mean)
 
 
-class PowerMean(Potential):  # type: ignore[misc]
+class PowerMean(BytePotential):
     """The power mean of the weights of potentials over bytes: an ensemble.
 
     For members p_i and shares w_i of sum one
@@ -98,7 +97,7 @@ class PowerMean(Potential):  # type: ignore[misc]
         order: float | str = 1.0,
         weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(BYTES, tables=TABLES)
+        super().__init__()
         self.order = _order(order)
         given = [_member(m) for m in members]
         shares = _shares(weights, len(given))
@@ -109,52 +108,27 @@ class PowerMean(Potential):  # type: ignore[misc]
         """Return log f of log weights float64[k, ...], one for each of `members`; nats."""
         return log_power_mean(logs, torch.from_numpy(self.weights), self.order)
 
-    async def prefix(self, context: Context) -> float:
-        """Log weight of `context` as a prefix, nats; -inf if it is impossible."""
-        return float((await self.batch_prefix([context]))[0])
+    async def weights_of(self, texts: Sequence[bytes], *, complete: bool = False) -> FloatArray:
+        """See `BytePotential`."""
+        asked = "batch_complete" if complete else "batch_prefix"
+        return np.asarray(self.mean(await self._of_members(asked, contexts_of(texts))))
 
-    async def complete(self, context: Context) -> float:
-        """Log weight of `context` as a whole text, nats; -inf if it is impossible."""
-        return float((await self.batch_complete([context]))[0])
-
-    async def batch_prefix(self, contexts: Sequence[Context]) -> FloatArray:
-        """`prefix` of each context, float64[N] on the host."""
-        return np.asarray(self.mean(await self._of_members("batch_prefix", _tokens(contexts))))
-
-    async def batch_complete(self, contexts: Sequence[Context]) -> FloatArray:
-        """`complete` of each context, float64[N] on the host."""
-        return np.asarray(self.mean(await self._of_members("batch_complete", _tokens(contexts))))
-
-    async def logw_next(self, context: Context) -> Any:
-        """Log weights of the next byte and of EOS: `LazyWeights` over float64[257], nats.
-
-        Raises:
-            ValueError: the context is impossible (as every potential of genlm-control does).
-        """
-        lazy = await self.batch_logw_next([context])
-        if await self.prefix(context) == -np.inf:
-            raise ValueError(f"Context {context!r} has weight zero under `prefix`.")
-        return self.make_lazy_weights(lazy.weights[0])
-
-    async def batch_logw_next(self, contexts: Sequence[Context]) -> Any:
-        """`logw_next` of each context: `LazyWeights` over float64[N, 257]; -inf if impossible."""
-        texts = _tokens(contexts)
-        before = await self._of_members("batch_prefix", texts)
+    async def rows_of(self, texts: Sequence[bytes]) -> tuple[torch.Tensor, BoolArray]:
+        """See `BytePotential`; rows are where those of the members are."""
+        contexts = contexts_of(texts)
+        before = await self._of_members("batch_prefix", contexts)
         rows = await asyncio.gather(
-            *(_rows(m, texts, w) for m, w in zip(self.members, before, strict=True))
+            *(_rows(m, contexts, w) for m, w in zip(self.members, before, strict=True))
         )
         device = next((r.device for r in rows if r.device.type != "cpu"), rows[0].device)
         after = torch.stack([r.to(device) for r in rows]) + before.to(device)[:, :, None]
-        return self.make_lazy_weights(next_rows(self.mean, before.to(device), after))
+        possible = np.asarray(self.mean(before) > -torch.inf)
+        return next_rows(self.mean, before.to(device), after), possible
 
     async def _of_members(self, asked: str, texts: list[list[bytes]]) -> torch.Tensor:
         """Return what a method of the members says of N texts, float64[k, N] on the host."""
         found = await asyncio.gather(*(getattr(m, asked)(texts) for m in self.members))
         return torch.stack([torch.as_tensor(w).double().cpu() for w in found])
-
-    def __mul__(self, other: Potential) -> ByteProduct:
-        """Return the product; see `product.times`."""
-        return times(self, other)
 
     def spawn(self) -> PowerMean:
         """Return the same ensemble of spawned members."""
@@ -226,12 +200,6 @@ async def _rows(member: Any, texts: list[list[bytes]], before: torch.Tensor) -> 
     rows = found.new_full((len(texts), found.shape[1]), -torch.inf)
     rows[alive.to(rows.device)] = found
     return rows
-
-
-def _tokens(contexts: Sequence[Context]) -> list[list[bytes]]:
-    if not len(contexts):
-        raise ValueError("Contexts must be non-empty.")
-    return [[BYTES[b] for b in as_bytes(context)] for context in contexts]
 
 
 def _order(order: Any) -> float:

@@ -28,9 +28,10 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN
+from genlm_bytes_smc.beam.state import padded
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.loop import run
-from genlm_bytes_smc.smc.particles import Particles, SaltArray, Weights, generator
+from genlm_bytes_smc.smc.particles import Particles, SaltArray, Weights, derived_seed, generator
 from genlm_bytes_smc.smc.plan import Plan, make_plan
 from genlm_bytes_smc.smc.reading import replay
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
@@ -199,7 +200,7 @@ async def particle_gibbs(
     first = _plan(target, n_particles, ess_threshold, max_bytes, **options)
 
     def plans(iteration: int) -> list[Plan]:
-        seeds = [_seed(seed or 0, chain, iteration) for chain in range(chains)]
+        seeds = [derived_seed(seed or 0, chain, iteration) for chain in range(chains)]
         return [
             _plan(target, n_particles, ess_threshold, max_bytes, seed=s, **options) for s in seeds
         ]
@@ -217,11 +218,11 @@ async def particle_gibbs(
 def _pins(held: Sequence[Held], sampling: bool) -> Pins:
     """Return what holds the first particle of each run to a text."""
     drawn = [np.zeros(0, dtype=np.uint64) if h.salt is None else h.salt for h in held]
-    symbols = np.full((len(held), 1 + max(len(h.text) for h in held)), EOS_COLUMN, dtype=np.int64)
+    texts = [h.text for h in held]
+    symbols = padded(texts, EOS_COLUMN, 1 + max(map(len, texts)))
     salts = np.zeros((len(held), 1 + max(map(len, drawn))), dtype=np.uint64)
-    for r, (h, salt) in enumerate(zip(held, drawn, strict=True)):
-        symbols[r, : len(h.text)] = list(h.text)
-        salts[r, : len(salt)] = salt  # zero where a text has no more
+    for line, salt in zip(salts, drawn, strict=True):
+        line[: len(salt)] = salt  # zero where a text has no more
     return Pins(symbols, salts, partial(_ancestors, sampling))
 
 
@@ -383,9 +384,3 @@ def _plan(
             f"that is a number of bytes; got {plan.rejuvenate} and {plan.rollout}"
         )
     return plan
-
-
-def _seed(seed: int, chain: int, iteration: int) -> int:
-    """Return a seed for each chain and iteration."""
-    stream = np.random.SeedSequence(seed, spawn_key=(chain, iteration))
-    return int(stream.generate_state(1, np.uint64)[0])

@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from genlm.control.potential.base import Potential
 
+from genlm_bytes_smc.alphabet import BytePotential, contexts_of, times
 from genlm_bytes_smc.checks import check_count
-from genlm_bytes_smc.constraints.base import ByteConstraint, times
-from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.factors import (
     check_alphabet,
     factors_of,
@@ -35,7 +34,7 @@ from genlm_bytes_smc.smc.factors import (
 from genlm_bytes_smc.smc.lanes import BadWeightError
 from genlm_bytes_smc.smc.particles import BoolArray, Particles
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
-from genlm_bytes_smc.smc.weighers import Predicate, Reads, Weigher, contexts_of, twisted
+from genlm_bytes_smc.smc.weighers import Predicate, Reads, Weigher, twisted
 
 
 class Critic(Weigher):
@@ -127,7 +126,7 @@ class Critic(Weigher):
         if not self.is_potential:
             return np.array([self._admitted(text) for text in texts])
         # ours take whole texts; others want lists of tokens
-        ours = isinstance(self.critic, ByteConstraint | ByteLLM)
+        ours = isinstance(self.critic, BytePotential)
         score = self.critic.batch_complete if complete else self.critic.batch_prefix
         weights = await score(texts if ours else contexts_of(texts))
         array = weights.detach().cpu().numpy() if torch.is_tensor(weights) else np.asarray(weights)
@@ -166,8 +165,7 @@ class Judge(Critic):
 
     def _whole(self, particles: Particles) -> BoolArray:
         """See `Critic`: the texts whose end was drawn."""
-        out: BoolArray = particles.symbols_read(self.stops) > particles.length
-        return out
+        return particles.symbols_read(self.stops) > particles.length
 
 
 def split(target: Any, draft: Any, block: Any, others: Mapping[str, Any]) -> tuple[Any, Any, Any]:

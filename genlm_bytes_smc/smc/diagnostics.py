@@ -97,8 +97,7 @@ def uncovered(target: torch.Tensor, proposal: torch.Tensor) -> FloatArray:
     """
     hidden = target.masked_fill(~torch.isneginf(proposal), -torch.inf)
     share = torch.logsumexp(hidden, 1) - torch.logsumexp(target, 1)
-    out: FloatArray = torch.exp(share).nan_to_num(0.0).cpu().numpy()
-    return out
+    return torch.exp(share).nan_to_num(0.0).cpu().numpy()
 
 
 def _kills(rows: Rows, forced: bool) -> BoolArray:

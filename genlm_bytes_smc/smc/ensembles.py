@@ -16,6 +16,7 @@ from genlm.control.potential.built_in.ensemble import Ensemble
 
 from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.pruning_numba import KeyArray
+from genlm_bytes_smc.calls import together
 from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.potential import ByteLLM
@@ -32,7 +33,6 @@ from genlm_bytes_smc.smc.lanes import (
     revision,
     rows_of,
     sharpened,
-    together,
 )
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 
@@ -149,8 +149,7 @@ class Member:
                 (self.blocks[i].cpu()[texts, read] if weight is None else torch.from_numpy(weight))
                 for i, weight in enumerate(told)
             ]
-            gain: FloatArray = self.tree([column[:, None] for column in columns])[:, 0].numpy()
-            return gain
+            return self.tree([column[:, None] for column in columns])[:, 0].numpy()
         said: FloatArray = self.tree(self.blocks).cpu().numpy()[texts, read]
         exponents = self.tree.exponents(len(self.lanes))
         with np.errstate(invalid="ignore"):

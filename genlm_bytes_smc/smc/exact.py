@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS, contexts_of
 from genlm_bytes_smc.calls import blocking
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.diagnostics import spent
@@ -37,7 +37,6 @@ from genlm_bytes_smc.smc.pooled import StagedResult, expected_error, particles_o
 from genlm_bytes_smc.smc.resampling import FloatArray
 from genlm_bytes_smc.smc.runs import AllParticlesDeadError
 from genlm_bytes_smc.smc.samples import ExactSamples, LogMLBounds, Posterior, Weighted
-from genlm_bytes_smc.smc.weighers import contexts_of
 
 # share of the most mass there can be from which on a posterior is read off what was seen
 READ_OFF = 0.9
@@ -346,7 +345,7 @@ class _Sampler:
         """Compute the rows of texts, and note them in the tree below the prefixes above them."""
         if not asked:
             return
-        lazy = await self._target.batch_logw_next(contexts_of(list(asked)))
+        lazy = await self._target.batch_logw_next(contexts_of(asked))
         weights = lazy.weights.cpu().numpy() if hasattr(lazy.weights, "cpu") else lazy.weights
         rows = np.exp(np.array(weights, dtype=np.float64))
         for (text, above), row in zip(asked.items(), rows, strict=True):

@@ -19,6 +19,7 @@ from genlm.control.potential.product import Product
 from genlm.control.potential.tempered import Tempered
 
 from genlm_bytes_smc.alphabet import BYTES
+from genlm_bytes_smc.constraints.base import show
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.potential import ByteLLM
 from genlm_bytes_smc.smc.resampling import FloatArray
@@ -184,8 +185,7 @@ def name_of(potential: Any) -> str:
     kind = type(potential)
     if getattr(kind, "__repr__", None) is getattr(object, "__repr__", None):
         return kind.__name__
-    text = repr(potential)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return show(potential)
 
 
 def names_of(leaves: Iterable[Any]) -> tuple[str, ...]:

@@ -7,9 +7,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -19,6 +18,7 @@ import torch
 from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
 from genlm_bytes_smc.beam.pruning_numba import KeyArray, mix
 from genlm_bytes_smc.beam.state import start_keys
+from genlm_bytes_smc.calls import together
 from genlm_bytes_smc.constraints.base import ByteConstraint
 from genlm_bytes_smc.lm.devices import send
 from genlm_bytes_smc.smc.factors import name_of
@@ -300,8 +300,7 @@ def joined(parts: Sequence[Sequence[Lanes]]) -> list[Lanes]:
 def gain_of(before: FloatArray, after: FloatArray) -> FloatArray:
     """Return after - before, nats; -inf where either is."""
     lost = (after == -np.inf) | (before == -np.inf)
-    out: FloatArray = np.where(lost, -np.inf, after - np.where(lost, 0.0, before))
-    return out
+    return np.where(lost, -np.inf, after - np.where(lost, 0.0, before))
 
 
 def revision(
@@ -342,18 +341,3 @@ def revision(
         change = exponents[i] * np.where(dead, 0.0, weight - np.where(dead, 0.0, said))
         out += np.where(dead, -np.inf, change)
     return out
-
-
-async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await concurrent calls; if one fails or we are cancelled, leave none running."""
-    if not calls:
-        return []
-    if len(calls) == 1:
-        return [await calls[0]]
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

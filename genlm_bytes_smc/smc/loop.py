@@ -141,7 +141,8 @@ async def smc(
             which count with their exact weight, and a run of at most `n_particles` estimates
             the rest. `log_ml` is at least what was found. Where a search cannot find enough, a
             plain run has all `n_particles`, and further ones follow until the rows are spent (the
-            last one may go over); `log_ml` is then at least the plain run's less log 16.
+            last one may go over); `log_ml` is then at least the plain run's less log 16. Rows kept
+            from earlier calls cost nothing, so the same call made again may go further.
 
     Returns:
         Texts, weights, and what the run tells about itself.

@@ -23,12 +23,11 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from genlm_bytes_smc.calls import blocking
+from genlm_bytes_smc.calls import blocking, together
 from genlm_bytes_smc.checks import check_count
 from genlm_bytes_smc.smc.conditional import conditional_runs
 from genlm_bytes_smc.smc.exact import exact_sample
 from genlm_bytes_smc.smc.factors import prunings
-from genlm_bytes_smc.smc.lanes import together
 from genlm_bytes_smc.smc.loop import alive, run, smc
 from genlm_bytes_smc.smc.particles import SMCState, Weights
 from genlm_bytes_smc.smc.plan import Plan, SMCOptions, make_plan
@@ -61,7 +60,7 @@ async def smc_many(
         n_particles, ess_threshold, max_bytes: as for `smc`, of each run.
         dead: what becomes of a run all of whose particles died: "raise" cancels the others
             and raises, "return" returns what it had (its `log_ml` is -inf).
-        **options: as for `smc`, of each run.
+        **options: as for `smc`, of each run; not `progress`, `on_step` or `lookahead="auto"`.
 
     Returns:
         The results in the order of `targets`.
@@ -148,7 +147,8 @@ async def smc_repeat(
     the runs holds the beams' own; the prompt's beam is shared (see `ByteLLM`).
 
     Args:
-        target, n_particles, ess_threshold, max_bytes, **options: as for `smc`.
+        target, n_particles, ess_threshold, max_bytes, **options: as for `smc`, but for
+            `progress` and `on_step`.
         seeds: one a run, all different; or how many runs to make, seeded from `seed` on.
         at_once: runs side by side, sharing forwards. Their particles are one set of arrays,
             and runs with equal beams share the work on equal texts, so many at once cost
@@ -261,7 +261,7 @@ async def log_ml_bounds(
         UserWarning: the bounds are more than a nat apart: more runs or particles are due.
     """
     check_count("runs", runs, 4)
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, int | float) or not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
     certain = LogMLBounds(-np.inf, np.inf, 1.0)
     if exact is None:

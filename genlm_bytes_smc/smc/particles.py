@@ -51,8 +51,7 @@ class Weights:
     def normalised(self) -> FloatArray:
         """Weights that sum to one, float64[N]; all zero if every particle is dead."""
         total = self._scaled.sum()
-        out: FloatArray = self._scaled / total if total > 0 else self._scaled
-        return out
+        return self._scaled / total if total > 0 else self._scaled
 
     @cached_property
     def ess(self) -> float:
@@ -107,8 +106,7 @@ class Particles(NamedTuple):
     @property
     def active(self) -> BoolArray:
         """Particles that read on, bool[N]."""
-        out: BoolArray = ~self.ended & (self.log_weights > -np.inf)
-        return out
+        return ~self.ended & (self.log_weights > -np.inf)
 
     @property
     def dead(self) -> BoolArray:
@@ -181,8 +179,7 @@ class Particles(NamedTuple):
             ends = np.flatnonzero(drew & (self.length > 0))
             texts, _, inverse = self.distinct(ends)
             drew[ends] = ~np.array([bool(stops(text)) for text in texts], dtype=bool)[inverse]
-        out: IntArray = self.length + drew
-        return out
+        return self.length + drew
 
     def distinct(
         self, which: IntArray, codes: IntArray | None = None
@@ -281,3 +278,8 @@ class SMCState(NamedTuple):
 def generator(seed: int, step: int, *stream: int) -> np.random.Generator:
     """Return random numbers that depend on a run's seed, the step and the stream alone."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step, *stream)))
+
+
+def derived_seed(seed: int, *stream: int, kind: Any = np.uint64) -> int:
+    """Return a seed that depends on another and the stream alone, a number of this dtype."""
+    return int(np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, kind)[0])

@@ -136,12 +136,16 @@ def make_plan(
     resume: SMCResult | SMCState | None = None,
     distinct: bool = False,
     lookahead: Any = None,
+    **unknown: Any,
 ) -> Plan:
     """Check the arguments of `smc`.
 
     Raises:
         TypeError, ValueError: what is wrong, what was got and what was expected.
     """
+    if unknown:
+        known = ", ".join(SMCOptions.__annotations__)
+        raise TypeError(f"an option must be one of {known}; got {', '.join(unknown)}")
     check_count("n_particles", n_particles, 1)
     check_count("max_bytes", max_bytes, 1)
     check_threshold(ess_threshold)

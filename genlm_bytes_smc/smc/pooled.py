@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from genlm_bytes_smc.beam.state import padded
 from genlm_bytes_smc.smc.particles import NO_SYMBOL, Particles, SMCState, StepInfo, Weights
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.result import SMCResult
@@ -95,19 +96,17 @@ class StagedResult(SMCResult):
         known = _known(stages)
         if known is not None:
             rests, shares = [*rests, known], [*shares, 1.0]
-        super().__init__(pooled(rests, shares))
+        state = pooled(rests, shares)
+        rows = sum(s.rows for s in stages) + (0 if search is None else search.rows)
+        first, *others = state.history  # its rows are those of the search and of fitting too
+        first = first._replace(rows=rows - sum(info.rows for info in others))
+        super().__init__(state._replace(history=(first, *others)))
         self.stages = tuple(stages)
 
     @property
     def ml_relative_variance(self) -> float:
         """The same of `log_ml`, from the genealogy of each run; what was known has none."""
         return float(np.exp(self._variance - 2 * self.log_ml)) if self.log_ml > -np.inf else np.nan
-
-    @property
-    def rows(self) -> int:
-        """Rows that the language models computed."""
-        searched = 0 if self.search is None else self.search.rows
-        return searched + sum(stage.rows for stage in self.stages)
 
     @property
     def gap(self) -> float:
@@ -177,9 +176,7 @@ def _known(stages: Sequence[Stage]) -> SMCState | None:
         return None
     texts, n = list(weights), len(weights)
     length = np.array([len(text) for text in texts])
-    block = np.zeros((n, int(length.max(initial=0))), dtype=np.uint8)
-    for row, text in zip(block, texts, strict=True):
-        row[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+    block = padded(texts, 0).astype(np.uint8)
     log_weights = np.log(np.array(list(weights.values()))) + top + np.log(n)
     particles = Particles(
         block, length, np.ones(n, dtype=bool), log_weights, np.zeros(n), np.arange(n)

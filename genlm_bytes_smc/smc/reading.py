@@ -358,8 +358,7 @@ def _log_ratio(suffix: Suffix, walk: Replay, cut: IntArray) -> FloatArray:
     returns = cut >= n_new - longest
     old = np.where(np.isneginf(old), 0.0, old)  # dead: nothing of it is looked at
     ratio = new - old + np.log(np.minimum(n_old, longest)) - np.log(np.minimum(n_new, longest))
-    out: FloatArray = np.where(returns, ratio, -np.inf)
-    return out
+    return np.where(returns, ratio, -np.inf)
 
 
 def _bad_rows(particles: Particles, frontier: Frontier, rows: Rows) -> BadWeightError:

@@ -13,6 +13,8 @@ from genlm_bytes_smc.smc.particles import SMCState, StepInfo
 from genlm_bytes_smc.smc.resampling import FloatArray, IntArray
 from genlm_bytes_smc.smc.samples import TextSamples
 
+_VARIANCE = "ml_relative_variance"
+
 
 class SMCResult(TextSamples):
     """N weighted texts from one run of `smc`; a genlm-control `Sequences`.
@@ -201,8 +203,13 @@ class SMCResult(TextSamples):
         return text
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all of it to one JSON file, which `SMCResult.load` reads."""
-        files.write(path, json.dumps(files.pack(self.state, self.resumable)))
+        """Write all of it to one JSON file, which `SMCResult.load` reads.
+
+        Of a `StagedResult` that is what was pooled, without its stages.
+        """
+        v = self.ml_relative_variance
+        data = files.pack(self.state, self.resumable)
+        files.write(path, json.dumps(data | {_VARIANCE: None if np.isnan(v) else v}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SMCResult:
@@ -211,4 +218,9 @@ class SMCResult(TextSamples):
         Raises:
             ValueError: the file is no such thing.
         """
-        return cls(*files.unpack(files.read(path)))
+        data = files.read(path)
+        result = cls(*files.unpack(data))
+        variance = files.Field("run", data).members().get(_VARIANCE)
+        if variance is not None and variance.value is not None:
+            result.__dict__[_VARIANCE] = variance.number()  # of pooled runs it is not computed
+        return result

@@ -35,11 +35,20 @@ class AllParticlesDeadError(RuntimeError):
         byte: which byte of the text the last particles died at, counted from 0.
         causes: for each factor, how many particles it killed there.
         state: the particles as they died; `on_step` and `smc_steps` saw those before.
-        result: the same as a result: texts, weights (all -inf) and history.
+        result: the same as a result: texts, weights (all -inf) and history. Where the length
+            limit killed the last ones, it can be resumed with a larger `max_bytes`.
     """
 
-    def __init__(self, message: str, byte: int, causes: Mapping[str, int], state: SMCState):
+    def __init__(
+        self,
+        message: str,
+        byte: int,
+        causes: Mapping[str, int],
+        state: SMCState,
+        resumable: SMCState | None = None,
+    ):
         super().__init__(message)
+        self.resumable = resumable
         self.byte = byte
         self.causes = dict(causes)
         self.state = state
@@ -47,7 +56,7 @@ class AllParticlesDeadError(RuntimeError):
     @property
     def result(self) -> SMCResult:
         """The run up to its death."""
-        return SMCResult(self.state)
+        return SMCResult(self.state, self.resumable)
 
 
 class RunFailedError(RuntimeError):
@@ -216,7 +225,7 @@ def noted(
         ancestors: int64[N], of each run that was resampled.
     """
     going = np.asarray(after.particles.active.reshape(len(infos), -1).any(axis=1))
-    histories, outcomes = list(runs.histories), list(runs.outcomes)
+    histories, outcomes, plan = list(runs.histories), list(runs.outcomes), runs.plans[0]
     for r, info in enumerate(infos):
         if outcomes[r] is None:
             histories[r] = (*histories[r], info._replace(ancestors=ancestors.get(r)))
@@ -224,15 +233,19 @@ def noted(
     for r, info in enumerate(infos):
         if outcomes[r] is not None or going[r]:
             continue
+        # With `distinct` the limit may have left nothing but texts that had ended before.
+        cut = info.forced or (plan.distinct and runs.step >= plan.max_bytes)
+        before = runs.state(r) if cut else None
         if info.dead == wide.size:
-            outcomes[r] = all_dead(wide.state(r), wide.some(read, r), info)
+            outcomes[r] = all_dead(wide.state(r), wide.some(read, r), info, before)
         else:
-            last = after.state(r)
-            outcomes[r] = SMCResult(last, resumable=runs.state(r) if info.forced else last)
+            outcomes[r] = SMCResult(after.state(r), before)
     return after._replace(outcomes=outcomes)
 
 
-def all_dead(before: SMCState, particles: Particles, info: StepInfo) -> AllParticlesDeadError:
+def all_dead(
+    before: SMCState, particles: Particles, info: StepInfo, resumable: SMCState | None
+) -> AllParticlesDeadError:
     """Return the error for a step that killed every particle that was left."""
     died = int((~before.particles.dead).sum())
     state = before._replace(particles=particles, history=(*before.history, info))
@@ -245,6 +258,7 @@ def all_dead(before: SMCState, particles: Particles, info: StepInfo) -> AllParti
         byte=before.step,
         causes=dict(info.deaths),
         state=state,
+        resumable=resumable,
     )
 
 

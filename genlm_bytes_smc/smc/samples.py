@@ -11,16 +11,18 @@ import numpy as np
 from genlm.control.constant import EOS
 from genlm.control.sampler.sequence import Sequences
 from genlm.grammar import Float
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from genlm_bytes_smc.alphabet import BYTES
-from genlm_bytes_smc.html import render
+from genlm_bytes_smc.constraints.base import show
+from genlm_bytes_smc.html import plain, render
 from genlm_bytes_smc.smc.particles import BoolArray, Weights
 from genlm_bytes_smc.smc.resampling import FloatArray
 
 SHOWN = 10  # texts of a posterior that are printed
+LONGEST = 200  # characters of each
 
 
 class NoText:
@@ -225,28 +227,27 @@ class TextSamples(Sequences):  # type: ignore[misc]
         table.add_column("probability", justify="right")
         table.add_column("text")
         for text, p in list(self.decoded_posterior.items())[:SHOWN]:
-            table.add_row(f"{p:.4f}", Text(_quoted(text)))
+            table.add_row(f"{p:.4f}", Text(show(text, LONGEST)))
         left = len(self.decoded_posterior) - SHOWN
         if left > 0:
             table.add_row("", f"and {left} more")
         return Group(*(Text(f"{k}: {v}") for k, v in self.summary().items()), table)
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None, force_terminal=False)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get().rstrip()
+        return plain(self)
 
     def __repr__(self) -> str:
         best = next(iter(self.decoded_posterior.items()), None)
-        likeliest = "" if best is None else f", likeliest {_quoted(best[0])}: {best[1]:.4f}"
+        likeliest = "" if best is None else f", likeliest {show(best[0], LONGEST)}: {best[1]:.4f}"
         return (
             f"{type(self).__name__}({self.size} samples, log_ml={self.log_ml:.4f}, "
             f"ess={self.ess:.1f}{likeliest})"
         )
 
     def _repr_html_(self) -> str:
-        best = [(p, _quoted(text)) for text, p in list(self.decoded_posterior.items())[:SHOWN]]
+        best = [
+            (p, show(text, LONGEST)) for text, p in list(self.decoded_posterior.items())[:SHOWN]
+        ]
         return render("samples", rows=self.summary(), texts=best)
 
 
@@ -376,8 +377,3 @@ def _spelled(tokens: Iterable[Any]) -> bytes:
         else:
             raise TypeError(f"a token is bytes, or a byte as an integer, got {token!r}")
     return bytes(out)
-
-
-def _quoted(text: str | bytes | NoText) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 200 else shown[:199] + "…"

@@ -181,8 +181,7 @@ def _log_sums(rows: torch.Tensor) -> FloatArray:
     """Return the log of the sum of each row, float64[D], the same however many rows there are."""
     top = rows.amax(dim=1).clamp_(min=torch.finfo(rows.dtype).min)
     sums = torch.exp(rows - top[:, None]).cumsum(1)[:, -1]
-    out: FloatArray = (top + torch.log(sums)).cpu().numpy()
-    return out
+    return (top + torch.log(sums)).cpu().numpy()
 
 
 def without_replacement(log_weights: FloatArray, n: int, u: float) -> tuple[IntArray, FloatArray]:

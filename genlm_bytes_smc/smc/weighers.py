@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from genlm_bytes_smc.alphabet import BYTES, EOS_COLUMN, N_SYMBOLS
+from genlm_bytes_smc.alphabet import EOS_COLUMN, N_SYMBOLS, contexts_of
 from genlm_bytes_smc.smc.factors import Tree, normalised
 from genlm_bytes_smc.smc.lanes import Lanes, Rows
 from genlm_bytes_smc.smc.particles import Particles
@@ -223,11 +223,6 @@ class Tempering(Weigher):
                 score += np.asarray(await factor.batch_prefix(contexts_of(texts)), dtype=np.float64)
             twist += (beta - 1) * score[inverse]
         return twisted(particles, going, twist)
-
-
-def contexts_of(texts: Sequence[bytes]) -> list[list[bytes]]:
-    """Return texts as lists of one-byte tokens."""
-    return [[BYTES[b] for b in text] for text in texts]
 
 
 def twisted(particles: Particles, going: IntArray, twist: FloatArray) -> Particles:

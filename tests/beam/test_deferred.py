@@ -321,6 +321,16 @@ def test_options_out_of_range_are_refused(options, error):
         params(**options)
 
 
+@pytest.mark.parametrize("seed", [48, 49, 50, 55, 59])
+async def test_contexts_with_rows_leave_room_for_those_without(seed):
+    """Nearly all that begins with "ab" is "abd" here, so that "a" gets its row only after "c"."""
+    lm = ToyLM([b"a", b"b", b"c", b"abd", b"<e>"], seed=seed, sharpness=6.0)
+    beam = await ByteBeamState.initial(lm, params(deferred_limit=1))
+    for byte in b"abc":
+        beam = await (beam << byte)
+    assert beam.logZ == pytest.approx(math.log(Enumeration(lm).prefix(b"abc")), abs=EXACT)
+
+
 async def test_a_text_that_ends_is_judged_among_what_ends_with_it():
     """Where nearly all mass is in a longer token, its end is found by contexts without a row."""
     llm = ToyLM([b"b", b"c", b"a", b"ca", b"bab", b"ac", b"<e>"], seed=3, sharpness=1.0)

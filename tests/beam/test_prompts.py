@@ -17,6 +17,7 @@ from genlm_bytes_smc import (
 )
 from genlm_bytes_smc.beam.prompt import Tokens
 from genlm_bytes_smc.lm.engine import ContextTooLongError
+from genlm_bytes_smc.scoring import score
 from tests.toys import ToyLM
 
 END = "<|endoftext|>"
@@ -199,5 +200,15 @@ async def test_bad_chats_and_ids(tiny, root):
         Prompt.chat([], tiny)
     with pytest.raises(ValueError, match='"role" and "content"'):
         Prompt.chat([{"role": "user"}], tiny)
-    with pytest.raises(ValueError, match="token ids run from 0"):
-        await root.prefill(Prompt.tokens([10**6]))
+    with pytest.raises(TypeError, match="a message is a dictionary, got 'h'"):
+        Prompt.chat("hello", tiny)
+
+
+@pytest.mark.parametrize("prune", ["topk", "unbiased", "deferred"])
+async def test_ids_that_no_token_has(tiny, prune):
+    root = await ByteBeamState.initial(tiny, BeamParams(5, prune=prune))
+    for ids in ([10**6], [5, 2**70]):
+        with pytest.raises(ValueError, match="token ids run from 0 to 8191, got"):
+            await root.prefill(Prompt.tokens(ids))
+        with pytest.raises(ValueError, match="token ids run from 0 to 8191, got"):
+            await score(root, Prompt.tokens(ids))

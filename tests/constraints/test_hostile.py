@@ -2,6 +2,7 @@
 
 import json
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -375,3 +376,19 @@ def test_flags_are_flags():
 def test_json_of_a_schema_is_what_is_counted():
     schema = {"const": "é"}
     assert ByteJsonSchema(schema, max_size=len(json.dumps(schema))).schema == schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "number", "multipleOf": 0.5}, b"1" + b"0" * 400),
+        ({"type": "integer"}, b"1" * 5000),
+        ({"not": {"type": "number", "multipleOf": 0.1}}, b"1e999"),
+    ],
+)
+def test_a_number_that_python_cannot_check_is_no_crash(schema, text):
+    with warnings.catch_warnings(action="ignore"):
+        constraint = ByteJsonSchema(schema)
+    row = constraint.block(constraint.states([text]))[0]
+    assert row[256] == float("-inf")
+    assert (row[:256] > float("-inf")).any()

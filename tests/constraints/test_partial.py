@@ -74,3 +74,20 @@ def test_a_row_takes_one_match_for_each_kind_of_character():
     # Of no class, a space, a digit, a letter, and the letters of the text.
     assert [c for c in calls if len(c) > 2] == [f"ab{c}" for c in "\0 0Aab"]
     assert len(calls) <= 10
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"((?:\0ß*)?+ﬁ|(ſς|ςb))+?", "ﬁﬁ"),
+        (r"(x)?(?(1)y|[\U0001F5FF]?)[\uFB01]?\p{Deseret}?", "\U0001f5ffﬁ\U00010400"),
+        (r"(a?)\1(?:\u212A|[ﬀ-ﬆ])*", "a" * 2 + "\u212aﬀﬁ\u212a"),
+    ],
+)
+def test_a_whole_match_goes_on_with_any_character(pattern, text):
+    constraint = PartialRegex(pattern)
+    assert regex.fullmatch(pattern, text)
+    utf8 = text.encode()
+    for i in range(len(utf8) + 1):
+        assert constraint.prefix_fn(utf8[:i]), utf8[:i]
+    assert not constraint.prefix_fn(utf8 + b"\xf0\x9f\x98")

@@ -247,7 +247,11 @@ class Pickled:
         ("model.safetensors", (10**5).to_bytes(8, "little") + b"[" * 10**5, "no safetensors file"),
         ("config.json", b"[]", "TypeError"),
         ("config.json", b"[" * 10**5, "RecursionError"),
-        ("config.json", b'{"model_type": "gpt2", "n_layer": "x"}', "n_layer"),
+        (
+            "config.json",
+            b'{"model_type": "gpt2", "n_layer": "x"}',
+            "'n_layer' expected int, got str",
+        ),
         ("tokenizer.json", b"{}", "KeyError"),
         ("tokenizer_config.json", b"[]", "AttributeError"),
     ],
@@ -261,6 +265,16 @@ def test_broken_files_are_told_of_in_one_line(tmp_path, directory, name, content
     with pytest.raises(ValueError, match=told) as error:
         load_model(path, device="cpu")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers says of such files
+def test_weights_that_the_files_lack_are_not_made_up(tmp_path, directory):
+    path = tmp_path / "model"
+    shutil.copytree(directory, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"n_layer": config["n_layer"] + 1}))
+    with pytest.raises(ValueError, match=r"lack 12 of the weights .*, such as transformer\.h"):
+        load_model(path, device="cpu")
 
 
 def test_an_option_that_the_model_does_not_take(directory):

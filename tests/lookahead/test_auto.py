@@ -304,6 +304,12 @@ async def test_what_is_pooled_is_a_run_like_another(tmp_path):
     assert len(again.to_json()) == len(result.to_json()) > 1000
     assert "3 plain" in str(result)
     assert "trusted" in result.summary()["stages"]
+    searched = await smc(finite(toy(seed=2)), 12, 1.0, LONGEST, seed=3, budget=15, **AUTO)
+    for pooled in (result, searched):
+        pooled.save(tmp_path / "run.json")
+        again = SMCResult.load(tmp_path / "run.json")
+        assert (again.log_ml_error, again.rows) == (pooled.log_ml_error, pooled.rows)
+        assert again.summary().items() <= pooled.summary().items()
 
 
 async def test_a_run_that_resampling_ends_is_counted_as_it_is_then(tmp_path):

@@ -103,3 +103,10 @@ async def test_soft_counts_ask_for_few_rows_twice_though_few_are_held():
         rows.append(model.engine.counts.rows)
     np.testing.assert_allclose(counts[1], counts[0], atol=1e-12)
     assert rows[1] <= 1.1 * rows[0]
+
+
+@pytest.mark.parametrize("alone", ["abc", b"abc"])
+def test_a_text_alone_is_not_taken_for_its_letters(alone):
+    """A string is a sequence of strings too, which nobody means."""
+    with pytest.raises(TypeError, match="several texts in a list, got b?'abc' alone"):
+        ByteNgram(alone)

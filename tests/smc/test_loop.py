@@ -460,3 +460,24 @@ async def test_sync_inside_a_loop():
     assert same(inside, await smc(target, 5, 0.5, 9, seed=1))
     with pytest.raises(AllParticlesDeadError):
         smc_sync(toy() * ByteRegex("abx"), 5)
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+async def test_a_run_that_the_limit_killed_or_cut_goes_on(distinct, tmp_path):
+    """With a larger limit it is the run that would have been without the smaller one."""
+    target, options = finite(toy(), [b"abab", b"ba", b"a"]), {"distinct": distinct, "seed": 5}
+    for n in (1, 2, 4):
+        whole = await outcome(target, n, 4, **options)
+        for limit in (1, 2, 3):
+            part = await outcome(target, n, limit, **options)
+            part.save(tmp_path / "part.json")
+            for stopped in (part, SMCResult.load(tmp_path / "part.json")):
+                assert same(await outcome(target, n, 4, resume=stopped, **options), whole)
+
+
+async def outcome(target, n, limit, **options):
+    """The result of a run, of a dead one too."""
+    try:
+        return await smc(target, n, 0.5, limit, **options)
+    except AllParticlesDeadError as error:
+        return error.result

@@ -273,3 +273,15 @@ async def test_runs_averaged_by_evidence_beat_equal_shares():
             equal[text] += p / len(alive)
     assert total_variation(equal, truth) > 0.12
     assert total_variation(runs.byte_posterior, truth) < 0.03
+
+
+@pytest.mark.parametrize("option", [{"progress": False}, {"resampling": "residual"}])
+async def test_an_option_that_is_not_known_is_named(option):
+    """The error names what there is, in place of a function inside."""
+    (name,) = option
+    for runs in (
+        smc_repeat(finite(toy()), 2, 0.5, 3, seeds=2, **option),
+        smc_many([finite(toy())], 2, 0.5, 3, **option),
+    ):
+        with pytest.raises(TypeError, match=f"one of proposal, .*resampling_method.*; got {name}"):
+            await runs
