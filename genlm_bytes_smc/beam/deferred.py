@@ -201,7 +201,7 @@ class DeferredLanes(SharedLanes):
             nodes = self.nodes.take(lanes)
             await judge.ensure(nodes)
             masses, rest = await judge.judge(nodes, least, least, at_end=True)
-            end = len(judge.cut) / self.model.trie.n_tokens
+            end = len(judge.cut) / len(self.model.trie.order)
             row = forecast(
                 *judge.kernels.arrays(), judge.cut, nodes.ints, nodes.floats, nodes.count,
                 nodes.length, self.alive[lanes], masses, rest[:, 1],
