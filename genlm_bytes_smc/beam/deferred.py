@@ -39,7 +39,7 @@ from genlm_bytes_smc.beam.state import (
 from genlm_bytes_smc.lm.contexts import IntArray
 from genlm_bytes_smc.lm.devices import send
 
-RESERVE = 1e-5  # least share of a row that all bytes have together, for what has no row
+RESERVE = 1e-5  # least share of a row that all symbols have together, for what has no row
 FEW = 0.1  # share of a row below which the bytes that are admitted are few
 LEAST_ADMITTED = 1e-4  # least share of the admitted bytes that thresholds are taken from
 
@@ -201,10 +201,12 @@ class DeferredLanes(SharedLanes):
             nodes = self.nodes.take(lanes)
             await judge.ensure(nodes)
             masses, rest = await judge.judge(nodes, least, least, at_end=True)
+            end = len(judge.cut) / len(self.model.trie.order)
             row = forecast(
                 *judge.kernels.arrays(), judge.cut, nodes.ints, nodes.floats, nodes.count,
                 nodes.length, self.alive[lanes], masses, rest[:, 1],
-                self.log_dropped[lanes] > -np.inf, RESERVE, self.model.first_bytes,
+                self.log_dropped[lanes] > -np.inf, RESERVE,
+                np.append(self.model.first_bytes * (1.0 - end), end),
             )  # fmt: skip
         return nodes, torch.from_numpy(row)
 
@@ -245,22 +247,34 @@ class DeferredLanes(SharedLanes):
         if not len(lanes):
             return np.empty(0)
         params, judge = self.params, self.judge
+        limits = np.empty((2, len(lanes)))
+        limits[0], limits[1] = params.deferred_share, params.deferred_merge
+        known = -1
         with self.model.engine.tree.one_thread:
             nodes = self.nodes.take(lanes)
             await judge.ensure(nodes)
-            with_rows = -1
-            while with_rows < nodes.live.sum():
-                with_rows = int(nodes.live.sum())
-                nodes.floats[:, :, FLIGHT][nodes.live & ~nodes.at_end] = 0.0
-                await judge.judge(nodes, params.deferred_share, params.deferred_merge)
-            least = params.prune_threshold
-            await judge.judge(nodes, least, least, at_end=True)
+            while True:
+                with_rows = -1
+                while with_rows < nodes.live.sum():
+                    with_rows = int(nodes.live.sum())
+                    nodes.floats[:, :, FLIGHT][nodes.live & ~nodes.at_end] = 0.0
+                    await judge.judge(nodes, *limits)
+                await judge.judge(nodes, *limits, at_end=True)
+                ending = self._endings(nodes)
+                lost = ending == -np.inf
+                if not lost.any() or known == nodes.live.sum():
+                    return ending + self.log_scale[lanes]
+                known = int(nodes.live.sum())
+                limits[:, lost] = 0.0  # what hardly weighs may be all that can end here
+
+    def _endings(self, nodes: Nodes) -> FloatArray:
+        """Return the log weights of texts that end now, over their lanes' scale, nats."""
         weight = np.where(nodes.live & nodes.at_end, nodes.floats[:, :, WEIGHT], 0.0)
         with np.errstate(divide="ignore"):
             log_weight, total = np.log(weight), np.log(weight.sum(axis=1))
         state = BeamState.of(nodes.ints[:, :, CTX], np.zeros_like(weight), log_weight, log_weight)
-        ending: FloatArray = judge.kernels.next_rows(state, judge.cut)[:, EOS_COLUMN]
-        ending = ending + total + self.log_scale[lanes]
+        row = self.judge.kernels.next_rows(state, self.judge.cut)
+        ending: FloatArray = row[:, EOS_COLUMN] + total
         return ending
 
     async def read(self, byte: int | Sequence[int] | IntArray) -> DeferredLanes:

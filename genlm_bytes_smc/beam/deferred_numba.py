@@ -100,8 +100,9 @@ def outlook(ints, floats, order, begin, now, guess, mass, inner_of, at):
         guess: see `judge`.
         mass: of the lane.
         inner_of: float64[C], room for what follows each node.
-        at: float64[W, 3], set for each position of the window to the weight of its live nodes,
-            to that of its deferred ones, and to the estimated probability of the bytes from it on.
+        at: float64[W, 3], set for each position of the window to the weight of its live nodes (0
+            if none of them gives the bytes since), to that of its deferred ones, and to the
+            estimated probability of the bytes from it on.
 
     Returns:
         The mass with what positions without a row are taken to hold, and the weight of those.
@@ -120,14 +121,14 @@ def outlook(ints, floats, order, begin, now, guess, mass, inner_of, at):
                 deferred += floats[c, OWN]
         if position == now:
             ahead = 1.0
-        elif live > 0.0:
+        else:
             ahead = 0.0
-            for x in range(begin[w], begin[w + 1]):
+            for x in range(begin[w], begin[w + 1] if live > 0.0 else begin[w]):
                 c = order[x]
                 if ints[c, CTX] >= 0:
                     ahead += floats[c, OWN] / live * (floats[c, FLIGHT] + inner_of[c])
-        else:
-            ahead = guess ** (now - position)
+            if ahead == 0.0:  # no row, or none that gives these bytes: a deferred node still may
+                live, ahead = 0.0, guess ** (now - position)
         for x in range(begin[w], begin[w + 1]):
             c = order[x]
             if ints[c, PARENT] >= 0:
@@ -163,6 +164,34 @@ def _insert(wanted, shares, c, share):
 
 
 @inner()
+def _choose(ints, floats, lines, now, share, merge, estimate, at_end, wanted, shares):
+    """Choose the deferred nodes of one lane whose estimated shares are above the limits.
+
+    Args:
+        lines: `order`, `begin` and `at` of `outlook`, whose results this takes.
+        ints, floats, now, share, merge, at_end, wanted, shares: see `judge_lane`.
+        estimate: from `outlook`.
+    """
+    order, begin, at = lines
+    for w in range(len(begin) - 2, -1, -1):
+        if (now - WINDOW - 1 + w == now) != at_end:
+            continue
+        live, deferred, ahead = at[w, 0], at[w, 1], at[w, 2]
+        if live == 0.0:
+            best = heaviest(ints, floats, order, begin[w], begin[w + 1])
+            may = best >= 0 and ints[best, NODE] != NOT_NOW
+            if may and deferred * ahead > share * estimate:
+                _insert(wanted, shares, best, deferred * ahead / estimate)
+            continue
+        for x in range(begin[w], begin[w + 1]):
+            c = order[x]
+            worth = floats[c, OWN] * ahead
+            rides = ints[c, CTX] < 0 and ints[c, NODE] != NOT_NOW
+            if rides and worth > merge * estimate:
+                _insert(wanted, shares, c, worth / estimate)
+
+
+@inner()
 def judge_lane(ints, floats, n, now, share, merge, guess, at_end, wanted, shares, rest, work):
     """Weigh the nodes of one lane, and choose the deferred ones whose rows may matter.
 
@@ -186,26 +215,14 @@ def judge_lane(ints, floats, n, now, share, merge, guess, at_end, wanted, shares
     oldest = now - WINDOW - 1
     by_position(ints, n, oldest, begin, order)
     mass = _flow(ints, floats, order, begin, now)
-    for a in range(len(wanted)):
-        wanted[a], shares[a] = -1, 0.0
     estimate, rest[0] = outlook(ints, floats, order, begin, now, guess, mass, inner_of, at)
     rest[1] = estimate - mass
-    for w in range(len(begin) - 2, -1, -1):
-        if (oldest + w == now) != at_end:
-            continue
-        live, deferred, ahead = at[w, 0], at[w, 1], at[w, 2]
-        if live == 0.0:
-            best = heaviest(ints, floats, order, begin[w], begin[w + 1])
-            may = best >= 0 and ints[best, NODE] != NOT_NOW
-            if may and deferred * ahead > share * estimate:
-                _insert(wanted, shares, best, deferred * ahead / estimate)
-            continue
-        for x in range(begin[w], begin[w + 1]):
-            c = order[x]
-            worth = floats[c, OWN] * ahead
-            rides = ints[c, CTX] < 0 and ints[c, NODE] != NOT_NOW
-            if rides and worth > merge * estimate:
-                _insert(wanted, shares, c, worth / estimate)
+    for a in range(len(wanted)):
+        wanted[a], shares[a] = -1, 0.0
+    lines = (order, begin, at)
+    _choose(ints, floats, lines, now, share, merge, estimate, at_end, wanted, shares)
+    if mass == 0.0 and wanted[0] < 0:  # the text is lost but for what seemed not to matter
+        _choose(ints, floats, lines, now, 0.0, 0.0, estimate, at_end, wanted, shares)
     return mass
 
 

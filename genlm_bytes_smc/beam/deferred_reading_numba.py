@@ -320,12 +320,12 @@ def forecast(
     Args:
         handles, probs, cut, ints, floats, count, length, masses: as `judge` leaves them.
         alive: bool[N]; rows of other lanes are -inf.
-        guessed: float64[N], mass that nodes without any row are taken to hold: bytes share it as
-            they begin tokens, so that none is out of reach that such a node may spell.
+        guessed: float64[N], mass that nodes without any row are taken to hold: symbols share it
+            as tokens do, so that none is out of reach that such a node may give.
         lossy: bool[N], lanes of which something has been dropped.
-        reserve: least share of a row that bytes have so, where a lane is lossy or has deferred
+        reserve: least share of a row that symbols have so, where a lane is lossy or has deferred
             nodes.
-        alike: float64[256], the shares of the bytes in it.
+        alike: float64[257], the shares of the symbols in it.
     """
     trie, rows, _ = opened(handles, probs)
     room = ints.shape[1]
@@ -353,5 +353,5 @@ def forecast(
             share = max(guessed[i] / (masses[i] + guessed[i]) if masses[i] > 0.0 else 1.0, reserve)
         for b in range(257):
             p = (1.0 - share) * (line[b] / total) if total > 0.0 else 0.0
-            line[b] = np.log(p + share * alike[b] if b < 256 else p)
+            line[b] = np.log(p + share * alike[b])
     return out

@@ -230,6 +230,8 @@ class ByteLLM(Shared, BytePotential):
     def clear_cache(self) -> None:
         """Forget every beam; they are made again when asked for, the same but for rounding.
 
+        With `prune="deferred"` a text that was read byte by byte is then read as a whole.
+
         Raises:
             RuntimeError: the model is answering another thread.
         """

@@ -361,3 +361,49 @@ async def test_a_drawn_text_weighs_what_it_is_worth(tiny):
     for byte in b"no":
         lanes, _ = await lanes.step(np.array([byte]))
     assert (await lanes.ended())[0] == pytest.approx(true, abs=1e-6)
+
+
+class ZerosLM(ToyLM):
+    """A toy in whose rows most tokens are impossible, as after top-k or top-p."""
+
+    def row(self, context):
+        logits = super().row(context).clone()
+        logits[logits < logits.topk(3).values[-1]] = -math.inf
+        return torch.log_softmax(logits, dim=0)
+
+
+@pytest.mark.parametrize("limits", [(0.02, 0.003, 0.1), (0.5, 0.3, 0.9), (1.0, 1.0, 0.0)])
+async def test_no_text_is_lost_that_some_tokens_spell(limits):
+    """Where every row of a position gives zero, another context may still spell the text or end it;
+    and proposals leave out no symbol that such a context may give."""
+    share, merge, threshold = limits
+    setting = params(
+        prune_threshold=threshold, deferred_share=share, deferred_merge=merge,
+        eos_byte_strings=[EOS_TOKEN],
+    )  # fmt: skip
+    counts = np.zeros(2, dtype=int)
+    for seed in range(6):
+        lm = ZerosLM(seed=seed)
+        truth = Enumeration(lm, frozenset([EOS_TOKEN]))
+        for s in map(bytes, itertools.product(b"abc", repeat=4)):
+            byte_by_byte, whole = ByteLLM(lm, setting), ByteLLM(lm, setting)
+            for n in range(4):
+                await byte_by_byte.prefix(s[:n])
+            possible, ends = truth.prefix(s) > 0, truth.ended(s) > 0
+            counts += possible, ends
+            for llm in (byte_by_byte, whole):
+                assert (await llm.prefix(s) > -np.inf) == possible
+                assert (await llm.complete(s) > -np.inf) == ends
+            if possible:
+                row = (await whole.logw_next(s)).weights
+                assert (row[truth.logp_next(s) > -np.inf] > -np.inf).all()
+    assert (counts > 10).all()
+
+
+async def test_what_a_whole_text_weighs_is_judged_by_the_limits_of_weights():
+    """Not by `prune_threshold`, which is that of proposals."""
+    lm = ToyLM(seed=3, sharpness=5.0)
+    truth = Enumeration(lm, frozenset([EOS_TOKEN]))
+    llm = ByteLLM(lm, params(prune_threshold=0.9, eos_byte_strings=[EOS_TOKEN], **ALL))
+    for s in map(bytes, itertools.product(b"abc", repeat=3)):
+        assert await llm.complete(s) == pytest.approx(math.log(truth.ended(s)), abs=EXACT)
