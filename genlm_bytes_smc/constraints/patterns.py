@@ -182,13 +182,13 @@ class PartialRegex(BytePredicate):
     a match; that may be wrong for some prefixes (after a lookahead, say), whose particles then
     die later than they need. The end of a prefix counts as the end of the text for word boundaries
     and negative lookahead in `regex`; of a pattern with such, a prefix is also let on where it may
-    become a match with one more character, out of a few and those of the pattern. After a match
-    that is whole, one character of each kind is tried that begins like the last bytes.
+    become a match with one more character, out of a few and those of the pattern. Inside a
+    character, one of each kind is tried that begins like the last bytes.
 
     A row takes a match for each kind of character that the pattern tells apart, and for each that
     occurs in the text; of a pattern with a fuzzy part, `\\X` or a backreference that ignores case,
-    one for each character, which may be thousands (after a whole match, a character is let on
-    until its last byte).
+    one for each character, which may be thousands (so a character is let on until its last byte, and
+    to its end unless the match is whole).
 
     Args:
         pattern, flags: as for `ByteRegex`.
@@ -288,14 +288,15 @@ class PartialRegex(BytePredicate):
         except UnicodeDecodeError as error:
             if error.reason != "unexpected end of data":
                 return False
-            before = text[: error.start].decode("utf-8")
-            known = self._memory_of(before)
-            if None not in known:
-                known[None] = self._match(before, partial=True)
-            found = known[None]
-            if found is None:
-                return bool(self._longer) and self._may_go_on(before)
-            return bool(found.partial or self._goes_on(text, error.start))
+            if self._kinds is None:  # thousands may follow: tried after a whole match alone
+                known = self._memory_of(before := text[: error.start].decode("utf-8"))
+                if None not in known:
+                    known[None] = self._match(before, partial=True)
+                if known[None] is None:
+                    return bool(self._longer) and self._may_go_on(before)
+                if known[None].partial:
+                    return True
+            return self._goes_on(text, error.start)
 
     def _may_go_on(self, text: str) -> bool:
         """Return whether a text may become a match, as it stands or with one more character."""

@@ -92,3 +92,20 @@ def test_a_whole_match_goes_on_with_any_character(pattern, text):
     for i in range(len(utf8) + 1):
         assert constraint.prefix_fn(utf8[:i]), utf8[:i]
     assert not constraint.prefix_fn(utf8 + "\U0001f602".encode())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "leads"),
+    [
+        (r"([ab])x\1", b"", b""),
+        (r"([ab])x\1", b"ax", b""),
+        (r"(é|日)x\1", b"", "é日".encode()),
+        (r"(é|日)x\1", "éx".encode(), "é".encode()),
+        (r"(a)\1[α-ω]", b"aa", "αω".encode()),
+    ],
+)
+def test_no_character_begins_that_no_match_goes_on_with(pattern, text, leads):
+    constraint = PartialRegex(pattern)
+    row = constraint.block(constraint.states([text]))[0, :256] > float("-inf")
+    expected = {b for b in leads if b >= 0xC0}
+    assert {b for b in range(128, 256) if row[b]} == expected
