@@ -187,8 +187,8 @@ class PartialRegex(BytePredicate):
 
     A row takes a match for each kind of character that the pattern tells apart, and for each that
     occurs in the text; of a pattern with a fuzzy part, `\\X` or a backreference that ignores case,
-    one for each character, which may be thousands (so a character is let on until its last byte, and
-    to its end unless the match is whole).
+    one for each character, which may be thousands (so a character is let on until its last byte,
+    and to its end unless the match is whole).
 
     Args:
         pattern, flags: as for `ByteRegex`.
