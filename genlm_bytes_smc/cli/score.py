@@ -215,4 +215,5 @@ def _print_choice(found: Choice, prune: str) -> None:
         shown = printable(as_text(bytes(option)))
         say(f"{p:11.5f}  {weights[option]:10.4f}  ", (shown, "green"), "  ", (bar(p), "green"))
     if prune == "topk":
-        say((f"what the beam dropped can change a probability by {found.bound:.2g}", "dim"))
+        told = "what the beam dropped after the prompt can change a probability by"
+        say((f"{told} {found.bound:.2g}", "dim"))

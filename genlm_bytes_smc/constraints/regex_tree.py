@@ -102,6 +102,8 @@ def parsed(pattern: str, flags: int) -> tuple[Any, Any]:
     """Return the parser's tree and notes; parse again where a global flag turns up inside."""
     while True:
         source = _regex_core.Source(pattern)
+        if flags & regex.VERSION0 and flags & regex.VERSION1:
+            raise ConstraintError("the flags VERSION0 and VERSION1 exclude one another")
         info = _regex_core.Info(flags, source.char_type, {})
         info.guess_encoding = _regex_core.UNICODE
         source.ignore_space = bool(info.flags & regex.VERBOSE)
@@ -112,14 +114,12 @@ def parsed(pattern: str, flags: int) -> tuple[Any, Any]:
             continue
         if not source.at_end():
             raise regex.error("unbalanced parenthesis", pattern, source.pos)
-        for names in (("VERSION0", "VERSION1"), ("ASCII", "LOCALE", "UNICODE")):
-            given = [name for name in names if info.flags & getattr(regex, name)]
-            if len(given) > 1:
-                raise ConstraintError(f"the flags {' and '.join(given)} exclude one another")
+        given = [f for f in ("ASCII", "LOCALE", "UNICODE") if info.flags & getattr(regex, f)]
+        if len(given) > 1:
+            raise ConstraintError(f"the flags {' and '.join(given)} exclude one another")
         if not info.flags & _ENCODINGS:
             info.flags |= regex.UNICODE
-        # As `regex` does before it compiles: what a class under IGNORECASE matches may change
-        # where it becomes part of a larger one.
+        # As `regex` does: under IGNORECASE a class may match otherwise as part of a larger one.
         tree.fix_groups(pattern, False, False)
         return tree.optimise(info, False), info
 

@@ -61,8 +61,8 @@ class TreeTransformer(RowEngine):
             value is heeded from the next `clear_cache` on.
 
     Raises:
-        ValueError: the model's rows are narrower than the tokenizer's vocabulary, or nothing
-            can begin a text.
+        ValueError: the model's rows are narrower than the tokenizer's vocabulary, nothing can
+            begin a text, or positions of the model see later ones.
     """
 
     def __init__(

@@ -101,7 +101,12 @@ def _implementation(model: Any) -> str:
 
 
 def _never(model: Any, config: Any, kinds: set[str]) -> str | None:
-    """Why models of this family have no tree cache; None if they should."""
+    """Why models of this family have no tree cache; None if they should. Others are refused."""
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):  # not "vision"
+        raise ValueError(
+            "expected a causal language model, got one whose positions see later tokens "
+            "(use_bidirectional_attention is set in its configuration)"
+        )
     if getattr(model, "_is_stateful", False):
         return "it keeps a recurrent state, not keys and values"
     if getattr(model.config, "is_encoder_decoder", False):

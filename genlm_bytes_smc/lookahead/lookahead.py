@@ -148,8 +148,7 @@ class _LastFew(Generic[T]):
     def get(self, objects: Sequence[Any], option: Any = None) -> T | None:
         """Return the value made of these objects and an equal option; None if none is held."""
         for held, had, value in self._held:
-            same = len(held) == len(objects) and all(map(operator.is_, held, objects))
-            if same and had == option:
+            if had == option and [*map(id, held)] == [*map(id, objects)]:
                 return value
         return None
 
@@ -221,13 +220,14 @@ class Lookahead(Ahead):
             raise ValueError(f"strength must be a number of at least 0, got {strength!r}")
         if not 0 < defensive < 1:
             raise ValueError(f"defensive must be in (0, 1), got {defensive!r}")
-        kinds = ByteDFA | ByteWFSA | ByteMatcher
-        if constraint is not None and not isinstance(constraint, kinds):
+        if not isinstance(constraint, ByteDFA | ByteWFSA | ByteMatcher | None):
             raise TypeError(
                 "constraint must be a ByteDFA, a ByteWFSA, a ByteGrammar or a ByteJsonSchema, "
                 f"got {type(constraint).__name__}"
             )
         check_count("max_states", max_states, 1)
+        if not outside < math.inf:
+            raise ValueError(f"outside must be a log weight below infinity, got {outside!r}")
         if max_bytes not in ("run", None):
             check_count("max_bytes", max_bytes, 1)
         if ends not in ("eos", "accept"):
@@ -346,20 +346,14 @@ class Lookahead(Ahead):
         unsure = terminated or (limit is not None and limit < max_bytes)
         if (found := self._solved.get(leaves, (limit, unsure))) is not None:
             return found
-        if (automata := self._automata.get(leaves)) is None:
-            automata = automata_of(target, self.constraint, self.max_states)
-            self._automata.keep(automata, leaves)
-        dfa, wfsa, approximate = automata
+        dfa, wfsa, approximate = self._automata.get(leaves) or self._automata.keep(
+            automata_of(target, self.constraint, self.max_states), leaves
+        )
         model = await self.ngram(target, self.fit_bytes or min(max_bytes, FIT_BYTES))
+        device = self.device or (dfa or wfsa).device  # type: ignore[union-attr]
+        beyond = self.outside if approximate else 0.0 if unsure else None
         table = FutureTable(
-            dfa,
-            wfsa,
-            model,
-            limit,
-            self.device or (dfa or wfsa).device,  # type: ignore[union-attr]
-            self.local,
-            stops=self.ends == "accept",
-            outside=self.outside if approximate else 0.0 if unsure else None,
+            dfa, wfsa, model, limit, device, self.local, stops=self.ends == "accept", outside=beyond
         )
         return self._solved.keep(table, leaves, (limit, unsure))
 
@@ -370,13 +364,9 @@ class Lookahead(Ahead):
         models = language_models_of(target)
         if (found := self._fitted.get(models)) is not None:
             return found
-        model = await ByteNgram.from_model(
-            reduce(operator.mul, models),
-            order=ORDER if self.model is None else self.model,
-            n_texts=self.n_texts,
-            max_bytes=fit_bytes,
-            seed=self.seed,
-        )
+        how = {"n_texts": self.n_texts, "max_bytes": fit_bytes, "seed": self.seed}
+        order = ORDER if self.model is None else self.model
+        model = await ByteNgram.from_model(reduce(operator.mul, models), order=order, **how)
         return self._fitted.keep(model, models)
 
     def __repr__(self) -> str:

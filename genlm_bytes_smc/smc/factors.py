@@ -100,6 +100,8 @@ def _code(potential: Any, leaves: list[Any]) -> Iterator[int | float | str]:
         yield from _code(potential.p2, leaves)
         yield _TIMES
     elif isinstance(potential, Tempered):
+        if not np.isfinite(potential.beta):
+            raise ValueError(f"a power must be finite, got {potential.beta}")
         yield from _code(potential.p, leaves)
         yield float(potential.beta)
     elif isinstance(potential, Normalized):

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
+import regex
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -367,6 +368,8 @@ def test_flags_are_flags():
         ByteRegex("a", None)
     with pytest.raises(ConstraintError, match="the flags ASCII and UNICODE exclude one another"):
         ByteRegex("(?u)a", 128)
+    with pytest.raises(ConstraintError, match="the flags VERSION0 and VERSION1 exclude"):
+        ByteRegex("ab", regex.V0 | regex.V1)
     with pytest.raises(ConstraintError, match="unbalanced parenthesis at position 1"):
         ByteRegex("a)")
     with pytest.raises(TypeError, match="max_size must be an integer, got None"):

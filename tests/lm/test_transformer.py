@@ -466,6 +466,13 @@ def test_a_limit_must_be_positive(gpt2, tokenizer):
         TreeTransformer(gpt2, tokenizer, limit_bytes=0)
 
 
+def test_a_model_whose_positions_see_later_ones_is_refused(tokenizer):
+    model = make_model("gemma3")
+    model.config.use_bidirectional_attention = True
+    with pytest.raises(ValueError, match="expected a causal language model"):
+        TreeTransformer(model, tokenizer)
+
+
 def test_a_model_that_says_it_has_no_window_has_none():
     config = XLNetConfig(vocab_size=300, d_model=8, n_layer=1, n_head=2, d_inner=8)
     assert Architecture(XLNetLMHeadModel(config)).window is None

@@ -179,6 +179,7 @@ async def test_lanes_are_independent():
         (lambda: Lookahead(strength=-1), "strength"),
         (lambda: Lookahead(defensive=0), "defensive"),
         (lambda: Lookahead(ends="never"), "ends"),
+        (lambda: Lookahead(outside=float("nan")), "outside must be a log weight"),
         (lambda: Lookahead(max_bytes=0), "max_bytes"),
         (lambda: Lookahead(constraint="a*"), "constraint"),
         (lambda: ByteNgram(order=2), "needs texts"),

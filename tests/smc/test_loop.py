@@ -339,6 +339,11 @@ async def test_a_model_that_cannot_end_is_refused():
     assert {len(t) for t in result.texts} == {3}
 
 
+async def test_a_power_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="a power must be finite, got nan"):
+        await smc(toy() ** float("nan"), 4)
+
+
 async def test_resuming_something_else_is_refused():
     target = toy() * ByteRegex(FREE)
     part = await smc(target, 4, 0.5, 3, seed=2)
