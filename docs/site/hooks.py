@@ -25,7 +25,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-PACKAGE = re.compile(r"^::: ([\w.]+)$", re.M)
+PACKAGE = re.compile(r"^::: ([a-z_.]+)$", re.M)  # and no class
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)#\s]+)(#[^)\s]*)?(?=\))")
 VARIANT = re.compile(r'<mi mathvariant="(script|double-struck|bold)">([A-Za-z])</mi>')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
