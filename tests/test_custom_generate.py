@@ -45,31 +45,23 @@ def test_generate_with_a_constraint(gpt2, tiny):
         assert any(spelled.startswith(text) for text in result.texts)
 
 
-def test_logits_processors_are_refused(gpt2, tiny):
-    """What sees tokens one by one has no place in a byte-level run."""
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"repetition_penalty": 2.0}, "no logits processors, got"),
+        ({"max_time": 0.1}, r"no stopping criteria, got \['MaxTimeCriteria'\]"),
+    ],
+)
+def test_what_sees_tokens_one_by_one_is_refused(gpt2, tiny, options, told):
+    """It has no place in a byte-level run; limits of the length are `generate`'s own."""
     ids = torch.tensor([tiny.tokenizer.encode("An")])
-    with pytest.raises(ValueError, match="no logits processors, got"):
+    with pytest.raises(ValueError, match=told):
         gpt2.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             custom_generate=smc_generate,
             smc_tokenizer=tiny.tokenizer,
-            repetition_penalty=2.0,
             max_length=64,
             pad_token_id=0,
-        )
-
-
-def test_stopping_criteria_are_refused(gpt2, tiny):
-    """So that none is passed over in silence; limits of the length are `generate`'s own."""
-    ids = torch.tensor([tiny.tokenizer.encode("An")])
-    with pytest.raises(ValueError, match=r"no stopping criteria, got \['MaxTimeCriteria'\]"):
-        gpt2.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            custom_generate=smc_generate,
-            smc_tokenizer=tiny.tokenizer,
-            max_time=0.1,
-            max_length=64,
-            pad_token_id=0,
+            **options,
         )

@@ -121,7 +121,7 @@ class DeferredLanes(SharedLanes):
 
     @cached_property
     def judge(self) -> Judge:
-        """What judges the contexts."""
+        """Return what judges the contexts."""
         cut = self.model.not_text(self.params, in_prompt=self.in_prompt, literal=self.literal)
         return Judge(self.model, self.params, cut)
 

@@ -246,7 +246,7 @@ class PartialRegex(BytePredicate):
 
     @cached_property
     def _kinds(self) -> npt.NDArray[np.int32] | None:
-        """What each code point counts as where it does not occur in a text (None: itself)."""
+        """Return what each code point counts as where a text does not have it (None: itself)."""
         classes = told_apart(self.pattern, self.flags)
         if classes is None:
             return None

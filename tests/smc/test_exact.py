@@ -158,6 +158,9 @@ async def test_bounds_that_gape_are_said_to():
     llm = ByteLLM(ToyLM(seed=1, sharpness=6.0), BeamParams(None, eos_byte_strings=[EOS_TOKEN]))
     target = llm * FiniteSet([b"acbacb", b"cabcab", b"bbbbbb", b"aaaaac"])
     texts = (await exact_sample(target, 4, seed=0)).texts
+    for confidence in (None, 0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got"):
+            await log_ml_bounds(target, 2, 0.5, 10, confidence=confidence)
     with pytest.warns(UserWarning, match="log marginal likelihood is between"):
         await log_ml_bounds(target, 2, 0.5, 10, exact=texts, runs=4)
     with pytest.raises(ValueError, match="at least four exact samples"):
