@@ -208,7 +208,7 @@ def run_pool(jobs: Sequence[Job], workers: int) -> Generator[Row, None, None]:
         except BrokenProcessPool as error:  # before all jobs were handed over
             lost = str(error)
         finally:
-            pool.shutdown(kill_workers=True)
+            pool.shutdown(kill_workers=bool(missing))  # idle ones end by themselves
         if not missing:
             return
     raise _lost(next(iter(missing.values())), lost)

@@ -1,6 +1,7 @@
 """An experiment whose jobs are arithmetic, found by worker processes under this name."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import time
@@ -81,6 +82,16 @@ def slow(config):
 
 
 SLOW = dataclasses.replace(EXPERIMENT, run=slow)
+
+
+def locking(config):
+    """Hold a lock of the system's, as the progress bar of a model that is loaded does."""
+    global _lock
+    _lock = multiprocessing.get_context("spawn").Lock()
+    return run(config)
+
+
+LOCKING = dataclasses.replace(EXPERIMENT, run=locking)
 
 
 def interrupted(config):

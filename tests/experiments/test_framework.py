@@ -201,6 +201,19 @@ def test_a_failing_job_of_a_pool_is_told_of_in_one_line(tmp_path):
     assert any("in run" in line for line in trace)
 
 
+def test_processes_that_are_done_give_back_what_they_hold(tmp_path):
+    code = (
+        "import sys; from genlm_bytes_smc.experiments import run_experiment\n"
+        "from tests.experiments.jobs import LOCKING\n"
+        "run_experiment(LOCKING, sys.argv[1], workers=2)"
+    )
+    command = [sys.executable, "-c", code, tmp_path]
+    process = subprocess.run(command, stderr=subprocess.PIPE, timeout=120)
+    told = process.stderr.decode()
+    assert process.returncode == 0, told
+    assert "resource_tracker" not in told
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_the_processes_of_a_pool_and_keeps_what_was_done(tmp_path):
     """The terminal sends it to all of them."""
